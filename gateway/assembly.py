@@ -1,8 +1,8 @@
 """The composition root: opens resources, constructs the components, and closes everything.
 
-It also has the observers that connect components to metrics and health. `room_settings` makes the
-settings of each component from `gateway.yaml`, `maintenance` runs a gateway's background jobs,
-`process/` serves it, and `cli/` opens the parts that a command needs.
+It also has the observers that connect components to metrics and health. What commands need too is
+in `rooms/`. `room_settings` makes the settings of the other components from `gateway.yaml`,
+`maintenance` runs a gateway's background jobs, and `process/` serves it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 from zoneinfo import ZoneInfo
 
-from gateway.access.access_file import AccessFile
 from gateway.access.attempts import Attempts
 from gateway.access.audit import Audit
 from gateway.access.declared_keys import DeclaredKeys
-from gateway.access.keys import Keys
-from gateway.access.limit_changes import LimitChanges
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
-from gateway.access.subjects import Subjects
-from gateway.access.teams import Teams
 from gateway.access.watched import list_watched
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
@@ -43,23 +38,12 @@ from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
 from gateway.billing.verification import Verification
-from gateway.cache.blobs import Blobs, Observer
 from gateway.cache.books_memory import BooksMemory
-from gateway.cache.entries import Entries
 from gateway.cache.ephemeral_blobs import EphemeralBlobs
 from gateway.cache.flights import Flights
 from gateway.cache.idempotency_keys import IdempotencyKeys
-from gateway.cache.image_cache import ImageCache
-from gateway.cache.image_index import ImageIndex
-from gateway.cache.invalidation import Invalidation
 from gateway.cache.partial_images import PartialImages
-from gateway.cache.purge_markers import PurgeMarkers
-from gateway.cache.purges import Purges
-from gateway.cache.tags import Tags
-from gateway.cache.takedowns import Takedowns
-from gateway.cache.transcoding import Transcoding
 from gateway.cache.unstored_images import UnstoredImages
-from gateway.calendar import Calendar
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.settings import Settings
 from gateway.metrics import Metrics
@@ -78,203 +62,28 @@ from gateway.purchasing.settlement import Settlements
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.room_settings import (
     api_settings,
-    blobs_settings,
     capacities,
     client_settings,
     delivery_settings,
-    entries_settings,
     fetch_settings,
-    focus_settings,
     interpreter_settings,
     ledger_settings,
-    longest_link_seconds,
     purchase_settings,
-    report_settings,
     sender_settings,
     tls_files,
-    totals_settings,
-    verification_settings,
 )
-from gateway.store.blobs import open_blob_store
-from gateway.store.blobs.folder import FolderBlobs
-from gateway.store.blobs.redis import open_redis_blobs
+from gateway.rooms.access import wire_access
+from gateway.rooms.books import focus_settings, report_settings, totals_settings
+from gateway.rooms.cache import Cache, wire_cache
+from gateway.rooms.stores import open_store
+from gateway.rooms.verification import create_verification
 from gateway.store.protocol import BlobStore, Store
-from gateway.store.redis.store import open_redis_store
-from gateway.store.sqlite.store import open_sqlite_store
 from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
 from gateway.tasks import OwnedTasks, SerialThread
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from gateway.webhooks.outbox import Outbox
 from gateway.webhooks.sender import GuardedHttp, Sender, open_http
-
-DATABASE: Final = "gateway.sqlite"
-BLOBS_FOLDER: Final = "blobs"
-
-
-# ── stores ──────────────────────────────────────────────────────────────────────────────────
-
-
-@asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore]]:
-    """The configured store, and the store of image bytes.
-
-    An embedded store must exist. A Redis may be empty, and may be unavailable for now.
-    """
-    folder = settings.store.data_dir
-    calendar = Calendar(ZoneInfo(settings.billing.time_zone))
-    store: Store
-    blobs: BlobStore
-    async with AsyncExitStack() as stack:
-        if settings.store.redis_url is not None:
-            url = settings.store.redis_url.get_secret_value()
-            store = await stack.enter_async_context(open_redis_store(url, calendar=calendar))
-        else:
-            store = await stack.enter_async_context(
-                open_sqlite_store(folder / DATABASE, calendar=calendar)
-            )
-        if settings.store.blobs_url is not None:
-            url = settings.store.blobs_url.get_secret_value()
-            blobs = await stack.enter_async_context(open_blob_store(url))
-        elif settings.store.redis_url is not None:
-            blobs = await stack.enter_async_context(open_redis_blobs(url, shares_server=True))
-        else:
-            blobs = FolderBlobs(folder / BLOBS_FOLDER, data_dir=folder)
-        yield store, blobs
-
-
-@asynccontextmanager
-async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store that a gateway has created, for commands.
-
-    Unlike `open_store`, it never creates a store in an empty Redis. Raises `StoreMissing`,
-    `SchemaMismatch` and `StoreUnavailable`.
-    """
-    if settings.store.redis_url is None:
-        async with open_store(settings) as (store, _):
-            yield store
-        return
-    url = settings.store.redis_url.get_secret_value()
-    calendar = Calendar(ZoneInfo(settings.billing.time_zone))
-    async with open_redis_store(url, may_create=False, calendar=calendar) as store:
-        await store.check_schema()
-        yield store
-
-
-def wire_reports(settings: Settings, store: Store) -> Reports:
-    """Reports, for commands. No I/O."""
-    totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
-    return Reports(store, totals, report_settings(settings))
-
-
-def wire_focus(settings: Settings, store: Store) -> FocusExport:
-    """Exports of months, for commands. No I/O."""
-    totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
-    return FocusExport(store, totals, focus_settings(settings))
-
-
-# ── the cache ───────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """The components of `cache/` that workers and commands share."""
-
-    image_cache: ImageCache
-    image_index: ImageIndex
-    blobs: Blobs
-    takedowns: Takedowns
-    purges: Purges
-    invalidation: Invalidation
-    transcoding: Transcoding
-
-
-@asynccontextmanager
-async def open_cache(
-    settings: Settings, *, ttl_seconds: float | None = None
-) -> AsyncIterator[tuple[Store, Cache]]:
-    """The store and the cache of a running gateway, for commands.
-
-    Bytes that the command stores live for `ttl_seconds`, by default as long as the gateway's.
-    Raises `StoreMissing`, `SchemaMismatch` and `StoreUnavailable`.
-    """
-    # The first one only checks that the store exists.
-    async with open_existing_store(settings), open_store(settings) as (store, blob_store):
-        cache = wire_cache(
-            settings, store, blob_store, observer=Metrics().cache, ttl_seconds=ttl_seconds
-        )
-        yield store, cache
-
-
-def wire_cache(
-    settings: Settings,
-    store: Store,
-    blob_store: BlobStore,
-    *,
-    observer: Observer,
-    ttl_seconds: float | None = None,
-) -> Cache:
-    """Constructs the components of `Cache`. No I/O."""
-    entries, takedowns = Entries(entries_settings(settings)), Takedowns(store)
-    bytes_settings = blobs_settings(settings)
-    if ttl_seconds is not None:
-        bytes_settings = bytes_settings.model_copy(update={"ttl_seconds": ttl_seconds})
-    blobs = Blobs(
-        bytes_settings,
-        blob_store,
-        store,
-        takedowns=takedowns,
-        observer=observer,
-    )
-    image_index = ImageIndex(
-        store,
-        blobs,
-        ttl_seconds=bytes_settings.ttl_seconds,
-        link_seconds=longest_link_seconds(settings),
-    )
-    tags = Tags(store, ttl_seconds=entries_settings(settings).longest_seconds)
-    purge_markers = PurgeMarkers(store)
-    image_cache = ImageCache(
-        store,
-        entries=entries,
-        image_index=image_index,
-        blobs=blobs,
-        tags=tags,
-        purge_markers=purge_markers,
-    )
-    purges = Purges(store, image_cache, purge_markers)
-    invalidation = Invalidation(
-        store, image_cache, image_index=image_index, takedowns=takedowns, purges=purges
-    )
-    blobs.on_evicted = image_cache.remove_evicted
-    transcoding = Transcoding(store, image_cache, blobs=blobs, takedowns=takedowns)
-    return Cache(image_cache, image_index, blobs, takedowns, purges, invalidation, transcoding)
-
-
-# ── keys and their limits ───────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """The components of `access/` that workers and commands share."""
-
-    keys: Keys
-    subjects: Subjects
-    teams: Teams
-    limit_changes: LimitChanges
-
-
-def wire_access(settings: Settings, store: Store, declared: Callable[[], AccessFile]) -> Access:
-    """Constructs the components of `Access`, with what `access.yaml` declares. No I/O."""
-    calendar = Calendar(ZoneInfo(settings.billing.time_zone))
-    subjects = Subjects(store, declared=declared, calendar=calendar)
-    keys = Keys(store, subjects=subjects)
-    teams = Teams(store, subjects, keys)
-    limit_changes = LimitChanges(store, subjects, keys=keys, teams=teams)
-    return Access(keys, subjects, teams, limit_changes)
-
-
-# ── the gateway ─────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +203,7 @@ def wire_gateway(
         totals,
         outbox,
         alerts=Alerts(zone, settings.billing.time_zone),
-        calendar=Calendar(zone),
+        calendar=access.subjects.calendar,
         list_watched=lambda at: list_watched(keys, access.subjects, at=at),
         find_revoked_uses=revoked_secrets.find,
         retiring_models=lambda: policy().retiring_models,
@@ -533,20 +342,6 @@ def wire_gateway(
         policy=policy,
         worker=worker,
         tls=tls,
-    )
-
-
-def create_verification(
-    settings: Settings, store: Store, keys: Keys, *, worker: str, is_full: bool = False
-) -> Verification:
-    """Verifies recent books beside requests, or with `is_full` all of them, without pauses."""
-    return Verification(
-        store,
-        verification_settings(settings),
-        worker=worker,
-        subjects=keys.ids_and_teams,
-        is_full=is_full,
-        rest=0.0 if is_full else 4.0,
     )
 
 

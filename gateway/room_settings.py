@@ -1,21 +1,16 @@
-"""The settings of each room, from those of `gateway.yaml`. `assembly` hands them over."""
+"""The settings of what serves requests, from those of `gateway.yaml`. `assembly` hands them over.
+
+Those of `rooms/` stand there.
+"""
 
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from gateway.access.signing import EXPIRY_STEPS
 from gateway.api.services import ApiSettings
-from gateway.billing.focus_export import FocusSettings
 from gateway.billing.ledger import LedgerSettings
-from gateway.billing.reports import ReportSettings
-from gateway.billing.totals import TotalsSettings
-from gateway.billing.verification import VerificationSettings
-from gateway.cache.blobs import BlobsSettings
-from gateway.cache.entries import EntriesSettings
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings
@@ -132,74 +127,6 @@ def ledger_settings(settings: Settings) -> LedgerSettings:
         keep_records_seconds=settings.billing.keep_records_seconds,
         keep_free_records_seconds=settings.billing.keep_free_records_seconds,
         free_records_bytes=settings.billing.free_records_bytes,
-    )
-
-
-def totals_settings(settings: Settings) -> TotalsSettings:
-    """The settings of `billing.totals`."""
-    return TotalsSettings(
-        time_zone=settings.billing.time_zone,
-        keep_days_seconds=settings.billing.keep_totals_seconds,
-        # Users come and go with the records that name them.
-        keep_users_seconds=settings.billing.keep_records_seconds,
-    )
-
-
-def verification_settings(settings: Settings) -> VerificationSettings:
-    """The settings of `billing.verification`."""
-    totals = totals_settings(settings)
-    return VerificationSettings(
-        time_zone=totals.time_zone,
-        keep_days_seconds=totals.keep_days_seconds,
-        keep_users_seconds=totals.keep_users_seconds,
-    )
-
-
-def report_settings(settings: Settings) -> ReportSettings:
-    """The settings of `billing.reports`."""
-    return ReportSettings(
-        time_zone=settings.billing.time_zone,
-        keep_records_seconds=min(
-            settings.billing.keep_free_records_seconds, settings.billing.keep_records_seconds
-        ),
-        keep_days_seconds=settings.billing.keep_totals_seconds,
-        keep_users_seconds=settings.billing.keep_records_seconds,
-    )
-
-
-def focus_settings(settings: Settings) -> FocusSettings:
-    """The settings of `billing.focus_export`: whose service is charged for."""
-    upstream = settings.upstream
-    return FocusSettings(
-        time_zone=settings.billing.time_zone,
-        provider=urlsplit(upstream.base_url).hostname or upstream.name,
-        account=upstream.name,
-        keep_days_seconds=settings.billing.keep_totals_seconds,
-    )
-
-
-def entries_settings(settings: Settings) -> EntriesSettings:
-    """The settings of `cache.entries`."""
-    return EntriesSettings(
-        ttl_seconds=settings.cache.ttl_seconds,
-        stale_if_error_seconds=settings.cache.stale_if_error_seconds,
-        refusal_seconds=settings.cache.refusal_ttl_seconds,
-    )
-
-
-def longest_link_seconds(settings: Settings) -> float:
-    """How long a link can live: its expiry is rounded up."""
-    return settings.cache.url_ttl_seconds * (1 + 1 / EXPIRY_STEPS)
-
-
-def blobs_settings(settings: Settings) -> BlobsSettings:
-    """The settings of `cache.blobs`."""
-    # Bytes outlive every entry and link that names them.
-    longest_entry_seconds = entries_settings(settings).longest_seconds
-    return BlobsSettings(
-        ttl_seconds=longest_entry_seconds + longest_link_seconds(settings),
-        total_bytes=settings.cache.total_bytes,
-        memory_bytes=settings.cache.memory_bytes,
     )
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import gateway.__main__  # first: it sets the folder of the metrics
 from gateway import assembly
 from gateway.cache import flights, idempotency_keys
+from gateway.rooms.stores import open_store
 from tests.failpoints import FOLDER_VARIABLE, MORTAL_LEASE_SECONDS, Strings, with_fail_points
 
 flights.LEASE_SECONDS = MORTAL_LEASE_SECONDS  # type: ignore[misc]
 idempotency_keys.LOCK_SECONDS = MORTAL_LEASE_SECONDS  # type: ignore[misc]
-assembly.open_store = with_fail_points(
-    assembly.open_store, Strings(Path(os.environ[FOLDER_VARIABLE]))
+assembly.open_store = with_fail_points(  # type: ignore[attr-defined]
+    open_store, Strings(Path(os.environ[FOLDER_VARIABLE]))
 )
 gateway.__main__.main()

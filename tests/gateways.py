@@ -33,7 +33,7 @@ import yaml
 from aiohttp import web
 
 from gateway.access.policy import Policy, parse_policy
-from gateway.assembly import Gateway, OpenLinks, open_store
+from gateway.assembly import Gateway, OpenLinks
 from gateway.billing.ledger import Ledger
 from gateway.catalog import Catalog
 from gateway.configuration.fields import parse_address
@@ -44,6 +44,7 @@ from gateway.maintenance import open_running_gateway
 from gateway.process.bootstrap import prepare
 from gateway.process.listener import bind_listeners
 from gateway.process.worker import open_sites
+from gateway.rooms.stores import open_store
 from gateway.simulator import SimulatorSettings, create_simulator
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.access.keys import Keys
-from gateway.assembly import open_store
 from gateway.billing import pricing, quota
 from gateway.billing.ledger import draft
 from gateway.cache.flight_events import Flight
@@ -23,6 +22,7 @@ from gateway.images import Amounts, Image, ImageRequest, Usage
 from gateway.purchasing.journal import Received, Reserved
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
+from gateway.rooms.stores import open_store
 from gateway.simulator.drawing import draw_image
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import AcquireLease, Receive

@@ -1,7 +1,7 @@
 """Runs commands as other users of the machine, which needs root.
 
 The interpreter of the tests may be in a folder that only root can enter. So a process of root
-imports the gateway first, and a fork of it becomes the other user.
+imports every command first, and a fork of it becomes the other user.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 
 PROGRAM = """
 import encodings.ascii, encodings.idna, encodings.latin_1, os, stringprep, sys, zoneinfo
-import gateway.simulator.server
+import rich.table
 import gateway.__main__
+from gateway.cli.main import cli, imported
+for command in cli.commands.values():
+    imported(command)
 uid, gid, umask, *words = sys.argv[1:]
 os.chdir(os.environ["FOLDER"])
 os.setgroups([])

@@ -11,6 +11,7 @@ from gateway import assembly, maintenance
 from gateway.access import revoked_secrets
 from gateway.billing import alert_watch
 from gateway.process import worker
+from gateway.rooms import stores
 from gateway.webhooks import sender
 from tests.moved_calendar import in_mid_july
 
@@ -27,5 +28,5 @@ sender_settings = assembly.sender_settings
 assembly.sender_settings = lambda settings: sender_settings(settings).model_copy(
     update={"timeout_seconds": 1.0}
 )
-assembly.Calendar = in_mid_july  # type: ignore[assignment,misc]
+stores.Calendar = in_mid_july  # type: ignore[assignment,misc]
 gateway.__main__.main()

@@ -22,10 +22,10 @@ from typing import Final
 
 import pytest
 
-from gateway.assembly import open_store
 from gateway.billing.verification import Verification, VerificationSettings, read_verified
 from gateway.billing.verified_sums import time_of_position
 from gateway.images import Record
+from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import ReadBooks, ReadLedger, ReadTotalsState
 from gateway.store.protocol import Store

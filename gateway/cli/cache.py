@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +19,11 @@ from gateway.cli.options import (
     find_configuration,
     format_option,
 )
-from gateway.cli.output import show
-from gateway.cli.store import open_command_cache
+from gateway.cli.output import errors_as_messages, show
+from gateway.cli.store import print_name
+from gateway.configuration.files import Configuration
+from gateway.rooms.cache import Cache, open_cache
+from gateway.store.protocol import Store
 
 PROGRESS_PAGES: Final = 50
 PROGRESS_SECONDS: Final = 1.0
@@ -101,7 +105,7 @@ async def _invalidate(
     **more: bool,
 ) -> int:
     """How many images were removed. A long purge is finished here or by a running gateway."""
-    async with open_command_cache(find_configuration(config)) as (store, cache):
+    async with _open_cache(find_configuration(config)) as (store, cache):
         purge = await remove(cache.invalidation)
         after = {"purge": purge.id, "images": purge.images, **more}
         await Audit(store).note(command_actor(), action, named, after)
@@ -114,7 +118,16 @@ async def _invalidate(
 
 
 async def _read_stats(config: Path | None) -> dict[str, Any]:
-    async with open_command_cache(find_configuration(config)) as (_, cache):
+    async with _open_cache(find_configuration(config)) as (_, cache):
         totals = await cache.blobs.totals()
         bound_bytes = await cache.blobs.bound_bytes()
         return {"images": totals.count, "bytes": totals.size_bytes, "total_bytes": bound_bytes}
+
+
+@asynccontextmanager
+async def _open_cache(configuration: Configuration) -> AsyncIterator[tuple[Store, Cache]]:
+    """The store and the cache on it, as `cli.store` opens a store."""
+    with errors_as_messages():
+        async with open_cache(configuration.read_settings()) as (store, cache):
+            print_name(store)
+            yield store, cache

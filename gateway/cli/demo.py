@@ -23,15 +23,16 @@ from pydantic import SecretStr
 
 from gateway.access.key_records import KeySpec
 from gateway.access.keys import Keys
-from gateway.assembly import create_server_tls, open_store
+from gateway.assembly import create_server_tls
 from gateway.catalog import Catalog
 from gateway.cli.logs import configure_logs
-from gateway.cli.options import command_actor, config_option, find_configuration
+from gateway.cli.options import command_actor, config_option, find_changing_configuration
 from gateway.cli.output import errors_as_messages
 from gateway.cli.serve import run_gateway
 from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.process.bootstrap import prepare
 from gateway.process.listener import bind_listeners
+from gateway.rooms.stores import open_store
 from gateway.simulator import SimulatorSettings, open_simulator
 
 log = structlog.get_logger(__name__)
@@ -45,7 +46,7 @@ PROMPT: Final = "A cute baby sea otter"
 @config_option
 def demo(config: Path | None) -> None:
     """Serves a demo in front of a simulated upstream. Needs nothing, costs nothing."""
-    configuration = find_configuration(config)
+    configuration = find_changing_configuration(config)
     settings = configuration.read_settings()
     configure_logs(settings.log_format)
     # A port in use is reported before anything else starts.

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import click
 
-from gateway.assembly import create_verification
 from gateway.billing.ledger_reader import Difference
 from gateway.billing.quota import show_usd
 from gateway.billing.verification import Verified
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
 from gateway.cli.store import open_command_access
+from gateway.rooms.verification import create_verification
 from gateway.store.batch import execute
 from gateway.store.commands import Journal, OpenJournals
 

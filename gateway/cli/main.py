@@ -1,27 +1,55 @@
-"""The command line: one module per command or command group."""
+"""The command line: one module per command or command group, imported when it is called."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Final
 
 import click
 
 from gateway import __version__
-from gateway.cli.audit import audit
-from gateway.cli.backup import backup, restore
-from gateway.cli.cache import cache
-from gateway.cli.completion import completion
-from gateway.cli.config import config
-from gateway.cli.demo import demo
-from gateway.cli.doctor import doctor
-from gateway.cli.keys import keys
-from gateway.cli.ledger import ledger
-from gateway.cli.limits import limits
-from gateway.cli.serve import serve
-from gateway.cli.simulate import simulate
-from gateway.cli.teams import teams
-from gateway.cli.usage import usage
+
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "audit": (
+        "gateway.cli.audit",
+        "Lists changes of keys, teams and limits, purges and take-downs, newest first.",
+    ),
+    "backup": (
+        "gateway.cli.backup",
+        "Writes keys, teams, limits and the audit to FILE, which only its owner can read.",
+    ),
+    "cache": ("gateway.cli.cache", "Cached images: how many, and how to remove them."),
+    "completion": ("gateway.cli.completion", "Prints the script of a shell's completion."),
+    "config": ("gateway.cli.config", "The configuration: its faults, and the settings that hold."),
+    "demo": ("gateway.cli.demo", "Serves a demo in front of a simulated upstream."),
+    "doctor": (
+        "gateway.cli.doctor",
+        "Checks store, upstream, prices and links of a running gateway; exit status 1 on a fault.",
+    ),
+    "keys": ("gateway.cli.keys", "Virtual keys: their models, limits and cache scope."),
+    "ledger": ("gateway.cli.ledger", "The books: open purchases and their records."),
+    "limits": ("gateway.cli.limits", "Limits of key:NAME, team:NAME or everyone."),
+    "restore": (
+        "gateway.cli.backup",
+        "Makes keys, teams and limits those of FILE, and adds its audit.",
+    ),
+    "serve": ("gateway.cli.serve", "Serves the team."),
+    "simulate": (
+        "gateway.cli.simulate",
+        "Serves a simulated images API, with the models of models.yaml.",
+    ),
+    "teams": (
+        "gateway.cli.teams",
+        "Teams: limits, models, cache scope and labels that their keys have in common.",
+    ),
+    "usage": ("gateway.cli.usage", "Shows who spent what, and what the cache saved."),
+}
+"""The module of each command, and the first sentence of its help, as lists show it.
+
+Importing all of them takes longer than most commands run.
+"""
 
 INTERRUPTED: Final = 130
 """The exit status after Ctrl-C, as of every program that a shell runs: 128 + SIGINT."""
@@ -29,7 +57,21 @@ INTERRUPTED: Final = 130
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class _StandIn(click.Command):
+    """A command's name and help: enough for `gateway --help` and a shell's completion."""
+
+    def __init__(self, name: str, module: str, text: str) -> None:
+        super().__init__(name, help=text)
+        self.module = module
+
+
 class _Commands(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and imported(command), rest
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -44,14 +86,15 @@ class _Commands(click.Group):
             raise click.ClickException(f"{place} cannot be written: {error.strerror}.") from None
 
 
-@click.group(cls=_Commands)
+def imported(command: click.Command) -> click.Command:
+    """The command itself, with its options and subcommands."""
+    if not isinstance(command, _StandIn):
+        return command
+    found: click.Command = getattr(import_module(command.module), str(command.name))
+    return found
+
+
+@click.group(cls=_Commands, commands=[_StandIn(name, *row) for name, row in COMMANDS.items()])
 @click.version_option(__version__, message="Image Gateway %(version)s")
 def cli() -> None:
     """Image Gateway: a caching reverse proxy for OpenAI-compatible image generation."""
-
-
-for command in (
-    *(serve, demo, simulate, audit, backup, restore, cache, completion, config, doctor),
-    *(keys, ledger, limits, teams, usage),
-):
-    cli.add_command(command)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from gateway.access.audit import Actor
+from gateway.access.policy import Policy
 from gateway.cli.output import errors_as_messages
 from gateway.configuration.files import Configuration, find_config
+from gateway.configuration.settings import Settings
 
 config_option = click.option(
     "--config", type=click.Path(path_type=Path), help="The gateway.yaml to use."
@@ -25,14 +28,36 @@ format_option = click.option(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReadOnce(Configuration):
+    """The configuration when the command began: reading the files takes a tenth of a second."""
+
+    settings: Settings
+    policy: Policy
+
+    def read_settings(self) -> Settings:
+        return self.settings
+
+    def read_policy(self) -> Policy:
+        return self.policy
+
+
 def find_configuration(config: Path | None) -> Configuration:
     """The configuration of this command. If it is invalid, the command ends with a message."""
     with errors_as_messages():
-        configuration = Configuration(find_config(config, Path.cwd()), os.environ)
-        # Read here to report faults; the command reads them again.
-        configuration.read_settings()
-        configuration.read_policy()
-    return configuration
+        found = Configuration(find_config(config, Path.cwd()), os.environ)
+        return _ReadOnce(
+            files=found.files,
+            environ=found.environ,
+            settings=found.read_settings(),
+            policy=found.read_policy(),
+        )
+
+
+def find_changing_configuration(config: Path | None) -> Configuration:
+    """As `find_configuration`, for a command that serves: each read reads the files again."""
+    found = find_configuration(config)
+    return Configuration(found.files, found.environ)
 
 
 def command_actor() -> Actor:

@@ -10,17 +10,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from gateway.catalog import CatalogError
 from gateway.configuration.expand import ConfigError
 from gateway.csv_text import csv_lines
 from gateway.errors import GatewayError, StoreUnavailable
-from gateway.process.bootstrap import FolderUnusable
 from gateway.process.listener import CannotListen
 from gateway.process.supervisor import CannotStart
+from gateway.process.unusable_folder import FolderUnusable
 from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMissing
 
 TIMES: Final = (
@@ -64,6 +61,11 @@ def show_lines(
     if output_format == "csv":
         click.echo(csv_lines([columns, *cells]), nl=False)
         return
+    # Imported only here, because commands without a table start faster without it.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(*columns)
     for line in cells:
         table.add_row(*(escape(_printable(cell)) for cell in line))

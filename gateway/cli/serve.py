@@ -17,7 +17,7 @@ import structlog
 from gateway.assembly import create_server_tls
 from gateway.catalog import CatalogError
 from gateway.cli.logs import configure_logs
-from gateway.cli.options import config_option, find_configuration
+from gateway.cli.options import config_option, find_changing_configuration
 from gateway.cli.output import errors_as_messages
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 @config_option
 def serve(config: Path | None) -> None:
     """Serves the team. Needs UPSTREAM_API_KEY."""
-    configuration = find_configuration(config)
+    configuration = find_changing_configuration(config)
     settings = configuration.read_settings()
     if settings.upstream.api_key is None:
         raise click.ClickException(

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 
 import click
 
-from gateway.assembly import Access, Cache, open_cache, open_existing_store, wire_access
 from gateway.cli.output import errors_as_messages
 from gateway.configuration.files import Configuration
+from gateway.rooms.access import Access, wire_access
+from gateway.rooms.stores import open_existing_store
 from gateway.store.protocol import Store
 
 
@@ -18,7 +19,7 @@ async def open_command_store(configuration: Configuration) -> AsyncIterator[Stor
     """The store. Its errors, and those of the command, end the command with a message."""
     with errors_as_messages():
         async with open_existing_store(configuration.read_settings()) as store:
-            _print_name(store)
+            print_name(store)
             yield store
 
 
@@ -29,20 +30,10 @@ async def open_command_access(configuration: Configuration) -> AsyncIterator[tup
         settings = configuration.read_settings()
         declared = configuration.read_policy().access
         async with open_existing_store(settings) as store:
-            _print_name(store)
+            print_name(store)
             yield store, wire_access(settings, store, lambda: declared)
 
 
-@asynccontextmanager
-async def open_command_cache(
-    configuration: Configuration,
-) -> AsyncIterator[tuple[Store, Cache]]:
-    """As `open_command_store`, with the cache on it."""
-    with errors_as_messages():
-        async with open_cache(configuration.read_settings()) as (store, cache):
-            _print_name(store)
-            yield store, cache
-
-
-def _print_name(store: Store) -> None:
+def print_name(store: Store) -> None:
+    """Says on standard error which store it is."""
     click.echo(f"Store: {store.name}", err=True)

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from gateway.net.guard import Network, parse_allow_list
-from gateway.store.redis.urls import REDIS_SCHEMES, check_redis_url
+from gateway.store.redis.urls import REDIS_SCHEMES
 from gateway.values import (
     DURATION,
     SIZE,
@@ -244,6 +244,9 @@ def parse_redis_url(value: object) -> str:
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str) or text.strip().partition("://")[0] not in REDIS_SCHEMES:
         raise UnshownValueError("redis://host:6379/0, or rediss://… for TLS")
+    # Imported only here: redis-py takes longer than most commands on an embedded store.
+    from gateway.store.redis.pools import check_redis_url  # noqa: PLC0415
+
     try:
         check_redis_url(text.strip())
     except ValueError as fault:

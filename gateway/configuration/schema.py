@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable, Mapping
+from inspect import cleandoc, getsource
+from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
+from pydantic.fields import FieldInfo
+
 from gateway.catalog import Catalog
+from gateway.configuration import settings
 from gateway.configuration.access_schema import access_schema
 from gateway.configuration.settings import Settings
 
 
+def described_settings() -> dict[str, Any]:
+    """Pydantic's schema of the settings, with the docstring of each key as its description."""
+    # With `use_attribute_docstrings` pydantic would read the source at each start.
+    docstrings = _read_docstrings(settings)
+    schema = Settings.model_json_schema(by_alias=True)
+    for title, section in {"Settings": schema, **schema["$defs"]}.items():
+        fields: Mapping[str, FieldInfo] = getattr(settings, title).model_fields
+        for name, field in fields.items():
+            if (text := docstrings[title].get(name)) is not None:
+                section["properties"][field.alias or name]["description"] = text
+    return schema
+
+
+def _read_docstrings(module: ModuleType) -> dict[str, dict[str, str]]:
+    """The strings below the attributes of each class, by class and attribute."""
+    return {
+        one.name: {
+            attribute.target.id: cleandoc(text)
+            for attribute, below in pairwise(one.body)
+            if isinstance(attribute, ast.AnnAssign) and isinstance(attribute.target, ast.Name)
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(text := below.value.value, str)
+        }
+        for one in ast.parse(getsource(module)).body
+        if isinstance(one, ast.ClassDef)
+    }
+
+
 def json_schema() -> dict[str, Any]:
     """The schema of the settings, in which every value may also be empty or `${NAME}`."""
-    schema = Settings.model_json_schema(by_alias=True)
+    schema = described_settings()
     sections = [schema, *schema["$defs"].values()]
     for section in sections:
         for key, rule in section["properties"].items():

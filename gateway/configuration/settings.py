@@ -52,9 +52,7 @@ from gateway.configuration.origins import Origins
 class Section(BaseModel):
     """A frozen part of the file that refuses unknown keys. An empty key has its default."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
     @model_validator(mode="before")
     @classmethod

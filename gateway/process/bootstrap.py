@@ -19,10 +19,11 @@ from typing import Final
 
 import structlog
 
-from gateway.assembly import DATABASE
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
+from gateway.process.unusable_folder import FolderUnusable
 from gateway.room_settings import TOKEN_FILE, read_admin_token
+from gateway.rooms.stores import DATABASE
 from gateway.store.batch import execute
 from gateway.store.blobs import folder_of
 from gateway.store.blobs.folder import find_shared_blobs, is_full_of_blobs
@@ -72,23 +73,6 @@ def prepare(settings: Settings) -> None:
         raise FolderUnusable(folder, _describe(error)) from None
     _prepare_blobs_folder(settings)
     _make_private(find_shared_files(settings))
-
-
-class FolderUnusable(Exception):
-    """The data folder, or that of the images, cannot be used. The message has one line."""
-
-    def __init__(
-        self,
-        folder: Path,
-        problem: str,
-        *,
-        better: str = "a folder",
-        variable: str = "GATEWAY_DATA_DIR",
-    ) -> None:
-        super().__init__(
-            f"The folder {folder} cannot be used: {problem} Set {variable} to {better} that this "
-            f"user (uid {os.geteuid()}, gid {os.getegid()}) can write."
-        )
 
 
 def _prepare_blobs_folder(settings: Settings) -> None:

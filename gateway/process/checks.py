@@ -16,7 +16,7 @@ from typing import Final
 from zlib import crc32
 
 from gateway.api.http.connection import has_compiled_parser
-from gateway.assembly import Cache, create_signing, open_cache, open_existing_store, open_store
+from gateway.assembly import create_signing
 from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
 from gateway.cache.books_memory import BooksUse, measure_books
 from gateway.cache.image_index import image_path
@@ -35,6 +35,8 @@ from gateway.process.plaintext import judge_plaintext
 from gateway.process.upstream_check import check_upstream, judge_failures
 from gateway.purchasing.upstream_health import read_states
 from gateway.room_settings import read_admin_token, tls_files
+from gateway.rooms.cache import Cache, open_cache
+from gateway.rooms.stores import open_existing_store, open_store
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES, open_redis_blobs
 from gateway.store.commands import Inspect, MeasureStore, ReadLruTotals, StoreFacts

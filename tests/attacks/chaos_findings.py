@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.assembly import open_store
 from gateway.cache.idempotency_keys import SPACE
 from gateway.cache.idempotency_results import IdempotentRequest, decode_result
 from gateway.images import Record
+from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import AcquireLease, Counter, GetValue, OpenJournals, PeekCounters
 from tests.gateways import Client, Processes, Reply, Upstream

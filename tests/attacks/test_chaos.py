@@ -26,8 +26,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.assembly import DATABASE, open_store
 from gateway.cache.flights import LEASE_SECONDS
+from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
 from tests.attacks.chaos_findings import SHARED, Ask, Chaos, Sent, find_all

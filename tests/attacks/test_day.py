@@ -22,9 +22,9 @@ from typing import Any, Final
 import pytest
 import redis
 
-from gateway.assembly import DATABASE, open_store
 from gateway.billing.totals import Totals, TotalsSettings
 from gateway.metrics import Metrics
+from gateway.rooms.stores import DATABASE, open_store
 from tests.attacks.test_soak import read_records, report
 from tests.gateways import (
     MODEL,

@@ -18,10 +18,10 @@ from gateway.access.backup import BadBackup, read_contents
 from gateway.access.key_spaces import KEYS, NAMES, SECRETS
 from gateway.access.keys import Keys
 from gateway.access.signing import META, RECORD, StoredKey, decode_keys, encode_keys
-from gateway.assembly import open_store
 from gateway.cli.main import cli
 from gateway.errors import IncorrectKey
 from gateway.process.bootstrap import prepare
+from gateway.rooms.stores import open_store
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
 from tests.gateways import make_settings

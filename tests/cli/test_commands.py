@@ -23,9 +23,9 @@ import redis
 from click.testing import CliRunner, Result
 
 from gateway.access.key_spaces import KEYS
-from gateway.assembly import open_store
 from gateway.cli.main import cli
 from gateway.process.bootstrap import prepare
+from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Write
 from gateway.store.handshake import SCHEMA_VERSION

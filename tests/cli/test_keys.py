@@ -12,11 +12,10 @@ from typing import Any
 
 from gateway.access.key_records import KeySpec
 from gateway.access.key_uses import KeyUses
-from gateway.assembly import open_store
 from gateway.cli.key_options import CLEARABLE
-from gateway.cli.keys import ALL_COLUMNS
-from gateway.cli.main import cli
+from gateway.cli.keys import ALL_COLUMNS, keys
 from gateway.limits import LIMITS
+from gateway.rooms.stores import open_store
 from tests.cli.test_commands import RunHere, run_here
 from tests.gateways import make_settings
 
@@ -59,7 +58,7 @@ def fields_of(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_add_and_set_have_an_option_for_every_field():
-    commands = cli.commands["keys"].commands  # type: ignore[attr-defined]
+    commands = keys.commands
     fields = set(KeySpec.model_fields) - {"name"}
     assert set(OPTIONS) == fields
     assert set(CLEARABLE) == fields | LIMITS.keys()

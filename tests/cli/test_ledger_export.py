@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from gateway.assembly import open_store
 from gateway.billing.export import read_pages
 from gateway.images import Amounts, Record
 from gateway.process.bootstrap import prepare
+from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Append, ReadLedger
 from gateway.store.protocol import Store

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.assembly import open_store
 from gateway.process.bootstrap import prepare
+from gateway.rooms.stores import open_store
 from gateway.store.sqlite.connection import connect
 from tests.billing.test_verification import buy, reserve
 from tests.cli.test_commands import run

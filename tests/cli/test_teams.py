@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.access.subject_records import TeamSpec
-from gateway.cli.main import cli
-from gateway.cli.teams import CLEARABLE, COLUMNS
+from gateway.cli.teams import CLEARABLE, COLUMNS, teams
 from gateway.limits import LIMITS
 from tests.cli.test_commands import RunHere, run_here
 
@@ -43,7 +42,7 @@ def fields_of(team: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_add_and_set_have_an_option_for_every_field():
-    commands = cli.commands["teams"].commands  # type: ignore[attr-defined]
+    commands = teams.commands
     fields = set(TeamSpec.model_fields)
     assert set(CLEARABLE) == fields | LIMITS.keys()
     assert fields < set(COLUMNS)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.assembly import open_existing_store
 from gateway.images import Record
+from gateway.rooms.stores import open_existing_store
 from gateway.store.batch import execute
 from gateway.store.commands import Append
 from tests.cli.test_commands import GATEWAY, INHERITED, RunHere, interruptible, run_here

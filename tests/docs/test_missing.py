@@ -17,7 +17,7 @@ from aiohttp import web
 from gateway.access.key_records import KeySpec
 from gateway.api.routes import ALL_TABLES, health_routes
 from gateway.catalog import parse_catalog
-from gateway.cli.main import cli
+from gateway.cli.main import cli, imported
 from gateway.configuration.fields import parse_redis_url
 from gateway.configuration.settings import Settings
 from tests.docs.pages import ROOT, codes, read_page, rows_with
@@ -79,7 +79,7 @@ def has_command(name: str) -> bool:
             return any(word in parameter.opts for parameter in command.params)
         if not isinstance(command, click.Group) or word not in command.commands:
             return False
-        command = command.commands[word]
+        command = imported(command.commands[word])
     return True
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.configuration.schema import described_settings
 from gateway.configuration.settings import Settings
 from tests.docs.pages import ROOT, codes, read_page, rows_with
 
@@ -25,7 +26,7 @@ def schema_rows(section: dict[str, Any], schema: dict[str, Any], prefix: str = "
             yield f"{prefix}{key}", rule
 
 
-SCHEMA = Settings.model_json_schema(by_alias=True)
+SCHEMA = described_settings()
 SETTINGS = dict(schema_rows(SCHEMA, SCHEMA))
 
 

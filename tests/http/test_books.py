@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import redis
 
-from gateway import assembly
-from gateway.assembly import DATABASE, open_store
 from gateway.billing.pricing import Cost
 from gateway.calendar import Calendar
 from gateway.errors import StoreUnavailable
 from gateway.images import Amounts, Record
 from gateway.limits import CALENDAR_PERIODS
 from gateway.purchasing.charges import Charged
+from gateway.rooms import stores
+from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters, Receive, Settle
 from gateway.store.protocol import Store
@@ -138,7 +138,7 @@ async def test_a_purchase_over_a_new_year_is_of_the_old_one_in_windows_and_ledge
 ) -> None:
     moved = before_new_year(time.time(), 2)
     new_year = time.time() + 2
-    monkeypatch.setattr(assembly, "Calendar", lambda zone: MovedCalendar(moved, zone))
+    monkeypatch.setattr(stores, "Calendar", lambda zone: MovedCalendar(moved, zone))
     async with open_gateway() as gateway:
         alice = await gateway.client.with_key(team="art")
         async with upstream.hold() as gate:
@@ -161,7 +161,7 @@ async def test_a_purchase_over_a_new_year_is_of_the_old_one_in_windows_and_ledge
         for scope in (f"key:{alice.key_id}", "team:art", "everyone"):
             assert await usd_micros(gateway, scope) == week
             assert await usd_micros(gateway, scope, kind="reserved") == (0, 0, 0)
-        monkeypatch.setattr(assembly, "Calendar", lambda zone: MovedCalendar(moved - 86_400, zone))
+        monkeypatch.setattr(stores, "Calendar", lambda zone: MovedCalendar(moved - 86_400, zone))
         assert await usd_micros(gateway, "everyone") == (bought.cost_micros,) * 3
 
 
@@ -493,6 +493,6 @@ async def test_the_calendar_of_the_settings_is_that_of_the_store(
         zones.append(str(zone))
         return Calendar(zone)
 
-    monkeypatch.setattr(assembly, "Calendar", make)
+    monkeypatch.setattr(stores, "Calendar", make)
     async with open_gateway(billing={"time_zone": "Africa/Cairo"}):
         assert set(zones) == {"Africa/Cairo"}

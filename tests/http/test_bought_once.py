@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from gateway.assembly import DATABASE
 from gateway.cache import flight_ends, flights
 from gateway.errors import StoreUnavailable
 from gateway.purchasing import lease, purchase, settlement
+from gateway.rooms.stores import DATABASE
 from gateway.store.commands import AcquireLease, ReadEntry, Receive, Reserve
 from gateway.store.protocol import Command, Store
 from gateway.store.redis import client as redis_client

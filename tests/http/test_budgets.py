@@ -21,8 +21,8 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from gateway.assembly import open_store
 from gateway.images import Record
+from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters, ReadRunningTotals
 from gateway.store.protocol import Store

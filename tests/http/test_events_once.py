@@ -20,10 +20,10 @@ import openai
 import pytest
 import yaml
 
-from gateway.assembly import open_store
 from gateway.events import EVENT_KINDS
 from gateway.images import Record
 from gateway.process.bootstrap import prepare
+from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Append
 from tests.catalogs import read_shipped

@@ -20,7 +20,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.assembly import DATABASE, open_store
+from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
 from tests.gateways import Client, Processes, Reply, Upstream, run_processes

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.assembly import DATABASE
 from gateway.billing.totals import Totals
 from gateway.errors import StoreFull
 from gateway.images import Record
+from gateway.rooms.stores import DATABASE
 from gateway.store.batch import execute
 from gateway.store.commands import MAX_REFUSAL_REASONS, Append, SetValue
 from tests.gateways import InProcess, Upstream, make_settings, run_gateway

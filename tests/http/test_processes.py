@@ -15,8 +15,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.assembly import open_store
 from gateway.images import Record
+from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
 from tests.gateways import (

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from gateway.assembly import DATABASE, open_store
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.images import Record
 from gateway.purchasing.purchase import RESERVED_LEASE_FACTOR
+from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import (
     ExpiredWorkers,

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from gateway.assembly import DATABASE
 from gateway.cache import tags as tags_module
 from gateway.proxy import interpret
+from gateway.rooms.stores import DATABASE
 from gateway.store.protocol import Command, Store
 from tests.gateways import Client, InProcess, Reply, Upstream, leases_at
 from tests.http.conftest import OpenGateway

@@ -29,10 +29,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.access.keys import TRUST_SECONDS
-from gateway.assembly import DATABASE
 from gateway.cache import flight_ends
 from gateway.cache.flight_result import FlightResult
 from gateway.images import Record
+from gateway.rooms.stores import DATABASE
 from tests.gates import hold_streams
 from tests.gateways import (
     Client,

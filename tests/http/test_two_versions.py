@@ -16,6 +16,7 @@ import pytest
 
 from gateway import assembly
 from gateway.configuration.settings import Settings
+from gateway.rooms.stores import open_store
 from gateway.store.protocol import BlobStore, Command, Store
 from tests.gateways import Client, InProcess, Upstream
 from tests.http.conftest import OpenGateway
@@ -89,7 +90,6 @@ async def pair(
             stores.append(NewerStore(store))
             yield stores[-1], blobs
 
-    open_store = assembly.open_store
     async with open_gateway() as older:
         with monkeypatch.context() as patch:
             patch.setattr(assembly, "open_store", open_newer)
@@ -151,7 +151,7 @@ async def test_each_version_finishes_the_purchases_of_the_other_one(
 
     @asynccontextmanager
     async def open_newer(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore]]:
-        async with assembly.open_store(settings) as (store, blobs):
+        async with open_store(settings) as (store, blobs):
             yield NewerStore(store), blobs
 
     await leave_purchase(newer.settings, alice.secret, "of the older", received=received)

@@ -16,13 +16,13 @@ from structlog.testing import capture_logs
 
 from gateway import stored
 from gateway.access.key_spaces import KEYS
-from gateway.assembly import DATABASE, open_store
 from gateway.cache.entries import REFUSALS
 from gateway.cache.idempotency_keys import SPACE as IDEMPOTENCY
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.image_index import IMAGES
 from gateway.configuration.settings import Settings
 from gateway.purchasing.recovery import MAX_ATTEMPTS
+from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import (
     Append,

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import redis
 
-from gateway.assembly import open_store
 from gateway.catalog import parse_catalog
 from gateway.configuration.files import ConfigFiles, Configuration
 from gateway.configuration.settings import Settings
@@ -38,6 +37,7 @@ from gateway.process.checks import (
     judge_trusted_proxies,
     judge_unknown_prices,
 )
+from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Inspect, ReadLruTotals, StoreFacts
 from tests.bench.processes import free_port

@@ -12,7 +12,6 @@ from typing import Final
 from urllib.parse import unquote
 
 from gateway.store.blobs.folder import FolderBlobs
-from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore
 
 
@@ -26,9 +25,16 @@ async def _open_folder(url: str) -> AsyncIterator[BlobStore]:
     yield FolderBlobs(folder_of(url))
 
 
+def _open_redis(url: str) -> AbstractAsyncContextManager[BlobStore]:
+    # Imported only here: redis-py takes longer than most commands that need none.
+    from gateway.store.blobs.redis import open_redis_blobs  # noqa: PLC0415
+
+    return open_redis_blobs(url)
+
+
 OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStore]]]] = {
-    "redis": open_redis_blobs,
-    "rediss": open_redis_blobs,
+    "redis": _open_redis,
+    "rediss": _open_redis,
     "file": _open_folder,
 }
 """URL scheme → opener. An opener takes the URL and connects lazily."""
@@ -38,7 +44,7 @@ def open_blob_store(url: str) -> AbstractAsyncContextManager[BlobStore]:
     """The blob store at a URL. Raises `ValueError` for a scheme without an opener."""
     scheme = url.partition("://")[0]
     if scheme == "unix":  # a Redis too, on this machine
-        return open_redis_blobs(url)
+        return _open_redis(url)
     opener = OPENERS.get(scheme)
     if opener is None:
         schemes = ", ".join(f"{scheme}://" for scheme in OPENERS)

@@ -39,9 +39,10 @@ from gateway.store.redis.faults import (
     retires,
 )
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.pools import create_pool
 from gateway.store.redis.rights import find_missing_rights
 from gateway.store.redis.scripts import SCRIPTS, Script
-from gateway.store.redis.urls import TIMEOUT_SECONDS, create_pool, redacted_url
+from gateway.store.redis.urls import TIMEOUT_SECONDS, redacted_url
 
 log = structlog.get_logger(__name__)
 
