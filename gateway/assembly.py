@@ -1,7 +1,7 @@
 """The composition root: opens resources, constructs the components, and closes everything.
 
 It also has the observers that connect components to metrics and health. What commands need too is
-in `rooms/`. `room_settings` makes the settings of the other components from `gateway.yaml`,
+in `wiring/`. `room_settings` makes the settings of the other components from `gateway.yaml`,
 `maintenance` runs a gateway's background jobs, and `process/` serves it.
 """
 
@@ -72,11 +72,6 @@ from gateway.room_settings import (
     sender_settings,
     tls_files,
 )
-from gateway.rooms.access import wire_access
-from gateway.rooms.books import focus_settings, report_settings, totals_settings
-from gateway.rooms.cache import Cache, wire_cache
-from gateway.rooms.stores import open_store
-from gateway.rooms.verification import create_verification
 from gateway.store.protocol import BlobStore, Store
 from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
 from gateway.tasks import OwnedTasks, SerialThread
@@ -84,6 +79,11 @@ from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from gateway.webhooks.outbox import Outbox
 from gateway.webhooks.sender import GuardedHttp, Sender, open_http
+from gateway.wiring.access import wire_access
+from gateway.wiring.books import focus_settings, report_settings, totals_settings
+from gateway.wiring.cache import Cache, wire_cache
+from gateway.wiring.stores import open_store
+from gateway.wiring.verification import create_verification
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The settings of what serves requests, from those of `gateway.yaml`. `assembly` hands them over.
 
-Those of `rooms/` stand there.
+Those of `wiring/` stand there.
 """
 
 from __future__ import annotations

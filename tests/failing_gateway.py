@@ -12,7 +12,7 @@ from pathlib import Path
 import gateway.__main__  # first: it sets the folder of the metrics
 from gateway import assembly
 from gateway.cache import flights, idempotency_keys
-from gateway.rooms.stores import open_store
+from gateway.wiring.stores import open_store
 from tests.failpoints import FOLDER_VARIABLE, MORTAL_LEASE_SECONDS, Strings, with_fail_points
 
 flights.LEASE_SECONDS = MORTAL_LEASE_SECONDS  # type: ignore[misc]

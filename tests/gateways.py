@@ -44,12 +44,12 @@ from gateway.maintenance import open_running_gateway
 from gateway.process.bootstrap import prepare
 from gateway.process.listener import bind_listeners
 from gateway.process.worker import open_sites
-from gateway.rooms.stores import open_store
 from gateway.simulator import SimulatorSettings, create_simulator
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters
 from gateway.upstream.client import Pace
 from gateway.upstream.fetch import open_link_fetcher
+from gateway.wiring.stores import open_store
 from tests.gates import Gate, LeaseCounter, Leases
 from tests.processes import living_children, serving
 from tests.scripted_upstream import Clock

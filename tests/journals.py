@@ -22,10 +22,10 @@ from gateway.images import Amounts, Image, ImageRequest, Usage
 from gateway.purchasing.journal import Received, Reserved
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
-from gateway.rooms.stores import open_store
 from gateway.simulator.drawing import draw_image
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import AcquireLease, Receive
+from gateway.wiring.stores import open_store
 from tests.catalogs import shipped_catalog
 from tests.gateways import MODEL
 

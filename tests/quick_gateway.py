@@ -11,8 +11,8 @@ from gateway import assembly, maintenance
 from gateway.access import revoked_secrets
 from gateway.billing import alert_watch
 from gateway.process import worker
-from gateway.rooms import stores
 from gateway.webhooks import sender
+from gateway.wiring import stores
 from tests.moved_calendar import in_mid_july
 
 maintenance.LOOK_EVERY_SECONDS = alert_watch.LOOK_EVERY_SECONDS = 0.1  # type: ignore[misc]

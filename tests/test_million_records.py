@@ -25,11 +25,11 @@ import pytest
 from gateway.billing.verification import Verification, VerificationSettings, read_verified
 from gateway.billing.verified_sums import time_of_position
 from gateway.images import Record
-from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import ReadBooks, ReadLedger, ReadTotalsState
 from gateway.store.protocol import Store
 from gateway.tuning import tune_process
+from gateway.wiring.stores import open_store
 from tests.gateways import Client, Processes, run_processes
 from tests.month import RecordWriter, TrafficKey, traffic
 from tests.waiting import eventually

@@ -22,8 +22,8 @@ from gateway.cli.options import (
 from gateway.cli.output import errors_as_messages, show
 from gateway.cli.store import print_name
 from gateway.configuration.files import Configuration
-from gateway.rooms.cache import Cache, open_cache
 from gateway.store.protocol import Store
+from gateway.wiring.cache import Cache, open_cache
 
 PROGRESS_PAGES: Final = 50
 PROGRESS_SECONDS: Final = 1.0

@@ -32,8 +32,8 @@ from gateway.cli.serve import run_gateway
 from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.process.bootstrap import prepare
 from gateway.process.listener import bind_listeners
-from gateway.rooms.stores import open_store
 from gateway.simulator import SimulatorSettings, open_simulator
+from gateway.wiring.stores import open_store
 
 log = structlog.get_logger(__name__)
 

@@ -17,9 +17,9 @@ from gateway.billing.verification import Verified
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
 from gateway.cli.store import open_command_access
-from gateway.rooms.verification import create_verification
 from gateway.store.batch import execute
 from gateway.store.commands import Journal, OpenJournals
+from gateway.wiring.verification import create_verification
 
 DIFFERENCES: Final = ("book", "subject", "window", "unit", "expected", "found")
 PURCHASES: Final = ("purchase", "worker", "state", "age_seconds", "images", "tokens", "usd")

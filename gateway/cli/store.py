@@ -9,9 +9,9 @@ import click
 
 from gateway.cli.output import errors_as_messages
 from gateway.configuration.files import Configuration
-from gateway.rooms.access import Access, wire_access
-from gateway.rooms.stores import open_existing_store
 from gateway.store.protocol import Store
+from gateway.wiring.access import Access, wire_access
+from gateway.wiring.stores import open_existing_store
 
 
 @asynccontextmanager

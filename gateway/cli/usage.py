@@ -31,7 +31,7 @@ from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show, show_lines
 from gateway.cli.store import open_command_store
 from gateway.cli.usage_export import export
-from gateway.rooms.books import wire_reports
+from gateway.wiring.books import wire_reports
 
 WATCH_SECONDS: Final = 2.0
 

@@ -12,7 +12,7 @@ from gateway.billing.focus import DEFAULT_VERSION, VERSIONS
 from gateway.cli.options import config_option, find_configuration
 from gateway.cli.store import open_command_store
 from gateway.errors import InvalidRequest
-from gateway.rooms.books import wire_focus
+from gateway.wiring.books import wire_focus
 
 
 @click.command("export")

@@ -23,7 +23,6 @@ from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
 from gateway.process.unusable_folder import FolderUnusable
 from gateway.room_settings import TOKEN_FILE, read_admin_token
-from gateway.rooms.stores import DATABASE
 from gateway.store.batch import execute
 from gateway.store.blobs import folder_of
 from gateway.store.blobs.folder import find_shared_blobs, is_full_of_blobs
@@ -39,6 +38,7 @@ from gateway.store.private_files import (
 )
 from gateway.store.redis.store import RedisStore, open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
+from gateway.wiring.stores import DATABASE
 
 log = structlog.get_logger(__name__)
 

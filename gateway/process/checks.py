@@ -35,8 +35,6 @@ from gateway.process.plaintext import judge_plaintext
 from gateway.process.upstream_check import check_upstream, judge_failures
 from gateway.purchasing.upstream_health import read_states
 from gateway.room_settings import read_admin_token, tls_files
-from gateway.rooms.cache import Cache, open_cache
-from gateway.rooms.stores import open_existing_store, open_store
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES, open_redis_blobs
 from gateway.store.commands import Inspect, MeasureStore, ReadLruTotals, StoreFacts
@@ -47,6 +45,8 @@ from gateway.store.handshake import (
     StoreMissing,
 )
 from gateway.upstream.fetch import FetchSettings, open_link_fetcher
+from gateway.wiring.cache import Cache, open_cache
+from gateway.wiring.stores import open_existing_store, open_store
 
 MAX_CLOCK_DIFFERENCE_SECONDS: Final = 2.0
 """Between the store and this machine. With more, links and calendar days would disagree."""

@@ -14,9 +14,9 @@ from typing import Any
 from gateway.cache.idempotency_keys import SPACE
 from gateway.cache.idempotency_results import IdempotentRequest, decode_result
 from gateway.images import Record
-from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import AcquireLease, Counter, GetValue, OpenJournals, PeekCounters
+from gateway.wiring.stores import open_store
 from tests.gateways import Client, Processes, Reply, Upstream
 
 SHARED = frozenset({"plain", "hit", "variation", "stream", "keyed"})

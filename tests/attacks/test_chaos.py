@@ -27,9 +27,9 @@ import aiohttp
 import pytest
 
 from gateway.cache.flights import LEASE_SECONDS
-from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
+from gateway.wiring.stores import DATABASE, open_store
 from tests.attacks.chaos_findings import SHARED, Ask, Chaos, Sent, find_all
 from tests.gateways import Client, Processes, Upstream, run_processes, run_upstream
 from tests.processes import living_children

@@ -24,7 +24,7 @@ import redis
 
 from gateway.billing.totals import Totals, TotalsSettings
 from gateway.metrics import Metrics
-from gateway.rooms.stores import DATABASE, open_store
+from gateway.wiring.stores import DATABASE, open_store
 from tests.attacks.test_soak import read_records, report
 from tests.gateways import (
     MODEL,

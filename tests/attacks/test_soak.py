@@ -18,7 +18,7 @@ import pytest
 from gateway.billing.ledger import Ledger
 from gateway.configuration.settings import Settings
 from gateway.images import Record
-from gateway.rooms.stores import open_store
+from gateway.wiring.stores import open_store
 from tests.attacks.attackers import ATTACKS
 from tests.bench.processes import free_port, run_process
 from tests.gateways import Client, Processes, Spent, read_spent, run_processes

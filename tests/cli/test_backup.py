@@ -21,9 +21,9 @@ from gateway.access.signing import META, RECORD, StoredKey, decode_keys, encode_
 from gateway.cli.main import cli
 from gateway.errors import IncorrectKey
 from gateway.process.bootstrap import prepare
-from gateway.rooms.stores import open_store
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
+from gateway.wiring.stores import open_store
 from tests.gateways import make_settings
 
 PASSPHRASE = "a passphrase of tests"

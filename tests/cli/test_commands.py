@@ -25,10 +25,10 @@ from click.testing import CliRunner, Result
 from gateway.access.key_spaces import KEYS
 from gateway.cli.main import cli
 from gateway.process.bootstrap import prepare
-from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Write
 from gateway.store.handshake import SCHEMA_VERSION
+from gateway.wiring.stores import open_store
 from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
 from tests.waiting import GENEROUS_SECONDS
 

@@ -15,7 +15,7 @@ from gateway.access.key_uses import KeyUses
 from gateway.cli.key_options import CLEARABLE
 from gateway.cli.keys import ALL_COLUMNS, keys
 from gateway.limits import LIMITS
-from gateway.rooms.stores import open_store
+from gateway.wiring.stores import open_store
 from tests.cli.test_commands import RunHere, run_here
 from tests.gateways import make_settings
 

@@ -20,11 +20,11 @@ import redis.asyncio
 from gateway.billing.export import read_pages
 from gateway.images import Amounts, Record
 from gateway.process.bootstrap import prepare
-from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Append, ReadLedger
 from gateway.store.protocol import Store
 from gateway.store.sqlite.connection import connect
+from gateway.wiring.stores import open_store
 from tests.billing.test_verification import fold, reserve, settle
 from tests.conftest import OpenStore
 from tests.gateways import make_settings

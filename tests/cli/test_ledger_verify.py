@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from gateway.process.bootstrap import prepare
-from gateway.rooms.stores import open_store
 from gateway.store.sqlite.connection import connect
+from gateway.wiring.stores import open_store
 from tests.billing.test_verification import buy, reserve
 from tests.cli.test_commands import run
 from tests.gateways import make_settings

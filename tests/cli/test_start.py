@@ -20,7 +20,7 @@ def test_a_command_on_an_embedded_store_imports_nothing_that_it_does_not_need():
     found = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert "gateway.rooms.stores" in found
+    assert "gateway.wiring.stores" in found
     assert not SLOW_PACKAGES & set(found)
 
 

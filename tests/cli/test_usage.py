@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from gateway.images import Record
-from gateway.rooms.stores import open_existing_store
 from gateway.store.batch import execute
 from gateway.store.commands import Append
+from gateway.wiring.stores import open_existing_store
 from tests.cli.test_commands import GATEWAY, INHERITED, RunHere, interruptible, run_here
 from tests.gateways import make_settings
 from tests.waiting import GENEROUS_SECONDS

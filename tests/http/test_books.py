@@ -18,12 +18,12 @@ from gateway.errors import StoreUnavailable
 from gateway.images import Amounts, Record
 from gateway.limits import CALENDAR_PERIODS
 from gateway.purchasing.charges import Charged
-from gateway.rooms import stores
-from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters, Receive, Settle
 from gateway.store.protocol import Store
 from gateway.store.sqlite.connection import connect
+from gateway.wiring import stores
+from gateway.wiring.stores import DATABASE, open_store
 from tests.gateways import (
     Client,
     InProcess,

@@ -20,12 +20,12 @@ import pytest
 from gateway.cache import flight_ends, flights
 from gateway.errors import StoreUnavailable
 from gateway.purchasing import lease, purchase, settlement
-from gateway.rooms.stores import DATABASE
 from gateway.store.commands import AcquireLease, ReadEntry, Receive, Reserve
 from gateway.store.protocol import Command, Store
 from gateway.store.redis import client as redis_client
 from gateway.store.sqlite import transaction_queue
 from gateway.store.wrappers import EvictingStore
+from gateway.wiring.stores import DATABASE
 from tests.gateways import Client, InProcess, Reply, Upstream, make_settings, run_gateway
 from tests.redis_server import DurableRedis, run_durable_redis, run_redis_server
 from tests.stores import usually_on

@@ -22,10 +22,10 @@ import aiohttp
 from aiohttp import web
 
 from gateway.images import Record
-from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters, ReadRunningTotals
 from gateway.store.protocol import Store
+from gateway.wiring.stores import open_store
 from tests.gateways import Client, Processes, Reply, open_connections, run_processes
 from tests.journals import estimate
 from tests.local_server import serve

@@ -23,9 +23,9 @@ import yaml
 from gateway.events import EVENT_KINDS
 from gateway.images import Record
 from gateway.process.bootstrap import prepare
-from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Append
+from gateway.wiring.stores import open_store
 from tests.catalogs import read_shipped
 from tests.gateways import Client, Processes, Upstream, make_settings, open_to_each, run_processes
 from tests.moved_calendar import MID_JULY

@@ -20,9 +20,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
+from gateway.wiring.stores import DATABASE, open_store
 from tests.gateways import Client, Processes, Reply, Upstream, run_processes
 from tests.http.test_idempotency import FRESH, REPLAYED
 from tests.processes import living_children

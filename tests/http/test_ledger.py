@@ -13,9 +13,9 @@ import redis
 from gateway.billing.totals import Totals
 from gateway.errors import StoreFull
 from gateway.images import Record
-from gateway.rooms.stores import DATABASE
 from gateway.store.batch import execute
 from gateway.store.commands import MAX_REFUSAL_REASONS, Append, SetValue
+from gateway.wiring.stores import DATABASE
 from tests.gateways import InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
 from tests.waiting import eventually

@@ -16,9 +16,9 @@ import aiohttp
 import pytest
 
 from gateway.images import Record
-from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
+from gateway.wiring.stores import open_store
 from tests.gateways import (
     Client,
     Processes,

@@ -16,7 +16,6 @@ import pytest
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.images import Record
 from gateway.purchasing.purchase import RESERVED_LEASE_FACTOR
-from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import (
     ExpiredWorkers,
@@ -29,6 +28,7 @@ from gateway.store.commands import (
 )
 from gateway.store.protocol import Command, Store
 from gateway.store.wrappers import EvictingStore
+from gateway.wiring.stores import DATABASE, open_store
 from tests.catalogs import shipped_catalog
 from tests.gateways import (
     Client,

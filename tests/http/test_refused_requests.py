@@ -16,8 +16,8 @@ import redis
 
 from gateway.cache import tags as tags_module
 from gateway.proxy import interpret
-from gateway.rooms.stores import DATABASE
 from gateway.store.protocol import Command, Store
+from gateway.wiring.stores import DATABASE
 from tests.gateways import Client, InProcess, Reply, Upstream, leases_at
 from tests.http.conftest import OpenGateway
 

@@ -32,7 +32,7 @@ from gateway.access.keys import TRUST_SECONDS
 from gateway.cache import flight_ends
 from gateway.cache.flight_result import FlightResult
 from gateway.images import Record
-from gateway.rooms.stores import DATABASE
+from gateway.wiring.stores import DATABASE
 from tests.gates import hold_streams
 from tests.gateways import (
     Client,

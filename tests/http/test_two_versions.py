@@ -16,8 +16,8 @@ import pytest
 
 from gateway import assembly
 from gateway.configuration.settings import Settings
-from gateway.rooms.stores import open_store
 from gateway.store.protocol import BlobStore, Command, Store
+from gateway.wiring.stores import open_store
 from tests.gateways import Client, InProcess, Upstream
 from tests.http.conftest import OpenGateway
 from tests.journals import leave_purchase

@@ -22,7 +22,6 @@ from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.image_index import IMAGES
 from gateway.configuration.settings import Settings
 from gateway.purchasing.recovery import MAX_ATTEMPTS
-from gateway.rooms.stores import DATABASE, open_store
 from gateway.store.batch import execute
 from gateway.store.commands import (
     Append,
@@ -38,6 +37,7 @@ from gateway.store.commands import (
     Write,
 )
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
+from gateway.wiring.stores import DATABASE, open_store
 from tests.gateways import (
     Client,
     InProcess,

@@ -37,9 +37,9 @@ from gateway.process.checks import (
     judge_trusted_proxies,
     judge_unknown_prices,
 )
-from gateway.rooms.stores import open_store
 from gateway.store.batch import execute
 from gateway.store.commands import Inspect, ReadLruTotals, StoreFacts
+from gateway.wiring.stores import open_store
 from tests.bench.processes import free_port
 from tests.catalogs import read_shipped
 from tests.gateways import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gateway.access.keys import Keys
 from gateway.billing.verification import Verification, VerificationSettings
 from gateway.configuration.settings import Settings
-from gateway.rooms.books import totals_settings
 from gateway.store.protocol import Store
+from gateway.wiring.books import totals_settings
 
 
 def create_verification(

@@ -19,8 +19,8 @@ from gateway.cache.takedowns import Takedowns
 from gateway.cache.transcoding import Transcoding
 from gateway.configuration.settings import Settings
 from gateway.metrics import Metrics
-from gateway.rooms.stores import open_existing_store, open_store
 from gateway.store.protocol import BlobStore, Store
+from gateway.wiring.stores import open_existing_store, open_store
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from gateway.access.limit_changes import LimitChanges
 from gateway.access.subjects import Subjects
 from gateway.access.teams import Teams
 from gateway.configuration.settings import Settings
-from gateway.rooms.stores import create_calendar
 from gateway.store.protocol import Store
+from gateway.wiring.stores import create_calendar
 
 
 @dataclass(frozen=True, slots=True)

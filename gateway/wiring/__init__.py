@@ -1,4 +1,4 @@
-"""The store, and the rooms on it that workers and commands share: what opens and wires each.
+"""What opens the store and wires what workers and commands share on it.
 
 A command starts as fast as its imports, so nothing here may import what serves requests.
 """
