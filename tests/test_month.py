@@ -30,10 +30,16 @@ from tests.cli.test_commands import GATEWAY, INHERITED
 from tests.gateways import CONFIG, Client, Reply, make_settings, run_gateway
 from tests.month import KEYS, Month, month_of_traffic, total
 
-ZONES = ("UTC", "Asia/Kolkata", "America/New_York")
+PLACES = [
+    *(("sqlite", zone) for zone in ("UTC", "Asia/Kolkata", "America/New_York")),
+    ("redis", "Asia/Kolkata"),
+    pytest.param("redis", "UTC", marks=pytest.mark.long),
+    pytest.param("redis", "America/New_York", marks=pytest.mark.long),
+]
+"""Store and time zone."""
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture
 def store_url(request: pytest.FixtureRequest) -> str | None:
     return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
 
@@ -198,7 +204,7 @@ def results(reply: Reply) -> list[Any]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize(("store_url", "zone"), PLACES, indirect=["store_url"])
 async def test_all_reports_of_a_month_give_the_same_total(
     tmp_path: Path, store_url: str | None, zone: str
 ) -> None:
@@ -286,6 +292,7 @@ async def test_all_reports_of_a_month_give_the_same_total(
     assert f" {whole['requests']} " in last
 
 
+@pytest.mark.parametrize("store_url", ["sqlite", "redis"], indirect=True)
 async def test_running_totals_have_all_of_the_traffic(
     tmp_path: Path, store_url: str | None
 ) -> None:

@@ -208,7 +208,7 @@ async def test_the_books_agree_while_purchases_and_folding_go_on(store: Store) -
     folding = asyncio.create_task(fold_all_the_time())
     try:
         verification = verification_of(store, is_full=False, keys=("a", "b", "c"))
-        for _ in range(3):
+        for _ in range(2):
             verified = await verification.run()
             assert verified.shown == ()
             await asyncio.sleep(0.1)
