@@ -306,6 +306,7 @@ def check_top(program: Receiver) -> None:
         for received in program.accepted
         if received.json["type"] == "spike" and received.json["data"]["scope"] == "team:art"
     )
-    assert [key["name"] for key in spike["top"]["keys"]] == ["alice", "bob"]
+    # The day may have been a spike before the other key had bought something.
+    assert [key["name"] for key in spike["top"]["keys"]] in (["alice"], ["alice", "bob"])
     assert [model["name"] for model in spike["top"]["models"]] == [MODEL]
     assert [user["name"] for user in spike["top"]["users"]] == ["ann"]
