@@ -35,7 +35,7 @@ from gateway.billing.ledger import Ledger
 from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.limit_states import read_limit_states
 from gateway.billing.reports import Reports
-from gateway.billing.scopes import RunningTotals
+from gateway.billing.running_totals import RunningTotals
 from gateway.billing.totals import Totals
 from gateway.billing.verification import Verification
 from gateway.cache.books_memory import BooksMemory

@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 
 from gateway.billing import quota
-from gateway.billing.scopes import running_totals
+from gateway.billing.running_totals import running_totals
 from gateway.calendar import next_month
 from gateway.images import Amounts, Record
 from gateway.store.batch import Batch, execute

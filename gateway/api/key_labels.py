@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.api.services import Services
 from gateway.billing.limit_gauges import GaugeValues, distinct
-from gateway.billing.scopes import KeyNames
+from gateway.billing.running_totals import KeyNames
 from gateway.metrics import MAX_KEYS
 
 

@@ -27,7 +27,7 @@ from gateway.billing.focus_export import FocusExport
 from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.quota import LimitState
 from gateway.billing.reports import Reports
-from gateway.billing.scopes import RunningTotals
+from gateway.billing.running_totals import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation

@@ -22,7 +22,7 @@ from typing import Final
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from gateway.billing.scopes import running_totals
+from gateway.billing.running_totals import running_totals
 from gateway.errors import StoreUnavailable
 from gateway.images import Principal, Record
 from gateway.store.batch import execute

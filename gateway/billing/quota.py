@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from gateway.billing.scopes import limit_subjects, running_totals
+from gateway.billing.running_totals import limit_subjects, running_totals
 from gateway.errors import ErrorCode, LimitExceeded
 from gateway.images import Amounts, LimitRefusal, LimitRule, LimitSubject, Principal, Record
 from gateway.limits import LIMITS, Limit

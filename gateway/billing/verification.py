@@ -26,7 +26,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict
 
 from gateway.billing.ledger_reader import MAX_DIFFERENCES, Difference, Findings, LedgerReader
-from gateway.billing.scopes import EVERYONE, limit_subjects
+from gateway.billing.running_totals import EVERYONE, limit_subjects
 from gateway.billing.totals import KEEP_QUARTERS_SECONDS, all_series
 from gateway.billing.verified_sums import (
     UNITS,

@@ -15,7 +15,7 @@ from zlib import crc32
 from zoneinfo import ZoneInfo
 
 from gateway.billing.record_amounts import charged_amounts, decode_charge
-from gateway.billing.scopes import limit_subjects, total_names
+from gateway.billing.running_totals import limit_subjects, total_names
 from gateway.billing.totals_periods import Series
 from gateway.billing.zone_changes import ROLLING_SECONDS, ZoneChange
 from gateway.calendar import Calendar, next_month

@@ -17,7 +17,7 @@ import orjson
 
 from gateway.billing.ledger_reader import Findings, LedgerReader
 from gateway.billing.record_amounts import charged_amounts, decode_charge
-from gateway.billing.scopes import EVERYONE
+from gateway.billing.running_totals import EVERYONE
 from gateway.billing.totals import TURN, TURN_SECONDS, in_slices
 from gateway.billing.totals_periods import Series
 from gateway.billing.verified_sums import LedgerSums, Slot, SlotSums

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.billing.scopes import RunningTotals, label_total, running_totals
+from gateway.billing.running_totals import RunningTotals, label_total, running_totals
 from gateway.images import Record
 from gateway.store.batch import execute
 from gateway.store.commands import ReadRunningTotals, RunningTotal

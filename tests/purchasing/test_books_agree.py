@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.billing import quota
 from gateway.billing.ledger import Ledger, draft
-from gateway.billing.scopes import limit_subjects
+from gateway.billing.running_totals import limit_subjects
 from gateway.billing.totals import Totals, TotalsSettings
 from gateway.billing.verification import Verification, VerificationSettings, Verified
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure

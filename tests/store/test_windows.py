@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from gateway.billing import quota
 from gateway.billing.ledger import draft
-from gateway.billing.scopes import limit_subjects, running_totals
+from gateway.billing.running_totals import limit_subjects, running_totals
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
 from gateway.images import Amounts, Principal, Record
