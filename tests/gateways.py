@@ -468,6 +468,7 @@ def start_processes(
     config.write_text(_as_yaml(settings, options or {}, workers))
     environment = {
         **os.environ,
+        "PYTHONPATH": str(CONFIG.parent),  # `module` may be one of the tests
         "UPSTREAM_API_KEY": "sk-upstream-secret",
         "GATEWAY_DATA_DIR": str(folder / data),
         "GATEWAY_REDIS_URL": redis_url or "",

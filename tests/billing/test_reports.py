@@ -293,9 +293,9 @@ async def test_days_of_23_and_25_hours_have_all_their_hours(store: Store) -> Non
 @pytest.mark.parametrize(
     ("asked", "field", "says"),
     [
-        ({"since": NOW, "until": NOW - 1}, "until", "after the begin"),
-        ({"since": NOW, "until": NOW}, "until", "after the begin"),
-        ({"since": float("nan")}, "until", "after the begin"),
+        ({"since": NOW, "until": NOW - 1}, "until", "after the start"),
+        ({"since": NOW, "until": NOW}, "until", "after the start"),
+        ({"since": float("nan")}, "until", "after the start"),
         ({"since": 1e30, "until": 1e31}, "since", "a time before 2026-11-28"),
         ({"since": NOW - 900 * DAY, "bucket": "day"}, "since", "2024-09-20T00:00:00+05:30"),
         ({"since": NOW - 70 * DAY, "bucket": "hour"}, "since", "2026-09-28T00:00:00+05:30"),

@@ -98,7 +98,7 @@ def test_without_a_record_there_are_no_rows(run_here: RunHere) -> None:
         (["--by", "modle"], "Did you mean 'model'?"),
         (["--by", "day,hour"], "one of day, hour and minute"),
         (["--since", "soon"], "a duration such as 7d"),
-        (["--since", "1h", "--until", "2h"], "after the begin"),
+        (["--since", "1h", "--until", "2h"], "after the start"),
         (["--since", "3d", "--by", "minute"], "'hour' or more"),
         (["--watch", "--format", "csv"], "leave out --format"),
         (["--what-if", "cache=of"], "'cache=off'"),

@@ -44,8 +44,6 @@ from tests.http.conftest import OpenGateway
 from tests.stores import usually_on
 from tests.waiting import eventually
 
-CODE = Path(__file__).parent.parent.parent
-
 LOOKED_UP = ("Admit", "ReadEntry")
 OPENED = (*LOOKED_UP, "AcquireLease", "Reserve", "RenewLease")
 COMPLETED = ("Receive", "StoreImages", "Settle", "Publish")
@@ -266,7 +264,7 @@ async def arena(
                 workers=1,
                 redis_url=store_url,
                 module="tests.failing_gateway",
-                environ={FOLDER_VARIABLE: str(folder), "PYTHONPATH": str(CODE)},
+                environ={FOLDER_VARIABLE: str(folder)},
             )
         )
         alice, bob = [await survivor.client.with_key(name) for name in ("alice", "bob")]
