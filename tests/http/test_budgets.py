@@ -150,6 +150,12 @@ class Play:
             await sampling
         return replies
 
+    async def buying_workers(self) -> list[int]:
+        """The process ids of the workers that are alive and have an open purchase."""
+        journals = await execute(self.books.store, OpenJournals())
+        owners = {int(journal.worker.rsplit("-", 2)[1]) for journal in journals}
+        return sorted(owners & set(self.processes.workers()))
+
     async def purchases(self) -> list[Record]:
         """The records of purchases and corrections."""
         return [r for r in await self.processes.ledger() if r.outcome not in ("refused", "hit")]
@@ -215,11 +221,13 @@ async def test_killed_workers_leave_nothing_reserved_and_one_record_for_each_cal
     async with playing(tmp_path, store_url) as play:
         buying = asyncio.create_task(play.buy_all())
         chance = random.Random(SEED)
-        await eventually(lambda: play.upstream.calls)
+        buyers = await eventually(play.buying_workers)
         for _ in range(3):
+            if buyers:
+                with suppress(ProcessLookupError):
+                    os.kill(chance.choice(buyers), signal.SIGKILL)
             await asyncio.sleep(chance.uniform(0.05, 0.2))
-            with suppress(ProcessLookupError):
-                os.kill(chance.choice(sorted(play.processes.workers())), signal.SIGKILL)
+            buyers = await play.buying_workers()
         replies = await buying
         purchases = await play.purchases()
         await play.check_books(purchases)

@@ -30,7 +30,6 @@ from tests.gateways import (
     run_processes,
     run_upstream,
 )
-from tests.http.test_kill_points import CODE
 from tests.http.test_store_down import Outage, folder_missing, held_lock
 from tests.redis_server import emptied, run_durable_redis
 from tests.stores import usually_on
@@ -358,7 +357,6 @@ async def run_uncollected(
         redis_url=redis_url,
         options=options,
         module="tests.uncollected_gateway",
-        environ={"PYTHONPATH": str(CODE)},
     ) as (processes, client):
         yield processes, client
 
