@@ -221,7 +221,8 @@ async def test_killed_workers_leave_nothing_reserved_and_one_record_for_each_cal
     async with playing(tmp_path, store_url) as play:
         buying = asyncio.create_task(play.buy_all())
         chance = random.Random(SEED)
-        buyers = await eventually(play.buying_workers)
+        await eventually(lambda: len(play.upstream.calls) > 3)
+        buyers = await play.buying_workers()
         for _ in range(3):
             if buyers:
                 with suppress(ProcessLookupError):
