@@ -145,8 +145,9 @@ local function consume(consumptions, reserves)
       exceeded[#exceeded + 1] = number - 1
     end
     if counter.period == 'minute' then
-      if counter.maximum and has_room then
+      if counter.maximum and has_room and consumption.amount > 0 then
         counter.level = counter.level - consumption.amount * UNIT
+        counter.has_given = true
       end
     elseif reserves then
       counter.pending = counter.pending + consumption.amount
@@ -155,10 +156,11 @@ local function consume(consumptions, reserves)
   return nil, exceeded
 end
 
+-- Only of those that gave something: the level of another one may be cut to its present maximum.
 local function write_buckets(consumptions)
   for _, consumption in ipairs(consumptions) do
     local counter = consumption.counter
-    if counter.period == 'minute' and counter.maximum and consumption.amount > 0 then
+    if counter.has_given then
       redis.call('HSET', counter.key, 'level', digits(counter.level), 'at', digits(counter.at))
       redis.call('EXPIRE', counter.key, BUCKET_SECONDS)
     end
