@@ -731,6 +731,12 @@ class TestAdmit:
         assert [(one.denied, one.exceeded) for one in (first, second)] == [(None, ()), (None, (1,))]
         assert await peek(store, enforced.counter, shadow.counter) == [(6, 0), (3, 0)]
 
+    async def test_a_shadow_bucket_that_gave_nothing_stays_as_it_was(self, store: Store) -> None:
+        for maximum, exceeded in ((1, (0,)), (3, ())):
+            shadow = Consumption(bucket(maximum), 3, shadow=True)
+            admission = await execute(store, commands.Admit((), (shadow,)))
+            assert (admission.denied, admission.exceeded) == (None, exceeded)
+
     async def test_a_denied_admission_takes_nothing_from_a_shadow_bucket(
         self, store: Store
     ) -> None:
