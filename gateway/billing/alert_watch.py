@@ -333,7 +333,7 @@ class AlertWatch:
     # ── parts ───────────────────────────────────────────────────────────────────────────────
 
     async def tell(self, alert: Alert) -> bool:
-        """Publishes the event of an alert; False if it was published before, or nobody wants it.
+        """Publishes the event of an alert; False if it was before, or no webhook takes it.
 
         Raises `StoreUnavailable`.
         """

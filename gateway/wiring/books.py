@@ -24,7 +24,7 @@ def wire_focus(settings: Settings, store: Store) -> FocusExport:
 
 
 class _Uncounted:
-    """In place of metrics, which nobody reads of a command."""
+    """Discards what metrics would count: a command exports none."""
 
     def unreadable(self, records: int) -> None:
         """Counts nothing."""

@@ -253,7 +253,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "ask_for_more": Operation(
         "Ask the operators for more of a limit, once in its window",
         "images",
-        _ok("AskedForMore", "Whether they are told."),
+        _ok("AskedForMore", "Whether a webhook notifies the operators."),
         credential="key",
         body=Content(
             schema="AskForMore",
