@@ -14,22 +14,10 @@ from gateway.access.audit import (
     AuditEvent,
     changed_fields,
 )
+from tests.access.conftest import NOW, Clock
 from tests.conftest import OpenStore
 
-NOW = 1_800_000_000.0
 ADMIN = Actor("api", "admin", "192.0.2.1")
-
-
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

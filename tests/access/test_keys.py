@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from decimal import Decimal
 
 import pytest
@@ -26,24 +25,12 @@ from gateway.limits import Limit, check_limits
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
+from tests.access.conftest import Clock
 from tests.conftest import OpenStore
 from tests.processor import longest_pause_seconds
 from tests.stores import usually_on
 
 ADMIN = Actor("api", "admin")
-
-
-@dataclass
-class Clock:
-    now: float = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -13,23 +13,11 @@ from gateway.access.keys import Keys
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
 from gateway.store.batch import execute
 from gateway.store.commands import Get
+from tests.access.conftest import NOW, Clock
 from tests.conftest import OpenStore
 
 ADMIN = Actor("api", "admin", "192.0.2.1")
-NOW = 1_800_000_000.0
 DAY = 86_400
-
-
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
