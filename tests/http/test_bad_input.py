@@ -943,6 +943,11 @@ class Served:
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
+def _without_uses(keys: Any) -> Any:
+    """A list of keys without the minutes of their last uses, which are written later."""
+    return [{n: v for n, v in key.items() if n != "last_used_at"} for key in keys["data"]]
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     """`gateway serve` with one worker."""
@@ -1178,7 +1183,7 @@ async def test_a_faulty_key_is_refused_and_changes_no_key(
     shared: Shared, method: str, fields: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
     admin, path = shared.gateway.client.admin, "/admin/keys"
-    before = (await admin("GET", path)).json
+    before = _without_uses((await admin("GET", path)).json)
     if method == "PATCH":
         path += f"/{shared.alice.key_id}"
         body = fields
@@ -1192,7 +1197,7 @@ async def test_a_faulty_key_is_refused_and_changes_no_key(
     assert reply.error["param"] == field
     if expected is not None:
         assert reply.error == expected
-    assert (await admin("GET", "/admin/keys")).json == before
+    assert _without_uses((await admin("GET", "/admin/keys")).json) == before
 
 
 @in_module
