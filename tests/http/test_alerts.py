@@ -136,6 +136,7 @@ async def a_file_has_a_fault(watched: Watched) -> None:
     models.write_text(text.replace("default_model:", "defalt_model:", 1))
     await watched.prometheus.until_firing("ImageGatewayConfigReloadFailed")
     models.write_text(text)
+    await watched.prometheus.until_silent("ImageGatewayConfigReloadFailed")
 
 
 async def the_books_differ(watched: Watched) -> None:
