@@ -302,11 +302,19 @@ class LimitExceeded(GatewayError):
     status = 429
 
     def __init__(
-        self, message: str, *, reason: str, refusal: LimitRefusal | None = None, **fields: Any
+        self,
+        message: str,
+        *,
+        reason: str,
+        scope: str | None = None,
+        refusal: LimitRefusal | None = None,
+        **fields: Any,
     ) -> None:
         super().__init__(message, **fields)
         self.reason = reason
-        """The limit's name, for the metrics."""
+        """The limit's name, for the metrics, the log and the ledger."""
+        self.scope = scope
+        """Whose limit it is: `key:NAME`, `team:NAME`, `everyone`, or `address`."""
         self.refusal = refusal
         """Of a reservation: what it concerns besides this purchase."""
 
