@@ -156,6 +156,7 @@ class ErrorCode(StrEnum):
 
     # ── administration ──
     KEY_NOT_FOUND = "key_not_found", 404, "There is no active key with this id."
+    REQUEST_NOT_FOUND = "request_not_found", 404, "The books have no request with this id."
     PURGE_NOT_FOUND = "purge_not_found", 404, "There is no purge with this id."
     NAME_TAKEN = "name_taken", 409, "An active key, or a team, has this name."
     DECLARED_IN_FILE = (
