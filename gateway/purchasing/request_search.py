@@ -169,8 +169,9 @@ class RequestSearch:
             owner = _owner(name, search.found.values(), journals)
         if owner is None:
             raise self._not_found(name)
-        request_id, at = owner
+        request_id, recorded_at = owner
         if request_id != name:
+            at = time_of(request_id, now=self._clock()) or recorded_at
             search, journals = await self._search(request_id, at, since=None)
         records = _in_order(search.found)
         return FoundRequest(
