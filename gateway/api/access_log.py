@@ -7,6 +7,7 @@ request, no text of its body, and no message of an error. Fields that do not app
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Final
 
 import structlog
@@ -25,6 +26,8 @@ NO_ENDPOINT: Final = "none"
 """Of a request that matches no route, or that could not be read."""
 
 _CACHE_STATUS: Final = "Cache-Status"
+
+_WORD: Final = re.compile(r"[a-z][a-z0-9_]{2,63}")
 
 _NO_COST: Final = show_usd(0)
 
@@ -118,5 +121,6 @@ def _add_error(fields: dict[str, Any], error: GatewayError) -> None:
 
 
 def _code(error: GatewayError) -> str:
-    # `str`: an `ErrorCode` would be shown with its class in text.
-    return str(error.code or error.type)
+    # Upstream's own code may quote what it refuses, the prompt or a name.
+    words = (error.code, error.type, "upstream_error")
+    return next(str(word) for word in words if word and _WORD.fullmatch(word))
