@@ -86,11 +86,12 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
     except BaseException as fault:
         # The handler was cancelled, or it failed when its response had begun.
+        is_cancelled = isinstance(fault, asyncio.CancelledError)
         log_request(
             request,
             exchange,
             endpoint=endpoint,
-            outcome=exchange.outcome or "failed",
+            outcome="failed" if is_cancelled else exchange.outcome or "failed",
             seconds=time.monotonic() - exchange.started_at,
             error=_interruption(fault),
         )
