@@ -5,8 +5,8 @@ A record of the ledger is looked up by its id without an index: the time says wh
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import time
 from typing import Final
 
@@ -19,12 +19,12 @@ _HEX: Final = re.compile(r"(?:req_)?([0-9a-f]{28,32})(?:-late)?")
 
 def new_request_id() -> str:
     """An id as the images API makes them: `req_` and 32 hex digits."""
-    return f"req_{_time_now()}{secrets.token_hex(10)}"
+    return f"req_{_now_ms():012x}{os.urandom(10).hex()}"
 
 
 def new_purchase_id() -> str:
     """28 hex digits."""
-    return f"{_time_now()}{secrets.token_hex(8)}"
+    return f"{_now_ms():012x}{os.urandom(8).hex()}"
 
 
 def time_of(name: str, *, now: float) -> float | None:
@@ -35,6 +35,5 @@ def time_of(name: str, *, now: float) -> float | None:
     return made_at if _EARLIEST <= made_at <= now + 86_400 else None
 
 
-def _time_now() -> str:
-    """The milliseconds since 1970 in hex."""
-    return f"{time.time_ns() // 1_000_000:0{_TIME_DIGITS}x}"
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

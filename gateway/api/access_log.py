@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from gateway.api.exchange import Exchange
+from gateway.api.rendering import CACHE_STATUS, COST, SAVED
 from gateway.billing.quota import show_usd
 from gateway.errors import GatewayError, LimitExceeded
 from gateway.proxy.context import RequestContext
@@ -25,11 +26,9 @@ EVENT: Final = "request_answered"
 NO_ENDPOINT: Final = "none"
 """Of a request that matches no route, or that could not be read."""
 
-_CACHE_STATUS: Final = "Cache-Status"
+_CACHE_NAME: Final = len("image-gateway; ")
 
 _WORD: Final = re.compile(r"[a-z][a-z0-9_]{2,63}")
-
-_NO_COST: Final = show_usd(0)
 
 log = structlog.get_logger("gateway.access_log")
 
@@ -56,8 +55,7 @@ def log_request(
     }
     if response is not None:
         fields["status"] = response.status
-        size = response.content_length
-        fields["bytes"] = exchange.streamed_bytes if size is None else size
+        fields["bytes"] = exchange.body_bytes or response.content_length or 0
     if request.transport is None:
         fields["client_disconnected"] = True
     if exchange.key_name is not None:
@@ -95,11 +93,12 @@ def _add_image_request(fields: dict[str, Any], exchange: Exchange, context: Requ
         fields["team"] = team
     if exchange.model is not None:
         fields["model"] = exchange.model
-    if (status := exchange.headers.get(_CACHE_STATUS)) is not None:
+    if (status := exchange.headers.get(CACHE_STATUS)) is not None:
         fields["cache"] = _cache_word(status)
-    fields["cost_usd"] = show_usd(purchase.cost_micros) if purchase.cost_micros else _NO_COST
+    # The header of a stream is sent before its cost is known.
+    fields["cost_usd"] = exchange.headers.get(COST) or show_usd(purchase.cost_micros)
     if exchange.saved_micros:
-        fields["saved_usd"] = show_usd(exchange.saved_micros)
+        fields["saved_usd"] = exchange.headers.get(SAVED) or show_usd(exchange.saved_micros)
     if purchase.upstream is not None:
         fields["upstream"] = purchase.upstream
         fields["upstream_seconds"] = round(purchase.upstream_seconds, 4)
@@ -107,9 +106,10 @@ def _add_image_request(fields: dict[str, Any], exchange: Exchange, context: Requ
 
 def _cache_word(status: str) -> str:
     """What a Cache-Status says in one word: `hit`, `stale`, `miss`, `partial`, `request`, …"""
-    if "; detail=stale-if-error" in status:
-        return "stale"
-    return status.split("; ", 2)[1].rpartition("=")[2]
+    handling = status[_CACHE_NAME:]
+    if handling.startswith("hit"):
+        return "stale" if "=stale" in handling else "hit"
+    return handling.partition(";")[0].rpartition("=")[2]
 
 
 def _add_error(fields: dict[str, Any], error: GatewayError) -> None:

@@ -45,8 +45,8 @@ class Exchange:
     """The original cost of the images that it was answered with and did not buy."""
     error: GatewayError | None = None
     """What it was answered with instead."""
-    streamed_bytes: int = 0
-    """Of the events of a stream."""
+    body_bytes: int = 0
+    """Of an image response as far as it was sent, or is to be sent at once."""
     has_begun: bool = False
     """The response has begun, so there can be no other one."""
 

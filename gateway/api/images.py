@@ -135,7 +135,7 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
 
 
 async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
-    size = sum(map(len, pieces))
+    size = request[EXCHANGE].body_bytes = sum(map(len, pieces))
     if size <= JOIN_BYTES:
         return web.Response(body=b"".join(pieces), content_type=JSON)
     response = web.StreamResponse(headers={hdrs.CONTENT_LENGTH: str(size)})

@@ -139,7 +139,7 @@ class EventStream:
     async def _write(self, pieces: Sequence[bytes]) -> None:
         if self._response is None or self._is_disconnected:
             return
-        self._exchange.streamed_bytes += sum(map(len, pieces))
+        self._exchange.body_bytes += sum(map(len, pieces))
         try:
             await write_pieces(self._request, self._response, pieces)
         except ConnectionError:
