@@ -39,7 +39,7 @@ from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
 from gateway.purchasing.request_search import RequestSearch
 from gateway.purchasing.upstream_health import UpstreamHealth
-from gateway.tasks import SerialThread
+from gateway.tasks import SerialThread, SingleFlight
 
 
 class ApiSettings(BaseModel):
@@ -105,6 +105,8 @@ class Services:
     policy: Callable[[], Policy]
     """The current policy; a request takes one snapshot."""
     metrics: Metrics
+    scrapes: SingleFlight[str, bytes]
+    """Those that come at the same time share their answer."""
     running_totals: RunningTotals
     reports: Reports
     teams: Teams
