@@ -70,6 +70,8 @@ class BookValues(Protocol):
     def limit_max(self) -> Mapping[tuple[str, ...], float]: ...
     @property
     def limit_used_ratio(self) -> Mapping[tuple[str, ...], float]: ...
+    @property
+    def limit_shadow(self) -> Mapping[tuple[str, ...], float]: ...
 
 
 class BookGauges:
@@ -89,6 +91,9 @@ class BookGauges:
             "The part of a limit that is used or reserved",
             (*subject, "limit"),
         )
+        self._shadow = _BookGauge(
+            "limit_shadow", "1 for a limit that refuses nothing", (*subject, "limit")
+        )
         self._balanced = _BookGauge(
             "ledger_balanced", "1 if the books agreed when they were last verified, else 0"
         )
@@ -99,7 +104,7 @@ class BookGauges:
 
     def register(self, registry: CollectorRegistry) -> None:
         """Shows the gauges in a registry."""
-        for gauge in (self._spend, self._reserved, self._max, self._used):
+        for gauge in (self._spend, self._reserved, self._max, self._used, self._shadow):
             registry.register(gauge)
         registry.register(self._balanced)
         registry.register(self._verified_at)
@@ -110,6 +115,7 @@ class BookGauges:
         self._reserved.values = values.reserved_usd
         self._max.values = values.limit_max
         self._used.values = values.limit_used_ratio
+        self._shadow.values = values.limit_shadow
 
     def show_verified(self, results: Mapping[float, bool]) -> None:
         """Shows the last verifications: whether the books agreed, by time. None: nothing."""

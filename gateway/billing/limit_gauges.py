@@ -26,6 +26,7 @@ class GaugeValues:
     reserved_usd: dict[tuple[str, ...], float] = field(default_factory=dict)
     limit_max: dict[tuple[str, ...], float] = field(default_factory=dict)
     limit_used_ratio: dict[tuple[str, ...], float] = field(default_factory=dict)
+    limit_shadow: dict[tuple[str, ...], float] = field(default_factory=dict)
 
 
 class LimitGauges:
@@ -80,6 +81,8 @@ def _add(
         values.limit_max[*labels, name] = rule.maximum / scale
         used = state.used + state.reserved
         values.limit_used_ratio[*labels, name] = used / rule.maximum if rule.maximum else 1.0
+        if rule.mode == "shadow":
+            values.limit_shadow[*labels, name] = 1.0
 
 
 def _add_to(values: dict[tuple[str, ...], float], labels: tuple[str, ...], micros: int) -> None:

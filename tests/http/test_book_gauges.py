@@ -46,7 +46,8 @@ async def test_spending_and_reservations_show_for_key_team_and_everyone(
 async def test_limits_show_their_maximum_and_how_much_of_it_is_used(gateway: InProcess) -> None:
     limits = {"usd_per_day": 2.5, "images_per_minute": 4, "tokens_per_day": 0}
     bob = await gateway.client.with_key("bob", limits={**limits, "tokens_per_day": 10**6})
-    await gateway.client.with_key("carol", limits={"tokens_per_day": 0})
+    shadow = {"max": 3, "mode": "shadow"}
+    await gateway.client.with_key("carol", limits={"tokens_per_day": 0, "images_per_day": shadow})
     await bob.ask("an otter")
     spent = sum(record.cost_micros for record in await gateway.ledger()) / 1e6
     samples = await gateway.client.metrics()
@@ -59,6 +60,10 @@ async def test_limits_show_their_maximum_and_how_much_of_it_is_used(gateway: InP
     assert samples[ratio] == pytest.approx(spent / 2.5)
     nothing = sample("limit_used_ratio", scope="key", name="carol", limit="tokens_per_day")
     assert samples[nothing] == 1.0
+    shadowed = {name: value for name, value in samples.items() if "limit_shadow" in name}
+    assert shadowed == {
+        sample("limit_shadow", scope="key", name="carol", limit="images_per_day"): 1.0
+    }
     await gateway.client.admin("DELETE", f"/admin/keys/{bob.key_id}")
     assert ratio not in await gateway.client.metrics()
 
