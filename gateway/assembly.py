@@ -46,7 +46,7 @@ from gateway.cache.partial_images import PartialImages
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.settings import Settings
-from gateway.metrics import Metrics
+from gateway.metrics import AccountMetrics, Metrics
 from gateway.net.client_address import TrustedProxies
 from gateway.net.server_tls import BadPair, ServerTls
 from gateway.proxy.idempotency import IdempotentImages
@@ -74,7 +74,7 @@ from gateway.room_settings import (
 )
 from gateway.store.protocol import BlobStore, Store
 from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
-from gateway.tasks import OwnedTasks, SerialThread
+from gateway.tasks import OwnedTasks, SerialThread, SingleFlight
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from gateway.webhooks.outbox import Outbox
@@ -128,6 +128,8 @@ async def open_gateway(
 ) -> AsyncIterator[Gateway]:
     """Everything that one worker needs, wired, without its background jobs."""
     metrics, health = Metrics(), Health()
+    account = metrics.upstream.account(settings.upstream.name)
+    metrics.process.configured.set(settings.workers.count)
     policy = create_policy(source, metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
@@ -141,7 +143,7 @@ async def open_gateway(
             open_links(fetch_settings(settings), observer=metrics.upstream.fetched)
         )
         client = await stack.enter_async_context(
-            open_client(client_settings(settings), observer=metrics.upstream)
+            open_client(client_settings(settings), observer=account)
         )
         http = await stack.enter_async_context(open_http(sender_settings(settings)))
         gateway = wire_gateway(
@@ -153,6 +155,7 @@ async def open_gateway(
             links=links,
             http=http,
             metrics=metrics,
+            account=account,
             health=health,
             tls=tls,
         )
@@ -173,6 +176,7 @@ def wire_gateway(
     links: LinkFetcher,
     http: GuardedHttp,
     metrics: Metrics,
+    account: AccountMetrics,
     health: Health,
     tls: ServerTls | None = None,
 ) -> Gateway:
@@ -244,6 +248,7 @@ def wire_gateway(
         name=settings.upstream.name,
         worker=worker,
         is_breaker_open=lambda: client.is_breaker_open,
+        observer=account,
     )
     purchases = Purchases(
         purchase_settings(settings, worker),
@@ -317,6 +322,7 @@ def wire_gateway(
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
         declared_keys=DeclaredKeys(store, lambda: policy().access, worker=worker),
+        scrapes=SingleFlight(),
         running_totals=RunningTotals(store, settings.billing.metric_labels),
         limit_gauges=LimitGauges(store),
         focus=FocusExport(store, totals, focus_settings(settings)),
@@ -354,6 +360,7 @@ def create_policy(source: PolicySource, metrics: Metrics) -> CurrentPolicy:
             sizes=policy.values_of("size"),
             qualities=policy.values_of("quality"),
             prices_as_of=policy.catalog.prices_as_of,
+            retiring_models=policy.retiring_models,
         )
 
     return CurrentPolicy(source, on_change=on_change, on_failure=metrics.config_reload_failures.inc)

@@ -76,6 +76,15 @@ class Calendar:
         }
         return Day(self.start_of(today), tomorrow, MappingProxyType(windows))
 
+    def starts_at(self, now: float) -> Mapping[str, int]:
+        """When each window that contains `now` began, by period."""
+        today = self.date_at(now)
+        return {
+            "day": self.start_of(today),
+            "week": self.start_of(today - timedelta(days=today.weekday())),
+            "month": self.start_of(today.replace(day=1)),
+        }
+
     def start_of(self, day: date) -> int:
         """The first instant whose local date is `day` or a later one."""
         midnight = datetime(day.year, day.month, day.day, tzinfo=self._zone)

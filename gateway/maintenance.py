@@ -34,6 +34,7 @@ from gateway.purchasing.upstream_health import WRITE_SECONDS
 from gateway.store.batch import execute
 from gateway.store.commands import Deregister, Heartbeat, Sweep
 from gateway.store.turns import PART_OF_INTERVAL, take_turn
+from gateway.tuning import resident_bytes
 from gateway.upstream.fetch import open_link_fetcher
 from gateway.webhooks.sender import SEND_EVERY_SECONDS
 
@@ -47,6 +48,7 @@ AUDIT_RETENTION_SECONDS: Final = 3600.0
 ALERT_CLAIMS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 2.0
+PROCESS_SECONDS: Final = 5.0
 MAX_SWEPT: Final = 500
 HEARTBEAT_RETRY_SECONDS: Final = 1.0
 """After an outage of the store, workers send heartbeats before one of them judges the others."""
@@ -61,6 +63,8 @@ class Job:
     step: Callable[[], Awaitable[object]]
     start_early: asyncio.Event | None = None
     """If set, the next step starts at once. The step clears it."""
+    is_done_at_start: bool = False
+    """The first step was made before the first request."""
     retry_seconds: float = math.inf
     """The pause instead, if that is shorter, after a step that found the store unavailable."""
 
@@ -91,7 +95,8 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
-        Job("key_labels", 60.0, lambda: label_keys(gateway.services)),
+        Job("key_labels", 60.0, lambda: label_keys(gateway.services), is_done_at_start=True),
+        Job("process", PROCESS_SECONDS, lambda: measure_process(gateway)),
         Job("declared_keys", RECORD_EVERY_SECONDS, gateway.services.declared_keys.record),
         Job("raises", RAISES_SECONDS, lambda: forget_ended_raises(gateway)),
         Job("alerts", LOOK_EVERY_SECONDS, gateway.services.alert_watch.look),
@@ -115,6 +120,8 @@ async def open_running_gateway(
         with suppress(StoreUnavailable):
             await send_heartbeat(gateway)
             await gateway.cache.takedowns.refresh()
+            # Until then no key has a label of its own in the metrics.
+            await label_keys(gateway.services)
         async with run_jobs(background_jobs(settings, gateway)):
             try:
                 yield gateway
@@ -168,6 +175,8 @@ async def run_jobs(jobs: tuple[Job, ...]) -> AsyncIterator[None]:
 async def repeat(job: Job) -> None:
     """Repeats a job's step. A failure is logged, and the job continues."""
     fault = Condition(log, "job_failed", "job_works", fields={"job": job.name}, level="error")
+    if job.is_done_at_start:
+        await asyncio.sleep(job.interval_seconds)
     while True:
         pause = job.interval_seconds
         try:
@@ -209,6 +218,13 @@ async def check_certificate(gateway: Gateway) -> None:
     """Logs a warning once a day while the certificate is about to expire."""
     if gateway.tls is not None:
         gateway.tls.log_expiry(datetime.now(UTC))
+
+
+async def measure_process(gateway: Gateway) -> None:
+    """Shows the processor time and the memory of this worker."""
+    gateway.services.metrics.process.measured(
+        cpu_seconds=time.process_time(), memory_bytes=resident_bytes()
+    )
 
 
 async def apply_takedowns(gateway: Gateway) -> None:

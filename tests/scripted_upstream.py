@@ -140,6 +140,8 @@ class Notes:
 
     attempts: list[tuple[str, int | str]] = field(default_factory=list)
     retries: int = 0
+    waiting: list[int] = field(default_factory=list)
+    waits_seconds: list[float] = field(default_factory=list)
     turns: list[bool] = field(default_factory=list)
 
     def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
@@ -148,6 +150,12 @@ class Notes:
 
     def retried(self) -> None:
         self.retries += 1
+
+    def waits(self, more: int) -> None:
+        self.waiting.append(more)
+
+    def waited(self, seconds: float) -> None:
+        self.waits_seconds.append(seconds)
 
     def breaker_turned(self, *, is_open: bool) -> None:
         self.turns.append(is_open)

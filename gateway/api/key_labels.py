@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.api.services import Services
-from gateway.billing.limit_gauges import GaugeValues, distinct
+from gateway.billing.limit_gauges import distinct
 from gateway.billing.running_totals import KeyNames
 from gateway.metrics import MAX_KEYS
 
@@ -23,23 +23,3 @@ async def label_keys(services: Services) -> None:
     # Everyone also without a key: what was spent this month stays spent.
     of_keys = (subject for key in found for subject in key.subjects)
     services.limit_gauges.subjects = distinct((await services.keys.everyone(), *of_keys))
-
-
-async def show_books(services: Services) -> None:
-    """Reads the metrics of money from the books. Raises `StoreUnavailable`."""
-    # So a new key is there from its first second. Listing many would stop the event loop.
-    if services.running_totals.are_keys_few:
-        await label_keys(services)
-    models = services.policy().catalog.models
-    services.metrics.running_totals.show(await services.running_totals.read(models))
-    books = services.metrics.books
-    books.show(await services.limit_gauges.read())
-    results = await services.limit_gauges.read_verified()
-    books.show_verified({one.time: one.is_balanced for one in results})
-
-
-def hide_books(services: Services) -> None:
-    """Leaves them out, while the store is unavailable: not what they were at some earlier time."""
-    services.metrics.running_totals.show({})
-    services.metrics.books.show(GaugeValues())
-    services.metrics.books.show_verified({})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -10,9 +9,9 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.api.http.json import json_response
-from gateway.api.key_labels import hide_books, show_books
+from gateway.api.http.sending import send_body
+from gateway.api.scraping import scrape
 from gateway.api.services import SERVICES
-from gateway.errors import StoreUnavailable
 from gateway.failure_report import Reason
 from gateway.metrics import CONTENT_TYPE
 
@@ -28,6 +27,10 @@ SEE_FAILURES: Final = (
 
 CODE: Final = re.compile(r"[a-z][a-z_]{2,63}")
 """A code that is a word of the API, and cannot name a person."""
+
+
+GZIP: Final = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
+"""In `Accept-Encoding`, unless its weight is 0."""
 
 
 async def healthz(_request: web.Request) -> web.Response:
@@ -80,13 +83,15 @@ async def readyz(request: web.Request) -> web.Response:
     )
 
 
-async def metrics(request: web.Request) -> web.Response:
+async def metrics(request: web.Request) -> web.StreamResponse:
     """The metrics of all workers in Prometheus' text form."""
-    services = request.app[SERVICES]
-    try:
-        await show_books(services)
-    except StoreUnavailable:
-        hide_books(services)
-    # In a thread: a thousand series take milliseconds.
-    body = await asyncio.to_thread(services.metrics.render)
-    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+    compressed = GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, "")) is not None
+    body = await scrape(request.app[SERVICES], compressed=compressed)
+    headers = {
+        hdrs.CONTENT_TYPE: CONTENT_TYPE,
+        hdrs.CONTENT_LENGTH: str(len(body)),
+        hdrs.VARY: hdrs.ACCEPT_ENCODING,
+    }
+    if compressed:
+        headers[hdrs.CONTENT_ENCODING] = "gzip"
+    return await send_body(request, web.StreamResponse(headers=headers), [body])

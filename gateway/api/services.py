@@ -38,7 +38,7 @@ from gateway.metrics import Metrics
 from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
 from gateway.purchasing.upstream_health import UpstreamHealth
-from gateway.tasks import SerialThread
+from gateway.tasks import SerialThread, SingleFlight
 
 
 class ApiSettings(BaseModel):
@@ -104,6 +104,8 @@ class Services:
     policy: Callable[[], Policy]
     """The current policy; a request takes one snapshot."""
     metrics: Metrics
+    scrapes: SingleFlight[str, bytes]
+    """Those that come at the same time share their answer."""
     running_totals: RunningTotals
     reports: Reports
     teams: Teams

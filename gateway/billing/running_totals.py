@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from gateway.images import Record
-from gateway.store.batch import execute
-from gateway.store.commands import ReadRunningTotals, RunningTotal
+from gateway.store.batch import Batch
+from gateway.store.commands import ReadFirstCharges, ReadRunningTotals, RunningTotal
 from gateway.store.protocol import Store
 
 EVERYONE: Final = "everyone"
@@ -58,6 +58,14 @@ def label_total(name: str, value: str) -> str:
     return f"label:{name}={value}"
 
 
+class ShownTotals(NamedTuple):
+    """Running totals by scope and name."""
+
+    totals: Mapping[tuple[str, str], RunningTotal]
+    first_charges: Mapping[tuple[str, ...], float]
+    """When each was first charged, in Unix seconds, if that is known."""
+
+
 class RunningTotals:
     """Reads the running totals of keys, teams, everyone, models and labels for the metrics."""
 
@@ -71,7 +79,7 @@ class RunningTotals:
         self.are_keys_few = True
         """Whether there are so few keys that they can be listed for each read."""
 
-    async def read(self, models: Iterable[str]) -> Mapping[tuple[str, str], RunningTotal]:
+    async def read(self, models: Iterable[str]) -> ShownTotals:
         """By scope and name, 0 for those that nothing has moved yet. Raises `StoreUnavailable`."""
         keys = self.keys
         shown = [
@@ -81,13 +89,19 @@ class RunningTotals:
             *self._shown_labels(),
             (EVERYONE, EVERYONE, ""),
         ]
-        totals = await execute(self._store, ReadRunningTotals(tuple(total for total, *_ in shown)))
+        names = tuple(total for total, *_ in shown)
+        batch = Batch(self._store)
+        totals, times = batch.add(ReadRunningTotals(names)), batch.add(ReadFirstCharges(names))
+        await batch.execute()
+        first_charges: dict[tuple[str, ...], float] = {}
         found: dict[tuple[str, str], RunningTotal] = defaultdict(RunningTotal)
-        for (_, scope, name), total in zip(shown, totals, strict=True):
+        for (_, scope, name), total, at in zip(shown, totals.value, times.value, strict=True):
             # An expired key and its successor may have one name.
             pairs = zip(found[scope, name], total, strict=True)
             found[scope, name] = RunningTotal(*(before + more for before, more in pairs))
-        return found
+            if at is not None:
+                first_charges[scope, name] = min(at, first_charges.get((scope, name), at))
+        return ShownTotals(found, first_charges)
 
     def _shown_labels(self) -> Iterator[tuple[str, str, str]]:
         """The running total of each value of the labels that metrics show; its scope and name."""

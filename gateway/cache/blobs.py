@@ -96,8 +96,8 @@ class Observer(Protocol):
     def damaged(self) -> None:
         """Bytes in the store did not match their hash."""
 
-    def lru_measured(self, lru_totals: LruTotals) -> None:
-        """The totals of the LRU index now."""
+    def lru_measured(self, lru_totals: LruTotals, *, max_bytes: int) -> None:
+        """The totals of the LRU index now, and the bound of its bytes."""
 
 
 class OnEvicted(Protocol):
@@ -305,7 +305,7 @@ class Blobs:
         partials = EvictTo(partials_bound(max_bytes), index="partials")
         while evicted := await execute(self._store, partials):
             await asyncio.gather(*map(self._blob_store.ephemeral().delete, evicted))
-        self._observer.lru_measured(await self.totals())
+        self._observer.lru_measured(await self.totals(), max_bytes=max_bytes)
 
     async def totals(self) -> LruTotals:
         """How many images are stored, and their bytes. Raises `StoreUnavailable`."""

@@ -78,7 +78,10 @@ async def _serve(
         for site in sites:
             await site.start()
         ready()
+        workers = gateway.services.metrics.process.workers
+        workers.set(1)
         received = await _wait_for_signal(signals, parent)
+        workers.set(0)
         gateway.services.health.closes_connections = True
         if received == signal.SIGUSR1:
             # Another worker takes new connections. Those that this one took now would be cut within

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 import structlog
@@ -171,6 +171,13 @@ class _Pending:
         )
 
 
+class Observer(Protocol):
+    """Shows how purchases go, as the metrics do."""
+
+    def judged(self, *, is_failing: bool, last_success_at: float | None) -> None:
+        """The state of all workers, as this one knows it."""
+
+
 class UpstreamHealth:
     """Logs and remembers how the purchases of this worker end."""
 
@@ -181,12 +188,14 @@ class UpstreamHealth:
         name: str,
         worker: str,
         is_breaker_open: Callable[[], bool],
+        observer: Observer,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._name = name
         self._worker = worker
         self._is_breaker_open = is_breaker_open
+        self._observer = observer
         self._clock = clock
         self._pending = _Pending()
         self._writing = _Pending()
@@ -249,11 +258,17 @@ class UpstreamHealth:
     async def refresh(self) -> None:
         """Writes what is new, at most once a second; else reads. Raises `StoreUnavailable`."""
         self.changed.clear()
-        async with self._lock:
-            if self._must_write() and time.monotonic() - self._written_at >= WRITE_SECONDS:
-                await self._write_pending()
-            else:
-                await self._read()
+        try:
+            async with self._lock:
+                if self._must_write() and time.monotonic() - self._written_at >= WRITE_SECONDS:
+                    await self._write_pending()
+                else:
+                    await self._read()
+        finally:  # without the store, as far as this worker knows it
+            state = self.current()
+            self._observer.judged(
+                is_failing=state.is_failing, last_success_at=state.last_success_at
+            )
 
     async def read_all(self) -> Sequence[UpstreamState]:
         """The states of all upstreams, with what is new here. Raises `StoreUnavailable`."""

@@ -72,6 +72,12 @@ class Observer(Protocol):
     def retried(self) -> None:
         """Another attempt will follow."""
 
+    def waits(self, more: int) -> None:
+        """A purchase begins (1) or ends (−1) to wait before it may be sent."""
+
+    def waited(self, seconds: float) -> None:
+        """A purchase has waited so long before its last attempt."""
+
     def breaker_turned(self, *, is_open: bool) -> None:
         """The circuit breaker has opened or closed."""
 
@@ -83,6 +89,12 @@ class Unobserved:
         """Nothing."""
 
     def retried(self) -> None:
+        """Nothing."""
+
+    def waits(self, more: int) -> None:
+        """Nothing."""
+
+    def waited(self, seconds: float) -> None:
         """Nothing."""
 
     def breaker_turned(self, *, is_open: bool) -> None:
@@ -424,18 +436,29 @@ class UpstreamClient:
     async def _send(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
         """Sends and retries until there is an answer or a failure that is not retried."""
         started = self._pace.clock()
-        retries = 0
-        while True:
-            outcome = await self._observe_attempt(prepared, state)
-            if not isinstance(outcome, _Failed):
-                return outcome
-            elapsed = self._pace.clock() - started
-            wait = self._wait_seconds(outcome, retries=retries, elapsed_seconds=elapsed)
-            if wait is None:
-                return outcome
-            retries += 1
-            self._observer.retried()
-            await self._pace.sleep(wait)
+        retries, waited_seconds = 0, 0.0
+        try:
+            while True:
+                outcome = await self._observe_attempt(prepared, state)
+                if not isinstance(outcome, _Failed):
+                    return outcome
+                elapsed = self._pace.clock() - started
+                wait = self._wait_seconds(outcome, retries=retries, elapsed_seconds=elapsed)
+                if wait is None:
+                    return outcome
+                retries += 1
+                self._observer.retried()
+                await self._wait(wait)
+                waited_seconds += wait
+        finally:
+            self._observer.waited(waited_seconds)
+
+    async def _wait(self, seconds: float) -> None:
+        self._observer.waits(1)
+        try:
+            await self._pace.sleep(seconds)
+        finally:
+            self._observer.waits(-1)
 
     def _wait_seconds(
         self, failed: _Failed, *, retries: int, elapsed_seconds: float

@@ -67,7 +67,10 @@ PLANNED = {
         queue_length, queue_wait_seconds, refusals_total, cache_entries, cache_bytes,
         cache_evictions_total, flights, rehost_total, store_up, store_errors_total,
         config_reload_failures_total, price_table_age_seconds, build_info, charged_usd_total,
-        corrected_usd_total, saved_usd_total""",
+        corrected_usd_total, saved_usd_total, first_charge_timestamp_seconds, upstream_up,
+        upstream_last_success_timestamp_seconds, window_start_timestamp_seconds,
+        window_end_timestamp_seconds, cache_limit_bytes, model_shutdown_timestamp_seconds,
+        workers, workers_configured, worker_memory_bytes, worker_cpu_seconds_total""",
 }
 
 

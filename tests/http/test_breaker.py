@@ -27,7 +27,7 @@ from tests.waiting import DEADLINE_SECONDS, run_out_of_time
 OPEN_SECONDS = 10
 MAX_RETRY_SECONDS = 120
 """SDKs do not wait longer."""
-BREAKER_OPEN = "gateway_upstream_breaker_open"
+BREAKER_OPEN = 'gateway_upstream_breaker_open{upstream="default"}'
 
 
 async def ask_each(client: Client, fault: str, count: int) -> list[Reply]:

@@ -78,7 +78,11 @@ from gateway.store.commands.lru_index import (
     Untrack,
 )
 from gateway.store.commands.records import CompareAndSet, Get, RecordsPage, ScanRecords, Write
-from gateway.store.commands.running_totals import ReadRunningTotals, RunningTotal
+from gateway.store.commands.running_totals import (
+    ReadFirstCharges,
+    ReadRunningTotals,
+    RunningTotal,
+)
 from gateway.store.commands.server import (
     Inspect,
     MeasureStore,
@@ -172,6 +176,7 @@ __all__ = [
     "ReadBooks",
     "ReadEntry",
     "ReadEvents",
+    "ReadFirstCharges",
     "ReadJournalState",
     "ReadLedger",
     "ReadLruTotals",

@@ -22,6 +22,16 @@ class RunningTotal(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadFirstCharges(Command[Sequence[float | None]]):
+    """When `charged` of these running totals first grew: the store's time in Unix seconds.
+
+    None for one that was never charged, or first by an older gateway, which did not note it.
+    """
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReadRunningTotals(Command[Sequence[RunningTotal]]):
     """The running totals of these names, in their order; 0 for a name that has none yet."""
 

@@ -22,5 +22,15 @@ def _read_running_totals(command: commands.ReadRunningTotals, keys: Keys) -> Red
     return RedisCommand(("HMGET", f"{keys.books}running-totals", *fields), read=read_all)
 
 
+@encode.register
+def _read_first_charges(command: commands.ReadFirstCharges, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[bytes | None]) -> Sequence[float | None]:
+        times = [None if micros is None else int(micros) / 1e6 for micros in reply]
+        return times[: len(command.names)]
+
+    fields = [f"{name}:first_charge" for name in command.names or ("",)]
+    return RedisCommand(("HMGET", f"{keys.books}running-totals", *fields), read=read)
+
+
 def _read_nothing(_reply: Sequence[bytes | None]) -> Sequence[RunningTotal]:
     return []

@@ -3,7 +3,8 @@
 
 local BOOKS = KEYS[1]
 local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last heartbeat
-local RUNNING_TOTALS = BOOKS .. 'running-totals' -- hash: <name>:<kind> → micro-dollars
+local RUNNING_TOTALS = BOOKS .. 'running-totals' -- hash: <name>:<kind> → micro-dollars;
+-- <name>:first_charge → microseconds, when `charged` first grew
 
 local function journal_key(purchase)
   return BOOKS .. 'journal:' .. purchase
@@ -28,6 +29,9 @@ end
 
 local function add_to_total(name, kind, usd_micros)
   if usd_micros ~= 0 then
-    redis.call('HINCRBY', RUNNING_TOTALS, name .. ':' .. kind, digits(usd_micros))
+    local total = redis.call('HINCRBY', RUNNING_TOTALS, name .. ':' .. kind, digits(usd_micros))
+    if kind == 'charged' and total == usd_micros then
+      redis.call('HSET', RUNNING_TOTALS, name .. ':first_charge', digits(now))
+    end
   end
 end

@@ -1,0 +1,107 @@
+"""Everything that a process counts, and the text form of all processes of a gateway.
+
+With several workers each writes its own files in one folder (prometheus_client's multiprocess
+mode, switched on by `PROMETHEUS_MULTIPROC_DIR` before this module is imported), and any worker
+renders the sum.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, date, datetime
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+
+from gateway import __version__
+from gateway.metrics.families import (
+    CacheMetrics,
+    MoneyMetrics,
+    ProcessMetrics,
+    RequestMetrics,
+    UpstreamMetrics,
+)
+from gateway.metrics.labels import Labels
+from gateway.metrics.scraped import BookMetrics, PolicyMetrics
+from gateway.metrics.series import Factory, PendingAmounts
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Everything that this process counts, and what it reads for each scrape."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._registry = registry or CollectorRegistry()
+        self._labels, pending = Labels(), PendingAmounts()
+        self._prices_as_of: date | None = None
+        create = Factory(self._registry)
+        self.requests = RequestMetrics(create, self._labels, pending)
+        self.upstream = UpstreamMetrics(create, self._labels)
+        self.cache = CacheMetrics(create)
+        self.money = MoneyMetrics(create, self._labels, pending)
+        self.process = ProcessMetrics(create)
+        self.books = BookMetrics(self._registry)
+        self.policy = PolicyMetrics(self._registry)
+        self.config_reload_failures = create.counter(
+            "config_reload_failures_total",
+            "Policies and certificates not adopted because of a fault",
+        )
+        self._price_age = create.gauge(
+            "price_table_age_seconds",
+            "Time since the price table was last compared with the price list",
+            workers="livemax",
+        )
+        build = create.gauge(
+            "build_info",
+            "Always 1; the labels name the build",
+            labels=("version", "python"),
+            workers="livemax",
+        )
+        build.labels(__version__, platform.python_version()).set(1)
+
+    def use_policy(
+        self,
+        *,
+        models: Collection[str],
+        sizes: Collection[str],
+        qualities: Collection[str],
+        prices_as_of: date,
+        retiring_models: Mapping[str, date],
+    ) -> None:
+        """Gives these values labels of their own, and shows how old the price table is."""
+        self._labels.models = models
+        self._labels.sizes = sizes
+        self._labels.qualities = qualities
+        self._prices_as_of = prices_as_of
+        self.upstream.use_models(models)
+        self.policy.shutdown.values = {
+            (model,): datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+            for model, day in retiring_models.items()
+        }
+
+    def use_keys(self, oldest_active: Iterable[str]) -> None:
+        """Gives these keys labels of their own; others get one while there is room."""
+        self._labels.use_keys(oldest_active)
+
+    def render(self) -> bytes:
+        """The text form, over all workers. Takes milliseconds for each thousand series."""
+        if self._prices_as_of is not None:
+            age = time.time() - time.mktime(self._prices_as_of.timetuple())
+            self._price_age.set(max(0.0, age))
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        all_workers = CollectorRegistry()
+        multiprocess.MultiProcessCollector(all_workers)  # type: ignore[no-untyped-call]
+        self.books.register(all_workers)
+        self.policy.register(all_workers)
+        return generate_latest(all_workers)
+
+
+def forget_worker(pid: int) -> None:
+    """Called by the parent when a worker has ended: drops its gauges and keeps its counters."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
