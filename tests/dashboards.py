@@ -1,4 +1,4 @@
-"""The dashboards of `deploy/grafana/`: their panels, and their queries as Grafana would send them."""
+"""The dashboards of `deploy/grafana/`: their panels, and the queries that Grafana would send."""
 
 from __future__ import annotations
 

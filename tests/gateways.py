@@ -179,7 +179,9 @@ class Client:
 
     async def metrics(self) -> dict[str, float]:
         """The samples of `/metrics`, by name and labels."""
-        text = (await self.admin("GET", "/metrics")).body.decode()
+        reply = await self.admin("GET", "/metrics")
+        assert reply.status == 200, reply.body
+        text = reply.body.decode()
         pairs = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 

@@ -22,9 +22,9 @@ FILE: Final = "series"
 class Admission:
     """The series that have been admitted, by family."""
 
-    def __init__(self, folder: str | None) -> None:
+    def __init__(self, folder: Path | None) -> None:
         """`folder` is that of all workers of a gateway; None: there is only this process."""
-        self._path = None if folder is None else Path(folder, FILE)
+        self._path = None if folder is None else folder / FILE
         self._lock = Lock()  # a thread reloads the policy
         self._bounds: dict[str, int] = {}
         self._admitted: dict[str, set[tuple[str, ...]]] = {}
@@ -74,6 +74,6 @@ class Admission:
             # A disk that was full for a moment may have left half a line.
             with suppress(orjson.JSONDecodeError):
                 family, *labels = orjson.loads(line)
-                admitted = self._admitted[family]
-                if len(admitted) < self._bounds[family]:
+                admitted = self._admitted.get(family)
+                if admitted is not None and len(admitted) < self._bounds[family]:
                     admitted.add(tuple(labels))

@@ -8,7 +8,7 @@ from typing import Final, Protocol, get_args
 from prometheus_client import Counter
 
 from gateway.metrics.labels import OTHER, Labels
-from gateway.metrics.series import Factory, PendingAmounts
+from gateway.metrics.series import DECIMALS, Factory, PendingAmounts
 from gateway.net.guard import Reason
 
 OVERHEAD_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1)
@@ -397,6 +397,7 @@ class ProcessMetrics:
 
     def measured(self, *, cpu_seconds: float, memory_bytes: int | None) -> None:
         """Shows what this worker uses: processor time since its start, resident memory."""
+        cpu_seconds = round(cpu_seconds, DECIMALS)
         self._cpu.inc(max(0.0, cpu_seconds - self._cpu_seconds))
         self._cpu_seconds = cpu_seconds
         if memory_bytes is not None:

@@ -12,11 +12,15 @@ import platform
 import time
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+import structlog
+from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway import __version__
+from gateway.metrics.admission import Admission
+from gateway.metrics.exposition import Exposition
 from gateway.metrics.families import (
     CacheMetrics,
     MoneyMetrics,
@@ -27,8 +31,15 @@ from gateway.metrics.families import (
 from gateway.metrics.labels import Labels
 from gateway.metrics.scraped import BookMetrics, PolicyMetrics
 from gateway.metrics.series import Factory, PendingAmounts
+from gateway.metrics.text import Writer
+from gateway.metrics.worker_files import retire_worker
+
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+log = structlog.get_logger(__name__)
 
 
 class Metrics:
@@ -38,7 +49,9 @@ class Metrics:
         self._registry = registry or CollectorRegistry()
         self._labels, pending = Labels(), PendingAmounts()
         self._prices_as_of: date | None = None
-        create = Factory(self._registry)
+        folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
+        self._all_workers = None if folder is None else Exposition(folder)
+        create = Factory(self._registry, Admission(folder))
         self.requests = RequestMetrics(create, self._labels, pending)
         self.upstream = UpstreamMetrics(create, self._labels)
         self.cache = CacheMetrics(create)
@@ -88,20 +101,27 @@ class Metrics:
         self._labels.use_keys(oldest_active)
 
     def render(self) -> bytes:
-        """The text form, over all workers. Takes milliseconds for each thousand series."""
+        """The text form, over all workers; not in two threads at once.
+
+        Takes milliseconds for each thousand series.
+        """
         if self._prices_as_of is not None:
             age = time.time() - time.mktime(self._prices_as_of.timetuple())
             self._price_age.set(max(0.0, age))
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if self._all_workers is None:
             return generate_latest(self._registry)
-        all_workers = CollectorRegistry()
-        multiprocess.MultiProcessCollector(all_workers)  # type: ignore[no-untyped-call]
-        self.books.register(all_workers)
-        self.policy.register(all_workers)
-        return generate_latest(all_workers)
+        writer = Writer()
+        self._all_workers.write(writer)
+        for metric in (*self.books.all, *self.policy.all):
+            metric.write(writer)
+        return writer.encode()
 
 
 def forget_worker(pid: int) -> None:
     """Called by the parent when a worker has ended: drops its gauges and keeps its counters."""
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    if FOLDER in os.environ:
+        try:
+            retire_worker(Path(os.environ[FOLDER]), pid)
+        except OSError as error:
+            # Its files stay and count: nothing is lost but room.
+            log.warning("metrics_not_merged", pid=pid, reason=error.strerror)

@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from gateway.metrics.text import Writer, sample_start
+
 SUBJECT = ("scope", "name")
 
 
@@ -37,6 +39,13 @@ class _BookCounter(Collector):
         self._text = text
         self.usd_micros: Mapping[tuple[str, str], int] = {}
 
+    def write(self, writer: Writer) -> None:
+        name = f"{self._name}_total"
+        if self.usd_micros:
+            writer.family(name, kind=self._type, text=self._text)
+        for labels, usd_micros in self.usd_micros.items():
+            writer.sample(sample_start(name, self._labelnames, labels), usd_micros / 1e6)
+
     def collect(self) -> Iterable[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._text, labels=self._labelnames)
         for labels, usd_micros in self.usd_micros.items():
@@ -55,6 +64,12 @@ class ScrapedGauge(Collector):
         self._text = text
         self._labelnames = labels
         self.values: Mapping[tuple[str, ...], float] = {}
+
+    def write(self, writer: Writer) -> None:
+        if self.values:
+            writer.family(self._name, kind=self._type, text=self._text)
+        for labels, value in self.values.items():
+            writer.sample(sample_start(self._name, self._labelnames, labels), value)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         family = GaugeMetricFamily(self._name, self._text, labels=self._labelnames)
@@ -76,11 +91,8 @@ class PolicyMetrics:
         self.window_end = ScrapedGauge(
             "window_end_timestamp_seconds", "When the next window begins", ("window",)
         )
-        self.register(registry)
-
-    def register(self, registry: CollectorRegistry) -> None:
-        """Shows the gauges in a registry."""
-        for gauge in (self.shutdown, self.window_start, self.window_end):
+        self.all = (self.shutdown, self.window_start, self.window_end)
+        for gauge in self.all:
             registry.register(gauge)
 
     def show_windows(self, windows: Mapping[str, tuple[float, float]]) -> None:
@@ -135,17 +147,13 @@ class BookMetrics:
         self._verified_at = ScrapedGauge(
             "ledger_verified_timestamp_seconds", "When the books were last verified"
         )
-        self.register(registry)
-
-    def register(self, registry: CollectorRegistry) -> None:
-        """Shows the metrics in a registry."""
-        for counter in (self._charged, self._corrected, self._saved):
-            registry.register(counter)
-        limits = self._max, self._used, self._shadow
-        for gauge in (self._first_charge, self._spend, self._reserved, *limits):
-            registry.register(gauge)
-        registry.register(self._balanced)
-        registry.register(self._verified_at)
+        self.all = (
+            *(self._charged, self._corrected, self._saved, self._first_charge),
+            *(self._spend, self._reserved, self._max, self._used, self._shadow),
+            *(self._balanced, self._verified_at),
+        )
+        for metric in self.all:
+            registry.register(metric)
 
     def show_totals(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar
@@ -23,6 +22,9 @@ SECONDS: Final = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 90, 120, 180
 
 OverWorkers: TypeAlias = Literal["livesum", "livemin", "livemax", "livemostrecent"]
 
+DECIMALS: Final = 6
+"""Of what is counted: micro-dollars and microseconds, so sums can be rounded."""
+
 FOLDED_SHARE: Final = 4
 """The series of a family that have `other` for room come on top of its bound: at most this part."""
 
@@ -39,12 +41,15 @@ class Series(Protocol):
 class SummedHistogram(Histogram):
     """A histogram whose observations can be added up before they are written."""
 
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        super().observe(round(amount, DECIMALS), exemplar)
+
     def parts(self, amount: float) -> Iterable[tuple[Series, float]]:
         """The series that `observe` would add to, and how much."""
         # As in `observe`: prometheus_client adds to one bucket and makes them cumulative in the
         # text form.
         bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
-        return (self._sum, amount), (bucket, 1)
+        return (self._sum, round(amount, DECIMALS)), (bucket, 1)
 
 
 class PendingAmounts:
@@ -133,9 +138,9 @@ class Bounded(Labelled[Counter]):
 class Factory:
     """Creates metrics in a registry, under the gateway's prefix."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, admission: Admission) -> None:
         self._registry = registry
-        self._admission = Admission(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+        self._admission = admission
 
     def counter(self, name: str, text: str) -> Counter:
         return Counter(f"gateway_{name}", text, registry=self._registry)
