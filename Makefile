@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test smoke test-clients test-long coverage bench check schemas lock clean
+.PHONY: help run test smoke test-clients test-long coverage bench check schemas manifests lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ check: $(VENV)/dev.stamp ## format, lint, types, import floors
 
 schemas: $(VENV)/dev.stamp ## write the JSON Schemas of the configuration
 	@$(BIN)/python -c '$(SCHEMAS)'
+
+manifests: $(VENV)/dev.stamp ## write the Kubernetes manifests of deploy/prometheus from its rules
+	@$(BIN)/python deploy/prometheus/kubernetes.py
 
 lock: ## choose the newest versions that pyproject.toml allows and write them down
 	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && \

@@ -110,7 +110,7 @@ class Prometheus:
             for one in found
         ]
 
-    async def until_firing(self, name: str, **labels: str) -> Alert:
+    async def until_firing(self, name: str, /, **labels: str) -> Alert:
         """Waits until an alert with this name and these labels fires."""
 
         async def look() -> Alert | None:
