@@ -265,7 +265,7 @@ class Traffic:
 
     @asynccontextmanager
     async def gateway(self) -> AsyncIterator[tuple[Processes, Client]]:
-        """Starts it, and stops it as an operator does."""
+        """Starts it, and kills it at the end."""
         options = {
             "server": {"listen": self.address},
             "billing": {"metric_labels": [CENTRE]},
@@ -276,8 +276,6 @@ class Traffic:
             await self.until_up(1)
             yield processes, client
             await self.prometheus.until_scraped()
-            processes.process.terminate()
-            assert await processes.wait() == 0
 
     async def until_up(self, up: float) -> None:
         async def look() -> bool:
@@ -352,7 +350,7 @@ async def has_correction(processes: Processes) -> bool:
 
 
 async def replace_workers(processes: Processes) -> None:
-    """A rolling restart, then `kill -9` of one worker."""
+    """A rolling restart, then `kill -9` of one worker, which is replaced too."""
     before = processes.workers()
     processes.signal_parent(signal.SIGUSR2)
     await eventually(lambda: len(processes.workers()) == 4 and not processes.workers() & before)
@@ -380,6 +378,7 @@ async def after_traffic(traffic: Traffic) -> AsyncIterator[list[Record]]:
         await replace_workers(processes)
         await traffic.ask(bob, "a heron")
         await buy_between_two_scrapes(traffic, client)
+        await eventually(lambda: has_hits(processes, 4))  # these are written later
     async with traffic.gateway() as (processes, client):
         await traffic.ask(traffic.client(client, "eve"), "eel")
         await traffic.ask(traffic.client(client, "alice"), "an otter")  # a hit
@@ -502,7 +501,7 @@ async def test_every_panel_of_a_gateway_under_traffic(
     """What they show is what the ledger has.
 
     After hits, purchases, refusals, a correction, a rolling restart, `kill -9` of a worker, an
-    outage of the scrapes, and a restart.
+    outage of the scrapes, and `kill -9` of the whole gateway.
     """
     address = free_address()
     async with (

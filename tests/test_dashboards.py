@@ -30,7 +30,7 @@ OF_GATEWAYS = {
 }
 """Counters that a query may add up step by step, with what came before the first scrape."""
 
-STEP_BY_STEP = r"sum_over_time\(\(\s*%s - last_over_time\("
+STEP_BY_STEP = r"sum_over_time\(\(\s*last_over_time\(%s\[10m\]\) - last_over_time\("
 SELECTOR = re.compile(r"\b(gateway_\w+|up)\{([^{}]*)\}")
 MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|on|group_left) \(([^()]*)\)")
