@@ -58,6 +58,7 @@ from gateway.proxy.store_outage import StoreOutage
 from gateway.purchasing.delivery import Delivery
 from gateway.purchasing.purchase import Purchases
 from gateway.purchasing.recovery import Recovery
+from gateway.purchasing.request_search import RequestSearch
 from gateway.purchasing.settlement import Settlements
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.room_settings import (
@@ -328,6 +329,7 @@ def wire_gateway(
         focus=FocusExport(store, totals, focus_settings(settings)),
         health=health,
         upstream_health=upstream_health,
+        request_search=RequestSearch(store, ledger_settings(settings)),
         body_thread=body_thread,
         clock=time.time,
     )

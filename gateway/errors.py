@@ -156,6 +156,7 @@ class ErrorCode(StrEnum):
 
     # ── administration ──
     KEY_NOT_FOUND = "key_not_found", 404, "There is no active key with this id."
+    REQUEST_NOT_FOUND = "request_not_found", 404, "The books have no request with this id."
     PURGE_NOT_FOUND = "purge_not_found", 404, "There is no purge with this id."
     NAME_TAKEN = "name_taken", 409, "An active key, or a team, has this name."
     DECLARED_IN_FILE = (
@@ -302,11 +303,19 @@ class LimitExceeded(GatewayError):
     status = 429
 
     def __init__(
-        self, message: str, *, reason: str, refusal: LimitRefusal | None = None, **fields: Any
+        self,
+        message: str,
+        *,
+        reason: str,
+        scope: str | None = None,
+        refusal: LimitRefusal | None = None,
+        **fields: Any,
     ) -> None:
         super().__init__(message, **fields)
         self.reason = reason
-        """The limit's name, for the metrics."""
+        """The limit's name, for the metrics, the log and the ledger."""
+        self.scope = scope
+        """Whose limit it is: `key:NAME`, `team:NAME`, `everyone`, or `address`."""
         self.refusal = refusal
         """Of a reservation: what it concerns besides this purchase."""
 

@@ -474,6 +474,12 @@ class Record(NamedTuple):
     per image, or `estimated`."""
     rounding: Mapping[str, int] = MappingProxyType({})
     """How many micro-dollars of `costs` come from rounding up once: by largest remainder."""
+    limit: str | None = None
+    """Of a refusal: the limit that refused it, if one did."""
+    scope: str | None = None
+    """Whose limit that is: `key:NAME`, `team:NAME` or `everyone`."""
+    followed: str | None = None
+    """Of a follower: the id of the purchase that it followed, of several the last one."""
 
     def encode(self) -> bytes:
         """The record's bytes in the ledger: JSON without what `decode` adds."""

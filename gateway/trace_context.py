@@ -33,6 +33,9 @@ _TRACEPARENT: Final = re.compile(
 )
 _PRINTABLE: Final = re.compile(r"[ -~]+")
 
+_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{40,}")
+"""What may be a key, a token or a signature. The ids of most tracers are shorter."""
+
 _MIN_SECRET: Final = 8
 """Characters. A shorter word, such as `Bearer`, is no credential."""
 
@@ -56,11 +59,17 @@ class TraceContext:
     client_request_id: str | None = None
 
     @property
+    def trace_id(self) -> str | None:
+        """The id of the trace, which all versions of `traceparent` have at the same place."""
+        return None if self.traceparent is None else self.traceparent[3:35]
+
+    @property
     def fields(self) -> Mapping[str, str]:
         """The fields of a log line, without those that are absent."""
         named = (
-            ("traceparent", self.traceparent),
-            ("client_request_id", self.client_request_id),
+            ("trace_id", self.trace_id),
+            # The client's own text. By mistake it may be another key, a token or a link.
+            ("client_request_id", _SECRET.sub("***", self.client_request_id or "") or None),
         )
         return {name: value for name, value in named if value is not None}
 

@@ -6,12 +6,13 @@ The request for images inside it is a `RequestContext`, which knows no HTTP.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field
 from typing import Final
 
 from aiohttp import web
 
+from gateway.errors import GatewayError
+from gateway.proxy.context import RequestContext
 from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
 
 API_VERSION: Final = "2020-10-01"
@@ -38,13 +39,16 @@ class Exchange:
     key_name: str | None = None
     model: str | None = None
     outcome: str | None = None
+    context: RequestContext | None = None
+    """Of an image request."""
+    saved_micros: int = 0
+    """The original cost of the images that it was answered with and did not buy."""
+    error: GatewayError | None = None
+    """What it was answered with instead."""
+    body_bytes: int = 0
+    """Of an image response as far as it was sent, or is to be sent at once."""
     has_begun: bool = False
     """The response has begun, so there can be no other one."""
 
 
 EXCHANGE: Final = web.RequestKey("exchange", Exchange)
-
-
-def new_request_id() -> str:
-    """An id as the images API makes them: `req_` and 32 hex digits."""
-    return f"req_{secrets.token_hex(16)}"

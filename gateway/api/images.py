@@ -53,7 +53,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def _answer(
     request: web.Request, services: Services, exchange: Exchange, *, place: Place
 ) -> web.StreamResponse:
-    context = _create_context(request, services, place)
+    exchange.context = context = _create_context(request, services, place)
     public_url = _public_url(request, services)  # now: nothing of the request may fail when charged
     with EventStream(request) as stream:
         context.on_stream = stream.start
@@ -67,6 +67,7 @@ async def _answer(
         if isinstance(result, DryRun):
             exchange.outcome = "ok"
             return json_response(dry_run_body(result), headers=DRY_RUN_HEADERS)
+        exchange.saved_micros = result.saved_micros
         now, shows = services.clock(), context.key.hits_report_usage
         if result.request.stream:
             event = completed_event(result, created=int(now), reports_all_usage=shows)
@@ -134,7 +135,7 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
 
 
 async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
-    size = sum(map(len, pieces))
+    size = request[EXCHANGE].body_bytes = sum(map(len, pieces))
     if size <= JOIN_BYTES:
         return web.Response(body=b"".join(pieces), content_type=JSON)
     response = web.StreamResponse(headers={hdrs.CONTENT_LENGTH: str(size)})

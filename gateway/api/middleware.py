@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -12,8 +12,9 @@ from typing import Final
 import structlog
 from aiohttp import hdrs, web
 
+from gateway.api.access_log import NO_ENDPOINT, log_request
 from gateway.api.cors import CORS
-from gateway.api.exchange import API_VERSION, EXCHANGE, SERVER, Exchange, new_request_id
+from gateway.api.exchange import API_VERSION, EXCHANGE, SERVER, Exchange
 from gateway.api.http.json import error_response
 from gateway.api.services import SERVICES
 from gateway.api.unknown_path import KNOWN_PATHS
@@ -25,7 +26,7 @@ from gateway.errors import (
     InternalError,
     detach,
 )
-from gateway.request.headers import retry_count
+from gateway.ids import new_request_id
 from gateway.trace_context import read_trace_context
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -79,13 +80,25 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         trace=read_trace_context(request.headers),
     )
     metrics = request.app[SERVICES].metrics.requests
+    endpoint = (request.match_info.route.name or NO_ENDPOINT).partition(".")[0]
     metrics.started()
     try:
         response = await handler(request)
+    except BaseException as fault:
+        # The handler was cancelled, or it failed when its response had begun.
+        is_cancelled = isinstance(fault, asyncio.CancelledError)
+        log_request(
+            request,
+            exchange,
+            endpoint=endpoint,
+            outcome="failed" if is_cancelled else exchange.outcome or "failed",
+            seconds=time.monotonic() - exchange.started_at,
+            error=_interruption(fault),
+        )
+        raise
     finally:
         metrics.finished()
     seconds = time.monotonic() - exchange.started_at
-    endpoint = (request.match_info.route.name or "none").partition(".")[0]
     outcome = exchange.outcome or ("ok" if response.status < BAD_REQUEST else "refused")
     metrics.answered(
         endpoint=endpoint,
@@ -94,23 +107,24 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         outcome=outcome,
         seconds=seconds,
     )
-    log.info(
-        "request_answered",
-        request_id=exchange.request_id,
-        client_address=exchange.client_address,
-        method=request.method,
+    log_request(
+        request,
+        exchange,
         endpoint=endpoint,
-        status=response.status,
         outcome=outcome,
-        key=exchange.key_name,
-        model=exchange.model,
-        seconds=round(seconds, 4),
-        retry_count=retry_count(request.headers),
-        traceparent=exchange.trace.traceparent,
-        client_request_id=exchange.trace.client_request_id,
-        pid=os.getpid(),
+        seconds=seconds,
+        response=response,
     )
     return response
+
+
+def _interruption(fault: BaseException) -> str | None:
+    """Why there is no complete response; None for an error that has a code of its own."""
+    if isinstance(fault, asyncio.CancelledError):
+        return "cancelled"
+    if isinstance(fault, ConnectionError):
+        return "disconnected"
+    return "timeout" if isinstance(fault, TimeoutError) else None
 
 
 @web.middleware
@@ -121,7 +135,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         # Before authentication: a preflight carries no key. No route has the method OPTIONS.
         if (allowed := request.app[CORS].preflight_headers(request)) is not None:
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=allowed)
-        return error_response(_translate(request, no_route), request[EXCHANGE].request_id)
+        return _answer(request[EXCHANGE], _translate(request, no_route))
     try:
         return await handler(request)
     except GatewayError as raised:
@@ -136,8 +150,14 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         error = InternalError()
     # A second response would become part of the body of the first. The error closes the connection.
     if request[EXCHANGE].has_begun:
+        request[EXCHANGE].error = error.copy()  # it is raised: its frames would hold the request
         raise error
-    return error_response(detach(error), request[EXCHANGE].request_id)
+    return _answer(request[EXCHANGE], detach(error))
+
+
+def _answer(exchange: Exchange, error: GatewayError) -> web.Response:
+    exchange.error = error
+    return error_response(error, exchange.request_id)
 
 
 def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:

@@ -60,12 +60,14 @@ class OpenRequests:
         """Adds a request; returns the owners that it counts for. Raises 429, and adds nothing."""
         owners: list[_Owner] = []
         if self._max_per_key:
-            name = f"Key '{key.key_name}'"
-            self._check(("key", key.key_id), name, self._max_per_key)
+            name, scope = f"Key '{key.key_name}'", f"key:{key.key_name}"
+            self._check(("key", key.key_id), name, self._max_per_key, scope=scope)
             owners.append(("key", key.key_id))
         if self._max_per_address:
             network = network_of(address)
-            self._check(("address", network), "Your address", self._max_per_address)
+            self._check(
+                ("address", network), "Your address", self._max_per_address, scope="address"
+            )
             owners.append(("address", network))
         for owner in owners:
             self._open.setdefault(owner, {})[place] = request
@@ -79,7 +81,7 @@ class OpenRequests:
             if not found:
                 self._open.pop(owner, None)
 
-    def _check(self, owner: _Owner, name: str, maximum: int) -> None:
+    def _check(self, owner: _Owner, name: str, maximum: int, *, scope: str) -> None:
         found = self._open.get(owner, {})
         if len(found) < maximum:
             return
@@ -93,6 +95,7 @@ class OpenRequests:
             f"{name} has {maximum:,} image requests open at this worker, as many as {setting} "
             f"allows. Please try again in {RETRY_SECONDS}s.",
             reason=f"max_open_per_{owner[0]}",
+            scope=scope,
             type="requests",
             code=ErrorCode.TOO_MANY_OPEN,
             headers={"Retry-After": str(RETRY_SECONDS)},

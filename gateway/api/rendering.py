@@ -23,6 +23,7 @@ from gateway.proxy.result import Answer, DryRun
 
 CACHE_STATUS: Final = "Cache-Status"
 COST: Final = "x-gateway-cost-usd"
+SAVED: Final = "x-gateway-saved-usd"
 IMAGE_IDS: Final = "x-gateway-image-ids"
 
 BYPASS: Final = "image-gateway; fwd=bypass"
@@ -70,7 +71,7 @@ def answer_headers(answer: Answer, context: RequestContext, *, now: float) -> di
         # The clock of the worker that bought the image may be ahead of this one.
         headers[hdrs.AGE] = str(max(0, int(now - created_at)))
     if answer.outcome in ("hit", "collapsed", "partial"):
-        headers["x-gateway-saved-usd"] = show_usd(answer.saved_micros)
+        headers[SAVED] = show_usd(answer.saved_micros)
     return headers
 
 

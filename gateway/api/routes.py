@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.api import images, links, models, ops, organization, usage
-from gateway.api.admin import audit, cache, focus, keys, limits, signing, teams, upstream
+from gateway.api.admin import audit, cache, focus, keys, limits, lookup, signing, teams, upstream
 from gateway.api.admin import usage as admin_usage
 from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
@@ -104,6 +104,7 @@ def admin_routes() -> list[web.RouteDef]:
         _post("/admin/cache/takedown", with_admin(cache.take_down), name="admin_takedown"),
         _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
         web.get("/admin/upstream", with_admin(upstream.show_upstreams), name="admin_upstream"),
+        web.get("/admin/requests/{id}", with_admin(lookup.show_request), name="admin_request"),
         web.get("/admin/usage", with_admin(admin_usage.show_usage), name="admin_usage"),
         web.get("/admin/usage/focus.csv", with_admin(focus.export_focus), name="admin_focus"),
         web.get(_organization("usage", "images"), images_usage, name="organization_usage"),

@@ -37,6 +37,7 @@ from gateway.images import LimitSubject
 from gateway.metrics import Metrics
 from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
+from gateway.purchasing.request_search import RequestSearch
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.tasks import SerialThread, SingleFlight
 
@@ -120,6 +121,7 @@ class Services:
     focus: FocusExport
     health: Health
     upstream_health: UpstreamHealth
+    request_search: RequestSearch
     body_thread: SerialThread
     """Reads large request bodies."""
     clock: Callable[[], float]

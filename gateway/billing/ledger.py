@@ -141,7 +141,8 @@ class Ledger:
 
     def add_refusal(self, record: Record) -> None:
         """Counts a refused request. The first of a minute makes the record of all of them."""
-        reason = (record.key_id, record.model, record.error, record.status)
+        limit = (record.limit, record.scope)
+        reason = (record.key_id, record.model, record.error, record.status, *limit)
         refused = self._refused.get(reason)
         if refused is None:
             if len(self._refused) == MAX_PENDING_REFUSALS:
@@ -282,12 +283,13 @@ def _count(refused: _Refused) -> Refusals:
         tags=(),
         count=None,
     )
+    words = (record.model, record.error, record.status, record.limit, record.scope)
     return Refusals(
         record.key_id,
-        f"{record.model or '-'} {record.error or '-'} {record.status}",
+        " ".join(str(word or "-") for word in words),
         refused.count,
         record=_up_to_count(record),
-        other=_up_to_count(record.but(model=None, error="other")),
+        other=_up_to_count(record.but(model=None, error="other", limit=None, scope=None)),
     )
 
 

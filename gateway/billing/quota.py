@@ -424,6 +424,7 @@ def _refusal(
         return LimitExceeded(
             f"{message} It resets in {go_duration(state.resets_in)}.",
             reason=limit.name,
+            scope=counted.subject.scope,
             type=ErrorCode.INSUFFICIENT_QUOTA,
             code=ErrorCode.INSUFFICIENT_QUOTA,
             headers={"x-should-retry": "false"},
@@ -432,6 +433,7 @@ def _refusal(
         return LimitExceeded(
             f"{message} The request exceeds the limit; retrying cannot help.",
             reason=limit.name,
+            scope=counted.subject.scope,
             type=limit.unit,
             code=ErrorCode.RATE_LIMIT_EXCEEDED,
             headers={"x-should-retry": "false"},
@@ -441,6 +443,7 @@ def _refusal(
     return LimitExceeded(
         f"{message} Please try again in {go_duration(wait)}.",
         reason=limit.name,
+        scope=counted.subject.scope,
         type=limit.unit,
         code=ErrorCode.RATE_LIMIT_EXCEEDED,
         headers={

@@ -30,6 +30,8 @@ class FlightResult:
     """Slots that the purchases of other requests filled."""
     own_error: GatewayError | None = None
     """Why this request's own purchase failed."""
+    last_followed: str | None = None
+    """The id of the last flight of another request that ended with images or an error."""
     flight_error: GatewayError | None = None
     """Why a purchase that this request followed failed."""
     emptied: set[int] = field(default_factory=set)

@@ -11,7 +11,6 @@ How images are bought is the argument `buy`: this room knows neither upstream no
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -37,6 +36,7 @@ from gateway.errors import (
     UpstreamFailure,
     detach,
 )
+from gateway.ids import new_purchase_id
 from gateway.store.batch import Batch
 from gateway.store.commands import LeaseResult
 from gateway.store.protocol import Store
@@ -146,7 +146,7 @@ class Flights:
                 # The store may not know yet of a flight that began without it.
                 offline = self._offline.leaders(fingerprint, result.missing)
                 flight = Flight(
-                    secrets.token_hex(12),
+                    new_purchase_id(),
                     fingerprint,
                     tuple(sorted(result.missing - offline.keys())),
                     displaces=bool(ignoring),
@@ -205,7 +205,7 @@ class Flights:
         """Buys images for slots even if the entry has some, without a lease or followers."""
         self._purchases_open.check()
         result = FlightResult(missing=set(slots))
-        flight = Flight(secrets.token_hex(12), fingerprint, slots, is_unshared=True, displaces=True)
+        flight = Flight(new_purchase_id(), fingerprint, slots, is_unshared=True, displaces=True)
         purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
         await self._lead(flight, purchase, result=result)
         return result
@@ -244,7 +244,7 @@ class Flights:
             ]
             if missing:
                 flight = Flight(
-                    secrets.token_hex(12),
+                    new_purchase_id(),
                     fingerprint,
                     missing,
                     is_offline=True,
@@ -507,6 +507,7 @@ class Flights:
         # The flight has ended in this worker, and its images are not stored yet.
         if (purchased := self._unstored.of_flight(flight)) is not None:
             result.follow(FlightEnd("completed", purchased), slots)
+            result.last_followed = flight
             return None
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight))
@@ -515,6 +516,8 @@ class Flights:
         )
         if end.kind == "unknown":
             result.silent |= dict.fromkeys(slots, flight)
+        if end.kind in ("completed", "failed", "abandoned"):
+            result.last_followed = flight
         result.follow(end, slots)
         return turn
 

@@ -64,7 +64,7 @@ class _JsonLogger(structlog.BoundLoggerBase):
         fields["event"] = event
         fields["logger"] = self._logger.name
         fields["level"] = level
-        fields["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        fields["timestamp"] = datetime.now(UTC)
         if "exc_info" in fields:
             structlog.processors.format_exc_info(self._logger, level, fields)
         self._logger.write(_as_json(self._logger, level, fields))
@@ -81,10 +81,16 @@ def _console() -> structlog.dev.ConsoleRenderer:
 def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> bytes:
     """The JSON of any event."""
     try:
-        return orjson.dumps(event, default=repr)
+        return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z)
     # orjson refuses half a surrogate pair and integers beyond 64 bits; `json` does not.
     except TypeError:
-        return json.dumps(event, default=repr).encode()
+        return json.dumps(event, default=_as_plain).encode()
+
+
+def _as_plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return repr(value)
 
 
 def _as_text(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:

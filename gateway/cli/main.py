@@ -31,6 +31,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "keys": ("gateway.cli.keys", "Virtual keys: their models, limits and cache scope."),
     "ledger": ("gateway.cli.ledger", "The books: open purchases and their records."),
     "limits": ("gateway.cli.limits", "Limits of key:NAME, team:NAME or everyone."),
+    "requests": (
+        "gateway.cli.requests",
+        "One request: what it cost, why it was refused, who served it.",
+    ),
     "restore": (
         "gateway.cli.backup",
         "Makes keys, teams and limits those of FILE, and adds its audit.",

@@ -22,7 +22,7 @@ from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMis
 
 TIMES: Final = (
     *("time", "created_at", "expires_at", "last_used_at"),
-    *("former_secrets_expire_at", "revoked_at", "resets_at"),
+    *("former_secrets_expire_at", "revoked_at", "resets_at", "corrected_at"),
 )
 """Columns of Unix seconds, which a table and CSV show as a date in UTC."""
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
 from gateway.billing.quota import LimitState, flag_shadowed
+from gateway.cache.flight_result import FlightResult
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.partial_images import Subscriber
 from gateway.images import ImageRequest, Outcome, Principal, Record
@@ -95,6 +96,12 @@ class RequestContext:
         """Remembers limits in shadow mode that it exceeds, also in the ledger record."""
         self.shadowed += shadowed
         self.record = flag_shadowed(self.record, shadowed)
+
+    def note_flights(self, result: FlightResult) -> None:
+        """Remembers whether it followed another request's purchase, also in the ledger record."""
+        self.is_follower = result.is_follower
+        if result.is_follower:
+            self.record = self.record.but(followed=result.last_followed)
 
     def subscribe(self, request: ImageRequest) -> Subscriber | None:
         """The subscriber of a request for a stream; its first call starts the stream."""

@@ -99,7 +99,7 @@ class Images:
             return answer
 
         result = await self._get_missing(context, query, images, entry=entry)
-        context.is_follower = result.is_follower
+        context.note_flights(result)
         images |= await self.load_result(query, result)
         cached |= result.cached
         if stale := self._stale_images(query, entry, result, found=images):

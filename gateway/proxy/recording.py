@@ -61,20 +61,23 @@ class Recorder:
             context.outcome = "failed"
             return
         context.outcome = "collapsed" if context.is_follower else "refused"
+        limit = error if isinstance(error, LimitExceeded) else None
         record = context.record.but(
             outcome=context.outcome,
             # Refusals share a record, so they have no flags of their own.
             flags=(*context.record.flags, "flight_failed") if context.is_follower else (),
             error=error.code,
             status=error.status,
+            limit=limit and limit.reason,
+            scope=limit and limit.scope,
             latency_ms=self._latency_ms(context),
         )
         if context.is_follower:
             self._ledger.add(record)
         else:
             self._ledger.add_refusal(record)
-            if isinstance(error, LimitExceeded) and error.refusal is not None:
-                self._on_refused(error.refusal.subject_name, error.refusal.limit)
+            if limit is not None and limit.refusal is not None:
+                self._on_refused(limit.refusal.subject_name, limit.refusal.limit)
             self._metrics.requests.refused(context.principal.key_name, _reason(error))
 
     def _count_shadowed(self, context: RequestContext) -> None:

@@ -74,7 +74,7 @@ class StoreOutage:
         if missing:
             buy = self._purchase_function(context, query, images)
             result = await self._run(context, query, missing, buy=buy)
-            context.is_follower = result.is_follower
+            context.note_flights(result)
             images |= await self._images.load_result(query, result)
             cached |= result.cached
         if query.headers.tags and not context.purchase.has_begun:

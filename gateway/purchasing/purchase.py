@@ -12,6 +12,7 @@ identical requests buy.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,10 @@ class PurchaseSummary:
     """A purchase was reserved, or is sent without the store. It writes the request's record."""
     reserved_micros: int = 0
     """The latest purchase's estimate; 0 before the first."""
+    upstream: str | None = None
+    """The name of the upstream that the latest purchase was sent to."""
+    upstream_seconds: float = 0.0
+    """How long its purchases waited for upstream, with retries, and for the links of its images."""
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
@@ -302,9 +307,14 @@ class Purchases:
     # ── while upstream works ────────────────────────────────────────────────────────────────
 
     async def _deliver(self, order: PurchaseOrder, flight: Flight) -> Delivered:
-        delivered = await self._delivery.deliver(
-            order.request, order.model, flight, clock=order.clock
-        )
+        began_at = time.monotonic()
+        order.summary.upstream = self._settings.upstream_name
+        try:
+            delivered = await self._delivery.deliver(
+                order.request, order.model, flight, clock=order.clock
+            )
+        finally:
+            order.summary.upstream_seconds += time.monotonic() - began_at
         self._health.succeeded()
         return delivered
 

@@ -32,7 +32,7 @@ PLANNED = {
         serve, demo, simulate, doctor, completion, open, backup, restore, audit,
         keys add, keys list, keys show, keys set, keys rotate, keys revoke, keys add --label,
         teams add, teams list, teams show, teams set, teams remove, limits show, limits raise,
-        usage, usage export, ledger export, ledger verify, ledger repair,
+        usage, usage export, requests show, ledger export, ledger verify, ledger repair,
         cache stats, cache purge, cache takedown, cache warm, config check, config show,
         upstreams list, upstreams disable, upstreams enable""",
     "paths": """

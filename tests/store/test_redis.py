@@ -399,6 +399,7 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
                 "closed", {"images": 1, "usd_micros": 5}, b"record", totals=("everyone",)
             ),
             commands.ReadRunningTotals(("everyone",)),
+            commands.ReadFirstCharges(("everyone",)),
             commands.OpenJournals(),
             commands.Append((b"record",), (commands.Refusals("k", "r", 1, b"{", b"{"),)),
             commands.AppendRefusals(10),

@@ -33,6 +33,7 @@ from gateway.store.commands import (
     Counter,
     OpenJournals,
     PeekCounters,
+    ReadFirstCharges,
     ReadLedger,
     ReadRunningTotals,
     Reservation,
@@ -437,6 +438,54 @@ async def test_a_partial_purchase_saves_money_too_and_only_once(opened: Store) -
     await settle(opened, "p", ESTIMATE, record, presumed=True)
     await settle(opened, "p", COST, record.but(saved_micros=0), correct=True)
     assert await total(opened, "model:gpt-image-1") == RunningTotal(5000, 679, 250)
+
+
+async def first_charge(store: Store, name: str) -> float | None:
+    return (await execute(store, ReadFirstCharges((name,))))[0]
+
+
+async def test_the_first_charge_of_a_running_total_is_noted_once(opened: Store) -> None:
+    subject, names = subject_of(), ("key:key_a", "team:art", "everyone", "model:gpt-image-1")
+    assert await execute(opened, ReadFirstCharges(())) == []
+    await execute(opened, Append((b"hit",), saved=dict.fromkeys(names, 70)))
+    await settle(opened, "free", NOTHING, record_of(subject, NOTHING, at=time.time()))
+    assert await execute(opened, ReadFirstCharges(names)) == [None] * 4
+
+    before = time.time()
+    await reserve(opened, "p", subject)
+    await settle(opened, "p", ESTIMATE, record_of(subject, ESTIMATE, at=before), presumed=True)
+    (at,) = set(await execute(opened, ReadFirstCharges(names)))
+    assert at is not None
+    assert before - 1 < at < time.time() + 1
+
+    # Neither a correction nor another purchase changes it, of the same amount or a larger one.
+    await settle(opened, "p", COST, record_of(subject, COST, at=before), correct=True)
+    for purchase in ("q", "r"):
+        await reserve(opened, purchase, subject)
+        await settle(opened, purchase, ESTIMATE, record_of(subject, ESTIMATE, at=before))
+    assert set(await execute(opened, ReadFirstCharges(names))) == {at}
+
+
+async def test_a_total_that_an_older_gateway_charged_first_never_has_a_first_charge(
+    opened: Store, request: pytest.FixtureRequest
+) -> None:
+    subject = subject_of()
+    record = record_of(subject, COST, at=time.time())
+    await reserve(opened, "p", subject)
+    await settle(opened, "p", COST, record)
+    if request.node.callspec.params["opening"] == "redis":
+        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+            (key,) = client.keys("*running-totals")
+            client.hdel(key, "everyone:first_charge")
+    else:
+        db = connect(request.getfixturevalue("sqlite_path"), read_only=False)
+        db.execute("DELETE FROM records WHERE name = 'everyone'")
+        db.close()
+    await reserve(opened, "q", subject)
+    await settle(opened, "q", COST, record)
+    assert await first_charge(opened, "everyone") is None
+    assert await first_charge(opened, "team:art") is not None
+    assert await total(opened, "everyone") == RunningTotal(charged=2 * COST.usd_micros)
 
 
 few_examples = settings(

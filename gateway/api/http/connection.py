@@ -28,8 +28,9 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
+from gateway.api.access_log import log_unread
 from gateway.api.cors import Cors
-from gateway.api.exchange import SERVER, new_request_id
+from gateway.api.exchange import EXCHANGE, SERVER
 from gateway.api.http import sending
 from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
 from gateway.api.http.connection_limits import (
@@ -37,6 +38,7 @@ from gateway.api.http.connection_limits import (
     ConnectionLimits,
     OpenConnections,
     overloaded,
+    peer_address,
     render_error,
 )
 from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
@@ -50,6 +52,7 @@ from gateway.errors import (
     InvalidRequest,
     detach,
 )
+from gateway.ids import new_request_id
 from gateway.tasks import Turns
 
 REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
@@ -510,6 +513,10 @@ class Connection(RequestHandler):
                 raise ConnectionError("the response has begun")
             error = InternalError()
         request_id = new_request_id()
+        # A request that came to the middleware has its line.
+        if request.get(EXCHANGE) is None:
+            proxies, peer = self._shared.limits.proxies, request.remote or ""
+            log_unread(request_id, proxies.client_address(peer, request.headers), error)
         response = error_response(error, request_id)
         response.headers["x-request-id"] = request_id
         response.headers[hdrs.SERVER] = SERVER
@@ -547,7 +554,9 @@ class Connection(RequestHandler):
             return
         # Without a complete head there is no request whose response aiohttp could send.
         if self.transport is not None:
-            self.transport.write(render_error(request_timeout(self._shared.head_seconds)))
+            timeout, request_id = request_timeout(self._shared.head_seconds), new_request_id()
+            log_unread(request_id, peer_address(self.transport), timeout)
+            self.transport.write(render_error(timeout, request_id))
         self.force_close()
 
     def _close_when_idle_for(self, seconds: float) -> None:

@@ -15,9 +15,11 @@ from typing import Final, Literal, cast
 
 import orjson
 
+from gateway.api.access_log import log_unread
 from gateway.api.cors import Cors
-from gateway.api.exchange import SERVER, new_request_id
+from gateway.api.exchange import SERVER
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
+from gateway.ids import new_request_id
 from gateway.net.client_address import TrustedProxies, network_of
 
 Reason = Literal["connections", "address"]
@@ -166,7 +168,9 @@ class RefusedConnection(asyncio.Protocol):
             answer = _healthy()
         else:
             self._cors.add_to_unread(data, self._error.headers)
-            answer = render_error(self._error)
+            request_id = new_request_id()
+            log_unread(request_id, peer_address(self._transport), self._error)
+            answer = render_error(self._error, request_id)
         if data.startswith(b"HEAD "):
             answer = answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         self._transport.write(answer)
@@ -192,27 +196,35 @@ class RefusedConnection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(seconds, self.abort)
 
 
-def render_error(error: GatewayError) -> bytes:
+def peer_address(transport: asyncio.BaseTransport) -> str:
+    """The address of a connection's other end, for the log; empty if it has none."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
+def render_error(error: GatewayError, request_id: str) -> bytes:
     """The bytes of a whole response, for a connection without a request."""
     return _render(
         error.status,
         orjson.dumps(error.body),
         error.headers | {"x-gateway-error-source": "gateway"},
+        request_id=request_id,
     )
 
 
 def _healthy() -> bytes:
     """What `/healthz` answers."""
-    return _render(200, b'{"status":"ok"}', {"Cache-Control": "no-store"})
+    headers = {"Cache-Control": "no-store"}
+    return _render(200, b'{"status":"ok"}', headers, request_id=new_request_id())
 
 
-def _render(status: int, body: bytes, headers: dict[str, str]) -> bytes:
+def _render(status: int, body: bytes, headers: dict[str, str], *, request_id: str) -> bytes:
     lines = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
         f"Server: {SERVER}",
-        f"x-request-id: {new_request_id()}",
+        f"x-request-id: {request_id}",
         *(f"{name}: {value}" for name, value in headers.items()),
         "Connection: close",
     ]

@@ -85,7 +85,8 @@ class EventStream:
             error = InternalError()
         if self._response is None:
             raise error
-        body = detach(error).body_for(self._exchange.request_id)
+        self._exchange.error = detach(error)
+        body = error.body_for(self._exchange.request_id)
         await self._write([sse.encode_error(body["error"])])
         return self._response
 
@@ -138,6 +139,7 @@ class EventStream:
     async def _write(self, pieces: Sequence[bytes]) -> None:
         if self._response is None or self._is_disconnected:
             return
+        self._exchange.body_bytes += sum(map(len, pieces))
         try:
             await write_pieces(self._request, self._response, pieces)
         except ConnectionError:

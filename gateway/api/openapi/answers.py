@@ -205,6 +205,70 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         },
         {**dict.fromkeys(MORE_COLUMNS, _TEXT_OR_NULL), WHAT_IF: _AMOUNT},
     ),
+    "FoundRequest": _object(
+        {
+            "request_id": _TEXT,
+            "cost_usd": _USD,
+            "saved_usd": _USD,
+            "records": {
+                "description": "Oldest first: a purchase before its correction.",
+                "type": "array",
+                "items": reference("FoundRecord"),
+            },
+            "open_purchases": {"type": "array", "items": reference("FoundPurchase")},
+            "followed": {
+                "description": "Of a follower: the records of the purchase that it followed.",
+                "type": "array",
+                "items": reference("FoundRecord"),
+            },
+        }
+    ),
+    "FoundRecord": _object(
+        {
+            **dict.fromkeys(("id", "request_id", "key", "key_id", "outcome"), _TEXT),
+            "time": {"type": "number", "description": "Unix seconds."},
+            "status": {"type": "integer"},
+            "images": {"type": "integer"},
+            "cost_usd": _USD,
+            "costs_usd": {
+                "type": "object",
+                "description": "By kind.",
+                "additionalProperties": _USD,
+            },
+            "saved_usd": _USD,
+            "latency_ms": {"type": "integer"},
+        },
+        {
+            **dict.fromkeys(
+                (
+                    *("team", "user", "model", "size", "quality", "error", "limit", "scope"),
+                    *("upstream", "upstream_request_id", "prompt_hmac", "fingerprint", "corrects"),
+                    *("followed", "client_address", "price_date"),
+                ),
+                _TEXT,
+            ),
+            "n": {"type": "integer"},
+            "count": {"type": "integer", "description": "Of refusals that share the record."},
+            "images_served": {"type": "integer"},
+            "corrected_at": {"type": "number", "description": "Unix seconds."},
+            "tokens": {"type": "object", "description": "By kind."},
+            "flags": {"type": "array", "items": _TEXT},
+            "tags": {"type": "array", "items": _TEXT},
+            "labels": {"type": "object"},
+        },
+    ),
+    "FoundPurchase": _object(
+        {
+            "id": _TEXT,
+            "state": {"enum": ["reserved", "received"]},
+            "since": _TIME_OR_NULL,
+            "worker": _TEXT,
+            "reserved_usd": _USD,
+            "images": {"type": "integer"},
+            "tokens": {"type": "integer"},
+            **dict.fromkeys(("key", "model", "upstream"), _TEXT_OR_NULL),
+        }
+    ),
     "Upstreams": _object({"data": {"type": "array", "items": reference("Upstream")}}),
     "Upstream": _object(
         {

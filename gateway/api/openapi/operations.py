@@ -493,6 +493,21 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         ),
         errors=(400, *_READ_ERRORS),
     ),
+    "admin_request": Operation(
+        "Show what a request cost, why it was refused, and who served it",
+        "admin",
+        _ok("FoundRequest", "Its ledger records, and its purchases that are not settled."),
+        credential="admin",
+        parameters=(
+            _query(
+                "since",
+                "From when on to search, for an id that does not begin with its time: `30d` before "
+                "now, a date in UTC, Unix seconds.",
+                _TEXT,
+            ),
+        ),
+        errors=(400, *_READ_ERRORS, 404),
+    ),
     "admin_upstream": Operation(
         "Show how purchases end, and why the last ones failed",
         "admin",

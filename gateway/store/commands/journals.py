@@ -160,10 +160,14 @@ def reserved_by_unit(consumptions: Iterable[tuple[str, str, int]]) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class OpenJournals(Command[Sequence[Journal]]):
-    """The oldest open journals, up to `limit`, of a worker, or of all workers (None)."""
+    """The oldest open journals, up to `limit`, of a worker, or of all workers (None).
+
+    With `text`, only those of which the payload contains it.
+    """
 
     worker: str | None = None
     limit: int = 1000
+    text: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

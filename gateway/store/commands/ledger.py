@@ -90,6 +90,44 @@ class ReadLedger(Command[Sequence[tuple[str, bytes]]]):
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerMatches:
+    """What a `SearchLedger` found."""
+
+    records: Sequence[tuple[str, bytes]]
+    """Pairs of id and record."""
+    scanned: int
+    next: str
+    """The id after which to go on; "" at the end of the span."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchLedger(Command[LedgerMatches]):
+    """The records of one kind that contain a text, among the next `limit` of a span of time.
+
+    The span has the records that were appended from `begin` to `end` (the store's Unix seconds),
+    and of them those after the id `after`. Oldest first.
+    """
+
+    text: bytes
+    begin: float
+    end: float
+    is_charged: bool
+    after: str = ""
+    limit: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRefusals(Command[Sequence[bytes]]):
+    """The records, with their counts, of refusals of minutes that are not over, with a text.
+
+    Of `limit` kinds of refusals at most, which are those of all keys in a minute.
+    """
+
+    text: bytes
+    limit: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
 class Trimmed:
     """What a `TrimLedger` removed."""
 

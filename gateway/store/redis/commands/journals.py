@@ -123,7 +123,8 @@ def _open_journals(command: commands.OpenJournals, keys: Keys) -> RedisCommand:
         ]
 
     workers = () if command.worker is None else (command.worker,)
-    return script_command("open_journals", [keys.books], (command.limit, *workers), read=read)
+    arguments = (command.limit, command.text, *workers)
+    return script_command("open_journals", [keys.books], arguments, read=read)
 
 
 def _reserved(packed: bytes, packed_scopes: bytes) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
@@ -17,6 +18,7 @@ from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
     microseconds,
+    pairs,
     script_command,
     unchanged,
 )
@@ -48,14 +50,44 @@ def _read_ledger(command: commands.ReadLedger, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[bytes]) -> Sequence[tuple[str, bytes]]:
         fields = iter(reply)
         triples = zip(*[fields] * 3, strict=True)
-        return [
-            (_ledger_id(day.decode(), *map(int, stream_id.split(b"-"))), record)
-            for day, stream_id, record in triples
-        ]
+        return [(_id_of(day, stream_id), record) for day, stream_id, record in triples]
 
     day, _, position = command.after.partition("/")
     arguments = (day, _range_start(position), command.limit, int(command.charged_only))
     return script_command("read_ledger", [keys.books], arguments, read=read)
+
+
+@encode.register
+def _search_ledger(command: commands.SearchLedger, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[Any]) -> commands.LedgerMatches:
+        scanned, last_day, last_id, found = reply
+        fields = iter(found)
+        records = [
+            (_id_of(day, stream_id), record)
+            for day, stream_id, record in zip(*[fields] * 3, strict=True)
+        ]
+        return commands.LedgerMatches(records, scanned, _id_of(last_day, last_id))
+
+    first, last = max(0, round(command.begin * 1000)), max(0, round(command.end * 1000))
+    day, _, position = command.after.partition("/")
+    arguments = (
+        "charged" if command.is_charged else "free",
+        command.text,
+        day or _day_of(first),
+        _day_of(last),
+        _range_start(position) if position else first,
+        last,
+        command.limit,
+    )
+    return script_command("search_ledger", [keys.books], arguments, read=read)
+
+
+@encode.register
+def _search_refusals(command: commands.SearchRefusals, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[bytes]) -> Sequence[bytes]:
+        return [record + count + b"}" for record, count in pairs(reply)]
+
+    return script_command("search_refusals", [keys.books], (command.text, command.limit), read=read)
 
 
 @encode.register
@@ -75,6 +107,15 @@ def _trim_ledger(command: commands.TrimLedger, keys: Keys) -> RedisCommand:
     return script_command("trim_ledger", [keys.books], arguments, read=read)
 
 
+def _id_of(day: bytes, stream_id: bytes) -> str:
+    """The id of the ledger of a day and an id in its stream; "" for none."""
+    return _ledger_id(day.decode(), *map(int, stream_id.split(b"-"))) if day else ""
+
+
+def _day_of(milliseconds: int) -> str:
+    return f"{datetime.fromtimestamp(milliseconds // 1000, UTC):%Y-%m-%d}"
+
+
 def _ledger_id(day: str, milliseconds: int, count: int) -> str:
     return f"{day}/{milliseconds:015}-{count:06}"
 
@@ -83,8 +124,7 @@ def ledger_id_of(milliseconds: int, count: int) -> str:
     """The id of the ledger of a stream's id; "" for none."""
     if not milliseconds and not count:
         return ""
-    day = datetime.fromtimestamp(milliseconds // 1000, UTC)
-    return _ledger_id(f"{day:%Y-%m-%d}", milliseconds, count)
+    return _ledger_id(_day_of(milliseconds), milliseconds, count)
 
 
 def _range_start(position: str) -> str:

@@ -328,12 +328,16 @@ def open_journals(tx: Transaction, command: commands.OpenJournals) -> Sequence[c
         "SELECT purchase, worker, state, payload, coalesce(reserved_at, 0), consumptions, windows"
         " FROM journals WHERE state != 'settled'"
     )
+    arguments: list[object] = []
+    if command.text:
+        columns += " AND instr(payload, ?)"
+        arguments.append(command.text)
     if command.worker is None:
-        rows = tx.fetch_all(f"{columns} ORDER BY worker, rowid LIMIT ?", (command.limit,))
+        columns += " ORDER BY worker, rowid LIMIT ?"
     else:
-        rows = tx.fetch_all(
-            f"{columns} AND worker = ? ORDER BY rowid LIMIT ?", (command.worker, command.limit)
-        )
+        columns += " AND worker = ? ORDER BY rowid LIMIT ?"
+        arguments.append(command.worker)
+    rows = tx.fetch_all(columns, (*arguments, command.limit))
     return [commands.Journal(*row, **_reserved(packed, scopes)) for *row, packed, scopes in rows]
 
 

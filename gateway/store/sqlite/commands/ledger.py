@@ -30,6 +30,13 @@ _INSERT: Final = {
     False: "INSERT INTO ledger_free (position, record) VALUES (?, ?)",
 }
 
+_SPAN: Final = {
+    True: "SELECT position, record FROM ledger_charged WHERE position > ? AND position <= ?"
+    " ORDER BY position LIMIT ?",
+    False: "SELECT position, record FROM ledger_free WHERE position > ? AND position <= ?"
+    " ORDER BY position LIMIT ?",
+}
+
 
 @writes(commands.Append)
 def append(tx: Transaction, command: commands.Append) -> bool:
@@ -139,6 +146,24 @@ def read_ledger(tx: Transaction, command: commands.ReadLedger) -> Sequence[tuple
         (after, after, command.limit),
     )
     return [(ledger_id_of(position), record) for position, record in rows]
+
+
+@reads(commands.SearchLedger)
+def search_ledger(tx: Transaction, command: commands.SearchLedger) -> commands.LedgerMatches:
+    after = max(round(command.begin * _SECOND) - 1, _position(command.after))
+    end = round(command.end * _SECOND)
+    rows = tx.fetch_all(_SPAN[command.is_charged], (after, end, command.limit))
+    found = [
+        (ledger_id_of(position), record) for position, record in rows if command.text in record
+    ]
+    has_more = len(rows) == command.limit
+    return commands.LedgerMatches(found, len(rows), ledger_id_of(rows[-1][0]) if has_more else "")
+
+
+@reads(commands.SearchRefusals)
+def search_refusals(tx: Transaction, command: commands.SearchRefusals) -> Sequence[bytes]:
+    rows = tx.fetch_all("SELECT record, count FROM refusals ORDER BY id LIMIT ?", (command.limit,))
+    return [record + f"{count}}}".encode() for record, count in rows if command.text in record]
 
 
 def ledger_id_of(position: int) -> str:

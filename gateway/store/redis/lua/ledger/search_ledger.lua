@@ -1,0 +1,25 @@
+-- KEYS: books. ARGV: charged or free, the text, the first and the last day, the stream id from which
+-- to start on the first one, the last milliseconds, the limit.
+-- Returns how many records were scanned, day and stream id of the last one if the limit was reached,
+-- else '' twice, and a list of day, stream id, record, … of those that contain the text.
+local class, text, day, last_day = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local from, to, limit = ARGV[5], ARGV[6], tonumber(ARGV[7])
+local scanned, found = 0, {}
+
+local days = redis.call('ZRANGEBYLEX', days_key(class), '[' .. day, '[' .. last_day)
+for _, one in ipairs(days) do
+  local start = one == day and from or '-'
+  local page = redis.call('XRANGE', ledger_key(class, one), start, to, 'COUNT', digits(limit - scanned))
+  for _, item in ipairs(page) do
+    if item[2][2]:find(text, 1, true) then
+      table.insert(found, one)
+      table.insert(found, item[1])
+      table.insert(found, item[2][2])
+    end
+  end
+  scanned = scanned + #page
+  if scanned >= limit then
+    return { scanned, one, page[#page][1], found }
+  end
+end
+return { scanned, '', '', found }
