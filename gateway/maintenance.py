@@ -208,10 +208,12 @@ async def reload_files(gateway: Gateway) -> None:
     is_requested = gateway.reload_requested.is_set()
     # Before reading: a request that comes meanwhile causes another reload.
     gateway.reload_requested.clear()
-    for current in (gateway.policy, gateway.tls):
-        if current is not None:
-            reload = current.reload if is_requested else current.reload_if_changed
-            await asyncio.to_thread(reload)
+    configured = [each for each in (gateway.policy, gateway.tls) if each is not None]
+    for current in configured:
+        reload = current.reload if is_requested else current.reload_if_changed
+        await asyncio.to_thread(reload)
+    is_faulty = any(current.is_faulty for current in configured)
+    gateway.services.metrics.config_faulty.set(is_faulty)
 
 
 async def check_certificate(gateway: Gateway) -> None:

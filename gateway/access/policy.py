@@ -82,6 +82,8 @@ class CurrentPolicy:
         self._source = source
         self._on_change = on_change
         self._on_failure = on_failure
+        self.is_faulty = False
+        """Whether the source has a fault, so that an older policy is still used."""
         self._loaded_state = self._seen_state = source.policy_state()
         self._policy = source.read_policy()
         on_change(self._policy)
@@ -107,8 +109,10 @@ class CurrentPolicy:
             policy = self._source.read_policy()
         except Exception as error:  # noqa: BLE001 - whatever is wrong, the old policy stays
             log.error("policy_reload_failed", reason=str(error))
+            self.is_faulty = True
             self._on_failure()
             return
+        self.is_faulty = False
         if policy == self._policy:
             log.info("policy_unchanged")
             return

@@ -63,6 +63,11 @@ class Metrics:
             "config_reload_failures_total",
             "Policies and certificates not adopted because of a fault",
         )
+        self.config_faulty = create.gauge(
+            "config_faulty",
+            "1 while an older policy or certificate is used because of a fault",
+            workers="livemax",
+        )
         self._price_age = create.gauge(
             "price_table_age_seconds",
             "Time since the price table was last compared with the price list",

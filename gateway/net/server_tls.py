@@ -107,6 +107,8 @@ class ServerTls:
     def __init__(self, files: TlsFiles, *, on_failure: Callable[[], None]) -> None:
         self._files = files
         self._on_failure = on_failure
+        self.is_faulty = False
+        """Whether the files have a fault, so that an older pair is still used."""
         self._loaded_state = self._seen_state = files.state()
         # Listening sockets keep this one. It lets each handshake continue with the current one, so
         # that a pair is never half replaced.
@@ -135,8 +137,10 @@ class ServerTls:
             current, expires_at = load_context(self._files), expiry_of(self._files.cert)
         except BadPair as fault:
             log.error("certificate_reload_failed", reason=str(fault))
+            self.is_faulty = True
             self._on_failure()
             return
+        self.is_faulty = False
         self._current, self._expires_at = current, expires_at
         log.info("certificate_loaded", expires_at=expires_at.isoformat())
 

@@ -153,6 +153,7 @@ def test_a_broken_file_changes_nothing_and_counts_once(watched: Watched, text: s
     watched.check(5)
     assert watched.current() is snapshot
     assert (len(watched.failures), len(watched.loaded)) == (1, 1)
+    assert watched.current.is_faulty
 
 
 def test_a_broken_file_counts_again_after_a_requested_reload_and_after_a_change(watched: Watched):
@@ -163,6 +164,9 @@ def test_a_broken_file_counts_again_after_a_requested_reload_and_after_a_change(
     watched.write(BROKEN + "\n")
     watched.check()
     assert len(watched.failures) == 3
+    watched.write(TABLE)
+    watched.check()
+    assert not watched.current.is_faulty
 
 
 def test_a_missing_file_changes_nothing_and_is_loaded_when_it_returns(watched: Watched):

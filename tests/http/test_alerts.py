@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import redis
 
 from tests.gateways import (
@@ -34,7 +35,7 @@ IMAGE = {"model": "dall-e-2", "size": "256x256"}
 EXPECTED = {
     "ImageGatewayBudgetNearlyUsed",
     "ImageGatewayBudgetExhausted",
-    # From a tenth of the day on.
+    # From a tenth of the month on.
     "ImageGatewayBudgetProjectedOver",
     # dall-e-2 was shut down in May 2026.
     "ImageGatewayModelRetiresSoon",
@@ -79,6 +80,7 @@ async def test_alerts_fire_when_their_cause_happens_and_end_with_it(tmp_path: Pa
         # Series that are born later are told from a target that is found later.
         await watched.prometheus.until_scraped_times(2 * RANGE_SECONDS + 2)
         bob = await a_budget_is_used(watched)
+        await records_show_the_books(watched.prometheus)
         await nothing_else_fires(watched)
         await upstream_fails(watched)
         await a_file_has_a_fault(watched)
@@ -94,20 +96,38 @@ async def a_budget_is_used(watched: Watched) -> Client:
     """One image is all of bob's budget, 80 % of carol's, and more than dan's, in shadow mode."""
     budgets = {"bob": 0.016, "carol": 0.02, "dan": {"max": 0.015, "mode": "shadow"}}
     clients = [
-        await watched.client.with_key(name, limits={"usd_per_day": most})
+        await watched.client.with_key(name, limits={"usd_per_month": most})
         for name, most in budgets.items()
     ]
     for client in clients:
         assert (await client.ask(f"an otter of {client.key_id}", **IMAGE)).status == 200
-    budget = {"scope": "key", "limit": "usd_per_day"}
+    budget = {"scope": "key", "limit": "usd_per_month"}
     exhausted = await watched.prometheus.until_firing("ImageGatewayBudgetExhausted", name="bob")
     assert exhausted.labels.items() >= budget.items()
     assert (
-        "key bob has used or reserved 100% of usd_per_day." in exhausted.annotations["description"]
+        "key bob has used or reserved 100% of usd_per_month."
+        in exhausted.annotations["description"]
     )
     await watched.prometheus.until_firing("ImageGatewayBudgetNearlyUsed", name="carol", **budget)
     await watched.prometheus.until_firing("ImageGatewayModelRetiresSoon", model="dall-e-2")
     return clients[0]
+
+
+async def records_show_the_books(prometheus: Prometheus) -> None:
+    """Three images were bought, for 0.048 dollars."""
+    used = "job_scope_name_limit:gateway_budget_used:ratio"
+    shown = {one.labels["name"]: one.value for one in await prometheus.query(used)}
+    assert shown == {"bob": 1, "carol": 0.8}
+    assert await prometheus.value("job_upstream:gateway_queue_length:sum") == 0
+    assert await prometheus.value("sum(gateway_workers) - max(gateway_workers_configured)") == 0
+    elapsed = await prometheus.query("job_window:gateway_window:elapsed_ratio")
+    passed = {one.labels["window"]: one.value for one in elapsed}
+    assert passed.keys() == {"day", "week", "month"}
+    everyone = 'job_scope_name_window:gateway_spend_usd:projected{scope="everyone"}'
+    projected = {one.labels["window"]: one.value for one in await prometheus.query(everyone)}
+    assert projected.keys() == {window for window, ratio in passed.items() if 0.1 < ratio <= 1}
+    for window in projected.keys() & {"month"}:
+        assert projected[window] * passed[window] == pytest.approx(0.048, rel=0.01)
 
 
 async def nothing_else_fires(watched: Watched) -> None:
@@ -136,6 +156,7 @@ async def a_file_has_a_fault(watched: Watched) -> None:
     models.write_text(text.replace("default_model:", "defalt_model:", 1))
     await watched.prometheus.until_firing("ImageGatewayConfigReloadFailed")
     models.write_text(text)
+    await watched.prometheus.until_silent("ImageGatewayConfigReloadFailed")
 
 
 async def the_books_differ(watched: Watched) -> None:

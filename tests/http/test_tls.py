@@ -467,13 +467,14 @@ def test_a_broken_pair_keeps_the_old_one_until_it_is_whole(pair: Path, name: str
         tls.reload_if_changed()
     assert tls._current is before
     assert len(failures) == 1  # once for each change, not at every check
+    assert tls.is_faulty
     if (pair / "key.pem").is_dir():
         (pair / "key.pem").rmdir()
     put_pair(pair, RENEWED)
     for _ in range(4):
         tls.reload_if_changed()
     assert tls._current is not before
-    assert len(failures) == 1
+    assert (len(failures), tls.is_faulty) == (1, False)
 
 
 def test_a_pair_that_is_half_replaced_is_not_tried(pair: Path) -> None:
