@@ -73,9 +73,11 @@ def test_compose_stops_and_checks_the_gateway_as_the_image_does(services: dict[s
     assert (DEPLOY / gateway["build"] / "Dockerfile").is_file()
 
 
-def test_compose_publishes_one_port_and_redis_none(services: dict[str, Any]):
+def test_compose_publishes_the_port_of_clients_alone(services: dict[str, Any]):
     published = {name: service.get("ports", []) for name, service in services.items()}
-    assert published == {"gateway": ["8080:8080"], "redis": []}
+    grafana = published.pop("grafana")
+    assert published == {"gateway": ["8080:8080"], "redis": [], "prometheus": []}
+    assert grafana == ["127.0.0.1:3000:3000"]  # only this machine reaches it
     networks = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["networks"]
     assert services["redis"]["networks"] == ["store"]
     assert networks["store"] == {"internal": True}
@@ -86,9 +88,9 @@ def test_compose_publishes_one_port_and_redis_none(services: dict[str, Any]):
 def test_foreign_images_are_pinned_by_version_and_digest(services: dict[str, Any]):
     """The gateway's own is built here."""
     foreign = [service["image"] for service in services.values() if "build" not in service]
-    assert len(foreign) == 1
+    assert len(foreign) == 3
     for image in foreign:
-        assert re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-[a-z]+@sha256:[0-9a-f]{64}", image)
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+(-[a-z]+)?@sha256:[0-9a-f]{64}", image)
 
 
 def redis_command(services: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -177,6 +179,7 @@ def test_compose_with_secret_files_differs_in_the_secrets_alone(
     assert with_files["networks"] == plain["networks"]
     assert with_files["volumes"] == plain["volumes"]
     secret = {"env_file", "environment", "secrets", "volumes", "command", "healthcheck"}
+    secret |= {"entrypoint", "tmpfs"}
     for name, service in services.items():
         other = with_files["services"][name]
         assert other.keys() ^ service.keys() <= secret
@@ -188,14 +191,16 @@ def test_compose_with_secret_files_differs_in_the_secrets_alone(
     assert gateway["volumes"] == [*services["gateway"]["volumes"], settings]
     assert gateway["healthcheck"] == services["gateway"]["healthcheck"]
     assert redis["volumes"] == services["redis"]["volumes"]
-    assert "PASSWORD" not in str(with_files)
+    assert "PASSWORD" not in str(with_files).replace("GF_SECURITY_ADMIN_PASSWORD__FILE", "")
     assert "env_file" not in gateway
 
 
 def test_every_secret_file_is_read_and_ignored_by_git(with_files: dict[str, Any], tmp_path: Path):
     """Any password for Redis works, also with characters that a URL cannot have."""
     text = (DEPLOY / "gateway.secrets.yaml").read_text()
-    secrets = with_files["secrets"]
+    assert with_files["services"]["grafana"]["secrets"] == ["grafana_password"]
+    secrets = with_files["secrets"] | {}
+    del secrets["grafana_password"]
     used = re.findall(r"\$\{file:/run/secrets/(\w+)\}", text)
     assert sorted(used) == sorted(secrets) == sorted(with_files["services"]["gateway"]["secrets"])
     for name, secret in secrets.items():
@@ -208,9 +213,127 @@ def test_every_secret_file_is_read_and_ignored_by_git(with_files: dict[str, Any]
     assert settings.store.redis_url == SecretStr(url)
     assert settings.upstream.api_key == SecretStr("a/secret@of#upstream_api_key")
     assert settings.server.admin_token == SecretStr("a/secret@of#admin_token")
+    assert settings.server.metrics_token == SecretStr("a/secret@of#metrics_token")
     assert str(settings.server.listen) == IMAGE.environment()["GATEWAY_LISTEN"]
     variables = {n: str(tmp_path) for n in ("GATEWAY_DATA_DIR",)}
     assert load_settings(tmp_path / "gateway.yaml", variables).store.data_dir == tmp_path
+
+
+# ── compose with Prometheus and Grafana ─────────────────────────────────────────────────────
+
+MONITORING = ("prometheus", "grafana")
+COMPOSE_FILES = ("compose.yaml", "compose.secrets.yaml")
+
+
+def monitoring(file: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / file).read_text())["services"][name]
+    return found
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+@pytest.mark.parametrize("name", MONITORING)
+def test_monitoring_starts_only_on_request_and_has_no_rights(file: str, name: str):
+    service = monitoring(file, name)
+    assert service["profiles"] == ["monitoring"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"] == "1g"
+    assert service["pids_limit"] <= 512
+    assert not service["user"].startswith(("0", "root"))
+    assert service["networks"] == ["default"]  # and so not Redis
+    own, *shared = service["volumes"]
+    assert own.startswith(f"{name}-data:/")
+    for volume in shared:
+        source, _, mode = volume.split(":")
+        assert (DEPLOY / source).is_dir()
+        assert mode == "ro"
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_without_monitoring_no_variable_or_file_of_it_is_needed(file: str):
+    """`:?` would refuse the start of the others too."""
+    for name in MONITORING:
+        interpolated = re.sub(r"\$\$", "", str(monitoring(file, name)))
+        assert re.findall(r"\$\{\w+:?\?", interpolated) == []
+    compose = yaml.safe_load((DEPLOY / file).read_text())
+    for service in set(compose["services"]) - set(MONITORING):
+        assert "grafana_password" not in compose["services"][service].get("secrets", [])
+        assert not set(MONITORING) & set(compose["services"][service].get("depends_on", ()))
+
+
+def start_of(service: dict[str, Any]) -> list[str]:
+    """The words that start a container, as it gets them."""
+    words = [*service["entrypoint"], *service.get("command", [])]
+    return [word.replace("$$", "$") for word in words]
+
+
+def test_the_prometheus_of_compose_gets_the_metrics_token_in_a_file(tmp_path: Path):
+    """As in `prometheus.yml`, and never on a command line."""
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    token_file = job["authorization"]["credentials_file"]
+    plain, with_files = (monitoring(file, "prometheus") for file in COMPOSE_FILES)
+    assert plain["tmpfs"] == str(Path(token_file).parent)
+    assert with_files["secrets"] == [Path(token_file).name]
+    assert "entrypoint" not in with_files
+    assert "GATEWAY_METRICS_TOKEN" not in str(plain["command"])
+
+    program = tmp_path / "prometheus"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    words = [word.replace(plain["tmpfs"], str(tmp_path)) for word in start_of(plain)]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    def start(**given: str) -> subprocess.CompletedProcess[str]:
+        whole = environment | given
+        return subprocess.run(words, env=whole, capture_output=True, text=True, check=False)
+
+    refused = start()
+    assert refused.returncode != 0
+    assert "set it in deploy/.env" in refused.stderr
+    started = start(GATEWAY_METRICS_TOKEN="a/token of 16 ch")
+    assert started.stdout.splitlines() == plain["command"]
+    written = tmp_path / Path(token_file).name
+    assert written.read_text() == "a/token of 16 ch"
+    assert written.stat().st_mode & 0o077 == 0
+
+
+def test_the_grafana_of_compose_does_not_start_without_a_password(tmp_path: Path):
+    plain, with_files = (monitoring(file, "grafana") for file in COMPOSE_FILES)
+    words = [word.replace("/run.sh", "echo started") for word in start_of(plain)]
+    for password, output in ({}, ""), ({"GF_SECURITY_ADMIN_PASSWORD": "5ecret"}, "started\n"):
+        done = subprocess.run(
+            words,
+            env={"PATH": "/usr/bin:/bin"} | password,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode == 0, done.stdout) == (bool(output), output)
+    assert (
+        with_files["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"]
+        == "/run/secrets/grafana_password"
+    )
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_grafana_is_provisioned_with_the_prometheus_and_the_dashboards(file: str):
+    grafana = monitoring(file, "grafana")
+    mounts = dict(reversed(volume.split(":")[:2]) for volume in grafana["volumes"])
+    folder = DEPLOY / mounts["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((folder / "datasources/prometheus.yaml").read_text())["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    assert source["isDefault"] is True
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+    provider_file = folder / "dashboards/image-gateway.yaml"
+    (provider,) = yaml.safe_load(provider_file.read_text())["providers"]
+    dashboards = DEPLOY / mounts[provider["options"]["path"]]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (dashboards / Path(home).name).is_file()
+    assert Path(home).parent == Path(provider["options"]["path"])
+    assert sorted(path.suffix for path in dashboards.iterdir()) == [".json", ".json"]
 
 
 # ── systemd ─────────────────────────────────────────────────────────────────────────────────
