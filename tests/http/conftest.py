@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.gateways import (
+    TLS,
     Client,
     InProcess,
     Upstream,
@@ -36,6 +37,14 @@ async def upstream() -> AsyncIterator[Upstream]:
     """A simulated upstream for this test alone."""
     async with run_upstream() as opened:
         yield opened
+
+
+@pytest.fixture
+def package_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the packages of clients take from the environment: proxies and trusted authorities."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # Each client reads them, and a system's hundreds take 50 ms.
+    monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "authority.pem"))
 
 
 @pytest.fixture

@@ -49,9 +49,8 @@ PLAIN = [
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package takes proxies from its environment."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def _environment(package_environment: None) -> None:
+    """For every test."""
 
 
 async def post(client: Client, path: str, **body: Any) -> Reply:

@@ -262,12 +262,12 @@ async def test_a_fault_of_the_gateway_after_a_charge_forbids_a_retry(
     assert (reply.status, reply.headers["x-should-retry"]) == (500, "false")
 
 
+@pytest.mark.usefixtures("package_environment")
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("reply", [error(500, "e"), http(500, b"Error")], ids=["JSON", "text"])
 async def test_one_call_of_the_sdk_is_one_request_to_upstream(
-    litellm: LiteLlm, kind: str, reply: bytes, monkeypatch: pytest.MonkeyPatch
+    litellm: LiteLlm, kind: str, reply: bytes
 ) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     litellm.play(reply)
     options: Any = {"base_url": f"{litellm.alice.url}/v1", "api_key": litellm.alice.secret}
     given: Any = {"model": MODEL, "prompt": f"by the SDK, {kind}, {len(reply)}", "stream": True}

@@ -37,9 +37,8 @@ FOCUS = "/admin/usage/focus.csv"
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package takes proxies from its environment."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def _environment(package_environment: None) -> None:
+    """For every test."""
 
 
 @asynccontextmanager

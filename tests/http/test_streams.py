@@ -417,13 +417,7 @@ async def stream_by_sdk(
         return [first, *[event async for event in events]]
 
 
-@pytest.fixture
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package takes proxies from its environment."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.mark.usefixtures("_no_proxy")
+@pytest.mark.usefixtures("package_environment")
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_the_sdk_iterates_over_three_partial_images_and_the_image(
     embedded: InProcess, kind: str
@@ -438,7 +432,7 @@ async def test_the_sdk_iterates_over_three_partial_images_and_the_image(
     assert arrived[-1].usage.output_tokens == 4460
 
 
-@pytest.mark.usefixtures("_no_proxy")
+@pytest.mark.usefixtures("package_environment")
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("fault", ["stream-error", "truncate", "stream-no-completed"])
 async def test_a_failure_in_mid_stream_raises_in_the_sdk(
