@@ -183,6 +183,18 @@ async def check_reports(kind: str, processes: Processes, client: Client, spent: 
     assert ran.memory_mb - start.memory_mb < 50
 
 
+async def check_look_up(kind: str, client: Client) -> None:
+    refused = await (await client.with_key()).ask(n=99)
+    path = f"/admin/requests/{refused.headers['x-request-id']}"
+    assert (await client.admin("GET", path)).status == 200  # waits until the record is written
+    begins = time.perf_counter()
+    shown = await client.admin("GET", path)
+    seconds = time.perf_counter() - begins
+    assert [record["error"] for record in shown.json["records"]] == ["integer_above_max_value"]
+    show(kind, f"GET /admin/requests/{{id}}: {1000 * seconds:.0f} ms")
+    assert seconds < 1.0
+
+
 async def check_verify_command(kind: str, processes: Processes) -> None:
     ran = await run(processes, "ledger", "verify", "--format", "json")
     assert ran.status == 0, (ran.err, ran.out)
@@ -282,3 +294,4 @@ async def test_a_million_records_are_folded_in_time_reported_at_once_and_proved(
         ran = await run(processes, "ledger", "export")
         show(kind, f"ledger export: {ran.seconds:.1f} s, {ran.memory_mb:.0f} MB")
         assert ran.out.count("\n") == spent.records
+        await check_look_up(kind, client)
