@@ -227,6 +227,24 @@ async def test_the_bound_of_the_cache_shows(open_gateway: OpenGateway) -> None:
         assert (await gateway.client.metrics())["gateway_cache_limit_bytes"] == 12_345_678
 
 
+async def test_money_is_the_same_after_a_restart_of_the_gateway(open_gateway: OpenGateway) -> None:
+    def money(samples: dict[str, float]) -> dict[str, float]:
+        names = (*BOOKS, "first_charge_timestamp_seconds", "spend_usd")
+        starts = tuple(f"gateway_{name}" for name in names)
+        return {name: value for name, value in samples.items() if name.startswith(starts)}
+
+    async with open_gateway() as gateway:
+        alice = await gateway.client.with_key("alice", team="art")
+        for prompt in ("an otter", "an otter", "a pond"):
+            await alice.ask(prompt)
+        spent = sum(record.cost_micros for record in await gateway.ledger()) / 1e6
+        before = money(await gateway.client.metrics())
+    async with open_gateway() as gateway:
+        assert money(await gateway.client.metrics()) == before
+    assert before[sample("charged_usd_total", scope="team", name="art")] == spent > 0
+    assert before[sample("saved_usd_total", scope="team", name="art")] > 0
+
+
 async def test_scrapes_at_the_same_time_share_the_work(gateway: InProcess) -> None:
     """Also if the first of them hangs up."""
     metrics = gateway.gateway.services.metrics
