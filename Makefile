@@ -43,7 +43,7 @@ test-clients: $(VENV)/dev.stamp ## run real packages of clients; WRITE=1 writes 
 test-long: $(VENV)/dev.stamp ## run the long tests, the others on Debian 13, the smoke test on Debian testing
 	@$(BIN)/pytest -m "long and not clients"
 	@$(MAKE) --no-print-directory test-clients
-	@.ci/debian trixie sh -c '.ci/run && REDIS_SERVER=valkey-server make test'
+	@.ci/debian trixie sh -c 'export ALL_EXAMPLES=1 && .ci/run && REDIS_SERVER=valkey-server make test'
 	@.ci/debian testing make smoke
 
 coverage: $(VENV)/dev.stamp ## which lines and branches the tests reach; they take half as long again

@@ -68,6 +68,7 @@ class TraceContext:
         """The fields of a log line, without those that are absent."""
         named = (
             ("trace_id", self.trace_id),
+            ("traceparent", self.traceparent),
             # The client's own text. By mistake it may be another key, a token or a link.
             ("client_request_id", _SECRET.sub("***", self.client_request_id or "") or None),
         )

@@ -11,12 +11,18 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.redis_server import emptied, merge_missing_server_skips, restricted, run_redis_server
+
+if "ALL_EXAMPLES" not in os.environ:  # which `make test-long` sets
+    # Based on the profile that Hypothesis chose: it has one for continuous integration.
+    settings.register_profile("quick", max_examples=40)
+    settings.load_profile("quick")
 
 OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
 """Opens the test's store once more, as another process would."""

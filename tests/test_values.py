@@ -18,7 +18,6 @@ def test_the_nearest_name_is_the_most_similar_one(wrong: str, near: str) -> None
     assert nearest(wrong, KNOWN) == near
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("name", ["a" * 1_000_000, "nm" * 500_000, "name" * 250_000, "é" * 500_000])
 def test_the_nearest_name_of_a_long_one_is_found_at_once(name: str) -> None:
     # A name of a megabyte took 130 ms.

@@ -364,12 +364,11 @@ class Keys:
         # A key that changed while the pages were read may be on two of them.
         return list({key.key_id: key for key in oldest}.values())
 
-    async def everyone(self) -> LimitSubject:
-        """Everyone, with the limits of now. Raises `StoreUnavailable`."""
-        return self._subjects.everyone_subject(await self._subjects.read_all())
+    async def resolve(self, keys: Sequence[KeyName]) -> tuple[LimitSubject, list[ResolvedKey]]:
+        """Everyone, and what holds for each key now, without unreadable ones.
 
-    async def resolve(self, keys: Sequence[KeyName]) -> list[ResolvedKey]:
-        """What holds for each key now, without unreadable ones. Raises `StoreUnavailable`."""
+        Raises `StoreUnavailable`.
+        """
         stored = await self._subjects.read_all()
 
         def resolve() -> list[ResolvedKey]:
@@ -377,7 +376,7 @@ class Keys:
             return [self._subjects.resolve(record, stored.of_key(record)) for record in records]
 
         # In a thread: decoding records takes some time, even if it is done once for each.
-        return await asyncio.to_thread(resolve)
+        return self._subjects.everyone_subject(stored), await asyncio.to_thread(resolve)
 
     def _read_page(
         self, page: Mapping[str, bytes]

@@ -18,8 +18,8 @@ async def label_keys(services: Services) -> None:
     services.metrics.use_keys(key.name for key in keys)
     services.running_totals.keys = [KeyNames(key.key_id, key.name, key.team) for key in keys]
     services.running_totals.are_keys_few = len(keys) < MAX_KEYS
-    found = await services.keys.resolve(keys)
+    everyone, found = await services.keys.resolve(keys)
     services.running_totals.label_sets = [key.labels for key in found]
     # Everyone also without a key: what was spent this month stays spent.
     of_keys = (subject for key in found for subject in key.subjects)
-    services.limit_gauges.subjects = distinct((await services.keys.everyone(), *of_keys))
+    services.limit_gauges.subjects = distinct((everyone, *of_keys))

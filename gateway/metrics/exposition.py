@@ -7,6 +7,7 @@ compare the two.
 
 from __future__ import annotations
 
+from array import array
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,8 +46,8 @@ class _Layout:
     """Where the values of a file are. Entries are added at its end and never moved."""
 
     inode: int
-    slots: list[int] = field(default_factory=list)
-    values: list[int] = field(default_factory=list)
+    slots: array[int] = field(default_factory=lambda: array("I"))
+    values: array[int] = field(default_factory=lambda: array("I"))
     end: int = HEADER_BYTES
     last_key: bytes = b""
 

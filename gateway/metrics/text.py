@@ -10,10 +10,12 @@ class Writer:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._families: list[bytes] = []
 
     def family(self, name: str, *, kind: str, text: str) -> None:
         """Begins a family, whose samples follow."""
         described = text.replace("\\", r"\\").replace("\n", r"\n")
+        self._end_family()
         self._lines.append(f"# HELP {name} {described}\n# TYPE {name} {kind}\n")
 
     def sample(self, start: str, value: float) -> None:
@@ -21,7 +23,13 @@ class Writer:
         self._lines.append(f"{start}{float(value)!r}\n")
 
     def encode(self) -> bytes:
-        return "".join(self._lines).encode()
+        self._end_family()
+        return b"".join(self._families)
+
+    def _end_family(self) -> None:
+        # One after the other: all together would keep the event loop waiting for milliseconds.
+        self._families.append("".join(self._lines).encode())
+        self._lines.clear()
 
 
 def sample_start(name: str, labels: Iterable[str], values: Iterable[str]) -> str:

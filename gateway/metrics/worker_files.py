@@ -11,9 +11,10 @@ spaces up to a multiple of eight bytes, the value and a time, both doubles.
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,15 @@ _MAX_SECONDS: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class CountedFile:
-    """The file of one process, or of all dead workers, as it was at one moment."""
+    """The file of one process, or of all dead workers."""
 
     kind: str
     """`counter`, `histogram`, or `gauge_` and how the values of workers become one."""
     inode: int
-    data: bytes
+    removed_pid: int
+    """Of the file of the dead: the worker whose amounts it has, and whose own file may still be
+    there; 0: none."""
+    data: mmap.mmap
 
     @property
     def doubles(self) -> memoryview[float]:
@@ -49,7 +53,7 @@ class CountedFile:
 
         Ends early if the file is damaged.
         """
-        used = min(_used_bytes(self.data), len(self.data))
+        used = min(int(_INTEGER.unpack_from(self.data)[0]), len(self.data))
         position = start
         while position + 4 <= used:
             (length,) = _INTEGER.unpack_from(self.data, position)
@@ -65,15 +69,15 @@ def read_files(folder: Path) -> Mapping[str, CountedFile]:
     """All files by name, as of one moment: each amount of a dead worker is in one of them."""
     deadline = time.monotonic() + _MAX_SECONDS
     while True:
-        before = _dead_states(folder)
-        files = _read_all(folder)
+        dead = _read_all(folder, map(_dead_name, SUMMED))
+        files = _read_all(folder, os.listdir(folder)) | dead  # noqa: PTH208 - names, not paths
         # Otherwise a worker was added to the file of the dead meanwhile: it might be counted twice,
-        # or not at all.
-        if _dead_states(folder) == before or time.monotonic() > deadline:
+        # or not at all. The file that is mapped keeps its inode from being used again.
+        now = _read_all(folder, map(_dead_name, SUMMED))
+        if _states(now) == _states(dead) or time.monotonic() > deadline:
             break
-    for kind in SUMMED:
-        if (dead := files.get(_dead_name(kind))) is not None:
-            files.pop(f"{kind}_{_removed_pid(dead.data)}.db", None)
+    for one in dead.values():
+        files.pop(f"{one.kind}_{one.removed_pid}.db", None)
     return files
 
 
@@ -94,8 +98,8 @@ def _add_to_dead(folder: Path, kind: str, pid: int) -> None:
             if path == file:
                 return
             continue
-        if path == dead and (removed := _removed_pid(counted.data)):
-            (folder / f"{kind}_{removed}.db").unlink(missing_ok=True)  # it was not removed then
+        if counted.removed_pid:  # it was not removed then
+            (folder / f"{kind}_{counted.removed_pid}.db").unlink(missing_ok=True)
         doubles = counted.doubles
         for key, value, _ in counted.entries():
             sums[key] = sums.get(key, 0.0) + doubles[value]
@@ -123,43 +127,23 @@ def _dead_name(kind: str) -> str:
     return f"{kind}_dead.db"
 
 
-def _removed_pid(dead: bytes) -> int:
-    """The worker whose amounts are in the file of the dead, and perhaps in its own too; 0: none."""
-    return int(_INTEGER.unpack_from(dead, 4)[0])
+def _states(dead: Mapping[str, CountedFile]) -> Sequence[tuple[str, int, int]]:
+    """What changes when a worker is added to the files of the dead."""
+    return [(name, one.inode, one.removed_pid) for name, one in dead.items()]
 
 
-def _dead_states(folder: Path) -> Sequence[tuple[int, int] | None]:
-    """What changes when a worker is added to the file of the dead."""
-    states: list[tuple[int, int] | None] = []
-    for kind in SUMMED:
-        try:
-            stat = (folder / _dead_name(kind)).stat()
-        except FileNotFoundError:
-            states.append(None)
-        else:
-            states.append((stat.st_ino, stat.st_mtime_ns))
-    return states
-
-
-def _read_all(folder: Path) -> dict[str, CountedFile]:
-    files = {}
-    for name in sorted(os.listdir(folder)):  # noqa: PTH208 - names, not paths
-        if name.endswith(".db") and (counted := _read(folder / name)) is not None:
-            files[name] = counted
-    return files
+def _read_all(folder: Path, names: Iterable[str]) -> dict[str, CountedFile]:
+    found = ((name, _read(folder / name)) for name in sorted(names) if name.endswith(".db"))
+    return {name: one for name, one in found if one is not None}
 
 
 def _read(path: Path) -> CountedFile | None:
-    """The file's part in use; None if there is none, or if it has just been created."""
+    """The file; None if there is none, or if it has just been created."""
     with suppress(FileNotFoundError), path.open("rb") as file:
-        data = file.read(1 << 16)
-        if len(data) < HEADER_BYTES:
-            return None
-        data += file.read(max(0, _used_bytes(data) - len(data)))
-        kind = path.name.rpartition("_")[0]
-        return CountedFile(kind, os.fstat(file.fileno()).st_ino, data)
+        stat = os.fstat(file.fileno())
+        if stat.st_size >= HEADER_BYTES:
+            # Mapped, because the files of many workers are many megabytes.
+            data = mmap.mmap(file.fileno(), stat.st_size, access=mmap.ACCESS_READ)
+            removed_pid = int(_INTEGER.unpack_from(data, 4)[0])
+            return CountedFile(path.name.rpartition("_")[0], stat.st_ino, removed_pid, data)
     return None
-
-
-def _used_bytes(data: bytes) -> int:
-    return int(_INTEGER.unpack_from(data)[0])

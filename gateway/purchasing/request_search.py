@@ -36,6 +36,9 @@ from gateway.stored import read_stored
 SKEW_SECONDS: Final = 60.0
 """How far the clocks of a gateway and its store may be apart."""
 
+NEAR_SECONDS: Final = 5.0
+"""How long most requests take, a hit among them."""
+
 SOON_SECONDS: Final = 150.0
 """When mostly all records of a request are there: those of refusals wait for the minute's end."""
 
@@ -51,8 +54,8 @@ YOUNG_SECONDS: Final = 2.0
 MAX_SCANNED: Final = 2_000_000
 """Records that one search reads at most."""
 
-PAGE_RECORDS: Final = 1000
-"""Records that are read at once. It takes the store about a millisecond."""
+PAGE_RECORDS: Final = 2000
+"""Records that are read at once. It takes the store some milliseconds."""
 
 MAX_OPEN: Final = 100
 
@@ -123,13 +126,12 @@ class _Search:
         if record is not None and self.name in _ids(record):
             self.found[position] = record
 
-    @property
     def is_over(self) -> bool:
         """It found a record that ends its request: a purchase may be followed by another one."""
         return any(record.id == record.request_id for record in self.found.values())
 
-    @property
     def awaits_correction(self) -> bool:
+        """Whether a charge was presumed that a late answer may still correct."""
         corrected = {record.corrects for record in self.found.values()}
         return any(
             "presumed" in record.flags and record.corrects is None and record.id not in corrected
@@ -197,16 +199,20 @@ class RequestSearch:
         if since is not None or at is None:
             await self._scan(search, since or 0.0, now)
             return search, journals
-        await self._scan(search, at - SKEW_SECONDS, at + SOON_SECONDS)
+        await self._scan(search, at - NEAR_SECONDS, at + NEAR_SECONDS)
+        if search.is_over():
+            return search, journals
+        await self._scan(search, at - SKEW_SECONDS, at - NEAR_SECONDS)
+        await self._scan(search, at + NEAR_SECONDS, at + SOON_SECONDS)
         if now - at < MINUTE_SECONDS + SOON_SECONDS:
             for data in await execute(self._store, SearchRefusals(search.text)):
                 search.add("", data)
-        if search.is_over:
+        if search.is_over():
             return search, journals
         await self._scan(search, at + SOON_SECONDS, at + LATE_SECONDS)
         if not search.found and not journals:
             await self._scan(search, at + LATE_SECONDS, at + OUTAGE_SECONDS)
-        elif search.awaits_correction:
+        elif search.awaits_correction():
             until = at + LATE_SECONDS + CLOSED_JOURNAL_SECONDS
             await self._scan(search, at + LATE_SECONDS, until, kinds=(True,))
         return search, journals

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 import redis.asyncio
+from click.testing import CliRunner
 
 from gateway.billing.export import read_pages
+from gateway.cli.main import cli
 from gateway.images import Amounts, Record
 from gateway.process.bootstrap import prepare
 from gateway.store.batch import execute
@@ -125,9 +127,10 @@ def test_an_export_has_all_fields_and_continues_after_any_position(folder: Path)
 
 @pytest.mark.parametrize("after", ["yesterday", "2026-11-28/x", "req_1", "2026-1-1", "2026-02-30"])
 def test_a_position_that_is_none_is_a_usage_error(folder: Path, after: str) -> None:
-    lines, err, status = export(folder, "--after", after)
-    assert (lines, status) == ([], 2)
-    assert "a day such as 2026-11-28" in err
+    runner = CliRunner(env={"GATEWAY_DATA_DIR": str(folder / "data")})
+    done = runner.invoke(cli, ["ledger", "export", "--after", after])
+    assert (done.stdout, done.exit_code) == ("", 2)
+    assert "a day such as 2026-11-28" in done.stderr
 
 
 def test_a_position_of_another_store_is_refused(folder: Path) -> None:

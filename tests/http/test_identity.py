@@ -583,9 +583,13 @@ async def test_answers_to_malformed_http_may_not_be_stored(embedded: InProcess) 
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        ({"GATEWAY_ADMIN_TOKEN": "fifteen-charact"}, "server.admin_token"),
+        pytest.param(
+            {"GATEWAY_ADMIN_TOKEN": "fifteen-charact"}, "server.admin_token", marks=pytest.mark.long
+        ),
         ({"GATEWAY_ADMIN_TOKEN": "changeme-changeme"}, "'changeme'"),
-        ({"GATEWAY_ADMIN_TOKEN": "x" * 32}, "different characters"),
+        pytest.param(
+            {"GATEWAY_ADMIN_TOKEN": "x" * 32}, "different characters", marks=pytest.mark.long
+        ),
         ({"GATEWAY_METRICS_TOKEN": "metrics"}, "GATEWAY_METRICS_TOKEN"),
         (
             {

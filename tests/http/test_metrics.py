@@ -255,6 +255,7 @@ async def test_scrapes_at_the_same_time_share_the_work(gateway: InProcess) -> No
     assert len(texts) == 1
 
 
+@pytest.mark.timed
 async def test_a_slow_store_does_not_keep_a_scrape(
     tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

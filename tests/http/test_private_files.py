@@ -81,7 +81,9 @@ async def test_every_file_and_folder_is_private_whatever_the_umask(
     assert stored >= {"gateway.sqlite", "gateway.sqlite-wal", "gateway.sqlite-lock", "lock"}
 
 
-@pytest.mark.parametrize("mask", [0o000, 0o022], ids="{:03o}".format)
+@pytest.mark.parametrize(
+    "mask", [0o000, pytest.param(0o022, marks=pytest.mark.long)], ids="{:03o}".format
+)
 async def test_the_processes_create_private_files_only(
     tmp_path: Path, upstream: Upstream, mask: int
 ) -> None:

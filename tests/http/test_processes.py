@@ -33,6 +33,7 @@ from tests.gateways import (
 )
 from tests.journals import estimate, leave_purchase
 from tests.redis_server import DurableRedis, run_durable_redis
+from tests.stores import usually_on
 from tests.waiting import eventually
 
 CROWD = 100
@@ -42,7 +43,16 @@ QUICK = {"workers": {"heartbeat": "0.2s", "dead_after": "0.8s"}}
 # ── 100 identical requests at once ──────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("has_budget", [False, True], ids=["unlimited", "budget-for-one"])
+@pytest.mark.parametrize(
+    ("store_url", "has_budget"),
+    [
+        pytest.param("sqlite", False, id="sqlite-unlimited"),
+        pytest.param("redis", True, id="redis-budget-for-one"),
+        pytest.param("sqlite", True, id="sqlite-budget-for-one", marks=pytest.mark.long),
+        pytest.param("redis", False, id="redis-unlimited", marks=pytest.mark.long),
+    ],
+    indirect=["store_url"],
+)
 async def test_a_crowd_on_four_workers_buys_once(
     tmp_path: Path, upstream: Upstream, store_url: str | None, has_budget: bool
 ) -> None:
@@ -154,6 +164,7 @@ def answers_by_outcome(samples: dict[str, float]) -> dict[str, int]:
 # ── clients that disconnect ─────────────────────────────────────────────────────────────────
 
 
+@usually_on("redis")
 async def test_a_purchase_is_stored_after_all_clients_have_disconnected(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:

@@ -227,6 +227,7 @@ async def test_a_client_that_reads_slowly_all_the_time_is_not_disconnected(tmp_p
     assert still_open == 2
 
 
+@usually_on("sqlite")
 async def test_a_disconnect_from_a_large_response_is_logged_as_an_answer_and_not_as_an_error(
     tmp_path: Path, store_url: str | None
 ) -> None:

@@ -38,6 +38,7 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway, Shared
 from tests.journals import estimate, leave_purchase
+from tests.stores import usually_on
 from tests.waiting import DEADLINE_SECONDS, eventually, generous, pass_time
 
 PARTIAL = "image_generation.partial_image"
@@ -736,6 +737,7 @@ async def test_a_stream_gets_an_error_if_the_replacing_leader_dies_too(
     assert await upstream.bodies() == []
 
 
+@usually_on("redis")
 async def test_followers_on_another_worker_survive_the_leader(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:

@@ -190,7 +190,6 @@ def test_more_bytes_or_pixels_than_allowed_are_rejected():
     assert check_image(data, max_bytes=len(data), max_pixels=1536)
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 95})])
 def test_an_image_of_one_and_a_half_megabytes_is_checked_fast_enough_for_the_event_loop(
     kind, options
@@ -229,7 +228,6 @@ def test_a_file_of_a_thousand_small_parts_is_accepted_and_one_of_many_more_is_no
         check(write(1200))
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize(
     "data",
     [

@@ -201,7 +201,7 @@ def test_a_worker_that_cannot_start_does_not_affect_the_others(tmp_path: Path):
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_gateway_that_has_never_served_ends_with_the_reason_and_one_traceback(
     tmp_path: Path, workers: int
 ):

@@ -331,7 +331,6 @@ HOSTILE = {
 }
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_mebibyte_takes_at_most_some_milliseconds(raw):
     def parse():

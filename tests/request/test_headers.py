@@ -534,7 +534,6 @@ def test_a_list_with_too_many_commas_is_refused(name):
         parse_request_headers(repeated)
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize(
     "value",

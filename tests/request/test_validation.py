@@ -171,7 +171,6 @@ def test_a_list_of_one_value_is_worded_as_one():
     assert error.message == "Invalid value: 'natural'. Supported values are: 'vivid'."
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("value", [None, 0, "x", {}], ids=repr)
 def test_hundreds_of_unknown_keys_are_refused_at_once_and_without_a_hint(value):
     body = {"prompt": "x", "seed": value} | {f"k{i}": value for i in range(998)}

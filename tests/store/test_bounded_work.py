@@ -24,7 +24,7 @@ from gateway.store.protocol import Command, Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.store import open_sqlite_store
 
-FEW, MANY = 5_000, 10_000
+FEW, MANY = 2_500, 5_000
 BATCH = 250
 LONG = 3600.0
 

@@ -89,6 +89,67 @@ async def refused(store: Store) -> list[dict[str, Any]]:
     return [json.loads(record) for record in await ledger(store)]
 
 
+# ── searches ────────────────────────────────────────────────────────────────────────────────
+
+
+async def matches(store: Store, text: bytes, **given: Any) -> list[bytes]:
+    """The records of a search of the last minute, page by page."""
+    now, after, found = time.time(), "", []
+    while True:
+        command = commands.SearchLedger(
+            text, now - 60, now + 60, is_charged=False, after=after, limit=2
+        )
+        page = await execute(store, replace(command, **given))
+        found += [record for _, record in page.records]
+        assert page.scanned <= command.limit
+        if not page.next:
+            return found
+        after = page.next
+
+
+async def test_a_search_finds_the_records_of_one_kind_and_span_with_a_text(store: Store) -> None:
+    free = tuple(f'{{"id":"{name}"}}'.encode() for name in ("a", "aa", "b", "a", "c"))
+    await execute(store, Append(free))
+    await bought(store, "p", b'{"id":"a"} charged', images=1)
+    for text, found in ((b'"a"', [free[0], free[3]]), (b'"c"', [free[4]]), (b"%", []), (b".", [])):
+        assert await matches(store, text) == found
+    assert await matches(store, b'"a"', is_charged=True) == [b'{"id":"a"} charged']
+    now = time.time()
+    assert await matches(store, b'"a"', begin=now + 30) == []
+    assert await matches(store, b'"a"', end=now - 30) == []
+
+
+async def test_a_search_reads_at_most_a_page(store: Store) -> None:
+    await execute(store, Append(numbered(1500)))
+    now = time.time()
+    page = await execute(store, commands.SearchLedger(b"1", now - 60, now + 60, is_charged=False))
+    assert (page.scanned, len(page.records)) == (1000, sum("1" in str(i) for i in range(1000)))
+    (last,) = [
+        position
+        for position, record in await execute(store, commands.ReadLedger())
+        if record == b"999"
+    ]
+    assert page.next == last
+
+
+async def test_a_search_finds_refusals_of_minutes_that_are_not_over(store: Store) -> None:
+    await execute(store, Append((), (refusals(request="q", count=2), refusals("m", request="r"))))
+    (found,) = await execute(store, commands.SearchRefusals(b'"q"'))
+    assert json.loads(found) == {"id": "q", "error": "n", "count": 2}
+    assert await execute(store, commands.SearchRefusals(b'"n.')) == []
+
+
+async def test_open_journals_are_found_by_a_text(store: Store) -> None:
+    for purchase, payload in (("a", b"one (two)"), ("b", b"three"), ("c", b"one (two)")):
+        await execute(store, commands.Reserve(purchase, f"w{purchase}", (), payload))
+    found = await execute(store, commands.OpenJournals(text=b"(two"))
+    assert sorted(journal.purchase for journal in found) == ["a", "c"]
+    (first,) = await execute(store, commands.OpenJournals(text=b"(two", limit=1))
+    assert first.payload == b"one (two)"
+    assert await execute(store, commands.OpenJournals("wb", text=b"one")) == []
+    assert len(await execute(store, commands.OpenJournals())) == 3
+
+
 # ── appends ─────────────────────────────────────────────────────────────────────────────────
 
 
