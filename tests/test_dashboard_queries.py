@@ -495,6 +495,7 @@ EMPTY_QUERIES = {("Burn-down of everyone", "B"), ("Burn-down of everyone", "C")}
 }
 
 
+@pytest.mark.timeout(180)
 async def test_every_panel_of_a_gateway_under_traffic(
     tmp_path: Path, store_url: str | None
 ) -> None:

@@ -112,6 +112,13 @@ def test_variables_choose_data_source_job_and_instance(name: str):
             assert label in LABELS[metric] | ADDED_BY_PROMETHEUS
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variable_is_defined_and_used(name: str):
+    macros = {"__all", "__range", "__range_s", "__interval", "__interval_ms", "__rate_interval"}
+    used = set(re.findall(r"\$\{?(\w+)", str(read_dashboard(name)))) - macros
+    assert used == set(variables(name))
+
+
 @pytest.mark.parametrize(("name", "panel"), ALL_PANELS, ids=lambda given: str(given)[:40])
 def test_a_panel_is_described_and_has_a_unit(name: str, panel: Mapping[str, Any]):
     """The rules panel-title-description, panel-units, panel-datasource, panel-no-targets."""
