@@ -72,10 +72,12 @@ from gateway.room_settings import (
     purchase_settings,
     sender_settings,
     tls_files,
+    tracing_settings,
 )
 from gateway.store.protocol import BlobStore, Store
 from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
 from gateway.tasks import OwnedTasks, SerialThread, SingleFlight
+from gateway.tracing import NO_TRACER, Tracer, TracingSettings
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from gateway.webhooks.outbox import Outbox
@@ -118,7 +120,7 @@ class OpenLinks(Protocol):
     """Opens a fetcher of upstream's links, as `open_link_fetcher` does."""
 
     def __call__(
-        self, settings: FetchSettings, *, observer: Callable[[str], None]
+        self, settings: FetchSettings, *, observer: Callable[[str], None], tracer: Tracer
     ) -> AbstractAsyncContextManager[LinkFetcher]:
         """`observer` is called with the outcome of each fetch."""
 
@@ -128,12 +130,14 @@ async def open_gateway(
     settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_link_fetcher
 ) -> AsyncIterator[Gateway]:
     """Everything that one worker needs, wired, without its background jobs."""
-    metrics, health = Metrics(), Health()
+    metrics, health, worker = Metrics(), Health(), create_worker_name()
     account = metrics.upstream.account(settings.upstream.name)
     metrics.process.configured.set(settings.workers.count)
     policy = create_policy(source, metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
+        # First, so that it is closed last: purchases end while the rest closes.
+        tracer = await stack.enter_async_context(open_tracer(tracing_settings(settings, worker)))
         opened_store, blob_store = await stack.enter_async_context(open_store(settings))
         observed_store = InstrumentedStore(
             LimitedStore(opened_store), create_store_observer(health, metrics)
@@ -141,15 +145,20 @@ async def open_gateway(
         health.store_reason = lambda: observed_store.reason
         store = EvictingStore(observed_store)
         links = await stack.enter_async_context(
-            open_links(fetch_settings(settings), observer=metrics.upstream.fetched)
+            open_links(
+                fetch_settings(settings),
+                observer=metrics.upstream.fetched,
+                tracer=tracer or NO_TRACER,
+            )
         )
         client = await stack.enter_async_context(
-            open_client(client_settings(settings), observer=account)
+            open_client(client_settings(settings), observer=account, tracer=tracer or NO_TRACER)
         )
         http = await stack.enter_async_context(open_http(sender_settings(settings)))
         gateway = wire_gateway(
             settings,
             policy,
+            worker=worker,
             store=store,
             blob_store=blob_store,
             client=client,
@@ -158,6 +167,7 @@ async def open_gateway(
             metrics=metrics,
             account=account,
             health=health,
+            tracer=tracer,
             tls=tls,
         )
         # If the bytes are not in this store, evicting images still frees entries in Redis, but
@@ -171,6 +181,7 @@ def wire_gateway(
     settings: Settings,
     policy: CurrentPolicy,
     *,
+    worker: str,
     store: Store,
     blob_store: BlobStore,
     client: UpstreamClient,
@@ -179,6 +190,7 @@ def wire_gateway(
     metrics: Metrics,
     account: AccountMetrics,
     health: Health,
+    tracer: Tracer | None = None,
     tls: ServerTls | None = None,
 ) -> Gateway:
     """Constructs every component, in the order of their dependencies.
@@ -186,7 +198,6 @@ def wire_gateway(
     Long on purpose: one constructor after the other. Reads the admin token's file if the settings
     have no token.
     """
-    worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     cache = wire_cache(settings, store, blob_store, observer=metrics.cache)
     books_memory = BooksMemory(
         store,
@@ -265,6 +276,7 @@ def wire_gateway(
         settlements,
         worker=worker,
         expires_after_seconds=settings.workers.dead_after_seconds,
+        tracer=tracer or NO_TRACER,
     )
     body_thread = SerialThread("bodies")
     interpreter = Interpreter(interpreter_settings(settings), ledger, body_thread=body_thread)
@@ -278,6 +290,7 @@ def wire_gateway(
         unstored=unstored,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
+        tracer=tracer or NO_TRACER,
         clock=time.time,
     )
     idempotent_images = IdempotentImages(
@@ -330,6 +343,7 @@ def wire_gateway(
         health=health,
         upstream_health=upstream_health,
         request_search=RequestSearch(store, ledger_settings(settings)),
+        tracer=tracer,
         body_thread=body_thread,
         clock=time.time,
     )
@@ -351,6 +365,24 @@ def wire_gateway(
         worker=worker,
         tls=tls,
     )
+
+
+def create_worker_name() -> str:
+    """A name that no other worker has, and none had before."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@asynccontextmanager
+async def open_tracer(settings: TracingSettings | None) -> AsyncIterator[Tracer | None]:
+    """The tracer of a worker; None if traces are off."""
+    if settings is None:
+        yield None
+        return
+    # Imported only here: OpenTelemetry is optional, and takes a while and some megabytes.
+    from gateway import otel  # noqa: PLC0415
+
+    async with otel.open_tracer(settings) as tracer:
+        yield tracer
 
 
 def create_policy(source: PolicySource, metrics: Metrics) -> CurrentPolicy:

@@ -405,6 +405,8 @@ class UpstreamFailure(GatewayError):
         self.usage = usage
         self.images = images
         self.upstream_request_id = upstream_request_id
+        self.trace: str | None = None
+        """The traceparent of the purchase that failed, if that is traced."""
         if self.is_charged:
             self.forbid_retry()
 

@@ -5,6 +5,7 @@ Those of `wiring/` stand there.
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final
 
 from pydantic import SecretStr
@@ -19,11 +20,16 @@ from gateway.proxy.interpret import InterpreterSettings
 from gateway.purchasing.delivery import DeliverySettings
 from gateway.purchasing.purchase import PurchaseSettings
 from gateway.tasks import Capacity
+from gateway.tracing import TracingSettings
 from gateway.upstream.fetch import FetchSettings
 from gateway.upstream.session import ClientSettings
 from gateway.webhooks.sender import SenderSettings
 
 TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
+
+
+EXPORTER: Final = "opentelemetry-exporter-otlp-proto-http"
+"""The package of the extra `otel` that needs all others. Looked for without importing it."""
 
 
 def read_admin_token(settings: Settings) -> SecretStr:
@@ -138,6 +144,32 @@ def fetch_settings(settings: Settings) -> FetchSettings:
         max_bytes=settings.cache.max_image_bytes,
         ca_file=settings.upstream.ca_file,
         secrets=tuple(client_settings(settings).secrets),
+    )
+
+
+def tracing_settings(settings: Settings, worker: str) -> TracingSettings | None:
+    """The settings of `otel`; None if traces are off. Raises `ConfigError` without the extra."""
+    tracing = settings.tracing
+    if tracing.endpoint is None:
+        return None
+    try:
+        distribution(EXPORTER)
+    except PackageNotFoundError:
+        raise ConfigError(
+            "tracing.endpoint (OTEL_EXPORTER_OTLP_ENDPOINT) is set, but OpenTelemetry is not "
+            "installed: pip install image-gateway[otel], or leave it empty."
+        ) from None
+    return TracingSettings(
+        endpoint=tracing.endpoint,
+        headers=dict(tracing.headers),
+        ca_file=tracing.ca_file,
+        sample_ratio=tracing.sample_ratio,
+        resource={
+            **dict(tracing.resource_attributes),
+            "service.name": tracing.service_name,
+            "service.instance.id": worker,
+        },
+        upstream_url=settings.upstream.base_url,
     )
 
 

@@ -103,7 +103,7 @@ def read_trace_context(headers: Headers) -> TraceContext:
         return value if is_valid and not any(secret in value for secret in secrets) else None
 
     # Of a repeated header, which one counts is not known.
-    traceparent = _valid_traceparent(parents[0].strip()) if len(parents) == 1 else None
+    traceparent = valid_traceparent(parents[0].strip()) if len(parents) == 1 else None
     client_request_id = printable(ids[0], MAX_CLIENT_REQUEST_ID) if len(ids) == 1 else None
     if traceparent is None:
         return TraceContext(client_request_id=client_request_id)
@@ -121,8 +121,11 @@ def _credentials(headers: Headers) -> Iterator[str]:
             yield from b64decode(word, validate=True).decode("utf-8", "replace").split(":")
 
 
-def _valid_traceparent(value: str) -> str | None:
-    match = _TRACEPARENT.fullmatch(value) if len(value) <= MAX_TRACEPARENT else None
+def valid_traceparent(value: object) -> str | None:
+    """The value, from a client or the store, if it is valid."""
+    if not isinstance(value, str) or len(value) > MAX_TRACEPARENT:
+        return None
+    match = _TRACEPARENT.fullmatch(value)
     if match is None or (match["version"] == "00" and match["further"]):
         return None
     return value

@@ -60,6 +60,17 @@ def parse_count_or_zero(value: object) -> int:
     return number
 
 
+def parse_ratio(value: object) -> float:
+    """A number from 0 to 1."""
+    try:
+        ratio = math.nan if isinstance(value, bool) else float(str(value))
+    except ValueError:
+        ratio = math.nan
+    if not 0 <= ratio <= 1:
+        raise ValueError("a number from 0 to 1")
+    return ratio
+
+
 def parse_switch(value: object) -> bool:
     """`true` or `false`, also as text, because environment variables are text."""
     switch = _SWITCHES.get(str(value).strip().lower())

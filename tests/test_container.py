@@ -317,7 +317,7 @@ def assert_only_dependencies_are_installed(prefix: Path) -> None:
 
 
 def dependencies(name: str, found: Mapping[str, Distribution], version: str) -> set[str]:
-    """A package and its dependencies on that Python, without extras."""
+    """A package and its dependencies on that Python, with the gateway's extra `otel`."""
     needed: set[str] = set()
     waiting = [name]
     while waiting:
@@ -327,7 +327,8 @@ def dependencies(name: str, found: Mapping[str, Distribution], version: str) -> 
         needed.add(name)
         for requirement in map(Requirement, found[name].requires or []):
             marker = requirement.marker
-            if marker is None or marker.evaluate({"extra": "", "python_full_version": version}):
+            extra = "otel" if name == "image-gateway" else ""
+            if marker is None or marker.evaluate({"extra": extra, "python_full_version": version}):
                 waiting.append(canonicalize_name(requirement.name))
     return needed
 

@@ -94,7 +94,7 @@ def _add_image_request(fields: dict[str, Any], exchange: Exchange, context: Requ
     if exchange.model is not None:
         fields["model"] = exchange.model
     if (status := exchange.headers.get(CACHE_STATUS)) is not None:
-        fields["cache"] = _cache_word(status)
+        fields["cache"] = cache_word(status)
     # The header of a stream is sent before its cost is known.
     fields["cost_usd"] = exchange.headers.get(COST) or show_usd(purchase.cost_micros)
     if exchange.saved_micros:
@@ -104,7 +104,7 @@ def _add_image_request(fields: dict[str, Any], exchange: Exchange, context: Requ
         fields["upstream_seconds"] = round(purchase.upstream_seconds, 4)
 
 
-def _cache_word(status: str) -> str:
+def cache_word(status: str) -> str:
     """What a Cache-Status says in one word: `hit`, `stale`, `miss`, `partial`, `request`, …"""
     handling = status[_CACHE_NAME:]
     if handling.startswith("hit"):

@@ -160,10 +160,14 @@ def _answer(exchange: Exchange, error: GatewayError) -> web.Response:
     return error_response(error, exchange.request_id)
 
 
+def shown_path(request: web.Request) -> str:
+    """The path without secrets: the client may log it, and so may everything between."""
+    return _SECRET.sub("***", request.path)[:MAX_ECHO]
+
+
 def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:
     """An error of aiohttp's router, worded as `docs/reference/images-api.md#paths-and-methods`."""
-    # The client may log the message, and so may everything between.
-    path = _SECRET.sub("***", request.path)[:MAX_ECHO]
+    path = shown_path(request)
     if isinstance(error, web.HTTPMethodNotAllowed):
         return GatewayError(
             f"Not allowed to {request.method} on {path}. "

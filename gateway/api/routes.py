@@ -23,6 +23,7 @@ from gateway.api.http.body import defer_continue
 from gateway.api.middleware import add_headers, answer_errors, observe
 from gateway.api.openapi.document import DOCUMENTS, Documents, show_document
 from gateway.api.services import SERVICES, Services
+from gateway.api.tracing import trace_request
 from gateway.api.unknown_path import KNOWN_PATHS, KnownPaths
 from gateway.errors import InternalError
 
@@ -45,7 +46,8 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
     A route's name up to the first dot is its `endpoint` in log and metrics.
     """
     # `observe` is outside: it counts errors after `answer_errors` has made them responses.
-    app = web.Application(middlewares=[observe, answer_errors])
+    traced = () if services.tracer is None else (trace_request,)
+    app = web.Application(middlewares=[observe, *traced, answer_errors])
     app._router = _Router()  # noqa: SLF001 - the argument `router` is deprecated
     app[SERVICES] = services
     # Of all tables, whichever of them this address has.

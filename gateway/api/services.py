@@ -40,6 +40,7 @@ from gateway.proxy.request import Proxy
 from gateway.purchasing.request_search import RequestSearch
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.tasks import SerialThread, SingleFlight
+from gateway.tracing import Tracer
 
 
 class ApiSettings(BaseModel):
@@ -122,6 +123,8 @@ class Services:
     health: Health
     upstream_health: UpstreamHealth
     request_search: RequestSearch
+    tracer: Tracer | None
+    """None: requests have no spans."""
     body_thread: SerialThread
     """Reads large request bodies."""
     clock: Callable[[], float]

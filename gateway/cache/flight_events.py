@@ -17,6 +17,7 @@ from gateway.errors import GatewayError, UpstreamFailure, detach
 from gateway.images import Image, LimitRefusal, decode_fields
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import AcquireLease, LeaseResult, Publish, ReleaseLease, RenewLease
+from gateway.trace_context import valid_traceparent
 
 EVENT_SECONDS: Final = 600.0
 """How long the events of a flight can be read after the last one, while it goes on."""
@@ -48,12 +49,15 @@ class Flight:
     """Ids of images that do not fill a slot for this flight."""
     is_offline: bool = False
     """It began while the store was unavailable, and takes its lease once the store is back."""
+    trace: str | None = None
+    """The traceparent of its purchase, if that is traced: followers link to it."""
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Flight:
         """A flight from the JSON object that orjson makes of one."""
         tuples = {name: tuple(data.get(name, ())) for name in ("slots", "ignoring")}
-        return decode_fields(Flight, {**data, **tuples})
+        trace = valid_traceparent(data.get("trace"))
+        return decode_fields(Flight, {**data, **tuples, "trace": trace})
 
     def acquire(self, batch: Batch, *, seconds: float) -> Result[LeaseResult]:
         """Leases those of the slots that are free; a lease that the flight has is not shortened."""
@@ -68,7 +72,7 @@ class Flight:
     def complete(self, batch: Batch, images: Mapping[int, Image]) -> None:
         """Publishes the images, by the slots that they were bought for. Storing ends the lease."""
         by_slot = {str(slot): image for slot, image in images.items()}
-        self._publish_end(batch, {"end": "completed", "images": by_slot})
+        self._publish_end(batch, {"end": "completed", "images": by_slot, **self._traced})
 
     def fail(self, batch: Batch, failure: UpstreamFailure) -> None:
         """Releases the lease and publishes upstream's final error, which followers get too.
@@ -79,7 +83,7 @@ class Flight:
             self.release(batch, in_turn=True)
             return
         batch.add(ReleaseLease(self.fingerprint, self.id))
-        self._publish_end(batch, {"end": "failed", "failure": failure.to_dict()})
+        self._publish_end(batch, {"end": "failed", "failure": failure.to_dict(), **self._traced})
 
     def abandon(self, batch: Batch, failure: UpstreamFailure) -> None:
         """Ends the flight of a dead leader. One follower may replace it, but only once."""
@@ -88,7 +92,8 @@ class Flight:
             return
         # Before the end is published: a follower acquires the lease as soon as it reads the end.
         batch.add(ReleaseLease(self.fingerprint, self.id))
-        self._publish_end(batch, {"end": "abandoned", "failure": failure.to_dict()})
+        event = {"end": "abandoned", "failure": failure.to_dict(), **self._traced}
+        self._publish_end(batch, event)
 
     def release(
         self,
@@ -110,6 +115,10 @@ class Flight:
         event = {"end": "released", "in_turn": in_turn, "refusal": refusal}
         self._publish_end(batch, event, ttl_seconds=RELEASED_SECONDS)
 
+    @property
+    def _traced(self) -> Mapping[str, str]:
+        return {"trace": self.trace} if self.trace is not None else {}
+
     def _publish_end(
         self, batch: Batch, event: Mapping[str, Any], *, ttl_seconds: float = END_SECONDS
     ) -> None:
@@ -125,6 +134,8 @@ class PurchasedImages:
     """By the slots that they were bought for."""
     data: Mapping[str, bytes]
     """Bytes by digest, still in memory, so that followers in this worker need not read them."""
+    trace: str | None = None
+    """As that of the flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +151,8 @@ class FlightEnd:
     """Of a released flight: its leader alone was refused, so the followers try one by one."""
     refusal: LimitRefusal | None = None
     """The limit that refused the leader, which may concern followers of the same key."""
+    trace: str | None = None
+    """As that of the flight; None if nothing was sent to upstream."""
 
     def __post_init__(self) -> None:
         if self.failure is not None:
@@ -151,14 +164,20 @@ class FlightEnd:
         return replace(self, failure=failure)
 
 
+def completed(purchased: PurchasedImages) -> FlightEnd:
+    """The end of a flight that brought images."""
+    return FlightEnd("completed", purchased, trace=purchased.trace)
+
+
 def decode_end(event: Mapping[str, Any]) -> FlightEnd | None:
     """The end that an event of a flight reports; None for any other event."""
-    kind = event.get("end")
+    kind, trace = event.get("end"), valid_traceparent(event.get("trace"))
     if kind == "completed":
         images = {int(slot): Image.from_dict(image) for slot, image in event["images"].items()}
-        return FlightEnd("completed", PurchasedImages(images, {}))
+        return completed(PurchasedImages(images, {}, trace))
     if kind in ("failed", "abandoned"):
-        return FlightEnd(kind, failure=UpstreamFailure.from_dict(event["failure"]))
+        failure = UpstreamFailure.from_dict(event["failure"])
+        return FlightEnd(kind, failure=failure, trace=trace)
     if kind == "released":
         refusal = event.get("refusal")
         return FlightEnd(

@@ -40,6 +40,8 @@ class FlightResult:
     """Slots whose flight was silent for too long, with its id."""
     abandoned: set[int] = field(default_factory=set)
     """Slots whose flight was abandoned once."""
+    traces: set[str] = field(default_factory=set)
+    """The traceparents of the purchases that this request followed, if they are traced."""
 
     @property
     def is_follower(self) -> bool:
@@ -74,6 +76,8 @@ class FlightResult:
         A slot that it left empty, or whose flight was abandoned, stays missing and is tried once
         more. The second time the slot is given up.
         """
+        if end.trace is not None:
+            self.traces.add(end.trace)
         if end.kind == "refused":
             self.own_error = self.own_error or end.failure
             self.missing -= slots

@@ -22,7 +22,7 @@ import structlog
 
 from gateway.cache.entries import decode_refusal, look_up_refusal
 from gateway.cache.flight_ends import FlightEnds, Patience
-from gateway.cache.flight_events import Flight, FlightEnd, PurchasedImages
+from gateway.cache.flight_events import Flight, FlightEnd, PurchasedImages, completed
 from gateway.cache.flight_queues import FollowerLimits, Turn
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
@@ -405,7 +405,7 @@ class Flights:
         end = FlightEnd("released", failure=GatewayError("The gateway failed; nothing was stored."))
         try:
             try:
-                end = FlightEnd("completed", await buy(flight))
+                end = completed(await buy(flight))
             except UpstreamFailure as failure:
                 # A refused `user` is that of the leader alone: the followers have others.
                 concerns_leader = failure.concerns_buyer
@@ -413,6 +413,7 @@ class Flights:
                     "released" if concerns_leader else "failed",
                     failure=failure,
                     in_turn=concerns_leader,
+                    trace=failure.trace,
                 )
             except GatewayError as refusal:
                 end = FlightEnd(
@@ -506,7 +507,7 @@ class Flights:
     ) -> Turn | None:
         # The flight has ended in this worker, and its images are not stored yet.
         if (purchased := self._unstored.of_flight(flight)) is not None:
-            result.follow(FlightEnd("completed", purchased), slots)
+            result.follow(completed(purchased), slots)
             result.last_followed = flight
             return None
         if subscriber is not None:

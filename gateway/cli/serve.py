@@ -29,6 +29,7 @@ from gateway.process.listener import Listeners, bind_listeners, bound_address
 from gateway.process.supervisor import supervise
 from gateway.process.upstream_check import judge_base_url
 from gateway.process.worker import serve as serve_worker
+from gateway.room_settings import tracing_settings
 
 OWN_DESCRIPTORS: Final = 1024
 """For each worker beside the connections of clients: the store, files, connections to upstream."""
@@ -61,6 +62,7 @@ def run_gateway(configuration: Configuration) -> NoReturn:
     with errors_as_messages(), bind_listeners(server.listen, server.admin_listen) as listeners:
         # Each worker reads it again. Here a fault is reported before any of them starts.
         create_server_tls(settings)
+        tracing_settings(settings, worker="")
         prepare(settings)
         asyncio.run(check_store(settings))
         for finding in asyncio.run(check_before_serving(settings)):

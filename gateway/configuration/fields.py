@@ -14,7 +14,7 @@ from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 from zoneinfo import available_timezones
 
 from pydantic import (
@@ -33,6 +33,7 @@ from gateway.values import (
     parse_count,
     parse_count_or_zero,
     parse_duration,
+    parse_ratio,
     parse_size,
     parse_size_or_zero,
     parse_switch,
@@ -299,6 +300,49 @@ def parse_label_names(value: object) -> tuple[str, ...]:
     return names
 
 
+def parse_collector(value: object) -> str:
+    """The base URL of an OpenTelemetry collector, as `OTEL_EXPORTER_OTLP_ENDPOINT` has it."""
+    url = parse_base_url(value)
+    if url.endswith("/v1/traces"):
+        raise ValueError("the address of a collector without /v1/traces, which is added")
+    return url
+
+
+def parse_collector_headers(value: object) -> tuple[tuple[str, SecretStr], ...]:
+    """Headers as `OTEL_EXPORTER_OTLP_HEADERS` has them: `name=value,…`, percent-encoded."""
+    if isinstance(value, tuple):
+        return value
+    pairs = _parse_pairs(value)
+    if pairs is None or not all(
+        _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(text) for name, text in pairs
+    ):
+        raise UnshownValueError("headers as name=value,name=value with percent-encoded values")
+    return tuple((name, SecretStr(text)) for name, text in pairs)
+
+
+def parse_attributes(value: object) -> tuple[tuple[str, str], ...]:
+    """Attributes as `OTEL_RESOURCE_ATTRIBUTES` has them: `name=value,…`, percent-encoded."""
+    if isinstance(value, tuple):
+        return value
+    pairs = _parse_pairs(value)
+    if pairs is None:
+        raise ValueError("attributes as name=value,name=value, such as deployment.environment=test")
+    return pairs
+
+
+def _parse_pairs(value: object) -> tuple[tuple[str, str], ...] | None:
+    """Pairs in the format of W3C Baggage; None if one of them has no name or no value."""
+    if not isinstance(value, str):
+        return None
+    items = [item.partition("=") for item in value.split(",") if item.strip()]
+    pairs = tuple((name.strip(), unquote(text.strip())) for name, _, text in items)
+    return pairs if all(name and text for name, text in pairs) else None
+
+
+def _show_pairs(pairs: tuple[tuple[str, str], ...]) -> str:
+    return ",".join(f"{name}={quote(text)}" for name, text in pairs)
+
+
 def parse_hosts(value: object) -> tuple[str, ...]:
     """Hosts, host:port or networks, as a list or separated by commas."""
     items = value.split(",") if isinstance(value, str) else value
@@ -433,6 +477,21 @@ BlobsUrl = Annotated[
 ]
 SigningKeys = Annotated[
     tuple[tuple[str, SecretStr], ...], BeforeValidator(parse_signing_keys), _as_text(":")
+]
+CollectorUrl = Annotated[str, BeforeValidator(parse_collector), _as_text("^https?://")]
+CollectorHeaders = Annotated[
+    tuple[tuple[str, SecretStr], ...], BeforeValidator(parse_collector_headers), _as_text("=")
+]
+Attributes = Annotated[
+    tuple[tuple[str, str], ...],
+    BeforeValidator(parse_attributes),
+    PlainSerializer(_show_pairs, return_type=str),
+    _as_text("="),
+]
+Ratio = Annotated[
+    float,
+    BeforeValidator(parse_ratio),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
 ]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(parse_hosts), _as_text()]
 LabelNames = Annotated[tuple[str, ...], BeforeValidator(parse_label_names), _as_text()]

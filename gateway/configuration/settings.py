@@ -20,12 +20,15 @@ from gateway.configuration.fields import (
     AUTHORIZATION,
     Address,
     AdminToken,
+    Attributes,
     AuthHeader,
     BaseUrl,
     BlobsUrl,
     Bytes,
     BytesOrZero,
     CaFile,
+    CollectorHeaders,
+    CollectorUrl,
     Count,
     CountOrZero,
     Folder,
@@ -36,6 +39,7 @@ from gateway.configuration.fields import (
     MetricsToken,
     Networks,
     ProxyUrl,
+    Ratio,
     RedisUrl,
     Seconds,
     Secret,
@@ -295,6 +299,23 @@ class RehostSettings(Section):
     """Hosts or networks to fetch from although they are private or use plain http."""
 
 
+class OpenTelemetrySettings(Section):
+    """OpenTelemetry traces, which need the extra `otel`. Without an endpoint there are none."""
+
+    endpoint: CollectorUrl | None = None
+    """The base URL of a collector that takes OTLP over HTTP, http://collector:4318; empty: none."""
+    headers: CollectorHeaders = ()
+    """Headers of every export, name=value,name=value with percent-encoded values, as secrets."""
+    ca_file: CaFile | None = None
+    """A PEM file of the certificate authorities of the collector; empty: the usual ones."""
+    service_name: Text = "image-gateway"
+    """The name of the service in every trace."""
+    resource_attributes: Attributes = ()
+    """Further attributes of every span, name=value,name=value."""
+    sample_ratio: Ratio = 1.0
+    """The share of traces that are exported if no client has decided it (flag of traceparent)."""
+
+
 class Settings(Section):
     """Settings of the image gateway. Workers read them once; a change needs a restart."""
 
@@ -305,6 +326,7 @@ class Settings(Section):
     cache: CacheSettings = Field(default_factory=CacheSettings)
     billing: BillingSettings = Field(default_factory=BillingSettings)
     rehost: RehostSettings = Field(default_factory=RehostSettings)
+    tracing: OpenTelemetrySettings = Field(default_factory=OpenTelemetrySettings)
     validation: Literal["strict", "lenient"] = "strict"
     """Whether parameters outside the API reference are refused, or tolerated if they have no
     effect. A key can override it."""

@@ -18,6 +18,7 @@ from gateway.process.checks import (
     judge_unknown_prices,
 )
 from gateway.process.findings import Finding
+from gateway.room_settings import tracing_settings
 
 NAME: Final = "configuration"
 
@@ -28,6 +29,7 @@ def check_configuration(configuration: Configuration) -> Sequence[Finding]:
     try:
         settings = configuration.read_settings()
         create_server_tls(settings)
+        tracing_settings(settings, worker="")
         findings += _judge(settings)
     except ConfigError as error:
         findings += _faults(error)

@@ -58,7 +58,7 @@ Check = Callable[[Settings], Found]
 
 def judge_plaintext(settings: Settings) -> Sequence[Finding]:
     """A warning for each setting with which something travels in plain text; "ok" if none does."""
-    checks: Sequence[Check] = (_listeners, _public_url, _upstream, _stores, _rehost)
+    checks: Sequence[Check] = (_listeners, _public_url, _upstream, _stores, _rehost, _tracing)
     warnings = [
         Finding(name, "warning", message) for check in checks for name, message in check(settings)
     ]
@@ -144,6 +144,16 @@ def _rehost(settings: Settings) -> Found:
             "read and replace them: name only private hosts in GATEWAY_REHOST_ALLOW."
         )
         yield "rehost.allow", message
+
+
+def _tracing(settings: Settings) -> Found:
+    url = urlsplit(settings.tracing.endpoint or "")
+    if url.scheme == "http" and is_public_host(url.hostname or ""):
+        message = (
+            "The addresses of clients and the collector's headers travel in plain text to "
+            f"{url.hostname}: set OTEL_EXPORTER_OTLP_ENDPOINT to an https:// URL."
+        )
+        yield "tracing.endpoint", message
 
 
 # ── hosts ───────────────────────────────────────────────────────────────────────────────────

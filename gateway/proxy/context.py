@@ -5,7 +5,7 @@ It holds no live HTTP object: `api/` fills it from HTTP and renders the result.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -54,6 +54,8 @@ class RequestContext:
     """The limits in shadow mode that it exceeded without a purchase."""
     is_follower: bool = False
     """It followed another request's purchase and bought nothing itself."""
+    followed_traces: Collection[str] = ()
+    """The traceparents of the purchases that it followed, if they are traced."""
     outcome: Outcome = "refused"
     is_admitted: bool = False
     """It was counted against the key's requests."""
@@ -99,7 +101,7 @@ class RequestContext:
 
     def note_flights(self, result: FlightResult) -> None:
         """Remembers whether it followed another request's purchase, also in the ledger record."""
-        self.is_follower = result.is_follower
+        self.is_follower, self.followed_traces = result.is_follower, result.traces
         if result.is_follower:
             self.record = self.record.but(followed=result.last_followed)
 

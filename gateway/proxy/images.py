@@ -46,6 +46,7 @@ from gateway.store.batch import Batch
 from gateway.store.commands import Entry
 from gateway.store.protocol import Store
 from gateway.trace_context import NO_TRACE_CONTEXT
+from gateway.tracing import Tracer
 
 OUTAGE_STATUSES: Final = frozenset({500, 502, 503, 504})
 """Statuses of an upstream failure for which a stale image is served."""
@@ -69,6 +70,7 @@ class Images:
         unstored: UnstoredImages,
         transcoding: Transcoding | None,
         sign: Sign,
+        tracer: Tracer,
         clock: Callable[[], float],
     ) -> None:
         self._interpreter = interpreter
@@ -80,6 +82,7 @@ class Images:
         self._unstored = unstored
         self._transcoding = transcoding
         self._sign = sign
+        self._tracer = tracer
         self._clock = clock
 
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
@@ -217,8 +220,10 @@ class Images:
         """
         _check_max_cost(context, query, images)
         request = query.request
-        if context.trace is not NO_TRACE_CONTEXT:
-            request = replace(request, trace=context.trace)
+        span = self._tracer.purchase(context.trace, request, record, images=images)
+        trace = span.inside(context.trace)
+        if trace is not NO_TRACE_CONTEXT:
+            request = replace(request, trace=trace)
         return PurchaseOrder(
             request,
             query.model,
@@ -230,6 +235,7 @@ class Images:
             tags=query.headers.tags,
             idempotent=context.idempotent,
             cached={slot: image for slot, (image, _) in cached.items()},
+            span=span,
         )
 
     async def tag(self, context: RequestContext, query: ImageQuery) -> None:

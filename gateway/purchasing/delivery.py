@@ -29,6 +29,7 @@ from gateway.imagefile.check import BadImage, ImageFacts, check_image, detect_fo
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
 from gateway.redaction import MAX_NAMES, Identity
+from gateway.trace_context import TraceContext
 
 MAX_ANSWER_FIELD: Final = 128
 """Characters of a text among the model's `answer_fields`. A longer one is not kept."""
@@ -55,7 +56,7 @@ class Upstream(Protocol):
 class Links(Protocol):
     """Fetches the images that upstream answered as links."""
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, *, trace: TraceContext) -> bytes:
         """The bytes behind a link. Raises `LinkBlocked`."""
 
 
@@ -139,7 +140,7 @@ class Delivery:
         # Upstream's links expire within the hour, so they are fetched now.
         faults: list[str] = []
         if any(image.is_link for image in answer.images):
-            fetching = (self._fetch(image, faults) for image in answer.images)
+            fetching = (self._fetch(image, faults, request.trace) for image in answer.images)
             answer = replace(answer, images=tuple(await asyncio.gather(*fetching)))
         complete = [
             (_image(sent, *found, buyer=buyer, model=model, now=clock()), sent.data)
@@ -157,12 +158,14 @@ class Delivery:
             echoed = {**echoed, "size": f"{first.width}x{first.height}"}
         return Delivered(replace(answer, echoed=MappingProxyType(echoed)), images)
 
-    async def _fetch(self, image: UpstreamImage, faults: list[str]) -> UpstreamImage:
+    async def _fetch(
+        self, image: UpstreamImage, faults: list[str], trace: TraceContext
+    ) -> UpstreamImage:
         """The image with its bytes; unchanged if its link cannot be fetched, with the reason."""
         if not image.is_link:
             return image
         try:
-            return replace(image, data=await self._links.fetch(image.url or ""))
+            return replace(image, data=await self._links.fetch(image.url or "", trace=trace))
         except LinkBlocked as blocked:
             faults.append(f"link {blocked.reason}, host {blocked.host or 'unknown'}")
             return image

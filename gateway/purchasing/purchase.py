@@ -41,6 +41,7 @@ from gateway.store.batch import Batch
 from gateway.store.commands import Settlement
 from gateway.store.protocol import Store
 from gateway.tasks import OwnedTasks
+from gateway.tracing import NO_SPAN, PurchaseSpan
 
 RESERVED_LEASE_FACTOR: Final = 3
 """The lease after the reservation, in multiples of `dead_after_seconds`.
@@ -127,6 +128,12 @@ class PurchaseOrder:
     """The idempotency key that the request has locked."""
     cached: Mapping[int, Image] = field(default_factory=dict)
     """The images that the request has already, by slot."""
+    span: PurchaseSpan = NO_SPAN
+
+    def traced(self, flight: Flight) -> Flight:
+        """The flight, with which followers and recovery learn of the purchase's span."""
+        trace = self.span.traceparent
+        return flight if trace is None else replace(flight, trace=trace)
 
 
 class Purchases:
@@ -163,13 +170,14 @@ class Purchases:
         `GatewayError` if the lease was lost. Raises `UpstreamFailure` once the failed purchase is
         settled, at most `COMMIT_WAIT_SECONDS` later.
         """
+        flight = order.traced(flight)
         reserved = await self._reserve(order, flight, is_stored=True)
         keeper = self._keep_lease(flight)
         async with self._settling_failures(order, reserved):
             with keeper.delivering():
                 delivered = await self._deliver(order, flight)
                 received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
-        purchased = PurchasedImages(received.images, _bytes_of(delivered))
+        purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
         commit = self._commit_images(order, received, purchased, keeper=keeper)
         await self._wait_for_limits(order, commit)
         return purchased
@@ -195,6 +203,7 @@ class Purchases:
         `proxy.store_outage` decides which keys may. Journal and counters are written when the store
         is back; if this worker dies first, they never are. Raises `UpstreamFailure`.
         """
+        flight = order.traced(flight)
         estimate = pricing.estimate(order.model, order.request, len(flight.slots)).amounts
         reserved = Reserved(
             flight.id,
@@ -214,7 +223,7 @@ class Purchases:
             with keeper.delivering():
                 delivered = await self._deliver(order, flight)
                 received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
-        purchased = PurchasedImages(received.images, _bytes_of(delivered))
+        purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
         if is_stored:
             self._commit_images(order, received, purchased, keeper=keeper, opening=opening)
         else:
@@ -423,6 +432,8 @@ class Purchases:
             latency_ms=_latency_ms(order),
             upstream_request_id=failure.upstream_request_id,
         )
+        order.span.settled(record, failure.usage, error=failure.report.reason)
+        failure.trace = order.span.traceparent
         name = f"settle {reserved.purchase}"
 
         async def settle() -> Settlement:
@@ -438,7 +449,10 @@ class Purchases:
 def _charge_delivery(
     order: PurchaseOrder, reserved: Reserved, delivered: Delivered, *, slots: tuple[int, ...]
 ) -> Received:
-    """Computes the charge and the ledger record; splits usage and cost among the images."""
+    """Computes the charge and the ledger record; splits usage and cost among the images.
+
+    Both are known now, so the purchase's span ends here, and not when the store has them too.
+    """
     answer = delivered.answer
     charged = charge_answer(order.model, order.request, answer, estimate=reserved.estimate)
     charge, flags = charged.amounts, charged.flags
@@ -453,6 +467,7 @@ def _charge_delivery(
         latency_ms=_latency_ms(order),
         upstream_request_id=answer.upstream_request_id,
     )
+    order.span.settled(record, answer.usage)
     shared = share_cost(images, answer, charge.usd_micros)
     # Not strict: if fewer images were delivered, the last slots stay empty.
     return Received(reserved, dict(zip(slots, shared, strict=False)), charge, record)

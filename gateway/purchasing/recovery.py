@@ -17,12 +17,13 @@ from gateway.cache.flight_events import Flight
 from gateway.cache.idempotency_results import worker_died
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.purchasing.charges import charge_reserved
-from gateway.purchasing.journal import Received, UnreadableJournal, decode_payload
+from gateway.purchasing.journal import Received, Reserved, UnreadableJournal, decode_payload
 from gateway.purchasing.settlement import Settlements, new_attempt
 from gateway.purchasing.unreadable import UNFINISHED, UNREADABLE, close_at_reserved
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import Deregister, ExpiredWorkers, Journal, OpenJournals
 from gateway.store.protocol import Store
+from gateway.tracing import NO_TRACER, Tracer
 
 MAX_ATTEMPTS: Final = 3
 """How often a worker tries to finish a journal before it settles it at its reserved amounts."""
@@ -40,12 +41,14 @@ class Recovery:
         *,
         worker: str,
         expires_after_seconds: float,
+        tracer: Tracer = NO_TRACER,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._settlements = settlements
         self._worker = worker
         self._expires_after_seconds = expires_after_seconds
+        self._tracer = tracer
         self._missed_once: frozenset[str] = frozenset()
         self._clock = clock
         self._unavailable_at = -math.inf
@@ -144,6 +147,14 @@ class Recovery:
     async def _finish(self, journal: Journal, *, attempt: str) -> None:
         """Stores and settles received images; presumes the charge of a purchase without any."""
         payload = decode_payload(journal.payload)
+        flight = (payload.reserved if isinstance(payload, Received) else payload).flight
+        trace = None if flight is None else flight.trace
+        with self._tracer.recovery(trace, payload.record):
+            await self._finish_payload(journal, payload, attempt=attempt)
+
+    async def _finish_payload(
+        self, journal: Journal, payload: Reserved | Received, *, attempt: str
+    ) -> None:
         # The payload was encoded before its reservation, of which only the journal has the time.
         record = payload.record.but(time=journal.reserved_at or payload.record.time)
         if isinstance(payload, Received):

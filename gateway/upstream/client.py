@@ -27,6 +27,8 @@ from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
 from gateway.net.tls import create_tls
 from gateway.tasks import Turns
+from gateway.trace_context import TraceContext
+from gateway.tracing import NO_TRACER, Tracer
 from gateway.upstream import failures, openai
 from gateway.upstream.breaker import Breaker, Permit, Rejected
 from gateway.upstream.check_request import CheckReply, send_check_request
@@ -169,8 +171,7 @@ class _PreparedRequest:
     """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
     images: int
     """How many it asks for."""
-    headers: Mapping[str, str]
-    """Beside those of the session."""
+    trace: TraceContext
 
 
 @contextlib.asynccontextmanager
@@ -179,6 +180,7 @@ async def open_client(
     *,
     dialect: Dialect = openai,
     observer: Observer | None = None,
+    tracer: Tracer = NO_TRACER,
     pace: Pace | None = None,
 ) -> AsyncIterator[UpstreamClient]:
     """The client of a process, with its connection pool, which is closed on exit."""
@@ -189,6 +191,7 @@ async def open_client(
             settings,
             dialect=dialect,
             observer=observer or Unobserved(),
+            tracer=tracer,
             pace=pace or Pace(),
         )
 
@@ -203,11 +206,13 @@ class UpstreamClient:
         *,
         dialect: Dialect,
         observer: Observer,
+        tracer: Tracer,
         pace: Pace,
     ) -> None:
         self._session = session
         self._settings = settings
         self._observer = observer
+        self._tracer = tracer
         self._pace = pace
         self._dialect = dialect
         self._relay = Relay(settings.secrets)
@@ -292,14 +297,8 @@ class UpstreamClient:
         *,
         images: int,
     ) -> _PreparedRequest:
-        # A header that the operator has set, perhaps the one with the key, is not the client's.
-        trace = {
-            name: value
-            for name, value in request.trace.headers.items()
-            if name not in self._session.headers
-        }
         texts = (request.prompt, *request.user_names)
-        return _PreparedRequest(request.model, texts, body, receive, images, trace)
+        return _PreparedRequest(request.model, texts, body, receive, images, request.trace)
 
     def _stream_reader(
         self,
@@ -439,7 +438,7 @@ class UpstreamClient:
         retries, waited_seconds = 0, 0.0
         try:
             while True:
-                outcome = await self._observe_attempt(prepared, state)
+                outcome = await self._observe_attempt(prepared, state, retries=retries)
                 if not isinstance(outcome, _Failed):
                     return outcome
                 elapsed = self._pace.clock() - started
@@ -472,27 +471,40 @@ class UpstreamClient:
             wait = _FIRST_BACKOFF_SECONDS * 2**retries * jitter
         return wait if elapsed_seconds + wait <= RETRY_WINDOW_SECONDS else None
 
-    async def _observe_attempt(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
+    async def _observe_attempt(
+        self, prepared: _PreparedRequest, state: SendState, *, retries: int
+    ) -> _Outcome:
         started = self._pace.clock()
         status: int | str = "timeout"  # if the deadline cancels it
+        url = self._dialect.generations_url(self._base, prepared.model)
         try:
-            outcome = await self._send_once(prepared, state)
+            with self._tracer.call(prepared.trace, "POST", str(url), resends=retries) as span:
+                outcome = await self._send_once(
+                    prepared, state, url=url, trace=span.inside(prepared.trace)
+                )
+                received, error = _answered(outcome)
+                span.answered(received, error=error)
             status = outcome.status
             return outcome
         finally:
             elapsed = self._pace.clock() - started
             self._observer.attempted(prepared.model, status=status, seconds=elapsed)
 
-    async def _send_once(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
+    async def _send_once(
+        self, prepared: _PreparedRequest, state: SendState, *, url: URL, trace: TraceContext
+    ) -> _Outcome:
         """Sends one request. `state.is_sent` stays set only if the answer was cut off."""
         outcome: _Outcome
         state.error = None
+        # A header that the operator has set, perhaps the one with the key, is not the client's.
+        own = self._session.headers
+        headers = {name: value for name, value in trace.headers.items() if name not in own}
         try:
             # No redirects: they would lose the body of the POST, or send the key to another host.
             async with self._session.post(
-                self._dialect.generations_url(self._base, prepared.model),
+                url,
                 data=TrackedBody(prepared.body, state),
-                headers=prepared.headers,
+                headers=headers,
                 allow_redirects=False,
             ) as response:
                 if 200 <= response.status < 300:
@@ -546,6 +558,17 @@ class UpstreamClient:
             received_at=error.received_at,
         )
         return _Failed(error.status, failure)
+
+
+def _answered(outcome: _Outcome) -> tuple[int | None, str | None]:
+    """The status of the response, if there was one, and the kind of error, for the span."""
+    if not isinstance(outcome, _Failed):
+        return outcome.status, None
+    if outcome.came_with_200:
+        return outcome.failure.report.status, outcome.failure.report.reason
+    if isinstance(outcome.status, int):
+        return outcome.status, None
+    return None, outcome.status
 
 
 def _summary(report: FailureReport) -> str:

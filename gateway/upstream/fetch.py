@@ -35,6 +35,8 @@ from gateway.net.guard import (
 from gateway.net.guarded_sockets import AddressBlocked, socket_factory
 from gateway.net.tls import create_tls
 from gateway.redaction import Redactor
+from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
+from gateway.tracing import NO_TRACER, HttpSpan, Tracer
 from gateway.upstream.connection import Connector
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -96,6 +98,7 @@ async def open_link_fetcher(
     settings: FetchSettings,
     *,
     observer: Callable[[str], None] = lambda outcome: None,
+    tracer: Tracer = NO_TRACER,
     resolver: AbstractResolver | None = None,
 ) -> AsyncIterator[LinkFetcher]:
     """The fetcher of a process, with its connection pools, which are closed on exit.
@@ -110,7 +113,7 @@ async def open_link_fetcher(
         for address_policy in AddressPolicy:
             session = _open_session(settings.allow_list, address_policy, tls=tls, resolver=resolver)
             sessions[address_policy] = await stack.enter_async_context(session)
-        yield LinkFetcher(sessions, settings, observer=observer)
+        yield LinkFetcher(sessions, settings, observer=observer, tracer=tracer)
 
 
 class LinkFetcher:
@@ -122,20 +125,22 @@ class LinkFetcher:
         settings: FetchSettings,
         *,
         observer: Callable[[str], None],
+        tracer: Tracer,
     ) -> None:
         self._sessions = sessions
         self._settings = settings
         self._allow_list = settings.allow_list
         self._redactor = Redactor(settings.secrets)
         self._observer = observer
+        self._tracer = tracer
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, *, trace: TraceContext = NO_TRACE_CONTEXT) -> bytes:
         """The bytes behind a link, which need not be an image. Raises `LinkBlocked`."""
         try:
             link = parse_link(url)
             try:
                 async with asyncio.timeout(self._settings.timeout_seconds):
-                    body = await self._follow(link)
+                    body = await self._follow(link, trace)
             except TimeoutError:
                 raise LinkBlocked("timeout", host=link.host.name) from None
         except LinkBlocked as blocked:
@@ -146,11 +151,14 @@ class LinkFetcher:
         self._observer("fetched")
         return body
 
-    async def _follow(self, link: Link) -> bytes:
+    async def _follow(self, link: Link, trace: TraceContext) -> bytes:
         """Follows redirects; each target is checked like the first link."""
-        for _ in range(self._settings.max_redirects + 1):
+        for resends in range(self._settings.max_redirects + 1):
             try:
-                found = await self._get(link)
+                # Without the path: it may contain a signature too.
+                origin = str(URL(link.url, encoded=True).origin())
+                with self._tracer.call(trace, "GET", f"{origin}/***", resends=resends) as span:
+                    found = await self._get(link, span)
                 if isinstance(found, bytes):
                     return found
                 link = follow(link, found)
@@ -159,12 +167,13 @@ class LinkFetcher:
                 raise
         raise LinkBlocked("redirects", host=link.host.name)
 
-    async def _get(self, link: Link) -> bytes | str:
+    async def _get(self, link: Link, span: HttpSpan) -> bytes | str:
         """The body, or the `Location` of a redirect."""
         session = self._sessions[self._allow_list.policy_for(link)]
         url = URL(link.url, encoded=True)  # keeps the encoding, which a signature may cover
         try:
             async with session.get(url, allow_redirects=False) as response:
+                span.answered(response.status)
                 if response.status in _REDIRECTS and "Location" in response.headers:
                     return response.headers["Location"]
                 return await self._receive(response)

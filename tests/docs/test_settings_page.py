@@ -42,6 +42,8 @@ def type_of(rule: dict[str, Any]) -> str:
         return {"boolean": "boolean", "object": "mapping"}[kinds[0]["type"]]
     if kinds[0]["type"] not in ("number", "integer"):
         return "text"
+    if kinds[0].get("maximum") == 1:
+        return "ratio"
     unit = "duration" if "ms|s" in patterns else "size" if "KiB" in patterns else "count"
     return f"{unit} or 0" if may_be_zero else unit
 

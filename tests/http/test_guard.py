@@ -21,6 +21,7 @@ import pytest_asyncio
 from gateway.assembly import OpenLinks
 from gateway.images import Record
 from gateway.simulator.drawing import draw_image
+from gateway.tracing import Tracer
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway, run_upstream
 from tests.inner_server import (
@@ -50,10 +51,10 @@ def opening(names: Names) -> OpenLinks:
     """Fetchers that resolve names from a table, with a deadline that a test can exhaust."""
 
     def open_links(
-        settings: FetchSettings, *, observer: Callable[[str], None]
+        settings: FetchSettings, *, observer: Callable[[str], None], tracer: Tracer
     ) -> AbstractAsyncContextManager[LinkFetcher]:
         given = settings.model_copy(update={"timeout_seconds": DEADLINE_SECONDS})
-        return open_link_fetcher(given, observer=observer, resolver=names)
+        return open_link_fetcher(given, observer=observer, tracer=tracer, resolver=names)
 
     return open_links
 

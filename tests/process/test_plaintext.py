@@ -102,6 +102,7 @@ def test_tls_needs_no_warning() -> None:
         ("rehost", "allow", "::/0", "::/0"),
         ("rehost", "allow", "10.0.0.0/7", "10.0.0.0/7"),
         ("rehost", "allow", "8.8.8.8:8080", "8.8.8.8:8080"),
+        ("tracing", "endpoint", "http://collector.example.com:4318", "collector's headers"),
     ],
 )
 def test_a_plain_connection_to_the_internet_is_named_without_its_secret(
@@ -127,6 +128,8 @@ def test_a_plain_connection_to_the_internet_is_named_without_its_secret(
         ("store", "blobs_url", "file:///srv/blobs.example.com"),
         ("server", "public_url", "https://images.example.com"),
         ("server", "public_url", "http://gateway:8080"),
+        ("tracing", "endpoint", "http://collector:4318"),
+        ("tracing", "endpoint", "https://collector.example.com"),
         ("rehost", "allow", "images.internal, 10.0.0.0/8, fd00::/8, [::1]:80, 192.168.1.1:80"),
     ],
 )
