@@ -108,6 +108,8 @@ async def open_tracer(settings: TracingSettings) -> AsyncIterator[Tracer]:
     failed = Condition(log, "trace_export_failed", "trace_export_works", counted="failures")
     sdk_log = logging.getLogger("opentelemetry")
     handler, sdk_log.propagate = _ExportLog(failed), False
+    if not sdk_log.handlers:
+        sdk_log.addHandler(logging.NullHandler())  # or lines after the end would be printed
     sdk_log.addHandler(handler)
     # Every argument is given: whatever is not, the SDK would take from the environment.
     provider = TracerProvider(

@@ -483,6 +483,7 @@ async def test_nothing_that_is_exported_has_a_secret_or_a_prompt(
 # ── the collector ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("state", ["down", "failing", "hanging"])
 async def test_a_collector_that_does_not_work_delays_nothing(
     tmp_path: Path, upstream: Upstream, collector: Collector, state: str
