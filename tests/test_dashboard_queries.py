@@ -95,7 +95,7 @@ class History:
         self._families: dict[str, list[str]] = {}
 
     def add(self, metric: str, values: Values, *, instance: str = "one", **labels: str) -> None:
-        shown = {"job": "image-gateway", "instance": instance, **labels}
+        shown = {"job": "image-gateway", "instance": instance} | labels
         inside = ",".join(f'{label}="{value}"' for label, value in shown.items())
         for hour in range(int(INSTALLED), int(NOW) + 1, HOUR):
             if (value := values(hour)) is not None:
@@ -110,11 +110,11 @@ class History:
         corrected: Values | None = None,
         *,
         first: Values | float | None = None,
-        instance: str = "one",
+        **more: str,
     ) -> None:
         """A running total; `first` is None if an older gateway charged it first."""
         begun = first if callable(first) else steps((first or 0, first))
-        subject = {"scope": scope, "name": name, "instance": instance}
+        subject = {"scope": scope, "name": name, **more}
         self.add("charged_usd_total", charged, **subject)
         self.add(
             "corrected_usd_total",
@@ -178,20 +178,36 @@ def november() -> str:
     )
     history.total(key, "idle", steps((INSTALLED, 20.0)), first=day(1, 9))
     history.total(key, "new", steps((day(10), 0.0)))
+    add_another_store(history)
     return history.text()
 
 
-WEEK = Selection(7 * DAY, interval_seconds=HOUR)
-MONTH = Selection(30 * DAY, interval_seconds=HOUR)
+def add_another_store(history: History) -> None:
+    """Its gateway is another job."""
+    job = {"job": "image-gateway-staging", "instance": "staging"}
+    history.add("window_start_timestamp_seconds", window(MONTHS), window="month", **job)
+    history.add("window_end_timestamp_seconds", window(MONTHS, end=True), window="month", **job)
+    spent = growing(0, 1, since=day(1))
+    history.add("spend_usd", spent, window="month", scope="everyone", name="", **job)
+    history.total("model", "old", steps((INSTALLED, 3.0), (day(9), 7.0)), first=day(1, 9), **job)
+
+
+ONE_STORE = {"job": "image-gateway"}
+BOTH_STORES = Selection(7 * DAY, interval_seconds=HOUR)
+WEEK = replace(BOTH_STORES, chosen=ONE_STORE)
+MONTH = Selection(30 * DAY, interval_seconds=HOUR, chosen=ONE_STORE)
 
 
 def since_window(name: str) -> Selection:
-    return Selection(chosen={"window": name})
+    return Selection(chosen={"window": name, **ONE_STORE})
 
 
 IN_NOVEMBER = [
     ("Spent this month", "A", WEEK, {"": 40}),
     ("Forecast for the month", "A", WEEK, {"": 120}),
+    ("Spent this month", "A", BOTH_STORES, {"": 40 + 10}),
+    ("Forecast for the month", "A", BOTH_STORES, {"": 120 + 30}),
+    ("By model", "A", BOTH_STORES, {"old": 12 + 4, "born": 9, "down": 2, "unknown": 0}),
     ("Burn-down of everyone", "A", WEEK, {"": 40}),
     ("Burn-down of everyone", "B", WEEK, {"": 90}),
     ("Burn-down of everyone", "C", WEEK, {"": 30}),
@@ -221,8 +237,11 @@ IN_NOVEMBER = [
 
 
 async def test_spending_and_budgets_of_a_month(tmp_path: Path) -> None:
-    """Two gateways on one store, an outage, a first purchase that no scrape saw, a Prometheus that
-    came later, and a name that a second key has."""
+    """They are right for several stores, and for series that begin or end in the range.
+
+    Two gateways share one store. There was an outage, a first purchase that no scrape saw, a
+    Prometheus that came later, and a second key with the name of a revoked one.
+    """
     write_series(tmp_path, november())
     async with run_prometheus(tmp_path) as prometheus:
         for panel, ref, selection, expected in IN_NOVEMBER:
