@@ -87,11 +87,7 @@ async def metrics(request: web.Request) -> web.StreamResponse:
     """The metrics of all workers in Prometheus' text form."""
     compressed = GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, "")) is not None
     body = await scrape(request.app[SERVICES], compressed=compressed)
-    headers = {
-        hdrs.CONTENT_TYPE: CONTENT_TYPE,
-        hdrs.CONTENT_LENGTH: str(len(body)),
-        hdrs.VARY: hdrs.ACCEPT_ENCODING,
-    }
+    headers = {hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.CONTENT_LENGTH: str(len(body))}
     if compressed:
         headers[hdrs.CONTENT_ENCODING] = "gzip"
     return await send_body(request, web.StreamResponse(headers=headers), [body])
