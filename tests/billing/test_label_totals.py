@@ -27,7 +27,7 @@ async def test_metrics_show_the_values_of_the_labels_of_the_setting(store: Store
     await buy(store, "p", labels=LABELS)
     totals = RunningTotals(store, ("cost_center", "project"))
     totals.label_sets = [LABELS, {"cost_center": "4712"}, {}]
-    shown = await totals.read([])
+    shown = (await totals.read([])).totals
     assert shown["cost_center", "4711"] == RunningTotal(40_000)
     assert shown["cost_center", "4712"] == RunningTotal()
     assert {scope for scope, _ in shown} == {"cost_center", "everyone"}
@@ -36,7 +36,7 @@ async def test_metrics_show_the_values_of_the_labels_of_the_setting(store: Store
 async def test_metrics_show_a_bounded_number_of_values(store: Store) -> None:
     totals = RunningTotals(store, ("cost_center",))
     totals.label_sets = [{"cost_center": str(number)} for number in range(600)]
-    assert len(await totals.read([])) == 500 + 1
+    assert len((await totals.read([])).totals) == 500 + 1
 
 
 def test_a_record_moves_no_more_than_sixteen_totals_of_labels() -> None:
