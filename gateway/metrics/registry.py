@@ -111,7 +111,8 @@ class Metrics:
         Takes milliseconds for each thousand series.
         """
         if self._prices_as_of is not None:
-            age = time.time() - time.mktime(self._prices_as_of.timetuple())
+            since = datetime.combine(self._prices_as_of, datetime.min.time(), tzinfo=UTC)
+            age = time.time() - since.timestamp()
             self._price_age.set(max(0.0, age))
         if self._all_workers is None:
             return generate_latest(self._registry)
