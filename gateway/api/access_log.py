@@ -14,9 +14,9 @@ import structlog
 from aiohttp import web
 
 from gateway.api.exchange import Exchange
-from gateway.api.rendering import CACHE_STATUS, COST, SAVED
-from gateway.billing.quota import show_usd
+from gateway.api.rendering import CACHE_STATUS
 from gateway.errors import GatewayError, LimitExceeded
+from gateway.limits import MICROS_PER_USD
 from gateway.proxy.context import RequestContext
 from gateway.request.headers import retry_count
 from gateway.trace_context import NO_TRACE_CONTEXT
@@ -95,10 +95,9 @@ def _add_image_request(fields: dict[str, Any], exchange: Exchange, context: Requ
         fields["model"] = exchange.model
     if (status := exchange.headers.get(CACHE_STATUS)) is not None:
         fields["cache"] = cache_word(status)
-    # The header of a stream is sent before its cost is known.
-    fields["cost_usd"] = exchange.headers.get(COST) or show_usd(purchase.cost_micros)
+    fields["cost_usd"] = purchase.cost_micros / MICROS_PER_USD
     if exchange.saved_micros:
-        fields["saved_usd"] = exchange.headers.get(SAVED) or show_usd(exchange.saved_micros)
+        fields["saved_usd"] = exchange.saved_micros / MICROS_PER_USD
     if purchase.upstream is not None:
         fields["upstream"] = purchase.upstream
         fields["upstream_seconds"] = round(purchase.upstream_seconds, 4)
