@@ -46,7 +46,7 @@ from gateway.cache.partial_images import PartialImages
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.settings import Settings
-from gateway.metrics import AccountMetrics, Metrics
+from gateway.metrics import Metrics, PurchaseMetrics
 from gateway.net.client_address import TrustedProxies
 from gateway.net.server_tls import BadPair, ServerTls
 from gateway.proxy.idempotency import IdempotentImages
@@ -131,7 +131,7 @@ async def open_gateway(
 ) -> AsyncIterator[Gateway]:
     """Everything that one worker needs, wired, without its background jobs."""
     metrics, health, worker = Metrics(), Health(), create_worker_name()
-    account = metrics.upstream.account(settings.upstream.name)
+    purchase_metrics = metrics.upstream.purchases_from(settings.upstream.name)
     metrics.process.configured.set(settings.workers.count)
     policy = create_policy(source, metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
@@ -152,7 +152,9 @@ async def open_gateway(
             )
         )
         client = await stack.enter_async_context(
-            open_client(client_settings(settings), observer=account, tracer=tracer or NO_TRACER)
+            open_client(
+                client_settings(settings), observer=purchase_metrics, tracer=tracer or NO_TRACER
+            )
         )
         http = await stack.enter_async_context(open_http(sender_settings(settings)))
         gateway = wire_gateway(
@@ -165,7 +167,7 @@ async def open_gateway(
             links=links,
             http=http,
             metrics=metrics,
-            account=account,
+            purchase_metrics=purchase_metrics,
             health=health,
             tracer=tracer,
             tls=tls,
@@ -188,7 +190,7 @@ def wire_gateway(
     links: LinkFetcher,
     http: GuardedHttp,
     metrics: Metrics,
-    account: AccountMetrics,
+    purchase_metrics: PurchaseMetrics,
     health: Health,
     tracer: Tracer | None = None,
     tls: ServerTls | None = None,
@@ -260,7 +262,7 @@ def wire_gateway(
         name=settings.upstream.name,
         worker=worker,
         is_breaker_open=lambda: client.is_breaker_open,
-        observer=account,
+        observer=purchase_metrics,
     )
     purchases = Purchases(
         purchase_settings(settings, worker),
@@ -368,7 +370,7 @@ def wire_gateway(
 
 
 def create_worker_name() -> str:
-    """A name that no other worker has, and none had before."""
+    """A name that no other worker has or had."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 

@@ -140,7 +140,7 @@ class RequestMetrics:
         self._shadowed[self._labels.key(key), limit].inc()
 
 
-class AccountMetrics:
+class PurchaseMetrics:
     """Purchases from one upstream: the observer of its client and of its health."""
 
     def __init__(self, family: UpstreamMetrics, name: str) -> None:
@@ -149,7 +149,7 @@ class AccountMetrics:
         family.retries[(name,)]
         family.waiting[(name,)]
         family.breaker_open[(name,)]
-        # Until the first look at the store, nothing is known against it.
+        # It counts as working until the store says otherwise.
         family.up[(name,)].set(1)
 
     def seed(self, models: Iterable[str]) -> None:
@@ -170,11 +170,11 @@ class AccountMetrics:
         self._family.retries[(self._name,)].inc()
 
     def waits(self, more: int) -> None:
-        """Another purchase waits before it may be sent (1), or one of them no longer does (−1)."""
+        """A purchase begins (1) or stops (−1) to wait before it may be sent."""
         self._family.waiting[(self._name,)].inc(more)
 
     def waited(self, seconds: float) -> None:
-        """Records how long a purchase waited before its last attempt."""
+        """Records how long a purchase waited in all before its last attempt."""
         self._family.wait.observe(seconds)
 
     def breaker_turned(self, *, is_open: bool) -> None:
@@ -193,10 +193,10 @@ class UpstreamMetrics:
 
     def __init__(self, create: Factory, labels: Labels) -> None:
         self.labels = labels
-        self._accounts: list[AccountMetrics] = []
-        account = ("upstream",)
+        self._purchases: list[PurchaseMetrics] = []
+        upstream = ("upstream",)
         self.flights = create.gauge(
-            "flights", "Work under way that outlives its request, such as purchases"
+            "flights", "Purchases and settlements under way, also after their request"
         )
         self.requests = create.bounded(
             "upstream_requests_total",
@@ -209,22 +209,22 @@ class UpstreamMetrics:
             "upstream_duration_seconds", "Duration of an attempt to buy", ("upstream", "model")
         )
         self.retries = create.counters(
-            "upstream_retries_total", "Attempts to buy after the first of a purchase", account
+            "upstream_retries_total", "Attempts to buy after the first of a purchase", upstream
         )
         self.breaker_open = create.gauges(
-            "upstream_breaker_open", "Workers whose circuit breaker is open", account
+            "upstream_breaker_open", "Workers whose circuit breaker is open", upstream
         )
         self.up = create.gauges(
-            "upstream_up", "0 while purchases fail, else 1", account, workers="livemin"
+            "upstream_up", "0 while purchases fail, else 1", upstream, workers="livemin"
         )
         self.last_success = create.gauges(
             "upstream_last_success_timestamp_seconds",
             "When a purchase last succeeded",
-            account,
+            upstream,
             workers="livemax",
         )
         self.waiting = create.gauges(
-            "queue_length", "Purchases that wait before they may be sent", account
+            "queue_length", "Purchases that wait before they may be sent", upstream
         )
         self.wait = create.histogram(
             "queue_wait_seconds", "Time that a purchase waited before its last attempt"
@@ -235,17 +235,17 @@ class UpstreamMetrics:
         for outcome in FETCH_OUTCOMES:
             self._fetches[(outcome,)]
 
-    def account(self, name: str) -> AccountMetrics:
-        """The metrics of the upstream of this name."""
-        account = AccountMetrics(self, name)
-        self._accounts.append(account)
-        account.seed(self.labels.models)
-        return account
+    def purchases_from(self, name: str) -> PurchaseMetrics:
+        """The metrics of purchases from the upstream of this name."""
+        purchases = PurchaseMetrics(self, name)
+        self._purchases.append(purchases)
+        purchases.seed(self.labels.models)
+        return purchases
 
     def use_models(self, models: Iterable[str]) -> None:
         """Creates the series of these models for every upstream."""
-        for account in self._accounts:
-            account.seed(models)
+        for purchases in self._purchases:
+            purchases.seed(models)
 
     def fetched(self, outcome: str) -> None:
         """Counts one link: `fetched`, or the reason why it was not."""
@@ -316,25 +316,25 @@ class MoneyMetrics:
     def __init__(self, create: Factory, labels: Labels, pending: PendingAmounts) -> None:
         self._labels = labels
         self._pending = pending
-        account = ("key", "team", "model")
+        shared = ("key", "team", "model")
         self._tokens = create.bounded(
             "tokens_total",
             "Tokens charged",
-            (*account, "kind"),
+            (*shared, "kind"),
             most=MAX_TOKENS,
             folds=(["key", "team"], ["model"]),
         )
         self._images = create.bounded(
             "images_total",
             "Images bought or served",
-            (*account, "size", "quality", "outcome"),
+            (*shared, "size", "quality", "outcome"),
             most=MAX_IMAGES,
             folds=(["key", "team"], ["model", "size", "quality"]),
         )
         self._cost = create.bounded(
             "cost_usd_total",
             "US dollars charged",
-            account,
+            shared,
             most=MAX_COSTS,
             folds=(["key", "team"], ["model"]),
         )
@@ -344,11 +344,11 @@ class MoneyMetrics:
 
     def purchased(self, billed: Billed) -> None:
         """Counts a settled purchase, once."""
-        account = self._account(billed)
+        shared = self._shared_labels(billed)
         for kind, count in billed.tokens.items():
-            self._tokens[(*account, kind)].inc(count)
-        self._cost[account].inc(billed.cost_micros / 1e6)
-        self._images_of(billed, account).inc(billed.images)
+            self._tokens[(*shared, kind)].inc(count)
+        self._cost[shared].inc(billed.cost_micros / 1e6)
+        self._images_of(billed, shared).inc(billed.images)
 
     def corrected(self, difference: Billed) -> None:
         """Counts a correction of a presumed charge upwards; a counter cannot fall.
@@ -356,11 +356,11 @@ class MoneyMetrics:
         The presumed charge was counted when it was settled. Its tokens were `estimated`, and so is
         what is added to them here.
         """
-        account = self._account(difference)
-        self._cost[account].inc(max(0, difference.cost_micros) / 1e6)
-        self._images_of(difference, account).inc(max(0, difference.images))
+        shared = self._shared_labels(difference)
+        self._cost[shared].inc(max(0, difference.cost_micros) / 1e6)
+        self._images_of(difference, shared).inc(max(0, difference.images))
         if (tokens := sum(difference.tokens.values())) > 0:
-            self._tokens[(*account, "estimated")].inc(tokens)
+            self._tokens[(*shared, "estimated")].inc(tokens)
 
     def unreadable(self, records: int) -> None:
         """Counts ledger records that are left out of the totals."""
@@ -368,17 +368,17 @@ class MoneyMetrics:
 
     def served(self, billed: Billed, images: int) -> None:
         """Counts images that were served without a purchase."""
-        self._pending.add(self._images_of(billed, self._account(billed)), images)
+        self._pending.add(self._images_of(billed, self._shared_labels(billed)), images)
 
-    def _account(self, billed: Billed) -> tuple[str, str, str]:
+    def _shared_labels(self, billed: Billed) -> tuple[str, str, str]:
         key = self._labels.key(billed.key)
         # Every key may have its own team, so teams are bounded by the keys.
         team = OTHER if key == OTHER else billed.team or ""
         return key, team, self._labels.model(billed.model)
 
-    def _images_of(self, billed: Billed, account: tuple[str, str, str]) -> Counter:
+    def _images_of(self, billed: Billed, shared: tuple[str, str, str]) -> Counter:
         size, quality = self._labels.size(billed.size), self._labels.quality(billed.quality)
-        return self._images[(*account, size, quality, billed.outcome)]
+        return self._images[(*shared, size, quality, billed.outcome)]
 
 
 class ProcessMetrics:

@@ -61,11 +61,11 @@ class Metrics:
         self.policy = PolicyMetrics(self._registry)
         self.config_reload_failures = create.counter(
             "config_reload_failures_total",
-            "Policies and certificates not adopted because of a fault",
+            "Changed policies and certificates that are faulty and were not loaded",
         )
         self.config_faulty = create.gauge(
             "config_faulty",
-            "1 while an older policy or certificate is used because of a fault",
+            "1 while an old policy or certificate is used because the new one is faulty",
             workers="livemax",
         )
         self._price_age = create.gauge(

@@ -1,6 +1,4 @@
-"""Metrics that no process counts: the worker that is scraped reads their values, such as money in
-the books, for each scrape.
-"""
+"""Metrics that are read for each scrape, such as money in the books, instead of being counted."""
 
 from __future__ import annotations
 
@@ -86,7 +84,7 @@ class PolicyMetrics:
             "model_shutdown_timestamp_seconds", "When upstream shuts a model down", ("model",)
         )
         self.window_start = ScrapedGauge(
-            "window_start_timestamp_seconds", "When the window of now began", ("window",)
+            "window_start_timestamp_seconds", "When the current window began", ("window",)
         )
         self.window_end = ScrapedGauge(
             "window_end_timestamp_seconds", "When the next window begins", ("window",)
@@ -96,7 +94,7 @@ class PolicyMetrics:
             registry.register(gauge)
 
     def show_windows(self, windows: Mapping[str, tuple[float, float]]) -> None:
-        """Shows when each window of now began, and when the next one begins."""
+        """Shows when each current window began, and when the next one begins."""
         self.window_start.values = {(name,): start for name, (start, _) in windows.items()}
         self.window_end.values = {(name,): end for name, (_, end) in windows.items()}
 
@@ -122,12 +120,14 @@ class BookMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._charged = _BookCounter("charged_usd", "US dollars charged")
         self._corrected = _BookCounter("corrected_usd", "US dollars taken back by corrections")
-        self._saved = _BookCounter("saved_usd", "US dollars that served images had cost")
+        self._saved = _BookCounter(
+            "saved_usd", "Original cost of images served without a purchase, in US dollars"
+        )
         self._first_charge = ScrapedGauge(
             "first_charge_timestamp_seconds", "When charged_usd_total first grew", SUBJECT
         )
         self._spend = ScrapedGauge(
-            "spend_usd", "US dollars spent in the window of now", (*SUBJECT, "window")
+            "spend_usd", "US dollars spent in the current window", (*SUBJECT, "window")
         )
         self._reserved = ScrapedGauge(
             "reserved_usd", "US dollars that open purchases have reserved", SUBJECT
@@ -139,7 +139,7 @@ class BookMetrics:
             (*SUBJECT, "limit"),
         )
         self._shadow = ScrapedGauge(
-            "limit_shadow", "1 for a limit that refuses nothing", (*SUBJECT, "limit")
+            "limit_shadow", "1 for a limit in shadow mode", (*SUBJECT, "limit")
         )
         self._balanced = ScrapedGauge(
             "ledger_balanced", "1 if the books agreed when they were last verified, else 0"
@@ -175,6 +175,6 @@ class BookMetrics:
         self._shadow.values = values.limit_shadow
 
     def show_verified(self, results: Mapping[float, bool]) -> None:
-        """Shows the last verifications: whether the books agreed, by time. None: nothing."""
+        """Shows the last verifications: whether the books agreed, by time. Empty: no series."""
         self._balanced.values = {(): float(all(results.values()))} if results else {}
         self._verified_at.values = {(): max(results)} if results else {}
