@@ -28,7 +28,7 @@ def new_purchase_id() -> str:
 
 
 def time_of(name: str, *, now: float) -> float | None:
-    """When a request, purchase or correction got its id, in Unix seconds; None: it says nothing."""
+    """The Unix time in the id of a request, purchase or correction; None if it contains none."""
     if (found := _HEX.fullmatch(name)) is None:
         return None
     made_at = int(found[1][:_TIME_DIGITS], 16) / 1000

@@ -4,9 +4,9 @@ The only module that knows OpenTelemetry, which is the extra `otel`. `assembly` 
 collector is configured, in each worker, because its thread would not survive the fork.
 
 Names follow OpenTelemetry's semantic conventions 1.41: HTTP spans, which are stable, and spans of
-generative AI, which are in development. Those have no word for the operation yet, so it is
-`image_generation`. What they have no attribute for is `gateway.*`. No span has a prompt, a query
-string, a header, or the path of an upstream's link.
+generative AI, which are in development. The latter have no name for the operation yet, so it is
+`image_generation`. Attributes that they do not define are `gateway.*`. No span has a prompt, a
+query string, a header, or the path of an upstream's link.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from gateway.tracing import RequestedImages, TracingSettings
 OPERATION: Final = "image_generation"
 
 PROVIDER: Final = "openai"
-"""The API that upstream speaks, whoever runs it."""
+"""The API that upstream speaks, also if another company runs it."""
 
 QUEUE_SPANS: Final = 2048
 """Spans that wait for their export; a further one is dropped."""
@@ -103,7 +103,7 @@ log = structlog.get_logger(__name__)
 async def open_tracer(settings: TracingSettings) -> AsyncIterator[Tracer]:
     """The tracer of a worker, whose spans a thread exports.
 
-    A collector that is not there delays nothing: spans beyond `QUEUE_SPANS` are dropped.
+    A collector that is down delays nothing: spans beyond `QUEUE_SPANS` are dropped.
     """
     failed = Condition(log, "trace_export_failed", "trace_export_works", counted="failures")
     sdk_log = logging.getLogger("opentelemetry")
@@ -111,7 +111,7 @@ async def open_tracer(settings: TracingSettings) -> AsyncIterator[Tracer]:
     if not sdk_log.handlers:
         sdk_log.addHandler(logging.NullHandler())  # or lines after the end would be printed
     sdk_log.addHandler(handler)
-    # Every argument is given: whatever is not, the SDK would take from the environment.
+    # All arguments are given: the SDK would read missing ones from the environment.
     provider = TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)),
         resource=_resource(settings.resource),
@@ -180,14 +180,14 @@ class _ObservedExporter(SpanExporter):
 
 
 class _ExportLog(logging.Handler):
-    """The SDK's own lines, of which one is written when a state begins."""
+    """Turns the SDK's log lines into our event, which is not repeated for each of them."""
 
     def __init__(self, failed: Condition) -> None:
         super().__init__(logging.WARNING)
         self._failed = failed
 
     def emit(self, record: logging.LogRecord) -> None:
-        # The text without its values is the detail: those differ with every failure.
+        # The detail is the text without its values, which differ with every failure.
         self._failed.occurs(str(record.msg), reason=record.getMessage()[:MAX_ATTRIBUTE])
 
 
@@ -265,7 +265,7 @@ class Tracer:
     def _start(
         self, trace: TraceContext, name: str, kind: SpanKind, attributes: Mapping[str, Any]
     ) -> ApiSpan:
-        parent = Context()  # explicitly: the SDK knows no task of ours
+        parent = Context()  # explicitly: the SDK would take the span of the current task
         if trace.traceparent is not None:
             remote = NonRecordingSpan(_span_context(trace.traceparent, trace.tracestate))
             parent = set_span_in_context(remote, parent)
@@ -292,7 +292,7 @@ class _Span:
 
     @property
     def traceparent(self) -> str | None:
-        """Where it stands in its trace; None if the SDK is disabled."""
+        """Its ids, in W3C form; None if the SDK is disabled."""
         own = self._span.get_span_context()
         if not own.is_valid:
             return None
@@ -341,12 +341,12 @@ class _RequestSpan(_Span):
         self._set({"http.response.status_code": status})
 
     def failed(self, error: GatewayError) -> None:
-        if error.code in _ERROR_CODES:  # others may be upstream's words
+        if error.code in _ERROR_CODES:  # other codes may be upstream's own text
             self._set({"gateway.error_code": str(error.code)})
         if error.status >= _SERVER_ERROR:
             self._fail(str(error.status))
 
-    def asked_for(self, images: RequestedImages, *, cache_status: str | None) -> None:
+    def requested_images(self, images: RequestedImages, *, cache_status: str | None) -> None:
         self._set(_of_record(images.record))
         self._set(
             {

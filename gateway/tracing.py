@@ -1,9 +1,9 @@
 """The spans of a trace, as the rest of the gateway sees them. `otel` exports them.
 
 There is a span for each request, each purchase, and each HTTP request that a purchase sends. The
-place in the trace travels with the `TraceContext`: what happens inside of a span gets the one that
-`inside` returns. Tracing is off by default: then there is no tracer for requests, and `NO_TRACER`
-for the rest. Spans and attributes are listed in `docs/reference/tracing.md`.
+parent of a new span is in the `TraceContext` that starts it: code inside a span passes on the one
+that `inside` returns. Tracing is off by default: then there is no tracer for requests, and
+`NO_TRACER` for the rest. `docs/reference/tracing.md` lists spans and attributes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gateway.trace_context import TraceContext
 
 
 class TracingSettings(BaseModel):
-    """Where spans are sent to, and which ones."""
+    """The collector that gets the spans, and which spans it gets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -30,7 +30,7 @@ class TracingSettings(BaseModel):
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
     ca_file: Path | None = None
     sample_ratio: float = Field(default=1.0, ge=0, le=1)
-    """Of the traces that begin here. In any other the client has decided."""
+    """Of the traces that begin at the gateway. For other traces the client has decided."""
     resource: Mapping[str, str] = Field(default_factory=dict)
     """Attributes of all spans of this worker."""
     upstream_url: str
@@ -38,14 +38,14 @@ class TracingSettings(BaseModel):
 
 
 class PurchasedFor(Protocol):
-    """What a request's purchases came to."""
+    """The purchases of a request."""
 
     @property
     def cost_micros(self) -> int: ...
 
 
 class RequestedImages(Protocol):
-    """What the span of a request for images shows; a `RequestContext` has it."""
+    """The fields of a `RequestContext` that the span of a request for images shows."""
 
     @property
     def record(self) -> Record: ...
@@ -63,26 +63,26 @@ class Span(AbstractContextManager["Span"], Protocol):
     def __enter__(self) -> Self: ...
 
     def inside(self, trace: TraceContext) -> TraceContext:
-        """The trace context of what happens inside of this span."""
+        """The trace context for the children of this span."""
 
 
 class HttpSpan(Span, Protocol):
-    """A request that is sent."""
+    """An HTTP request that the gateway sends."""
 
     def answered(self, status: int | None, *, error: str | None = None) -> None:
         """Notes the status of the response, if there was one, and the kind of error."""
 
 
 class RequestSpan(Span, Protocol):
-    """A request that a client sent."""
+    """An HTTP request that a client sent."""
 
     def answered(self, status: int) -> None:
         """Notes the status of the response."""
 
     def failed(self, error: GatewayError) -> None:
-        """Notes the error that it was answered with, also in a stream that had begun."""
+        """Notes the error that the client got, also in a stream that had begun."""
 
-    def asked_for(self, images: RequestedImages, *, cache_status: str | None) -> None:
+    def requested_images(self, images: RequestedImages, *, cache_status: str | None) -> None:
         """Notes the outcome of a request for images, and links to the purchases of others."""
 
 
@@ -91,13 +91,13 @@ class PurchaseSpan(Protocol):
 
     @property
     def traceparent(self) -> str | None:
-        """Where it stands in its trace, for the spans of followers; None without tracing."""
+        """Its ids, to which the spans of followers link; None without tracing."""
 
     def inside(self, trace: TraceContext) -> TraceContext:
-        """The trace context of what happens inside of this span."""
+        """The trace context for the children of this span."""
 
     def settled(self, record: Record, usage: Usage | None, *, error: str | None = None) -> None:
-        """Ends it with the ledger's record. `error` is the reason why it failed."""
+        """Ends the span with the ledger's record. `error` is the reason why the purchase failed."""
 
 
 class Tracer(Protocol):
@@ -123,7 +123,7 @@ class Tracer(Protocol):
         """The span of a purchase of `images` images."""
 
     def call(self, trace: TraceContext, method: str, url: str, *, resends: int) -> HttpSpan:
-        """The span of a request that is sent, after so many others for the same purpose."""
+        """The span of an HTTP request that the gateway sends, after `resends` earlier attempts."""
 
     def recovery(self, purchase: str | None, record: Record) -> Span:
         """The span of finishing a dead worker's purchase, whose traceparent is `purchase`."""
@@ -147,7 +147,7 @@ class _NoSpan:
     def failed(self, error: GatewayError) -> None:
         pass
 
-    def asked_for(self, images: RequestedImages, *, cache_status: str | None) -> None:
+    def requested_images(self, images: RequestedImages, *, cache_status: str | None) -> None:
         pass
 
     def settled(self, record: Record, usage: Usage | None, *, error: str | None = None) -> None:

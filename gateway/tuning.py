@@ -1,5 +1,5 @@
 """Tunes Python and the C library for a worker: shorter pauses, fewer system calls for memory.
-Measures its memory.
+Also measures the worker's memory.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from gateway.trace_context import NO_TRACE_CONTEXT
 EVENT: Final = "request_answered"
 
 NO_ENDPOINT: Final = "none"
-"""Of a request that matches no route, or that could not be read."""
+"""For requests that match no route or cannot be read."""
 
-_CACHE_NAME: Final = len("image-gateway; ")
+_CACHE_NAME: Final = "image-gateway; "
 
 _WORD: Final = re.compile(r"[a-z][a-z0-9_]{2,63}")
 
@@ -104,8 +104,8 @@ def _add_image_request(fields: dict[str, Any], exchange: Exchange, context: Requ
 
 
 def cache_word(status: str) -> str:
-    """What a Cache-Status says in one word: `hit`, `stale`, `miss`, `partial`, `request`, …"""
-    handling = status[_CACHE_NAME:]
+    """A Cache-Status in one word: `hit`, `stale`, `miss`, `partial`, `request`, …"""
+    handling = status.removeprefix(_CACHE_NAME)
     if handling.startswith("hit"):
         return "stale" if "=stale" in handling else "hit"
     return handling.partition(";")[0].rpartition("=")[2]
@@ -120,6 +120,6 @@ def _add_error(fields: dict[str, Any], error: GatewayError) -> None:
 
 
 def _code(error: GatewayError) -> str:
-    # Upstream's own code may quote what it refuses, the prompt or a name.
+    # Upstream's own code may quote the prompt or a name that it refuses.
     words = (error.code, error.type, "upstream_error")
     return next(str(word) for word in words if word and _WORD.fullmatch(word))

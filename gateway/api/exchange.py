@@ -42,11 +42,11 @@ class Exchange:
     context: RequestContext | None = None
     """Of an image request."""
     saved_micros: int = 0
-    """The original cost of the images that it was answered with and did not buy."""
+    """The original cost of the images that it got without buying them."""
     error: GatewayError | None = None
-    """What it was answered with instead."""
+    """The error that it was answered with."""
     body_bytes: int = 0
-    """Of an image response as far as it was sent, or is to be sent at once."""
+    """Bytes of an image response that were sent, or are about to be."""
     has_begun: bool = False
     """The response has begun, so there can be no other one."""
 

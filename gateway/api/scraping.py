@@ -12,7 +12,7 @@ from gateway.billing.limit_gauges import GaugeValues
 from gateway.errors import StoreUnavailable
 
 BOOKS_SECONDS: Final = 3.0
-"""The books take several calls of the store, and each may take two seconds. By default Prometheus
+"""Reading the books takes several calls of the store, of two seconds at most. By default Prometheus
 waits for ten."""
 
 GZIP_LEVEL: Final = 1
@@ -20,7 +20,7 @@ GZIP_LEVEL: Final = 1
 
 
 async def scrape(services: Services, *, compressed: bool) -> bytes:
-    """The metrics in text form. Scrapes at the same time share the work."""
+    """The metrics in text form. Concurrent scrapes share the work."""
     if not compressed:
         return await services.scrapes.run("text", lambda: _render(services), name="scrape")
     return await services.scrapes.run("gzip", lambda: _compress(services), name="scrape_gzip")
@@ -48,7 +48,7 @@ async def _render(services: Services) -> bytes:
 
 async def _show_books(services: Services) -> None:
     """Reads the metrics of money from the books. Raises `StoreUnavailable`."""
-    # So a new key is there from its first second. Listing many would stop the event loop.
+    # So a new key has its series at once. Listing many keys would stop the event loop.
     if services.running_totals.are_keys_few:
         await label_keys(services)
     totals = await services.running_totals.read(services.policy().catalog.models)
@@ -61,7 +61,7 @@ async def _show_books(services: Services) -> None:
 
 
 def _hide_books(services: Services) -> None:
-    """Leaves them out, while the store is unavailable: not what they were at some earlier time."""
+    """Leaves them out while the store is unavailable, instead of showing old values."""
     books = services.metrics.books
     books.show_totals({}, {})
     books.show_values(GaugeValues())

@@ -107,7 +107,7 @@ class Services:
     """The current policy; a request takes one snapshot."""
     metrics: Metrics
     scrapes: SingleFlight[str, bytes]
-    """Those that come at the same time share their answer."""
+    """Concurrent scrapes share one answer."""
     running_totals: RunningTotals
     reports: Reports
     teams: Teams
@@ -124,7 +124,7 @@ class Services:
     upstream_health: UpstreamHealth
     request_search: RequestSearch
     tracer: Tracer | None
-    """None: requests have no spans."""
+    """None if traces are off: then requests have no spans."""
     body_thread: SerialThread
     """Reads large request bodies."""
     clock: Callable[[], float]

@@ -19,14 +19,14 @@ from gateway.api.rendering import CACHE_STATUS
 from gateway.api.services import SERVICES
 
 UNTRACED: Final = frozenset({"healthz", "readyz", "metrics"})
-"""Endpoints that machines ask every few seconds."""
+"""Endpoints that monitoring calls every few seconds."""
 
 _SEPARATOR: Final = re.compile(r"\{_\d+\}")
 
 
 @web.middleware
 async def trace_request(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Opens the request's span, in which everything else happens."""
+    """Runs the handler inside the request's span."""
     tracer, route = request.app[SERVICES].tracer, request.match_info.route
     if tracer is None or route.name in UNTRACED:
         return await handler(request)
@@ -48,7 +48,7 @@ async def trace_request(request: web.Request, handler: Handler) -> web.StreamRes
             if exchange.context is not None:
                 status = exchange.headers.get(CACHE_STATUS)
                 word = None if status is None else cache_word(status)
-                span.asked_for(exchange.context, cache_status=word)
+                span.requested_images(exchange.context, cache_status=word)
             if exchange.error is not None:
                 span.failed(exchange.error)
         span.answered(response.status)
@@ -57,6 +57,6 @@ async def trace_request(request: web.Request, handler: Handler) -> web.StreamRes
 
 @lru_cache(maxsize=256)
 def _template(canonical: str) -> str:
-    """A route as documents write it: `/v1/models/{model}`. `routes` allows doubled slashes too."""
+    """A route as the docs write it: `/v1/models/{model}`. `routes` allows doubled slashes too."""
     path = canonical.replace("{_prefix}", "v1/").replace("{_tail}", "")
     return _SEPARATOR.sub("/", path)

@@ -33,7 +33,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "limits": ("gateway.cli.limits", "Limits of key:NAME, team:NAME or everyone."),
     "requests": (
         "gateway.cli.requests",
-        "One request: what it cost, why it was refused, who served it.",
+        "One request: its cost, why it was refused, and what served it.",
     ),
     "restore": (
         "gateway.cli.backup",

@@ -31,7 +31,7 @@ MONEY: Final = ("cost_usd", "saved_usd", "reserved_usd")
 
 @click.group()
 def requests() -> None:
-    """One request: what it cost, why it was refused, who served it."""
+    """One request: its cost, why it was refused, and what served it."""
 
 
 @requests.command("show")

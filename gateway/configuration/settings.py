@@ -300,7 +300,7 @@ class RehostSettings(Section):
 
 
 class OpenTelemetrySettings(Section):
-    """OpenTelemetry traces, which need the extra `otel`. Without an endpoint there are none."""
+    """OpenTelemetry traces, which need the extra `otel`. Without an endpoint they are off."""
 
     endpoint: CollectorUrl | None = None
     """The base URL of a collector that takes OTLP over HTTP, http://collector:4318; empty: none."""
@@ -313,7 +313,7 @@ class OpenTelemetrySettings(Section):
     resource_attributes: Attributes = ()
     """Further attributes of every span, name=value,name=value."""
     sample_ratio: Ratio = 1.0
-    """The share of traces that are exported if no client has decided it (flag of traceparent)."""
+    """The share of the traces that begin at the gateway which is exported."""
 
 
 class Settings(Section):

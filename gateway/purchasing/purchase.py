@@ -85,7 +85,7 @@ class PurchaseSummary:
     upstream: str | None = None
     """The name of the upstream that the latest purchase was sent to."""
     upstream_seconds: float = 0.0
-    """How long its purchases waited for upstream, with retries, and for the links of its images."""
+    """How long its purchases took at upstream, with all attempts and the download of links."""
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
@@ -131,7 +131,7 @@ class PurchaseOrder:
     span: PurchaseSpan = NO_SPAN
 
     def traced(self, flight: Flight) -> Flight:
-        """The flight, with which followers and recovery learn of the purchase's span."""
+        """The flight with the ids of the purchase's span, for followers and recovery."""
         trace = self.span.traceparent
         return flight if trace is None else replace(flight, trace=trace)
 

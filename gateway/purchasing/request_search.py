@@ -1,8 +1,8 @@
 """Looks up one request by an id: its records, and its purchases that are still open.
 
 There is no index of ids: it would need as much memory as the records themselves. An id begins with
-its time (`ids`), so the search reads the records of the minutes after it, and later ones only
-where the request may have some: `docs/reference/billing.md#one-request`.
+its time (`ids`), so the search reads the records around that time, and later ones only if the
+request may have some: `docs/reference/billing.md#one-request`.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from gateway.store.protocol import Store
 from gateway.stored import read_stored
 
 SKEW_SECONDS: Final = 60.0
-"""How far the clocks of a gateway and its store may be apart."""
+"""How much the clocks of a gateway and its store may differ."""
 
 NEAR_SECONDS: Final = 5.0
-"""How long most requests take, a hit among them."""
+"""Most requests, such as hits, are recorded within this time."""
 
 SOON_SECONDS: Final = 150.0
-"""When mostly all records of a request are there: those of refusals wait for the minute's end."""
+"""By then most requests have all their records: refusals are recorded when their minute is over."""
 
 LATE_SECONDS: Final = 3600.0
-"""When all purchases have ended, with upstream's deadline and a recovery."""
+"""By then all purchases have ended: after upstream's deadline and a recovery."""
 
 OUTAGE_SECONDS: Final = 86_400.0
-"""How long a store may have been unavailable before it got the record of a request."""
+"""A record may be this late, because the store was unavailable."""
 
 YOUNG_SECONDS: Final = 2.0
-"""The age of an id from which on a record that was not found is not waited for."""
+"""If no record is found, the search waits and tries again, but only for ids younger than this."""
 
 MAX_SCANNED: Final = 2_000_000
 """Records that one search reads at most."""
@@ -127,7 +127,7 @@ class _Search:
             self.found[position] = record
 
     def is_over(self) -> bool:
-        """It found a record that ends its request: a purchase may be followed by another one."""
+        """Whether the request is complete. After a purchase's record there may be further ones."""
         return any(record.id == record.request_id for record in self.found.values())
 
     def awaits_correction(self) -> bool:
@@ -194,7 +194,7 @@ class RequestSearch:
         self, name: str, at: float | None, *, since: float | None
     ) -> tuple[_Search, list[OpenPurchase]]:
         search, now = _Search(name), self._clock() + SKEW_SECONDS
-        # First: a purchase that is settled meanwhile is then found in the ledger.
+        # Before the ledger, so that a purchase that is settled meanwhile is found there.
         journals = await self._open_purchases(search)
         if since is not None or at is None:
             await self._scan(search, since or 0.0, now)
@@ -283,7 +283,7 @@ def _ids(record: Record) -> tuple[str | None, ...]:
 def _owner(
     name: str, records: Iterable[Record], journals: Iterable[OpenPurchase]
 ) -> tuple[str, float] | None:
-    """The id and the time of the request that an id belongs to."""
+    """The id and the time of the request that the id `name` belongs to."""
     for record in records:
         return record.request_id, record.time
     for purchase in journals:
@@ -293,7 +293,7 @@ def _owner(
 
 
 def _in_order(found: dict[str, Record]) -> tuple[Record, ...]:
-    # A refusal that is still counted has no position, and is alone.
+    # The record of a refusal in the current minute has no position, and is the only one.
     return tuple(found[position] for position in sorted(found))
 
 

@@ -175,7 +175,7 @@ class Observer(Protocol):
     """Shows how purchases go, as the metrics do."""
 
     def judged(self, *, is_failing: bool, last_success_at: float | None) -> None:
-        """The state of all workers, as this one knows it."""
+        """Gets the state of upstream over all workers, as this worker knows it."""
 
 
 class UpstreamHealth:

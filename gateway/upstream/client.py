@@ -75,10 +75,10 @@ class Observer(Protocol):
         """Another attempt will follow."""
 
     def waits(self, more: int) -> None:
-        """A purchase begins (1) or ends (−1) to wait before it may be sent."""
+        """A purchase begins (1) or stops (−1) to wait before it may be sent."""
 
     def waited(self, seconds: float) -> None:
-        """A purchase has waited so long before its last attempt."""
+        """How long a purchase waited in all before its last attempt."""
 
     def breaker_turned(self, *, is_open: bool) -> None:
         """The circuit breaker has opened or closed."""

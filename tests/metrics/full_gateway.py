@@ -69,7 +69,7 @@ def bought(chance: Random) -> Any:
 
 
 async def fill(metrics: Metrics, purchases: int) -> None:
-    purchases, chance = metrics.upstream.purchases_from("default"), Random(16)
+    upstream, chance = metrics.upstream.purchases_from("default"), Random(16)
     for _ in range(purchases):
         record = bought(chance)
         metrics.money.purchased(record)
@@ -80,7 +80,7 @@ async def fill(metrics: Metrics, purchases: int) -> None:
         metrics.requests.answered(
             endpoint="generations", model=model, status=status, outcome="failed", seconds=0.1
         )
-        purchases.attempted(model, status=status, seconds=0.1)
+        upstream.attempted(model, status=status, seconds=0.1)
 
 
 def show_books(metrics: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""`/admin/requests/{id}`: what one request cost, why it was refused, and who served it."""
+"""`/admin/requests/{id}`: one request, as the books have it."""
 
 from __future__ import annotations
 

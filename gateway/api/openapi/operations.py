@@ -494,7 +494,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         errors=(400, *_READ_ERRORS),
     ),
     "admin_request": Operation(
-        "Show what a request cost, why it was refused, and who served it",
+        "Show the cost of a request, why it was refused, and what served it",
         "admin",
         _ok("FoundRequest", "Its ledger records, and its purchases that are not settled."),
         credential="admin",
