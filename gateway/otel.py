@@ -244,7 +244,9 @@ class Tracer:
         name = f"{OPERATION} {request.model}"
         return _PurchaseSpan(self._start(trace, name, SpanKind.CLIENT, attributes))
 
-    def call(self, trace: TraceContext, method: str, url: str, *, resends: int) -> _CallSpan:
+    def http_request(
+        self, trace: TraceContext, method: str, url: str, *, resends: int
+    ) -> _HttpSpan:
         parts = URL(url)
         attributes = {
             "http.request.method": method,
@@ -253,7 +255,7 @@ class Tracer:
             "server.port": parts.port,
             "http.request.resend_count": resends or None,
         }
-        return _CallSpan(self._start(trace, method, SpanKind.CLIENT, attributes))
+        return _HttpSpan(self._start(trace, method, SpanKind.CLIENT, attributes))
 
     def recovery(self, purchase: str | None, record: Record) -> _Span:
         links = () if purchase is None else (Link(_span_context(purchase, None)),)
@@ -309,7 +311,7 @@ class _Span:
         self._span.set_status(StatusCode.ERROR)
 
 
-class _CallSpan(_Span):
+class _HttpSpan(_Span):
     """An HTTP request that the gateway sends."""
 
     def answered(self, status: int | None, *, error: str | None = None) -> None:

@@ -122,7 +122,7 @@ class Tracer(Protocol):
     ) -> PurchaseSpan:
         """The span of a purchase of `images` images."""
 
-    def call(self, trace: TraceContext, method: str, url: str, *, resends: int) -> HttpSpan:
+    def http_request(self, trace: TraceContext, method: str, url: str, *, resends: int) -> HttpSpan:
         """The span of an HTTP request that the gateway sends, after `resends` earlier attempts."""
 
     def recovery(self, purchase: str | None, record: Record) -> Span:
@@ -164,7 +164,7 @@ class _NoTracer:
     def purchase(self, *_: object, **__: object) -> PurchaseSpan:
         return NO_SPAN
 
-    def call(self, *_: object, **__: object) -> HttpSpan:
+    def http_request(self, *_: object, **__: object) -> HttpSpan:
         return NO_SPAN
 
     def recovery(self, *_: object, **__: object) -> Span:

@@ -74,7 +74,7 @@ class RequestMetrics:
         )
         self._duration = create.histograms(
             "request_duration_seconds",
-            "Time from the head of a request to its answer",
+            "Time from the head of a request to the end of its handler",
             ("outcome",),
         )
         self._overhead = create.histogram(
@@ -94,7 +94,7 @@ class RequestMetrics:
         )
         self._shadowed = create.bounded(
             "shadow_refusals_total",
-            "Requests over a limit in shadow mode",
+            "Requests that a limit in shadow mode would have refused",
             ("key", "reason"),
             most=MAX_REFUSALS,
             folds=(["key"],),
@@ -136,7 +136,7 @@ class RequestMetrics:
         self._refusals[self._labels.key(key), reason].inc()
 
     def shadowed(self, key: str, limit: str) -> None:
-        """Counts one refusal that a limit in shadow mode did not make."""
+        """Counts one request that a limit in shadow mode would have refused."""
         self._shadowed[self._labels.key(key), limit].inc()
 
 
@@ -230,7 +230,7 @@ class UpstreamMetrics:
             "queue_wait_seconds", "Time that a purchase waited before its last attempt"
         )
         self._fetches = create.counters(
-            "rehost_total", "Image links of upstream, by how their fetch ended", ("outcome",)
+            "rehost_total", "Image links of upstream that were fetched, or why not", ("outcome",)
         )
         for outcome in FETCH_OUTCOMES:
             self._fetches[(outcome,)]
@@ -284,10 +284,10 @@ class CacheMetrics:
             workers="livemostrecent",
         )
         self.store_up = create.gauge(
-            "store_up", "1 if the store answered its latest batch of commands", workers="livemin"
+            "store_up", "1 if the store answered the last call, else 0", workers="livemin"
         )
         self.store_errors = create.counter(
-            "store_errors_total", "Batches of commands that the store did not answer"
+            "store_errors_total", "Calls that the store did not answer"
         )
 
     def evicted(self, images: int) -> None:
@@ -326,7 +326,7 @@ class MoneyMetrics:
         )
         self._images = create.bounded(
             "images_total",
-            "Images bought or served",
+            "Images delivered: bought, or served without a purchase",
             (*shared, "size", "quality", "outcome"),
             most=MAX_IMAGES,
             folds=(["key", "team"], ["model", "size", "quality"]),

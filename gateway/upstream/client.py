@@ -478,7 +478,9 @@ class UpstreamClient:
         status: int | str = "timeout"  # if the deadline cancels it
         url = self._dialect.generations_url(self._base, prepared.model)
         try:
-            with self._tracer.call(prepared.trace, "POST", str(url), resends=retries) as span:
+            with self._tracer.http_request(
+                prepared.trace, "POST", str(url), resends=retries
+            ) as span:
                 outcome = await self._send_once(
                     prepared, state, url=url, trace=span.inside(prepared.trace)
                 )

@@ -157,7 +157,9 @@ class LinkFetcher:
             try:
                 # Without the path: it may contain a signature too.
                 origin = str(URL(link.url, encoded=True).origin())
-                with self._tracer.call(trace, "GET", f"{origin}/***", resends=resends) as span:
+                with self._tracer.http_request(
+                    trace, "GET", f"{origin}/***", resends=resends
+                ) as span:
                     found = await self._get(link, span)
                 if isinstance(found, bytes):
                     return found
