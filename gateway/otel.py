@@ -266,7 +266,7 @@ def _harmless(
     def contained(self: _Place, /, *args: _Given.args, **kwargs: _Given.kwargs) -> None:
         try:
             method(self, *args, **kwargs)
-        except Exception as fault:
+        except Exception as fault:  # noqa: BLE001 - whatever is wrong, the request continues
             _note_fault(self._failed, fault)
 
     return contained
@@ -361,7 +361,7 @@ class Tracer:
                 remote = NonRecordingSpan(_span_context(trace.traceparent, trace.tracestate))
                 parent = set_span_in_context(remote, parent)
             return self._tracer.start_span(name, parent, kind, _present(attributes), links)
-        except Exception as fault:
+        except Exception as fault:  # noqa: BLE001 - whatever is wrong, the request continues
             _note_fault(self._failed, fault)
             return INVALID_SPAN
 
