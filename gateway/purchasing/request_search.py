@@ -24,7 +24,6 @@ from gateway.purchasing.journal import decode_remains
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import (
     CLOSED_JOURNAL_SECONDS,
-    MINUTE_SECONDS,
     Journal,
     OpenJournals,
     SearchLedger,
@@ -208,15 +207,14 @@ class RequestSearch:
         journals = await self._open_purchases(search)
         if since is not None or at is None:
             await self._scan(search, since or 0.0, FOREVER)
+            await self._scan_refusals(search)
             return search, journals
         await self._scan(search, at - NEAR_SECONDS, at + NEAR_SECONDS)
         if search.is_over():
             return search, journals
         await self._scan(search, at - SKEW_SECONDS, at - NEAR_SECONDS)
         await self._scan(search, at + NEAR_SECONDS, at + SOON_SECONDS)
-        if now - at < MINUTE_SECONDS + SOON_SECONDS + SKEW_SECONDS:
-            for data in await execute(self._store, SearchRefusals(search.text)):
-                search.add("", data)
+        await self._scan_refusals(search)
         if search.is_over():
             return search, journals
         await self._scan(search, at + SOON_SECONDS, at + LATE_SECONDS)
@@ -257,6 +255,12 @@ class RequestSearch:
                 search.scanned += matches.scanned
                 after, has_more = matches.next, bool(matches.next)
                 await asyncio.sleep(0)
+
+    async def _scan_refusals(self, search: _Search) -> None:
+        """Reads those of minutes that are not over, also of a store that got them late."""
+        if not search.found:  # a refusal is alone
+            for data in await execute(self._store, SearchRefusals(search.text)):
+                search.add("", data)
 
     async def _open_purchases(self, search: _Search) -> list[OpenPurchase]:
         batch = Batch(self._store)

@@ -116,6 +116,8 @@ async def test_a_request_is_in_the_header_the_log_and_the_books_under_one_id(
         shown, line = await found(gateway, refused, log)
         why = ("insufficient_quota", "images_per_day", "key:poor")
         assert pick(shown["records"][0], "error", "limit", "scope", "count") == (*why, 2)
+        since = await look_up(gateway, refused.headers["x-request-id"], "?since=1h")
+        assert since.json == shown
         assert pick(line, "error", "limit", "scope") == why
         shown, line = await found(gateway, invalid, log)
         assert line["error"] == shown["records"][0]["error"] == "integer_above_max_value"
