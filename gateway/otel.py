@@ -14,12 +14,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, wraps
+from http import HTTPStatus
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import requests
 import structlog
@@ -32,6 +35,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.sdk.version import __version__ as sdk_version
 from opentelemetry.trace import (
+    INVALID_SPAN,
     Link,
     NonRecordingSpan,
     SpanContext,
@@ -51,7 +55,8 @@ from gateway.errors import ErrorCode, GatewayError
 from gateway.images import ImageRequest, Record, Usage
 from gateway.limits import MICROS_PER_USD
 from gateway.net.guard import LinkBlocked
-from gateway.trace_context import TraceContext
+from gateway.redaction import Redactor
+from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
 from gateway.tracing import RequestedImages, TracingSettings
 
 OPERATION: Final = "image_generation"
@@ -75,6 +80,9 @@ FLUSH_SECONDS: Final = 3.0
 MAX_ATTRIBUTE: Final = 1024
 """Characters."""
 
+MAX_ANSWER_BYTES: Final = 64 << 10
+"""Of a collector's answer, which is not needed. The connection of a longer one is closed."""
+
 _LIMITS: Final = SpanLimits(
     max_attributes=64,
     max_events=0,
@@ -86,8 +94,19 @@ _LIMITS: Final = SpanLimits(
     max_span_attribute_length=MAX_ATTRIBUTE,
 )
 
+_EXPORT_HEADERS: Final = frozenset(
+    {
+        *("accept", "accept-encoding", "connection", "content-encoding", "content-length"),
+        *("content-type", "user-agent"),
+    }
+)
 _METHODS: Final = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+)
+_EXPORT_LOGGERS: Final = (
+    "opentelemetry.exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.trace.export",
 )
 _KNOWN_FLAGS: Final = 0x03
 """Sampled, and random trace id."""
@@ -98,6 +117,9 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 log = structlog.get_logger(__name__)
 
+_Place = TypeVar("_Place", bound="_Span")
+_Given = ParamSpec("_Given")
+
 
 @asynccontextmanager
 async def open_tracer(settings: TracingSettings) -> AsyncIterator[Tracer]:
@@ -107,7 +129,7 @@ async def open_tracer(settings: TracingSettings) -> AsyncIterator[Tracer]:
     """
     failed = Condition(log, "trace_export_failed", "trace_export_works", counted="failures")
     sdk_log = logging.getLogger("opentelemetry")
-    handler, sdk_log.propagate = _ExportLog(failed), False
+    handler, sdk_log.propagate = _ExportLog(failed, settings), False
     if not sdk_log.handlers:
         sdk_log.addHandler(logging.NullHandler())  # or lines after the end would be printed
     sdk_log.addHandler(handler)
@@ -128,7 +150,8 @@ async def open_tracer(settings: TracingSettings) -> AsyncIterator[Tracer]:
         )
     )
     try:
-        yield Tracer(provider.get_tracer("gateway", __version__), URL(settings.upstream_url))
+        tracer = provider.get_tracer("gateway", __version__)
+        yield Tracer(tracer, URL(settings.upstream_url), failed)
     finally:
         # In a thread that is left behind after some seconds: a collector may hang.
         flushing = threading.Thread(target=provider.shutdown, name="trace flush", daemon=True)
@@ -138,16 +161,49 @@ async def open_tracer(settings: TracingSettings) -> AsyncIterator[Tracer]:
 
 
 def _create_exporter(settings: TracingSettings) -> OTLPSpanExporter:
-    session = requests.Session()
-    session.trust_env = False  # neither a proxy nor credentials that the settings do not name
+    headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
     return OTLPSpanExporter(
         f"{settings.endpoint}/v1/traces",
-        certificate_file=None if settings.ca_file is None else str(settings.ca_file),
-        headers={name: value.get_secret_value() for name, value in settings.headers.items()},
+        headers=headers,
         timeout=EXPORT_TIMEOUT_SECONDS,
         compression=Compression.Gzip,
-        session=session,
+        session=_Session(headers, settings.ca_file),
     )
+
+
+class _Session(requests.Session):
+    """Sends what the settings name, and reads no more of an answer than its head."""
+
+    def __init__(self, headers: Mapping[str, str], ca_file: Path | None) -> None:
+        super().__init__()
+        self.trust_env = False  # neither a proxy nor credentials that the settings do not name
+        self._allowed = _EXPORT_HEADERS | {name.lower() for name in headers}
+        self._authorities = True if ca_file is None else str(ca_file)
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        # The exporter adds those of the environment, which the settings may overrule.
+        for name in [name for name in request.headers if name.lower() not in self._allowed]:
+            del request.headers[name]
+        deadline = time.monotonic() + EXPORT_TIMEOUT_SECONDS
+        response = super().send(request, **{**options, "stream": True, "verify": self._authorities})
+        _drain(response, deadline)
+        if HTTPStatus.MULTIPLE_CHOICES <= response.status_code < HTTPStatus.BAD_REQUEST:
+            # The exporter takes it for a success. It is not followed: the headers are secrets.
+            raise requests.TooManyRedirects(
+                f"the collector redirects with status {response.status_code}: tracing.endpoint is "
+                "not its address"
+            )
+        return response
+
+
+def _drain(response: requests.Response, deadline: float) -> None:
+    """Reads a short answer, so that its connection can be used again."""
+    size = 0
+    while chunk := response.raw.read1(MAX_ANSWER_BYTES):
+        size += len(chunk)
+        if size > MAX_ANSWER_BYTES or time.monotonic() > deadline:
+            response.close()
+            return
 
 
 def _resource(attributes: Mapping[str, str]) -> Resource:
@@ -182,23 +238,52 @@ class _ObservedExporter(SpanExporter):
 class _ExportLog(logging.Handler):
     """Turns the SDK's log lines into our event, which is not repeated for each of them."""
 
-    def __init__(self, failed: Condition) -> None:
+    def __init__(self, failed: Condition, settings: TracingSettings) -> None:
         super().__init__(logging.WARNING)
         self._failed = failed
+        values = [value.get_secret_value() for value in settings.headers.values()]
+        # A collector may quote them, also without the `Bearer`.
+        self._redactor = Redactor(word for value in values for word in (value, *value.split()))
 
     def emit(self, record: logging.LogRecord) -> None:
+        # Others are about spans, and quote a client's header.
+        if not record.name.startswith(_EXPORT_LOGGERS):
+            return
         # The detail is the text without its values, which differ with every failure.
-        self._failed.occurs(str(record.msg), reason=record.getMessage()[:MAX_ATTRIBUTE])
+        reason = self._redactor.text(record.getMessage())
+        self._failed.occurs(str(record.msg), reason=reason[:MAX_ATTRIBUTE])
 
 
 # ── spans ───────────────────────────────────────────────────────────────────────────────────
 
 
+def _harmless(
+    method: Callable[Concatenate[_Place, _Given], None],
+) -> Callable[Concatenate[_Place, _Given], None]:
+    """The method, whose faults neither fail a request nor lose a purchase: they are logged."""
+
+    @wraps(method)
+    def contained(self: _Place, /, *args: _Given.args, **kwargs: _Given.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as fault:  # noqa: BLE001 - whatever is wrong, the request continues
+            _note_fault(self._failed, fault)
+
+    return contained
+
+
+def _note_fault(failed: Condition, fault: Exception) -> None:
+    # Only its class: its message may quote an attribute.
+    name = type(fault).__qualname__
+    failed.occurs(name, reason=f"a span could not be recorded: {name}")
+
+
 class Tracer:
     """Starts spans, as `gateway.tracing.Tracer`."""
 
-    def __init__(self, tracer: ApiTracer, upstream: URL) -> None:
+    def __init__(self, tracer: ApiTracer, upstream: URL, failed: Condition) -> None:
         self._tracer = tracer
+        self._failed = failed
         self._upstream = {"server.address": upstream.host, "server.port": upstream.port}
 
     def request(
@@ -227,7 +312,7 @@ class Tracer:
             "gateway.request_id": request_id,
         }
         name = f"{'HTTP' if known == '_OTHER' else method} {route or ''}".rstrip()
-        return _RequestSpan(self._start(trace, name, SpanKind.SERVER, attributes))
+        return _RequestSpan(self._start(trace, name, SpanKind.SERVER, attributes), self._failed)
 
     def purchase(
         self, trace: TraceContext, request: ImageRequest, record: Record, *, images: int
@@ -242,7 +327,7 @@ class Tracer:
             **self._upstream,
         }
         name = f"{OPERATION} {request.model}"
-        return _PurchaseSpan(self._start(trace, name, SpanKind.CLIENT, attributes))
+        return _PurchaseSpan(self._start(trace, name, SpanKind.CLIENT, attributes), self._failed)
 
     def http_request(
         self, trace: TraceContext, method: str, url: str, *, resends: int
@@ -255,32 +340,43 @@ class Tracer:
             "server.port": parts.port,
             "http.request.resend_count": resends or None,
         }
-        return _HttpSpan(self._start(trace, method, SpanKind.CLIENT, attributes))
+        return _HttpSpan(self._start(trace, method, SpanKind.CLIENT, attributes), self._failed)
 
     def recovery(self, purchase: str | None, record: Record) -> _Span:
         links = () if purchase is None else (Link(_span_context(purchase, None)),)
-        span = self._tracer.start_span(
-            "recover purchase", Context(), attributes=_of_record(record), links=links
-        )
-        return _Span(span)
+        name, attributes = "recover purchase", _of_record(record)
+        span = self._start(NO_TRACE_CONTEXT, name, SpanKind.INTERNAL, attributes, links=links)
+        return _Span(span, self._failed)
 
     def _start(
-        self, trace: TraceContext, name: str, kind: SpanKind, attributes: Mapping[str, Any]
+        self,
+        trace: TraceContext,
+        name: str,
+        kind: SpanKind,
+        attributes: Mapping[str, Any],
+        *,
+        links: Sequence[Link] = (),
     ) -> ApiSpan:
-        parent = Context()  # explicitly: the SDK would take the span of the current task
-        if trace.traceparent is not None:
-            remote = NonRecordingSpan(_span_context(trace.traceparent, trace.tracestate))
-            parent = set_span_in_context(remote, parent)
-        return self._tracer.start_span(name, parent, kind, _present(attributes))
+        try:
+            parent = Context()  # explicitly: the SDK would take the span of the current task
+            if trace.traceparent is not None:
+                remote = NonRecordingSpan(_span_context(trace.traceparent, trace.tracestate))
+                parent = set_span_in_context(remote, parent)
+            return self._tracer.start_span(name, parent, kind, _present(attributes), links)
+        except Exception as fault:  # noqa: BLE001 - whatever is wrong, the request continues
+            _note_fault(self._failed, fault)
+            return INVALID_SPAN
 
 
 class _Span:
-    def __init__(self, span: ApiSpan) -> None:
+    def __init__(self, span: ApiSpan, failed: Condition) -> None:
         self._span = span
+        self._failed = failed
 
     def __enter__(self) -> Self:
         return self
 
+    @_harmless
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -314,6 +410,7 @@ class _Span:
 class _HttpSpan(_Span):
     """An HTTP request that the gateway sends."""
 
+    @_harmless
     def answered(self, status: int | None, *, error: str | None = None) -> None:
         self._set({"http.response.status_code": status})
         if error is not None:
@@ -321,6 +418,7 @@ class _HttpSpan(_Span):
         elif status is not None and status >= _CLIENT_ERROR:
             self._fail(str(status))
 
+    @_harmless
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -339,15 +437,18 @@ class _HttpSpan(_Span):
 class _RequestSpan(_Span):
     """An HTTP request that a client sent."""
 
+    @_harmless
     def answered(self, status: int) -> None:
         self._set({"http.response.status_code": status})
 
+    @_harmless
     def failed(self, error: GatewayError) -> None:
         if error.code in _ERROR_CODES:  # other codes may be upstream's own text
             self._set({"gateway.error_code": str(error.code)})
         if error.status >= _SERVER_ERROR:
             self._fail(str(error.status))
 
+    @_harmless
     def requested_images(self, images: RequestedImages, *, cache_status: str | None) -> None:
         self._set(_of_record(images.record))
         self._set(
@@ -362,6 +463,7 @@ class _RequestSpan(_Span):
 
 
 class _PurchaseSpan(_Span):
+    @_harmless
     def settled(self, record: Record, usage: Usage | None, *, error: str | None = None) -> None:
         """Ends the span with the ledger's record."""
         self._set(_of_record(record))

@@ -97,17 +97,17 @@ def read_trace_context(headers: Headers) -> TraceContext:
     secrets = [word for word in _credentials(headers) if len(word) >= _MIN_SECRET]
 
     def printable(value: str, max_length: int) -> str | None:
-        value = value.strip()
         is_valid = len(value) <= max_length and _PRINTABLE.fullmatch(value)
         # Neither the log nor upstream may see a key.
         return value if is_valid and not any(secret in value for secret in secrets) else None
 
     # Of a repeated header, which one counts is not known.
-    traceparent = valid_traceparent(parents[0].strip()) if len(parents) == 1 else None
-    client_request_id = printable(ids[0], MAX_CLIENT_REQUEST_ID) if len(ids) == 1 else None
+    parent = printable(parents[0].strip(), MAX_TRACEPARENT) if len(parents) == 1 else None
+    client_request_id = printable(ids[0].strip(), MAX_CLIENT_REQUEST_ID) if len(ids) == 1 else None
+    traceparent = valid_traceparent(parent)
     if traceparent is None:
         return TraceContext(client_request_id=client_request_id)
-    tracestate = printable(",".join(headers.getall(TRACESTATE, ())), MAX_TRACESTATE)
+    tracestate = printable(",".join(headers.getall(TRACESTATE, ())).strip(), MAX_TRACESTATE)
     return TraceContext(traceparent, tracestate, client_request_id)
 
 

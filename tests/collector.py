@@ -53,20 +53,35 @@ class Collector:
     url: str = ""
     statuses: list[int] = field(default_factory=list)
     """Of the next answers; then 200."""
+    reason: str | None = None
+    """Of those answers."""
     hangs: bool = False
+    answers_forever: bool = False
+    answered_bytes: int = 0
+    """Of an answer without an end."""
     bodies: list[bytes] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
     has_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def receive(self, request: web.Request) -> web.Response:
+    async def receive(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.headers.append(request.headers)
         if self.hangs:
             await self.has_ended.wait()
         if self.statuses:
-            return web.Response(status=self.statuses.pop(0))
+            return web.Response(status=self.statuses.pop(0), reason=self.reason)
         self.bodies.append(body)
+        if self.answers_forever:
+            return await self._answer_forever(request)
         return web.Response(content_type="application/x-protobuf")
+
+    async def _answer_forever(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while not self.has_ended.is_set():
+            await response.write(bytes(1 << 16))
+            self.answered_bytes += 1 << 16
+        return response
 
     def spans(self, name: str = "") -> list[Exported]:
         """Those whose name begins so, by their start."""

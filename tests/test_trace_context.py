@@ -121,3 +121,4 @@ def test_a_credential_of_the_request_is_no_id_and_no_state(credential: tuple[str
     ids = [("x-client-request-id", "of gk-secret"), ("tracestate", "key=gk-secret")]
     assert read(credential, ("traceparent", PARENT), *ids) == TraceContext(PARENT)
     assert read(credential, ("x-client-request-id", "bearer")).client_request_id == "bearer"
+    assert read(credential, ("traceparent", f"01-{TRACE}-{SPAN}-01-gk-secret")) == TraceContext()

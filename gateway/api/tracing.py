@@ -35,7 +35,8 @@ async def trace_request(request: web.Request, handler: Handler) -> web.StreamRes
         exchange.trace,
         exchange.request_id,
         method=request.method,
-        path=shown_path(request),
+        # An unknown path is the client's text: a prompt, if it takes this for another service.
+        path="/***" if route.name is None else shown_path(request),
         route=None if resource is None else _template(resource.canonical),
         scheme=exchange.client_scheme or request.scheme,
         host=requested_host(request),

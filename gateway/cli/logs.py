@@ -7,13 +7,14 @@ Events of libraries come through the standard library and look the same.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import sys
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import orjson
 import structlog
@@ -70,11 +71,33 @@ class _JsonLogger(structlog.BoundLoggerBase):
         self._logger.write(_as_json(self._logger, level, fields))
 
 
+def _without_controls(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Escapes what a terminal obeys: a value may be the text of a client or of upstream."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = _escaped(value, kept="")
+    return event
+
+
+def _escaped(text: str, *, kept: str) -> str:
+    return "".join(
+        char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text
+    )
+
+
+def _plain_traceback(out: TextIO, fault: Any) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, fault)
+    out.write(_escaped(text.getvalue(), kept="\n\t"))
+
+
 def _console() -> structlog.dev.ConsoleRenderer:
     # Tracebacks stay plain: the fancy ones show local variables, keys and prompts among them.
     return structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
-        exception_formatter=structlog.dev.plain_traceback,
+        exception_formatter=_plain_traceback,
     )
 
 
@@ -109,7 +132,7 @@ def configure_logs(form: Literal["text", "json"] | None) -> None:
         structlog.processors.TimeStamper(fmt="iso"),
     ]
     exceptions = structlog.processors.format_exc_info
-    foreign: list[Any] = [_console()] if is_text else [exceptions, _as_text]
+    foreign: list[Any] = [_without_controls, _console()] if is_text else [exceptions, _as_text]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -120,7 +143,7 @@ def configure_logs(form: Literal["text", "json"] | None) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     as_text = structlog.make_filtering_bound_logger(logging.INFO)
     structlog.configure(
-        processors=[*shared, _console()],
+        processors=[*shared, _without_controls, _console()],
         logger_factory=_Line,
         wrapper_class=as_text if is_text else _JsonLogger,
         cache_logger_on_first_use=True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,7 +24,6 @@ from gateway.purchasing.journal import decode_remains
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import (
     CLOSED_JOURNAL_SECONDS,
-    MINUTE_SECONDS,
     Journal,
     OpenJournals,
     SearchLedger,
@@ -34,7 +33,7 @@ from gateway.store.protocol import Store
 from gateway.stored import read_stored
 
 SKEW_SECONDS: Final = 60.0
-"""How much the clocks of a gateway and its store may differ."""
+"""How much the clocks of a gateway and its store usually differ at most."""
 
 NEAR_SECONDS: Final = 5.0
 """Most requests, such as hits, are recorded within this time."""
@@ -43,10 +42,15 @@ SOON_SECONDS: Final = 150.0
 """By then most requests have all their records: refusals are recorded when their minute is over."""
 
 LATE_SECONDS: Final = 3600.0
-"""By then all purchases have ended: after upstream's deadline and a recovery."""
+"""By then all purchases have ended: after upstream's deadline and a recovery. The clock of a store
+may also be so far behind."""
 
 OUTAGE_SECONDS: Final = 86_400.0
 """A record may be this late, because the store was unavailable."""
+
+FOREVER: Final = 32_503_680_000.0
+"""Unix seconds, the year 3000. Positions of records never step back, so those that were appended
+after the store's clock was set back are in its future."""
 
 YOUNG_SECONDS: Final = 2.0
 """If no record is found, the search waits and tries again, but only for ids younger than this."""
@@ -116,6 +120,8 @@ class _Search:
     found: dict[str, Record] = field(default_factory=dict)
     """By position."""
     scanned: int = 0
+    is_cut: bool = False
+    """Some records were not read, because there are too many."""
 
     @property
     def text(self) -> bytes:
@@ -152,6 +158,8 @@ class RequestSearch:
         self._store = store
         self._settings = settings
         self._clock = clock
+        # One page at a time: nothing waits for the pages of many searches.
+        self._page = asyncio.Lock()
 
     async def find(self, name: str, *, since: float | None = None) -> FoundRequest:
         """The request with this id, or that of a purchase, a correction or upstream's request.
@@ -170,12 +178,13 @@ class RequestSearch:
             search, journals = await self._search(name, at, since=since)
             owner = _owner(name, search.found.values(), journals)
         if owner is None:
-            raise self._not_found(name)
+            raise self._not_found(name, is_cut=search.is_cut)
         request_id, recorded_at = owner
         if request_id != name:
             at = time_of(request_id, now=self._clock()) or recorded_at
             search, journals = await self._search(request_id, at, since=None)
-        records = _in_order(search.found)
+        found = _in_order(search.found)
+        records = tuple(record for record in found if record.request_id == request_id)
         return FoundRequest(
             request_id, records, tuple(journals), followed=await self._followed(records)
         )
@@ -193,25 +202,30 @@ class RequestSearch:
     async def _search(
         self, name: str, at: float | None, *, since: float | None
     ) -> tuple[_Search, list[OpenPurchase]]:
-        search, now = _Search(name), self._clock() + SKEW_SECONDS
+        search, now = _Search(name), self._clock()
         # Before the ledger, so that a purchase that is settled meanwhile is found there.
         journals = await self._open_purchases(search)
         if since is not None or at is None:
-            await self._scan(search, since or 0.0, now)
+            await self._scan(search, since or 0.0, FOREVER)
+            await self._scan_refusals(search)
             return search, journals
         await self._scan(search, at - NEAR_SECONDS, at + NEAR_SECONDS)
         if search.is_over():
             return search, journals
         await self._scan(search, at - SKEW_SECONDS, at - NEAR_SECONDS)
         await self._scan(search, at + NEAR_SECONDS, at + SOON_SECONDS)
-        if now - at < MINUTE_SECONDS + SOON_SECONDS:
-            for data in await execute(self._store, SearchRefusals(search.text)):
-                search.add("", data)
+        await self._scan_refusals(search)
         if search.is_over():
             return search, journals
         await self._scan(search, at + SOON_SECONDS, at + LATE_SECONDS)
         if not search.found and not journals:
-            await self._scan(search, at + LATE_SECONDS, at + OUTAGE_SECONDS)
+            outage_end = at + OUTAGE_SECONDS
+            for begin, end in (
+                (at + LATE_SECONDS, outage_end),
+                (at - LATE_SECONDS, at - SKEW_SECONDS),
+                (max(outage_end, now + SKEW_SECONDS), FOREVER),
+            ):
+                await self._scan(search, begin, end)
         elif search.awaits_correction():
             until = at + LATE_SECONDS + CLOSED_JOURNAL_SECONDS
             await self._scan(search, at + LATE_SECONDS, until, kinds=(True,))
@@ -225,20 +239,28 @@ class RequestSearch:
         *,
         kinds: tuple[bool, ...] = (True, False),
     ) -> None:
-        if begin > self._clock() + SKEW_SECONDS:
-            return
         for is_charged in kinds:
             after, has_more = "", True
-            while has_more and search.scanned < MAX_SCANNED:
+            while has_more:
+                if search.scanned >= MAX_SCANNED:
+                    search.is_cut = True
+                    return
                 command = SearchLedger(
                     search.text, begin, end, is_charged, after=after, limit=PAGE_RECORDS
                 )
-                matches = await execute(self._store, command)
+                async with self._page:
+                    matches = await execute(self._store, command)
                 for position, data in matches.records:
                     search.add(position, data)
                 search.scanned += matches.scanned
                 after, has_more = matches.next, bool(matches.next)
                 await asyncio.sleep(0)
+
+    async def _scan_refusals(self, search: _Search) -> None:
+        """Reads those of minutes that are not over, also of a store that got them late."""
+        if not search.found:  # a refusal is alone
+            for data in await execute(self._store, SearchRefusals(search.text)):
+                search.add("", data)
 
     async def _open_purchases(self, search: _Search) -> list[OpenPurchase]:
         batch = Batch(self._store)
@@ -259,10 +281,17 @@ class RequestSearch:
             if record.followed is not None:
                 at = time_of(record.followed, now=self._clock()) or record.time
                 search, _ = await self._search(record.followed, at, since=None)
-                return _in_order(search.found)
+                found = _in_order(search.found)
+                return tuple(one for one in found if record.followed in (one.id, one.corrects))
         return ()
 
-    def _not_found(self, name: str) -> GatewayError:
+    def _not_found(self, name: str, *, is_cut: bool = False) -> GatewayError:
+        if is_cut:
+            return GatewayError(
+                f"Nothing with the id '{name[:128]}' is among the {MAX_SCANNED:,} records that one "
+                "search reads. Say a later time from when on to search: `since`, `--since`.",
+                code=ErrorCode.REQUEST_NOT_FOUND,
+            )
         settings = self._settings
         charged = round(settings.keep_records_seconds / 86_400)
         free = round(settings.keep_free_records_seconds / 86_400)
@@ -281,10 +310,14 @@ def _ids(record: Record) -> tuple[str | None, ...]:
 
 
 def _owner(
-    name: str, records: Iterable[Record], journals: Iterable[OpenPurchase]
+    name: str, records: Collection[Record], journals: Iterable[OpenPurchase]
 ) -> tuple[str, float] | None:
-    """The id and the time of the request that the id `name` belongs to."""
-    for record in records:
+    """The id and the time of the request that the id `name` belongs to.
+
+    Upstream chooses the ids of its requests, perhaps one that is ours.
+    """
+    ours = [one for one in records if name in (one.id, one.request_id, one.corrects)]
+    for record in ours or records:
         return record.request_id, record.time
     for purchase in journals:
         request_id = purchase.record.get("request_id", name)
@@ -292,7 +325,7 @@ def _owner(
     return None
 
 
-def _in_order(found: dict[str, Record]) -> tuple[Record, ...]:
+def _in_order(found: Mapping[str, Record]) -> tuple[Record, ...]:
     # The record of a refusal in the current minute has no position, and is the only one.
     return tuple(found[position] for position in sorted(found))
 

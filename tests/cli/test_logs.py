@@ -62,6 +62,28 @@ def test_an_exception_is_logged_with_its_traceback_in_one_line() -> None:
         assert "exc_info" not in line
 
 
+def test_a_line_of_text_has_nothing_that_a_terminal_obeys() -> None:
+    """A value may be the text of upstream, and a library's line that of anybody."""
+    steps = (
+        "import logging\n"
+        "configure_logs('text')\n"
+        "text = chr(27) + '[2J' + chr(155) + chr(10) + 'next'\n"
+        "log.warning('heard', text=text)\n"
+        "logging.getLogger('a.library').warning('told %s', text)\n"
+        "try:\n"
+        "    raise ValueError(text)\n"
+        "except ValueError:\n"
+        "    log.exception('failed')\n"
+    )
+    command = [sys.executable, "-c", PROGRAM.format(steps=steps)]
+    done = subprocess.run(command, capture_output=True, timeout=GENEROUS_SECONDS, check=True)
+    written = done.stderr.decode()
+    assert {char for char in written if not char.isprintable()} == {"\n"}
+    heard, told, *_ = written.splitlines()
+    assert r"text=\x1b[2J\x9b\nnext" in heard
+    assert r"told \x1b[2J\x9b\nnext" in told
+
+
 def test_invalid_text_and_huge_numbers_are_written() -> None:
     (line,) = lines_of(r"log.info('heard', half='\ud83d', huge=1 << 70, thing={1})")
 

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from gateway.billing.ledger import draft
 from gateway.ids import new_purchase_id, new_request_id
 from gateway.images import Record
+from gateway.purchasing import request_search
 from gateway.store.batch import execute
 from gateway.store.commands import Append, OpenJournals
 from gateway.store.sqlite.connection import connect
@@ -115,6 +116,8 @@ async def test_a_request_is_in_the_header_the_log_and_the_books_under_one_id(
         shown, line = await found(gateway, refused, log)
         why = ("insufficient_quota", "images_per_day", "key:poor")
         assert pick(shown["records"][0], "error", "limit", "scope", "count") == (*why, 2)
+        since = await look_up(gateway, refused.headers["x-request-id"], "?since=1h")
+        assert since.json == shown
         assert pick(line, "error", "limit", "scope") == why
         shown, line = await found(gateway, invalid, log)
         assert line["error"] == shown["records"][0]["error"] == "integer_above_max_value"
@@ -187,12 +190,58 @@ def made_before(name: str, seconds: float) -> str:
     return f"req_{earlier}{name[16:]}" if name.startswith("req_") else f"{earlier}{name[12:]}"
 
 
-@pytest.mark.parametrize("delay", [0, 100, 3000, 80_000], ids=["now", "minutes", "hour", "outage"])
+@pytest.mark.parametrize(
+    "delay",
+    [0, 100, 3000, 80_000, -600],
+    ids=["now", "minutes", "hour", "outage", "the store's clock is behind"],
+)
 async def test_a_record_that_the_store_got_late_is_found(gateway: InProcess, delay: float) -> None:
     request_id = made_before(new_request_id(), delay)
     await append(gateway, record_of(request_id, request_id), record_of("other", "other"))
     shown = await look_up(gateway, request_id)
     assert [record["id"] for record in shown.json["records"]] == [request_id]
+
+
+@pytest.mark.parametrize("hours", [0.2, 2, 72])
+async def test_a_record_is_found_after_the_stores_clock_was_set_back(
+    embedded: InProcess, hours: float
+) -> None:
+    """It is appended after those of the future."""
+    db = connect(embedded.settings.store.data_dir / DATABASE, read_only=False)
+    future = time.time_ns() // 1000 + round(hours * 3600e6)
+    db.execute("UPDATE ledger_end SET position = ?", (future,))
+    db.close()
+    request_id = new_request_id()
+    await append(embedded, record_of(request_id, request_id, upstream_request_id="upstreams-own"))
+    for name, query in ((request_id, ""), ("upstreams-own", "?since=1h")):
+        shown = await look_up(embedded, name, query)
+        assert shown.json["request_id"] == request_id
+
+
+async def test_an_id_of_upstream_that_is_that_of_a_request_mixes_nothing(
+    gateway: InProcess,
+) -> None:
+    one, other, purchase = new_request_id(), new_request_id(), new_purchase_id()
+    bought = record_of(purchase, other, upstream_request_id=one, cost_micros=40_000)
+    await append(gateway, bought, record_of(one, one))
+    shown = [(await look_up(gateway, name)).json for name in (one, other, purchase)]
+    assert [(found["request_id"], found["cost_usd"]) for found in shown] == [
+        *((one, 0), (other, 0.04), (other, 0.04))
+    ]
+
+
+async def test_a_search_that_ends_early_says_so(
+    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_search, "MAX_SCANNED", 3)
+    monkeypatch.setattr(request_search, "PAGE_RECORDS", 2)
+    request_id = made_before(new_request_id(), 30)
+    await append(embedded, *(record_of(f"other-{n}", f"other-{n}") for n in range(9)))
+    await append(embedded, record_of(request_id, request_id))
+    shown = await look_up(embedded, request_id)
+    assert (shown.status, shown.error["code"]) == (404, "request_not_found")
+    assert "3 records that one search reads" in shown.error["message"]
+    assert "since" in shown.error["message"]
 
 
 @pytest.mark.parametrize("flags", [("presumed",), ()], ids=["presumed", "final"])

@@ -196,7 +196,7 @@ async def test_a_hit_and_a_refusal_have_no_purchase(
         *("hit", "refused", "refused")
     ]
     assert found[2].attributes["gateway.error_code"] == too_expensive.error["code"]
-    assert found[4].attributes["url.path"] == "/v1/nothing/***"
+    assert found[4].attributes["url.path"] == "/***"
     assert found[5].attributes["http.request.method"] == "_OTHER"
     assert found[5].attributes["http.request.method_original"] == "PROPFIND"
     # A refusal is no error of the server.
@@ -362,6 +362,7 @@ async def test_only_the_settings_say_what_is_exported(
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "1")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "a=b")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "x-other=secret")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     options = {
@@ -378,6 +379,19 @@ async def test_only_the_settings_say_what_is_exported(
     assert "a" not in span.resource
     assert collector.headers[0]["Authorization"] == "Basic dTpw"
     assert collector.headers[0]["X-Team"] == "art"
+    assert "X-Other" not in collector.headers[0]
+
+
+async def test_a_malformed_tracestate_is_no_failed_export(
+    gateway: InProcess, collector: Collector
+) -> None:
+    """Nor is it in the log, where it would be the client's text."""
+    with capture_logs() as log:
+        malformed = TRACE | {"tracestate": "what a client wrote, a=b"}
+        await gateway.client.send("GET", "/v1/models", headers=malformed)
+        span = await collector.one("GET /v1/models")
+    assert (span.trace_id, span.parent_id, span.trace_state) == (TRACE_ID, PARENT_ID, "")
+    assert [line["event"] for line in log] == ["request_answered"]
 
 
 # ── streams, failures, links ────────────────────────────────────────────────────────────────
@@ -510,6 +524,58 @@ async def test_a_collector_that_does_not_work_delays_nothing(
     if failed:
         assert failed[0]["reason"]
     assert [line for line in log if "opentelemetry" in str(line.get("logger"))] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "logged"), [(307, "redirects with status 307"), (401, "no such token: ***")]
+)
+async def test_a_refused_export_is_logged_without_the_headers_of_the_settings(
+    tmp_path: Path, upstream: Upstream, collector: Collector, status: int, logged: str
+) -> None:
+    """A redirect is refused too: whoever is behind it would get these headers."""
+    collector.statuses, collector.reason = [status], "no such token: a-secret-token"
+    headers = "authorization=Bearer%20a-secret-token"
+    with capture_logs() as log:
+        async with traced(tmp_path, upstream, collector, headers=headers) as gateway:
+            await gateway.client.with_key("alice")
+            failed = await eventually(
+                lambda: [line for line in log if line["event"] == "trace_export_failed"]
+            )
+    assert logged in failed[0]["reason"]
+    assert "a-secret-token" not in str(log)
+
+
+async def test_an_answer_without_an_end_is_not_read(
+    gateway: InProcess, collector: Collector
+) -> None:
+    collector.answers_forever = True
+    await gateway.client.with_key("alice")
+    await eventually(lambda: len(collector.bodies) == 1)
+    await gateway.client.with_key("bob")
+    await eventually(lambda: len(collector.bodies) == 2)
+    # As much as the sockets hold.
+    assert collector.answered_bytes < 32 << 20
+
+
+async def test_a_fault_of_the_sdk_costs_neither_a_request_nor_a_purchase(
+    gateway: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("about an otter")
+
+    alice = await gateway.client.with_key("alice")
+    with capture_logs() as log:
+        monkeypatch.setattr("opentelemetry.sdk.trace.Span.set_attributes", fail)
+        monkeypatch.setattr("opentelemetry.sdk.trace.Span.end", fail)
+        bought = await alice.ask("an otter")
+        monkeypatch.setattr("opentelemetry.sdk.trace.Tracer.start_span", fail)
+        also_bought, hit = await alice.ask("a heron"), await alice.ask("an otter")
+    assert [reply.status for reply in (bought, also_bought, hit)] == [200, 200, 200]
+    assert len(await upstream.calls()) == 2
+    assert hit.headers["Cache-Status"].startswith("image-gateway; hit")
+    assert {line["event"] for line in log} == {"request_answered", "trace_export_failed"}
+    (failed,) = [line for line in log if line["event"] == "trace_export_failed"]
+    assert failed["reason"] == "a span could not be recorded: RuntimeError"
 
 
 async def test_an_export_that_failed_for_a_while_is_logged_as_a_state(
