@@ -159,6 +159,21 @@ def test_a_damaged_file_shows_what_can_be_read(tmp_path: Path, cut: int) -> None
     assert samples(rendered(Exposition(tmp_path)))["bought_total"] == 1
 
 
+@pytest.mark.parametrize("damage", [b'\x00\xff"{{{{', b'"a","b"'])
+def test_a_damaged_key_hides_no_other_series(tmp_path: Path, damage: bytes) -> None:
+    """Also after its worker has ended."""
+    for pid in (1, 2):
+        with process(tmp_path, pid) as one:
+            one.count("bought", 1, key="alice")
+            one.count("sold", 1)
+    file = tmp_path / "counter_2.db"
+    file.write_bytes(file.read_bytes().replace(b'"alice"', damage))
+    expected = {'bought_total{key="alice"}': 1, "sold_total": 2}
+    assert samples(rendered(Exposition(tmp_path))) == expected
+    retire_worker(tmp_path, 2)
+    assert samples(rendered(Exposition(tmp_path))) == expected
+
+
 def test_a_full_disk_keeps_what_a_dead_worker_counted_and_ends_its_gauges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
