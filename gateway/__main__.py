@@ -32,19 +32,26 @@ def _open_standard_streams() -> None:
 _open_standard_streams()
 # Files that a library creates, such as SQLite's temporary ones, are private too.
 os.umask(0o077)
-# prometheus_client reads this variable when it is imported.
-if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    try:
-        _folder = tempfile.mkdtemp(prefix="gateway-metrics-")
-    except OSError as _error:
-        # As in a container with a read-only root and nothing mounted at /tmp.
+# prometheus_client reads this variable when it is imported. A folder that it names already may have
+# files of another program, of another gateway, or of one that was killed: they would be counted.
+try:
+    _folder = tempfile.mkdtemp(
+        prefix="gateway-metrics-", dir=os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    )
+except OSError as _error:
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         sys.exit(
-            f"Error: there is no folder for temporary files: {_error.strerror}. Mount a tmpfs "
-            "where TMPDIR or the system expects one, or set TMPDIR to a folder that can be written."
+            f"Error: PROMETHEUS_MULTIPROC_DIR={os.environ['PROMETHEUS_MULTIPROC_DIR']}: "
+            f"{_error.strerror}. Unset it, or name a folder that can be written."
         )
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = _folder
-    # Only the parent removes it: workers leave with `os._exit`, which skips exit handlers.
-    atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+    # As in a container with a read-only root and nothing mounted at /tmp.
+    sys.exit(
+        f"Error: there is no folder for temporary files: {_error.strerror}. Mount a tmpfs "
+        "where TMPDIR or the system expects one, or set TMPDIR to a folder that can be written."
+    )
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = _folder
+# Only the parent removes it: workers leave with `os._exit`, which skips exit handlers.
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 from gateway.cli.logs import configure_logs  # noqa: E402
 from gateway.cli.main import cli  # noqa: E402 - only now: it imports everything

@@ -364,6 +364,21 @@ class Keys:
         # A key that changed while the pages were read may be on two of them.
         return list({key.key_id: key for key in oldest}.values())
 
+    async def newest_revoked(self, most: int) -> list[KeyName]:
+        """The keys that were revoked last, of those still listed. Raises `StoreUnavailable`."""
+        newest: dict[str, KeyName] = {}
+
+        def add(page: Mapping[str, bytes]) -> dict[str, KeyName]:
+            for name, data in page.items():
+                if (named := read_stored("key", data, read_named_key)) is not None:
+                    newest[name] = named.key
+            # The names of their records are in the order of revocation.
+            return {name: newest[name] for name in heapq.nlargest(most, newest)}
+
+        async for page in scan_records(self._store, REVOKED):
+            newest = await asyncio.to_thread(add, page)
+        return list(newest.values())
+
     async def resolve(self, keys: Sequence[KeyName]) -> tuple[LimitSubject, list[ResolvedKey]]:
         """Everyone, and what holds for each key now, without unreadable ones.
 

@@ -50,7 +50,7 @@ async def _show_books(services: Services) -> None:
     """Reads the metrics of money from the books. Raises `StoreUnavailable`."""
     # So a new key has its series at once. Listing many keys would stop the event loop.
     if services.running_totals.are_keys_few:
-        await label_keys(services)
+        await label_keys(services, with_revoked=services.running_totals.are_revoked_few)
     totals = await services.running_totals.read(services.policy().catalog.models)
     values = await services.limit_gauges.read()
     results = await services.limit_gauges.read_verified()

@@ -36,10 +36,14 @@ class LimitGauges:
         self._store = store
         self.subjects: Sequence[LimitSubject] = ()
         """Those that `read` shows. `api.key_labels` sets and bounds them."""
+        self.former_teams: Sequence[LimitSubject] = ()
+        """Teams of revoked keys, which it shows too."""
 
     async def read(self) -> GaugeValues:
         """The windows and limits of now. Raises `StoreUnavailable`."""
-        values, subjects = GaugeValues(), iter(self.subjects)
+        named = {subject.name for subject in self.subjects}
+        former = (team for team in self.former_teams if team.name not in named)
+        values, subjects = GaugeValues(), iter((*self.subjects, *former))
         while page := list(islice(subjects, PAGE_SUBJECTS)):
             asked = tuple(counter for subject in page for counter in _counters(subject))
             states = await execute(self._store, PeekCounters(asked))

@@ -78,13 +78,20 @@ class RunningTotals:
         """The labels of these keys and their teams, set with them."""
         self.are_keys_few = True
         """Whether there are so few keys that they can be listed for each read."""
+        self.former_teams: Sequence[str] = ()
+        """Teams of revoked keys, which `read` shows too. `api.key_labels` sets and bounds them."""
+        self.former_label_sets: Sequence[Mapping[str, str]] = ()
+        """The labels of revoked keys and their teams, set with them."""
+        self.are_revoked_few = True
+        """Whether there are so few revoked keys that they can be listed for each read."""
 
     async def read(self, models: Iterable[str]) -> ShownTotals:
         """By scope and name, 0 for those that nothing has moved yet. Raises `StoreUnavailable`."""
         keys = self.keys
+        teams = dict.fromkeys((*(key.team for key in keys), *self.former_teams))
         shown = [
             *((f"key:{key.key_id}", "key", key.name) for key in keys),
-            *((f"team:{team}", "team", team) for team in {key.team: None for key in keys} if team),
+            *((f"team:{team}", "team", team) for team in teams if team),
             *((f"model:{model}", "model", model) for model in models),
             *self._shown_labels(),
             (EVERYONE, EVERYONE, ""),
@@ -105,7 +112,8 @@ class RunningTotals:
 
     def _shown_labels(self) -> Iterator[tuple[str, str, str]]:
         """The running total of each value of the labels that metrics show; its scope and name."""
+        label_sets = (*self.label_sets, *self.former_label_sets)
         for name in self._metric_labels:
-            values = dict.fromkeys(labels[name] for labels in self.label_sets if name in labels)
+            values = dict.fromkeys(labels[name] for labels in label_sets if name in labels)
             for value in islice(values, MAX_SHOWN_VALUES):
                 yield label_total(name, value), name, value

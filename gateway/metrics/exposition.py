@@ -122,7 +122,10 @@ class Exposition:
         return layout
 
     def _add(self, kind: str, key: bytes, slot: int) -> None:
-        name, sample, labels, text = orjson.loads(key)
+        try:
+            name, sample, labels, text = orjson.loads(key)
+        except ValueError:  # a damaged file; its other samples are shown
+            return
         kind = kind.partition("_")[0]
         shown = f"{name}_total" if kind == "counter" else name
         family = self._families.setdefault(shown, _Family(kind, text))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest, values
 
 from gateway import __version__
 from gateway.metrics.admission import Admission
@@ -32,7 +32,7 @@ from gateway.metrics.labels import Labels
 from gateway.metrics.scraped import BookMetrics, PolicyMetrics
 from gateway.metrics.series import Factory, PendingAmounts
 from gateway.metrics.text import Writer
-from gateway.metrics.worker_files import retire_worker
+from gateway.metrics.worker_files import ReservedFile, retire_worker
 
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -40,6 +40,9 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 log = structlog.get_logger(__name__)
+
+# It has no setting for the class of its files.
+values.MmapedDict = ReservedFile  # type: ignore[attr-defined]
 
 
 class Metrics:

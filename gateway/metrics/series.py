@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -36,6 +36,19 @@ class Series(Protocol):
     """A series that an amount can be added to."""
 
     def inc(self, amount: float) -> None: ...
+
+
+class Uncounted:
+    """A series for which the disk has no room. It is looked up again for the next amount."""
+
+    def inc(self, amount: float = 1) -> None: ...
+
+    def set(self, value: float) -> None: ...
+
+    def observe(self, amount: float) -> None: ...
+
+    def parts(self, amount: float) -> Iterable[tuple[Series, float]]:
+        return ()
 
 
 class SummedHistogram(Histogram):
@@ -93,7 +106,10 @@ class Labelled(dict[tuple[str, ...], M]):
         self._metric: M = metric
 
     def __missing__(self, labels: tuple[str, ...]) -> M:
-        series: M = self._metric.labels(*labels)
+        try:
+            series: M = self._metric.labels(*labels)
+        except OSError:  # a full disk: no reason to fail a request
+            return cast(M, Uncounted())
         self[labels] = series
         return series
 

@@ -21,14 +21,41 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
+from prometheus_client.mmap_dict import MmapedDict
+
 SUMMED: Final = ("counter", "histogram")
 """The kinds of files whose values outlive their worker."""
 
 HEADER_BYTES: Final = 8
 
+INITIAL_BYTES: Final = 65_536
+"""Of a file; it doubles when it is full."""
+
 _INTEGER: Final = Struct("=i")
 _MAX_SECONDS: Final = 2.0
 """Of attempts to read the folder while workers end one after the other."""
+
+
+class ReservedFile(MmapedDict):
+    """prometheus_client's file, with its room reserved on the disk before it is mapped.
+
+    Its own is sparse: on a full disk, the first write to a new page of it kills the process.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        """Raises `OSError` if there is no room."""
+        if not read_mode and (not os.path.exists(filename) or not os.path.getsize(filename)):  # noqa: PTH110, PTH202
+            with open(filename, "ab") as file:  # noqa: PTH123
+                os.posix_fallocate(file.fileno(), 0, INITIAL_BYTES)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        """Raises `OSError` if there is no room for another key."""
+        # Its length, padding of up to eight bytes, and two doubles.
+        end = self._used + 4 + len(key.encode()) + 8 + 16
+        if end > self._capacity:
+            os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +110,11 @@ def read_files(folder: Path) -> Mapping[str, CountedFile]:
 
 def retire_worker(folder: Path, pid: int) -> None:
     """Adds what a dead worker has counted to that of the others, and removes its files."""
-    for kind in SUMMED:
-        _add_to_dead(folder, kind, pid)
+    # The gauges first: they must go also if a full disk keeps the counters from being added.
     for path in folder.glob(f"gauge_*_{pid}.db"):
         path.unlink(missing_ok=True)
+    for kind in SUMMED:
+        _add_to_dead(folder, kind, pid)
 
 
 def _add_to_dead(folder: Path, kind: str, pid: int) -> None:
@@ -106,8 +134,12 @@ def _add_to_dead(folder: Path, kind: str, pid: int) -> None:
     # In one step, so a reader finds the worker's amounts once: in the new file, which says that the
     # worker's own is about to be removed, or only in that.
     new = folder / f"{kind}_dead.new"
-    new.write_bytes(_encode(sums, removed_pid=pid))
-    new.replace(dead)
+    try:
+        new.write_bytes(_encode(sums, removed_pid=pid))
+        new.replace(dead)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
     file.unlink()
     with dead.open("r+b") as changed:
         changed.seek(4)

@@ -35,6 +35,12 @@ from tests.waiting import GENEROUS_SECONDS
 GATEWAY = [sys.executable, "-m", "gateway"]
 INHERITED = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
 SERVE = {"UPSTREAM_API_KEY": "sk-x", "GATEWAY_LISTEN": "127.0.0.1:0"}
+NO_FOLDER = """
+import gateway.__main__, os, sys
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv.pop(1)
+gateway.__main__.main()
+"""
+"""A program whose workers cannot start: they have no folder for metrics, the first argument."""
 
 
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -119,12 +125,26 @@ def test_the_message_of_a_used_port_names_the_variable_to_change(tmp_path: Path)
 def test_serve_ends_with_the_reason_when_no_worker_can_start(tmp_path: Path) -> None:
     """The last line has the reason; the traceback is logged once."""
     missing = tmp_path / "missing"
-    result = run(tmp_path, "serve", **SERVE, PROMETHEUS_MULTIPROC_DIR=str(missing))
+    result = subprocess.run(
+        [sys.executable, "-c", NO_FOLDER, str(missing), "serve"],
+        env={**INHERITED, **SERVE, "GATEWAY_DATA_DIR": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS_SECONDS,
+        check=False,
+    )
     assert result.returncode == 1
     assert result.stderr.count("Traceback") == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: No worker can start: FileNotFoundError: ")
     assert str(missing) in last
+
+
+def test_a_folder_for_metrics_that_is_missing_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    result = run(tmp_path, "serve", **SERVE, PROMETHEUS_MULTIPROC_DIR=missing)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: PROMETHEUS_MULTIPROC_DIR={missing}: No such file")
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
@@ -162,16 +182,10 @@ def test_a_command_works_with_closed_standard_output(tmp_path: Path) -> None:
 
 
 def test_serve_reports_a_failed_start_with_closed_standard_output(tmp_path: Path) -> None:
-    missing = str(tmp_path / "missing")
-    command = f"exec {sys.executable} -m gateway serve >&-"
+    command = f"exec {sys.executable} -c '{NO_FOLDER}' {tmp_path / 'missing'} serve >&-"
     result = subprocess.run(
         ["sh", "-c", command],
-        env={
-            **INHERITED,
-            **SERVE,
-            "GATEWAY_DATA_DIR": str(tmp_path),
-            "PROMETHEUS_MULTIPROC_DIR": missing,
-        },
+        env={**INHERITED, **SERVE, "GATEWAY_DATA_DIR": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
         check=False,

@@ -108,3 +108,30 @@ async def test_everyone_shows_also_without_a_key(gateway: InProcess) -> None:
     assert await everyone("spend_usd", window="month") == 0.016
     assert await everyone("limit_max", limit="usd_per_month") == 0.032
     assert await everyone("limit_used_ratio", limit="usd_per_month") == 0.5
+
+
+async def test_money_of_teams_and_labels_outlives_their_last_key(
+    open_gateway: OpenGateway,
+) -> None:
+    billing = {"metric_labels": ["cost_center"]}
+    async with open_gateway(billing=billing) as gateway, open_gateway(billing=billing) as other:
+
+        async def of_art() -> dict[str, float]:
+            samples = await other.client.metrics()
+            names = [
+                sample("charged_usd_total", scope="team", name="art"),
+                sample("charged_usd_total", scope="cost_center", name="cc-1"),
+                sample("spend_usd", scope="team", name="art", window="month"),
+            ]
+            return {name: samples[name] for name in names if name in samples}
+
+        labels = {"cost_center": "cc-1"}
+        alice = await gateway.client.with_key("alice", team="art", labels=labels)
+        await alice.ask("an otter", model="dall-e-2", size="256x256")
+        spent = await of_art()
+        assert [*spent.values()] == [0.016] * 3
+        await gateway.client.admin("DELETE", f"/admin/keys/{alice.key_id}")
+        assert await of_art() == spent
+        bob = await gateway.client.with_key("bob", team="art")
+        await bob.ask("a pond", model="dall-e-2", size="256x256")
+        assert [*(await of_art()).values()] == [0.032, 0.016, 0.032]

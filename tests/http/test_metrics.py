@@ -23,6 +23,7 @@ from tests.http.conftest import OpenGateway
 from tests.http.test_book_gauges import sample
 from tests.http.test_store_down import redis_arena
 from tests.http.test_supervision import restart_workers
+from tests.metrics.folders import Process
 from tests.processes import is_running
 from tests.waiting import eventually, generous
 
@@ -80,11 +81,20 @@ def fallen(before: dict[str, float], after: dict[str, float]) -> dict[str, tuple
 async def test_counters_begin_at_zero_and_never_fall(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
-    """Through a rolling restart, and the death of a worker that is replaced."""
-    async with run_processes(tmp_path, upstream.base_url, workers=2, redis_url=store_url) as (
-        processes,
-        client,
-    ):
+    """Through a rolling restart, and the death of a worker that is replaced.
+
+    The folder for metrics that the environment names has files of a gateway that was killed.
+    """
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    killed = Process(metrics, 1)
+    killed.gauge("gateway_workers", "livesum", 1)
+    killed.count("gateway_store_errors", 5)
+    killed.end()
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    async with run_processes(
+        tmp_path, upstream.base_url, workers=2, redis_url=store_url, environ=environ
+    ) as (processes, client):
         before = await client.metrics()
         assert {name: before.get(name) for name in SEEDED} == dict.fromkeys(SEEDED, 0.0)
         assert before[sample("upstream_up", **UPSTREAM)] == 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -153,3 +157,80 @@ def test_a_damaged_file_shows_what_can_be_read(tmp_path: Path, cut: int) -> None
     whole = (tmp_path / "counter_2.db").read_bytes()
     (tmp_path / "counter_2.db").write_bytes(whole[:cut])
     assert samples(rendered(Exposition(tmp_path)))["bought_total"] == 1
+
+
+@pytest.mark.parametrize("damage", [b'\x00\xff"{{{{', b'"a","b"'])
+def test_a_damaged_key_hides_no_other_series(tmp_path: Path, damage: bytes) -> None:
+    """Also after its worker has ended."""
+    for pid in (1, 2):
+        with process(tmp_path, pid) as one:
+            one.count("bought", 1, key="alice")
+            one.count("sold", 1)
+    file = tmp_path / "counter_2.db"
+    file.write_bytes(file.read_bytes().replace(b'"alice"', damage))
+    expected = {'bought_total{key="alice"}': 1, "sold_total": 2}
+    assert samples(rendered(Exposition(tmp_path))) == expected
+    retire_worker(tmp_path, 2)
+    assert samples(rendered(Exposition(tmp_path))) == expected
+
+
+def test_a_full_disk_keeps_what_a_dead_worker_counted_and_ends_its_gauges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pid in (1, 2):
+        with process(tmp_path, pid) as one:
+            one.count("bought", pid)
+            one.gauge("workers", "livesum", 1)
+
+    def begin_to_write(path: Path, _: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", begin_to_write)
+        with pytest.raises(OSError, match="No space"):
+            retire_worker(tmp_path, 1)
+    assert samples(rendered(Exposition(tmp_path))) == {"bought_total": 3, "workers": 1}
+    assert not [*tmp_path.glob("*.new")]
+
+
+FULL_DISK = """
+import datetime, os, pathlib, resource
+from types import SimpleNamespace
+from gateway.metrics import Metrics
+
+metrics, today = Metrics(), datetime.date.today()
+metrics.use_policy(models=["m"], sizes=[], qualities=[], prices_as_of=today, retiring_models={})
+metrics.use_keys(())
+billed = SimpleNamespace(key="alice", team=None, model="m", size=None, quality=None,
+                         outcome="bought", images=1, tokens={"text_in": 1}, cost_micros=5)
+metrics.money.purchased(billed)
+folder = pathlib.Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+largest = max(path.stat().st_size for path in folder.iterdir())
+resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+for number in range(300):
+    billed.key = f"key-{number}"
+    metrics.money.purchased(billed)
+    metrics.requests.refused(billed.key, "x" * 60)
+billed.key = "alice"
+metrics.money.purchased(billed)
+print(metrics.render().decode())
+"""
+
+
+def test_a_full_disk_never_fails_what_is_counted(tmp_path: Path) -> None:
+    """Here a limit of file sizes, which stands for it."""
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert 'gateway_cost_usd_total{key="alice",model="m",team=""} 1e-05' in run.stdout
+    assert 'key="key-0"' in run.stdout
+    assert 'key="key-299"' not in run.stdout
+    # None of its pages waits for room.
+    for path in tmp_path.glob("*.db"):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size
