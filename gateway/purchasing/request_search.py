@@ -62,6 +62,7 @@ PAGE_RECORDS: Final = 2000
 """Records that are read at once. It takes the store some milliseconds."""
 
 MAX_OPEN: Final = 100
+"""Open purchases of one request that a search shows."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
