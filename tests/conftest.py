@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
@@ -21,7 +21,9 @@ from tests.redis_server import emptied, merge_missing_server_skips, restricted, 
 
 if "ALL_EXAMPLES" not in os.environ:  # which `make test-long` sets
     # Based on the profile that Hypothesis chose: it has one for continuous integration.
-    settings.register_profile("quick", max_examples=40)
+    # On a busy machine, examples take as long to make as the machine lets them.
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("quick", max_examples=40, suppress_health_check=slow)
     settings.load_profile("quick")
 
 OpenStore = Callable[[], AbstractAsyncContextManager[Store]]

@@ -40,7 +40,7 @@ class Exchange:
     model: str | None = None
     outcome: str | None = None
     context: RequestContext | None = None
-    """Of an image request."""
+    """Of an image request, until it is logged."""
     saved_micros: int = 0
     """The original cost of the images that it got without buying them."""
     error: GatewayError | None = None

@@ -79,6 +79,15 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         client_scheme=proxies.client_scheme(peer, request.headers),
         trace=read_trace_context(request.headers),
     )
+    try:
+        return await _observe(request, exchange, handler)
+    finally:
+        exchange.context = None  # it refers to the request, which refers to the exchange
+
+
+async def _observe(
+    request: web.Request, exchange: Exchange, handler: Handler
+) -> web.StreamResponse:
     metrics = request.app[SERVICES].metrics.requests
     endpoint = (request.match_info.route.name or NO_ENDPOINT).partition(".")[0]
     metrics.started()

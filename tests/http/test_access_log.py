@@ -144,6 +144,22 @@ async def beside_open_connections(gateway: InProcess) -> Reply:
             writer.close()
 
 
+async def test_malformed_http_of_a_trusted_proxy_is_answered_and_has_one_line(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """Its address is the proxy's: no header was read."""
+    server = {"trusted_proxies": "127.0.0.1"}
+    settings = make_settings(tmp_path, upstream.base_url, server=server)
+    async with run_gateway(settings) as gateway:
+        alice = await gateway.client.with_key("alice")
+        with capture_logs() as log:
+            reply = (await talk(alice, b"GET / HTTP/9.9\r\nHost\r\n\r\n")).reply
+            (line,) = await until_logged(log, 1)
+
+    assert (reply.status, line["client_address"]) == (400, "127.0.0.1")
+    assert line["request_id"] == reply.headers["x-request-id"]
+
+
 @pytest.mark.parametrize("streams", [False, True], ids=["plain", "stream"])
 async def test_a_client_that_leaves_has_one_line(
     embedded: InProcess, upstream: Upstream, streams: bool

@@ -515,8 +515,10 @@ class Connection(RequestHandler):
         request_id = new_request_id()
         # A request that came to the middleware has its line.
         if request.get(EXCHANGE) is None:
-            proxies, peer = self._shared.limits.proxies, request.remote or ""
-            log_unread(request_id, proxies.client_address(peer, request.headers), error)
+            address = request.remote or ""
+            if request.headers:  # aiohttp gives a malformed head a `dict`, which is empty
+                address = self._shared.limits.proxies.client_address(address, request.headers)
+            log_unread(request_id, address, error)
         response = error_response(error, request_id)
         response.headers["x-request-id"] = request_id
         response.headers[hdrs.SERVER] = SERVER
