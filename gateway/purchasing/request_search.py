@@ -24,6 +24,7 @@ from gateway.purchasing.journal import decode_remains
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import (
     CLOSED_JOURNAL_SECONDS,
+    Inspect,
     Journal,
     OpenJournals,
     SearchLedger,
@@ -33,7 +34,8 @@ from gateway.store.protocol import Store
 from gateway.stored import read_stored
 
 SKEW_SECONDS: Final = 60.0
-"""How far the clocks of a gateway and its store usually are apart at most."""
+"""How far the clocks of a gateway and its store may be apart. If they are further apart now, they
+were so when the record was appended."""
 
 NEAR_SECONDS: Final = 5.0
 """How long most requests take, a hit among them."""
@@ -42,8 +44,7 @@ SOON_SECONDS: Final = 150.0
 """When mostly all records of a request are there: those of refusals wait for the minute's end."""
 
 LATE_SECONDS: Final = 3600.0
-"""When all purchases have ended, with upstream's deadline and a recovery. A store's clock may also
-be so far behind."""
+"""When all purchases have ended, with upstream's deadline and a recovery."""
 
 OUTAGE_SECONDS: Final = 86_400.0
 """How long a store may have been unavailable before it got the record of a request."""
@@ -202,13 +203,16 @@ class RequestSearch:
     async def _search(
         self, name: str, at: float | None, *, since: float | None
     ) -> tuple[_Search, list[OpenPurchase]]:
-        search, now = _Search(name), self._clock()
+        search = _Search(name)
         # First: a purchase that is settled meanwhile is then found in the ledger.
         journals = await self._open_purchases(search)
         if since is not None or at is None:
             await self._scan(search, since or 0.0, FOREVER)
             await self._scan_refusals(search)
             return search, journals
+        now = (await execute(self._store, Inspect())).now
+        if abs(skew := now - self._clock()) > SKEW_SECONDS:
+            at += skew
         await self._scan(search, at - NEAR_SECONDS, at + NEAR_SECONDS)
         if search.is_over():
             return search, journals
@@ -219,13 +223,8 @@ class RequestSearch:
             return search, journals
         await self._scan(search, at + SOON_SECONDS, at + LATE_SECONDS)
         if not search.found and not journals:
-            outage_end = at + OUTAGE_SECONDS
-            for begin, end in (
-                (at + LATE_SECONDS, outage_end),
-                (at - LATE_SECONDS, at - SKEW_SECONDS),
-                (max(outage_end, now + SKEW_SECONDS), FOREVER),
-            ):
-                await self._scan(search, begin, end)
+            await self._scan(search, at + LATE_SECONDS, at + OUTAGE_SECONDS)
+            await self._scan(search, max(at + OUTAGE_SECONDS, now), FOREVER)
         elif search.awaits_correction():
             until = at + LATE_SECONDS + CLOSED_JOURNAL_SECONDS
             await self._scan(search, at + LATE_SECONDS, until, kinds=(True,))
