@@ -199,11 +199,16 @@ class _Session(requests.Session):
 def _drain(response: requests.Response, deadline: float) -> None:
     """Reads a short answer, so that its connection can be used again."""
     size = 0
-    while chunk := response.raw.read1(MAX_ANSWER_BYTES):
-        size += len(chunk)
-        if size > MAX_ANSWER_BYTES or time.monotonic() > deadline:
-            response.close()
+    try:
+        while chunk := response.raw.read1(MAX_ANSWER_BYTES):
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES or time.monotonic() > deadline:
+                break
+        else:
             return
+    except Exception:  # noqa: BLE001, S110 - its head has said whether the export succeeded
+        pass
+    response.close()
 
 
 def _resource(attributes: Mapping[str, str]) -> Resource:

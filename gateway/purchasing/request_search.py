@@ -24,6 +24,7 @@ from gateway.purchasing.journal import decode_remains
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import (
     CLOSED_JOURNAL_SECONDS,
+    Inspect,
     Journal,
     OpenJournals,
     SearchLedger,
@@ -33,7 +34,8 @@ from gateway.store.protocol import Store
 from gateway.stored import read_stored
 
 SKEW_SECONDS: Final = 60.0
-"""How much the clocks of a gateway and its store usually differ at most."""
+"""How much the clocks of a gateway and its store may differ. If they differ more now, they did so
+when the record was appended."""
 
 NEAR_SECONDS: Final = 5.0
 """Most requests, such as hits, are recorded within this time."""
@@ -42,8 +44,7 @@ SOON_SECONDS: Final = 150.0
 """By then most requests have all their records: refusals are recorded when their minute is over."""
 
 LATE_SECONDS: Final = 3600.0
-"""By then all purchases have ended: after upstream's deadline and a recovery. The clock of a store
-may also be so far behind."""
+"""By then all purchases have ended: after upstream's deadline and a recovery."""
 
 OUTAGE_SECONDS: Final = 86_400.0
 """A record may be this late, because the store was unavailable."""
@@ -203,13 +204,16 @@ class RequestSearch:
     async def _search(
         self, name: str, at: float | None, *, since: float | None
     ) -> tuple[_Search, list[OpenPurchase]]:
-        search, now = _Search(name), self._clock()
+        search = _Search(name)
         # Before the ledger, so that a purchase that is settled meanwhile is found there.
         journals = await self._open_purchases(search)
         if since is not None or at is None:
             await self._scan(search, since or 0.0, FOREVER)
             await self._scan_refusals(search)
             return search, journals
+        now = (await execute(self._store, Inspect())).now
+        if abs(skew := now - self._clock()) > SKEW_SECONDS:
+            at += skew
         await self._scan(search, at - NEAR_SECONDS, at + NEAR_SECONDS)
         if search.is_over():
             return search, journals
@@ -220,13 +224,8 @@ class RequestSearch:
             return search, journals
         await self._scan(search, at + SOON_SECONDS, at + LATE_SECONDS)
         if not search.found and not journals:
-            outage_end = at + OUTAGE_SECONDS
-            for begin, end in (
-                (at + LATE_SECONDS, outage_end),
-                (at - LATE_SECONDS, at - SKEW_SECONDS),
-                (max(outage_end, now + SKEW_SECONDS), FOREVER),
-            ):
-                await self._scan(search, begin, end)
+            await self._scan(search, at + LATE_SECONDS, at + OUTAGE_SECONDS)
+            await self._scan(search, max(at + OUTAGE_SECONDS, now), FOREVER)
         elif search.awaits_correction():
             until = at + LATE_SECONDS + CLOSED_JOURNAL_SECONDS
             await self._scan(search, at + LATE_SECONDS, until, kinds=(True,))
