@@ -34,11 +34,13 @@ class KeyName(NamedTuple):
     team: str | None
     record: bytes = b""
     """Its record's bytes, also those that a declared key would have."""
+    expires_at: float | None = None
 
 
 def key_name(record: KeyRecord) -> KeyName:
     """A key by its record."""
-    return KeyName(record.created_at, record.name, record.id, record.team, record.encode())
+    ends = record.expires_at
+    return KeyName(record.created_at, record.name, record.id, record.team, record.encode(), ends)
 
 
 def hash_secret(secret: str) -> str:
@@ -65,10 +67,11 @@ class NamedKey(NamedTuple):
 def read_named_key(data: bytes) -> NamedKey:
     """Reads a record's bytes. Raises one of `stored.UNREADABLE`."""
     fields = orjson.loads(data)
+    ends, names = fields.get("expires_at"), (fields["name"], fields["id"], fields.get("team"))
     return NamedKey(
-        KeyName(fields["created_at"], fields["name"], fields["id"], fields.get("team"), data),
+        KeyName(fields["created_at"], *names, data, ends),
         fields.get("revoked_at"),
-        fields.get("expires_at"),
+        ends,
         [secret["sha256"] for secret in fields["secrets"]],
     )
 

@@ -16,7 +16,10 @@ async def label_keys(services: Services, *, with_revoked: bool = True) -> None:
     """
     keys = await services.keys.learn(MAX_KEYS)
     services.metrics.use_keys(key.name for key in keys)
-    services.running_totals.keys = [KeyNames(key.key_id, key.name, key.team) for key in keys]
+    now = services.clock()
+    # An expired key has its name until another takes it: the last one of a name has it.
+    by_right = sorted(keys, key=lambda key: key.expires_at is None or key.expires_at > now)
+    services.running_totals.keys = [KeyNames(key.key_id, key.name, key.team) for key in by_right]
     services.running_totals.are_keys_few = len(keys) < MAX_KEYS
     everyone, found = await services.keys.resolve(keys)
     services.running_totals.label_sets = [key.labels for key in found]

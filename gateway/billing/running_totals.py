@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
@@ -73,7 +72,8 @@ class RunningTotals:
         self._store = store
         self._metric_labels = metric_labels
         self.keys: Sequence[KeyNames] = ()
-        """The keys that `read` shows. `api.key_labels` sets and bounds them."""
+        """The keys that `read` shows; of one name, the last one. `api.key_labels` sets and bounds
+        them."""
         self.label_sets: Sequence[Mapping[str, str]] = ()
         """The labels of these keys and their teams, set with them."""
         self.are_keys_few = True
@@ -89,8 +89,10 @@ class RunningTotals:
         """By scope and name, 0 for those that nothing has moved yet. Raises `StoreUnavailable`."""
         keys = self.keys
         teams = dict.fromkeys((*(key.team for key in keys), *self.former_teams))
+        # A sum over an expired key and its successor would fall when the expired one is revoked.
+        owners = {key.name: key.key_id for key in keys}
         shown = [
-            *((f"key:{key.key_id}", "key", key.name) for key in keys),
+            *((f"key:{key_id}", "key", name) for name, key_id in owners.items()),
             *((f"team:{team}", "team", team) for team in teams if team),
             *((f"model:{model}", "model", model) for model in models),
             *self._shown_labels(),
@@ -100,14 +102,12 @@ class RunningTotals:
         batch = Batch(self._store)
         totals, times = batch.add(ReadRunningTotals(names)), batch.add(ReadFirstCharges(names))
         await batch.execute()
-        first_charges: dict[tuple[str, ...], float] = {}
-        found: dict[tuple[str, str], RunningTotal] = defaultdict(RunningTotal)
-        for (_, scope, name), total, at in zip(shown, totals.value, times.value, strict=True):
-            # An expired key and its successor may have one name.
-            pairs = zip(found[scope, name], total, strict=True)
-            found[scope, name] = RunningTotal(*(before + more for before, more in pairs))
-            if at is not None:
-                first_charges[scope, name] = min(at, first_charges.get((scope, name), at))
+        scopes = [(scope, name) for _, scope, name in shown]
+        found = dict(zip(scopes, totals.value, strict=True))
+        charged_at = zip(scopes, times.value, strict=True)
+        first_charges: dict[tuple[str, ...], float] = {
+            labels: at for labels, at in charged_at if at is not None
+        }
         return ShownTotals(found, first_charges)
 
     def _shown_labels(self) -> Iterator[tuple[str, str, str]]:

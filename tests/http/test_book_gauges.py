@@ -10,6 +10,7 @@ import pytest
 
 from tests.gateways import Client, InProcess, Upstream
 from tests.http.conftest import OpenGateway
+from tests.waiting import eventually
 
 
 def sample(metric: str, /, **labels: str) -> str:
@@ -135,3 +136,26 @@ async def test_money_of_teams_and_labels_outlives_their_last_key(
         bob = await gateway.client.with_key("bob", team="art")
         await bob.ask("a pond", model="dall-e-2", size="256x256")
         assert [*(await of_art()).values()] == [0.032, 0.016, 0.032]
+
+
+async def test_a_name_shows_the_totals_of_the_key_that_has_it(gateway: InProcess) -> None:
+    """A sum with the expired key's would fall when that is revoked."""
+    charged = sample("charged_usd_total", scope="key", name="alice")
+    first = sample("first_charge_timestamp_seconds", scope="key", name="alice")
+    expired = await gateway.client.with_key("alice", expires_at="1s")
+    await expired.ask("an otter", model="dall-e-2", size="1024x1024")
+    before = await gateway.client.metrics()
+
+    async def take_name() -> Client | None:
+        taken = await gateway.client.admin("POST", "/admin/keys", {"name": "alice"})
+        secret = taken.json.get("key")
+        return secret and replace(gateway.client, secret=secret)
+
+    alice = await eventually(take_name)
+    await alice.ask("a pond", model="dall-e-2", size="256x256")
+    shown = await gateway.client.metrics()
+    assert (before[charged], shown[charged]) == (0.02, 0.016)
+    assert shown[first] > before[first]
+    await gateway.client.admin("DELETE", f"/admin/keys/{expired.key_id}")
+    later = await gateway.client.metrics()
+    assert (later[charged], later[first]) == (shown[charged], shown[first])

@@ -523,3 +523,9 @@ async def test_sweeps_keep_up_with_rows_of_every_kind(sqlite_path: Path) -> None
             while await execute(store, commands.Sweep(500)) == 500:
                 continue
             assert set(count_rows(sqlite_path).values()) == {0}
+
+
+def test_temporary_data_is_in_memory(sqlite_path: Path) -> None:
+    """On a full disk, journals of statements in `TMPDIR` would refuse every write."""
+    with contextlib.closing(connect(sqlite_path)) as db:
+        assert db.execute("PRAGMA temp_store").fetchone() == (2,)

@@ -74,6 +74,8 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         # last commits, but does not damage the database. `TransactionQueue` raises it to FULL for
         # commits that must survive one too.
         db.execute("PRAGMA synchronous = NORMAL")
+        # Or a full disk of temporary files would refuse writes, as if the store were full.
+        db.execute("PRAGMA temp_store = MEMORY")
         if read_only:
             db.execute("PRAGMA query_only = ON")
     except sqlite3.Error:  # for example, the file is not a database
