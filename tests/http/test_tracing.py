@@ -573,8 +573,10 @@ async def test_a_fault_of_the_sdk_costs_neither_a_request_nor_a_purchase(
     assert [reply.status for reply in (bought, also_bought, hit)] == [200, 200, 200]
     assert len(await upstream.calls()) == 2
     assert hit.headers["Cache-Status"].startswith("image-gateway; hit")
-    assert {line["event"] for line in log} == {"request_answered", "trace_export_failed"}
-    (failed,) = [line for line in log if line["event"] == "trace_export_failed"]
+    # The span of alice's key may be exported in between.
+    events = {line["event"] for line in log} - {"trace_export_works"}
+    assert events == {"request_answered", "trace_export_failed"}
+    failed, *_ = [line for line in log if line["event"] == "trace_export_failed"]
     assert failed["reason"] == "a span could not be recorded: RuntimeError"
 
 
