@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := gateway tests
-# One more than there are processors: the tests wait as much as they work.
-TESTERS ?= $(shell expr $$(nproc) + 1)
+# Two more than there are processors: the tests wait as much as they work.
+TESTERS ?= $(shell expr $$(nproc) + 2)
 # The locks are complete, so nothing is resolved: pip would look an extra (coverage[toml]) up anew.
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 SCHEMAS := import pathlib; from gateway.configuration.schema import write_schemas; \

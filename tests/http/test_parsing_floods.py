@@ -170,7 +170,7 @@ ROUTED = PATHS | {
 @pytest.mark.timed
 @pytest.mark.parametrize("path", ROUTED.values(), ids=ROUTED.keys())
 def test_the_longest_path_is_looked_up_in_some_milliseconds(path: str) -> None:
-    services = SimpleNamespace(settings=SimpleNamespace(cors_origins=()))
+    services = SimpleNamespace(settings=SimpleNamespace(cors_origins=()), tracer=None)
     app: web.Application = create_app(services, tables=ALL_TABLES)
     request = make_mocked_request("POST", path[:MAX_REQUEST_LINE_BYTES])
 
