@@ -22,6 +22,7 @@ from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metr
 from gateway.api.cors import CORS, Cors
 from gateway.api.dashboard.guards import SERVES_ADMIN
 from gateway.api.dashboard.page import ASSETS, load_assets
+from gateway.api.dashboard.routes import API as DASHBOARD_API
 from gateway.api.dashboard.routes import (
     dashboard_admin_routes,
     dashboard_elsewhere_routes,
@@ -71,7 +72,8 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
     app.add_routes(
         dashboard_admin_routes(admin_routes()) if is_admin else dashboard_elsewhere_routes()
     )
-    app[KNOWN_PATHS] = KnownPaths(resource.canonical for resource in app.router.resources())
+    known = (resource.canonical for resource in app.router.resources())
+    app[KNOWN_PATHS] = KnownPaths(path for path in known if not path.startswith(DASHBOARD_API))
     return app
 
 

@@ -24,8 +24,8 @@ STATIC: Final = Path(__file__).parent / "static"
 INDEX: Final = "index.html"
 
 VIEWS: Final = (
-    *("signin", "overview", "spend", "keys", "teams", "images", "requests", "events", "settings"),
-    *("playground", "share"),
+    *("overview", "spend", "share", "keys", "teams", "images", "playground", "requests"),
+    *("events", "settings"),
 )
 """What may follow `/dashboard/`: the page's views, by their names."""
 
@@ -143,6 +143,6 @@ def accepts_gzip(accepted: str) -> bool:
     """Whether an Accept-Encoding names gzip, with a weight above zero."""
     for item in accepted.split(","):
         coding, _, weight = item.partition(";")
-        if coding.strip().lower() in ("gzip", "x-gzip"):
+        if coding.strip().lower() == "gzip":
             return not weight.replace(" ", "").lower().rstrip("0").endswith(("q=", "q=0."))
     return False

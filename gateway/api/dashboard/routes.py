@@ -32,6 +32,7 @@ def dashboard_routes() -> list[web.RouteDef]:
     """The page, sign-in, and what the holder of a key sees and does. On every address."""
     return [
         web.get("/dashboard", show_page, name="dashboard"),
+        web.get("/dashboard/", show_page, name="dashboard.folder"),
         web.get(f"/dashboard/{{view:{'|'.join(VIEWS)}}}", show_page, name="dashboard.view"),
         web.get("/dashboard/assets/{file:.+}", show_asset, name="dashboard_asset"),
         _post(f"{API}/session", of_the_page(sign_in), name="dashboard_session"),
