@@ -130,7 +130,7 @@ async def test_an_admin_signs_in_and_uses_the_admin_api(open_gateway: OpenGatewa
         bought = await elsewhere.send(
             "POST", f"{API}/admin/keys/{made.json['id']}/images/generations", {"prompt": "a seal"}
         )
-        assert (bought.status, len(bought.images)) == (200, 1)
+        assert bought.status == 200, bought.body
         (record,) = [r for r in await there.ledger() if r.outcome == "bought"]
         assert (record.key, record.team) == ("alice", "art")
         unknown = await admin.send("POST", f"{API}/admin/keys/key_1/images/generations", {})
