@@ -139,8 +139,8 @@ async def _run(store: Store, space: str, steps: Sequence[Any]) -> list[Any]:
     for kind, names, *rest in steps:
         if kind == "add":
             member, most, oldest = rest
-            names = tuple(names)
-            made.append(commands.AddToOrderedSets(space, names, member, LONG, most, oldest))
+            add = commands.AddToOrderedSets(space, tuple(names), member, LONG, most, oldest)
+            made.append(add)
         elif kind == "remove":
             made.append(commands.RemoveFromOrderedSets(space, tuple(names), *rest))
         else:
