@@ -4,12 +4,21 @@
 // A script runs in the folder where playwright-core and axe-core are installed. Its argument is a
 // JSON object, `given`; it prints a line of JSON for each step that it has done.
 import {createRequire} from 'node:module';
+import {createInterface} from 'node:readline';
 
 const need = createRequire(`${process.cwd()}/`);
 const {chromium} = need('playwright-core');
 
 export const given = JSON.parse(process.argv[2]);
 export const say = (step, found = {}) => console.log(JSON.stringify({step, ...found}));
+
+const answers = createInterface({input: process.stdin})[Symbol.asyncIterator]();
+
+/** As `say`; waits until the test has done what it does at this step. */
+export async function tell(step, found) {
+  say(step, found);
+  await answers.next();
+}
 
 export const WIDE = {width: 1440, height: 900};
 export const NARROW = {width: 360, height: 740};
@@ -31,6 +40,7 @@ export async function browse(steps) {
     throw error;
   } finally {
     await browser.close();
+    process.stdin.destroy();
   }
 }
 
@@ -113,16 +123,19 @@ export async function openView(page, view, {query = ''} = {}) {
 
 /** Waits until a view shows data, an empty state or an error instead of skeletons. */
 export async function settled(page) {
-  await page.locator('main h1').first().waitFor();
+  await page.locator('main[aria-busy="false"] h1').first().waitFor();
   await page.waitForFunction(() => !document.querySelector('main .skeleton, main [aria-busy="true"]'));
+  // Thumbnails have their place before they arrive, but screenshots are better with them.
+  await page.waitForFunction(() => [...document.images].every((image) => image.complete || image.loading === 'lazy'));
 }
 
+/** Signs in by the form. */
 export async function signIn(page, token) {
   // Whether somebody is signed in is asked first.
   page.expected.push(/^401 GET \/dashboard\/api\/session$/);
   await page.goto(`${given.url}/dashboard`);
-  await page.getByLabel(/token|key/i).first().fill(token);
-  await page.getByRole('button', {name: /sign in/i}).click();
-  await page.getByRole('navigation').first().waitFor();
+  await page.getByLabel('Admin token or gateway key').fill(token);
+  await page.getByRole('button', {name: 'Sign in'}).click();
+  await page.getByRole('navigation').waitFor({state: 'attached'});
   await settled(page);
 }

@@ -36,16 +36,18 @@ class Scripts:
     async def run(
         self, name: str, *, on: Mapping[str, Callable[[], object]] | None = None, **given: Any
     ) -> Steps:
-        """The steps of a script. Calls `on[step]` when a step of that name is done."""
+        """The steps of a script. At a step in `on`, it waits until the function there is done."""
         whole = {**given, "chromium": self.chromium, "folder": str(self.folder)}
         process = await asyncio.create_subprocess_exec(
             *("node", str(FOLDER / name), json.dumps(whole)),
             cwd=self.packages,
             env={**os.environ, "NO_PROXY": "127.0.0.1", "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE_BYTES,
         )
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
         problems = asyncio.create_task(process.stderr.read())
@@ -54,7 +56,9 @@ class Scripts:
             async with asyncio.timeout(MAX_SECONDS):
                 async for line in process.stdout:
                     steps.append(json.loads(line))
-                    (on or {}).get(steps[-1]["step"], lambda: None)()
+                    if (act := (on or {}).get(steps[-1]["step"])) is not None:
+                        act()
+                        process.stdin.write(b"\n")
                 status = await process.wait()
         finally:
             if process.returncode is None:

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Any
@@ -26,9 +26,10 @@ DAYS = 30
 AT_ONCE = 8
 
 PEOPLE = (
-    "alice bob carla dmitri elif farid greta hiro ines jonas kemal lena mario nadia otto priya "
-    "quentin rosa sven tara uli vera wanda xenia yusuf zoe"
-).split()
+    *("alice", "bob", "carla", "dmitri", "elif", "farid", "greta", "hiro", "ines", "jonas"),
+    *("kemal", "lena", "mario", "nadia", "otto", "priya", "quentin", "rosa", "sven", "tara"),
+    *("uli", "vera", "wanda", "xenia", "yusuf", "zoe"),
+)
 USES = ("", "-ci", "-batch", "-laptop", "-bot", "-notebook", "@example.com", "-staging", "-figma")
 TEAMS = ("art", "marketing", "research", "shop", "game studio", "docs", "growth", "design-systems")
 MODELS = ("gpt-image-2", "gpt-image-1.5", "gpt-image-1-mini", "dall-e-3")
@@ -51,23 +52,21 @@ class Size:
     keys: int
     images: int
     records: int
-    drawn_images: int = 0
-    """Of the images, those that upstream draws in full size."""
 
 
 SMALL = Size(keys=30, images=40, records=600)
-FULL = Size(keys=500, images=10_000, records=60_000, drawn_images=60)
+FULL = Size(keys=500, images=10_000, records=60_000)
+DRAWN = 90
+"""Images in full size, for which `draw_images` needs an upstream that draws them."""
 
 
-async def seed(gateway: InProcess, size: Size) -> Client:
-    """Fills an empty gateway; returns the client whose key is the first."""
+async def seed(gateway: InProcess, size: Size) -> list[Client]:
+    """Fills an empty gateway; returns a client with each key."""
     clients = await make_keys(gateway.client, size.keys)
-    await write_ledger(gateway, clients, size.records)
-    alice = clients[0]
-    await buy_images(clients[:20], size.images - size.drawn_images)
-    await draw_images(alice, size.drawn_images)
-    await be_refused(alice, clients[1])
-    return alice
+    await write_ledger(gateway, size.records)
+    await buy_images(clients[:20], size.images)
+    await be_refused(clients[0], clients[1])
+    return clients
 
 
 # ── keys ────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +122,7 @@ async def _admin(client: Client, method: str, path: str, body: Any) -> None:
 # ── the ledger ──────────────────────────────────────────────────────────────────────────────
 
 
-async def write_ledger(gateway: InProcess, clients: Sequence[Client], records: int) -> None:
+async def write_ledger(gateway: InProcess, records: int) -> None:
     """Records of the last days, most of them of few keys, fewer of nights and weekends."""
     listed = (await gateway.client.admin("GET", "/admin/keys")).json["data"]
     keys = [
@@ -163,12 +162,13 @@ async def buy_images(clients: Sequence[Client], count: int) -> None:
     await _at_once([buy(number) for number in range(count // 10)])
 
 
-async def draw_images(client: Client, count: int) -> None:
-    """Images whose prompts are drawn below them."""
+async def draw_images(gateway: InProcess, owner: Client, count: int) -> None:
+    """Images with their prompts below them, of a gateway that another one has filled."""
+    client = replace(owner, url=gateway.client.url, session=gateway.client.session)
 
     async def draw(number: int) -> None:
         size = ("1024x1024", "1024x1536", "1536x1024")[number % 3]
-        prompt = f"[[sim:none]] {SUBJECTS[number % len(SUBJECTS)]}, {number}"
+        prompt = SUBJECTS[number % len(SUBJECTS)] + "!" * (number // len(SUBJECTS))
         reply = await client.ask(prompt, size=size, quality="low", output_format="webp")
         assert reply.status == 200, reply.body
 
