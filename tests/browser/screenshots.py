@@ -13,13 +13,14 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
 
 from tests.browser import seeds
+from tests.browser.problems import problems
 from tests.browser.running import Scripts, Steps, find_scripts
 from tests.browser.sessions import Session, admin, holder
 from tests.gateways import make_settings, run_gateway, run_upstream
@@ -28,7 +29,6 @@ from tests.redis_server import run_durable_redis
 KINDS = ("empty", "full", "down")
 THEMES = ("light", "dark")
 WIDTHS = (360, 1440)
-MAX_SHIFT = 0.02
 UNAVAILABLE = "^503 "
 
 
@@ -47,6 +47,7 @@ async def take(scripts: Scripts, kind: str, folder: Path) -> Steps:
                 themes=THEMES,
                 widths=WIDTHS,
                 expected=[UNAVAILABLE] if kind == "down" else [],
+                dialogs=kind == "full",
                 axe=True,
                 save=str(shots),
             )
@@ -87,23 +88,6 @@ async def open_down(folder: Path) -> AsyncIterator[Opened]:
             async with run_gateway(settings) as here:
                 clients = await seeds.seed(here, seeds.SMALL)
                 yield here.client.url, [admin(), holder(clients[0].secret)], server.kill
-
-
-def problems(steps: Steps) -> Iterator[str]:
-    """A line for each thing that is wrong."""
-    for step in steps:
-        if step["step"] == "session":
-            for fault in step["faults"]:
-                yield f"{step['name']} {step['theme']}: {fault}"
-        if step["step"] != "view":
-            continue
-        at = f"{step['view']} {step['session']} {step['theme']} {step['width']}"
-        if step["overflow"] > 0:
-            yield f"{at}: {step['overflow']} px too wide: {step['wide']}"
-        if step["shift"] > MAX_SHIFT:
-            yield f"{at}: moves by {step['shift']:.3f}: {step['moved']}"
-        for finding in step["axe"]:
-            yield f"{at}: {finding['id']}: {finding['nodes']}"
 
 
 async def main(folder: Path, kinds: Sequence[str]) -> int:

@@ -1,18 +1,40 @@
-"""Who signs in, and which views there are for them. `views.mjs` fails if the page has others."""
+"""Who signs in, the views that there are for them, and the dialogs that a view opens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from tests.gateways import ADMIN_TOKEN
 
-ADMIN_VIEWS: Final = (
-    *("overview", "spend", "keys", "teams", "images"),
-    *("playground", "requests", "events", "settings"),
-)
-HOLDER_VIEWS: Final = ("share", "images", "playground")
+Dialogs: TypeAlias = Sequence[Sequence[str]]
+"""Each by the names of the buttons that lead to it."""
+
+_KEY: Final = "Actions for "
+
+ADMIN_VIEWS: Final[Mapping[str, Dialogs]] = {
+    "overview": (),
+    "spend": (),
+    "keys": (
+        ["Make a key"],
+        [_KEY, "Raise a limit"],
+        [_KEY, "Edit"],
+        [_KEY, "Rotate"],
+        [_KEY, "Revoke"],
+    ),
+    "teams": (["Make a team"],),
+    "images": (["hits"],),
+    "playground": (),
+    "requests": (),
+    "events": (),
+    "settings": (),
+}
+HOLDER_VIEWS: Final[Mapping[str, Dialogs]] = {
+    "share": (["Ask for more"],),
+    "images": (["hits"],),
+    "playground": (),
+}
 
 
 @dataclass(frozen=True)
@@ -21,11 +43,12 @@ class Session:
 
     name: str
     token: str
-    views: tuple[str, ...]
+    views: Mapping[str, Dialogs]
 
     def given(self) -> Mapping[str, Any]:
         """For a script."""
-        return {"name": self.name, "token": self.token, "views": self.views}
+        views = [{"view": view, "dialogs": dialogs} for view, dialogs in self.views.items()]
+        return {"name": self.name, "token": self.token, "views": views}
 
 
 def admin() -> Session:
