@@ -35,7 +35,7 @@ const share = ({max, used, reserved}) => (max ? (used + reserved) / max : 1);
 
 const bar = (row) =>
   limitBar({
-    label: limitLabel(row.limit),
+    label: limitLabel(row.limit).replace('Dollars', '$'),
     used: row.used,
     reserved: row.reserved,
     max: row.max,

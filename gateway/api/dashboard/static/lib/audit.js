@@ -22,7 +22,6 @@ const VERBS = {
 };
 
 const THINGS = {
-  everyone: 'everyone',
   all: 'the whole cache',
   store: 'the store',
   'signing-keys': 'the keys that sign links',
@@ -53,10 +52,17 @@ export function verb(event) {
 export function thing(event) {
   const [kind, ...rest] = event.object.split(':');
   const name = rest.join(':');
-  if (!name) return {label: THINGS[event.object] ?? event.object, ...(kind === 'everyone' && {view: 'teams', query: {team: null, everyone: '1'}})};
-  if (kind === 'key') return {kind: 'key', label: name, view: 'keys', query: {key: keyIdOf(event) ?? '', search: keyIdOf(event) ? '' : name}};
-  if (kind === 'team') return {kind: 'team', label: name, view: 'teams', query: {team: name}};
+  if (kind === 'everyone') return {label: 'everyone', view: 'teams', query: {}};
+  if (!name) return {label: THINGS[event.object] ?? event.object};
+  if (kind === 'key') return {kind, label: name, view: 'keys', query: keyQuery(event, name)};
+  if (kind === 'team') return {kind, label: name, view: 'teams', query: {team: name}};
   return {kind: kind === 'fingerprint' ? 'entry' : kind, label: name};
+}
+
+/** The key's page if the event has its id; else a search, for the name may be another key's now. */
+function keyQuery(event, name) {
+  const id = keyIdOf(event);
+  return id ? {key: id} : {search: name, state: 'all'};
 }
 
 /** The rest of the sentence: which fields, how much, why. */
