@@ -16,6 +16,7 @@ export const MAX_VARIATION = 63;
 const ESTIMATE_DELAY_MS = 600;
 const TICK_MS = 200;
 const SETTLE_DELAYS_MS = [300, 1000, 3000];
+const RECENT_IMAGES = 20;
 
 /**
  * @typedef {object} Run  one request, and its place side by side
@@ -34,7 +35,7 @@ const SETTLE_DELAYS_MS = [300, 1000, 3000];
  */
 
 export class Studio {
-  /** Whose key: `{id, name, generations, images, records}`, with paths of the page's API. */
+  /** Whose key: `{id, name, generations, images}`, see `holder`. */
   owner = null;
   models = [];
   model = null;
@@ -339,11 +340,13 @@ export class Studio {
     const {outcome} = run;
     if (outcome.costUsd !== null) return;
     if (outcome.handling === 'collapsed') outcome.costUsd = 0;
-    const {records} = this.owner;
+    const {images} = this.owner;
     for (const delay of SETTLE_DELAYS_MS) {
       if (outcome.costUsd !== null) return;
       await new Promise(resolve => setTimeout(resolve, delay));
-      outcome.costUsd = await records(outcome, run.slot.variation).catch(() => null);
+      const {data} = await images().catch(() => ({data: []}));
+      const isThis = ({fingerprint, slot}) => fingerprint === outcome.fingerprint && slot === run.slot.variation;
+      outcome.costUsd = data.find(isThis)?.cost_usd ?? null;
       this.#changed();
     }
   }
@@ -370,7 +373,7 @@ export const holder = key => ({
   id: key.id,
   name: key.name,
   generations: '/images/generations',
-  records: async ({fingerprint}, slot) => costOf(await get('/images', {limit: 20}), fingerprint, slot),
+  images: () => get('/images', {limit: RECENT_IMAGES}),
 });
 
 /** The same for a key that an admin picked. */
@@ -378,12 +381,8 @@ export const picked = key => ({
   id: key.id,
   name: key.name,
   generations: `/admin/keys/${encodeURIComponent(key.id)}/images/generations`,
-  records: async ({requestId}) => (await get(`/admin/requests/${requestId}`)).cost_usd ?? null,
+  images: () => get('/admin/images', {key: key.name, limit: RECENT_IMAGES}),
 });
-
-function costOf({data}, fingerprint, slot) {
-  return data.find(image => image.fingerprint === fingerprint && image.slot === slot)?.cost_usd ?? null;
-}
 
 function free(run) {
   run.aborter.abort();

@@ -70,7 +70,7 @@ function content(view, data) {
   if (!studio.model) return noModels(view, data);
   return html`
     <div class="studio">
-      <div class="studio-form">${formCard(studio, view, data)}</div>
+      ${formCard(studio, view, data)}
       <div class="studio-side">
         ${stage(studio, view)} ${codeCard(studio, view)} ${historyCard(studio, view)}
       </div>

@@ -2,7 +2,7 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import * as format from '../lib/format.js';
 import {get} from '../lib/http.js';
-import {fieldsOf, initialPartialImages, maxImages, parameterOf, sizeChoices, valueOf, whyFixed, canStream} from '../lib/parameters.js';
+import {canStream, fieldsOf, initialPartialImages, maxImages, parameterOf, sizeChoices, valueOf, whyFixed} from '../lib/parameters.js';
 import {label, MAX_SIDE_BY_SIDE} from '../lib/studio.js';
 import {badge} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
@@ -16,19 +16,33 @@ export function formCard(studio, view, data) {
   const generate = (event) => {
     event.preventDefault();
     studio.generate();
+    showStage();
   };
+  const shown = (parameter) => parameterField(studio, parameter);
   return html`
-    <form class="card studio-card" novalidate @submit=${generate} @keydown=${submitOnCommandEnter}>
-      ${data.keys ? keyPicker(view, data) : nothing} ${modelField(studio)} ${promptField(studio)}
-      ${main.map((parameter) => parameterField(studio, parameter))} ${amountFields(studio)}
-      <details class="studio-more">
-        <summary>More settings</summary>
-        ${more.map((parameter) => parameterField(studio, parameter))} ${variationField(studio)}
-      </details>
-      ${studio.note ? html`<p class="hint" role="status">${studio.note}</p>` : nothing}
-      <div class="studio-go">${estimateLine(studio, view)} ${buttons(studio)}</div>
+    <form class="studio-form" novalidate @submit=${generate} @keydown=${submitOnCommandEnter}>
+      <section class="card stack">
+        <h2 class="hidden">Request</h2>
+        ${data.keys ? keyPicker(view, data) : nothing} ${modelField(studio)} ${promptField(studio)}
+        ${estimateLine(studio, view)} ${buttons(studio)}
+      </section>
+      <section class="card stack">
+        <h2>Settings</h2>
+        ${main.map(shown)} ${amountFields(studio)}
+        ${studio.note ? html`<p class="hint" role="status">${studio.note}</p>` : nothing}
+        <details class="studio-more">
+          <summary>More settings</summary>
+          ${more.map(shown)} ${variationField(studio)}
+        </details>
+      </section>
     </form>
   `;
+}
+
+/** On a narrow screen the images are below the form. */
+function showStage() {
+  const stage = document.querySelector('.studio-side');
+  if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView({behavior: 'smooth'});
 }
 
 function submitOnCommandEnter(event) {
@@ -77,15 +91,11 @@ async function pickKey({app, query, setQuery}, data, input) {
 
 function modelField(studio) {
   const {model} = studio;
-  const hints = [
-    model.billed === 'image' ? 'Billed by image.' : 'Billed by tokens.',
-    model.streams ? 'Shows partial images.' : '',
-    model.shutdown_date ? `Upstream shuts it down on ${model.shutdown_date}.` : '',
-  ];
+  const ending = model.shutdown_date ? ` Upstream shuts it down on ${model.shutdown_date}.` : '';
   return field({
     name: 'model',
     label: 'Model',
-    hint: hints.filter(Boolean).join(' '),
+    hint: `Billed by ${model.billed === 'image' ? 'image' : 'tokens'}.${ending}`,
     fault: studio.faults.model,
     control: html`
       <select id="field-model" name="model" @change=${(event) => studio.setModel(event.target.value)}>
@@ -127,7 +137,7 @@ function enumField(studio, parameter) {
   return chooser(studio, parameter, options);
 }
 
-function chooser(studio, {name}, options, extra = nothing) {
+function chooser(studio, {name}, options) {
   const value = valueOf(studio.model, studio.values, name);
   const choose = (chosen) => studio.set(name, chosen);
   const control = options.length > MAX_BUTTONS ? select : radios;
@@ -136,12 +146,12 @@ function chooser(studio, {name}, options, extra = nothing) {
     label: label(name),
     isGroup: control === radios,
     fault: studio.faults[name],
-    control: html`${control({name, value, options, choose})} ${extra}`,
+    control: control({name, value, options, choose}),
   });
 }
 
 const radios = ({name, value, options, choose}) => html`
-  <div class="choice wide" role="radiogroup" aria-labelledby="label-${name}">
+  <div class="choice wide ${name}" role="radiogroup" aria-labelledby="label-${name}">
     ${options.map(
       (option) => html`
         <label>
