@@ -2,10 +2,6 @@ import {empty} from '../ui/feedback.js';
 import {page} from '../ui/page.js';
 
 export const spend = {
-  name: 'spend',
-  label: 'Spend',
-  icon: 'spend',
-  kind: 'admin',
   defaults: {},
   load: async () => ({}),
   render: (view) =>
