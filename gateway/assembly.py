@@ -292,6 +292,7 @@ def wire_gateway(
         keys=keys,
         store=store,
         unstored=unstored,
+        hits=cache.image_hits,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
         tracer=tracer or NO_TRACER,

@@ -158,6 +158,7 @@ class ErrorCode(StrEnum):
     LINK_EXPIRED = "link_expired", 403, "The link to the image has expired."
     LINK_INVALID = "link_invalid", 403, "The link to the image is not valid."
     IMAGE_NOT_FOUND = "image_not_found", 404, "There is no such image."
+    NO_THUMBNAIL = "no_thumbnail", 404, "The image can have no thumbnail."
     IMAGE_GONE = "image_gone", 410, "The image was evicted or taken down."
     PRECONDITION_FAILED = "precondition_failed", 412, "If-Match names another image."
     RANGE_NOT_SATISFIABLE = "range_not_satisfiable", 416, "The range is beyond the image's end."

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from gateway.api import images, links, models, ops, organization, usage
 from gateway.api.admin import audit, cache, focus, keys, limits, lookup, signing, teams, upstream
+from gateway.api.admin import images as cached_images
 from gateway.api.admin import usage as admin_usage
 from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
@@ -120,6 +121,16 @@ def admin_routes() -> list[web.RouteDef]:
         _post("/admin/cache/purge", with_admin(cache.purge), name="admin_purge"),
         web.get("/admin/cache/purges/{id}", with_admin(cache.purge_progress), name="admin_purges"),
         _post("/admin/cache/takedown", with_admin(cache.take_down), name="admin_takedown"),
+        web.get("/admin/images", with_admin(cached_images.list_images), name="admin_images"),
+        web.get("/admin/images/{id}", with_admin(cached_images.show_image), name="admin_image"),
+        web.get(
+            "/admin/images/{id}/thumbnail",
+            with_admin(cached_images.show_thumbnail),
+            name="admin_thumbnail",
+        ),
+        web.get(
+            "/admin/images/{id}/file", with_admin(cached_images.send_file), name="admin_image_file"
+        ),
         _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
         web.get("/admin/upstream", with_admin(upstream.show_upstreams), name="admin_upstream"),
         web.get("/admin/requests/{id}", with_admin(lookup.show_request), name="admin_request"),

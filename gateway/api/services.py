@@ -31,8 +31,10 @@ from gateway.billing.reports import Reports
 from gateway.billing.running_totals import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
+from gateway.cache.image_search import ImageSearch
 from gateway.cache.invalidation import Invalidation
 from gateway.cache.purges import Purges
+from gateway.cache.thumbnails import Thumbnails
 from gateway.calendar import Calendar
 from gateway.images import LimitSubject
 from gateway.metrics import Metrics
@@ -59,6 +61,8 @@ class ApiSettings(BaseModel):
     """Of the address of operators; None: they use the address of clients."""
     cors_origins: tuple[str, ...] = ()
     """As browsers send them; empty: CORS is off."""
+    stores_prompts: bool = False
+    """Whether the image index has prompts, which operators may read."""
     max_body_bytes: int = Field(gt=0)
     body_timeout_seconds: float = Field(gt=0)
 
@@ -85,6 +89,10 @@ class Cache(Protocol):
 
     @property
     def image_index(self) -> ImageIndex: ...
+    @property
+    def image_search(self) -> ImageSearch: ...
+    @property
+    def thumbnails(self) -> Thumbnails: ...
     @property
     def blobs(self) -> Blobs: ...
     @property

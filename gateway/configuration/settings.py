@@ -285,6 +285,8 @@ class CacheSettings(Section):
     """How long a link to an image works after the response that contains it."""
     derive_formats: Switch = False
     """Whether jpeg and webp are transcoded from a cached png instead of bought."""
+    stores_prompts: Switch = Field(default=False, alias="store_prompts")
+    """Whether prompts are stored with images, for the operator and their buyer to read."""
 
 
 class BillingSettings(Section):

@@ -1,8 +1,9 @@
 /**
  * The page: its session, its router and the current view.
  *
- * A view is an object with name, label, icon, kind, defaults, refreshSeconds, load() and render():
- * see views/overview.js. It loads data and renders them; all that it may do besides is in `app`.
+ * A view is an object with defaults, refreshSeconds, load() and render(): see views/overview.js. Its
+ * row in views/index.js has name, label, icon and kind. It loads data and renders them; all that it
+ * may do besides is in `app`.
  */
 
 import {html, render} from './vendor/lit-html.js';
@@ -13,7 +14,7 @@ import {readQuery, writeQuery} from './lib/query.js';
 import {link, place, show, takeLinkSecret, watchPlace} from './lib/router.js';
 import {skeleton} from './ui/feedback.js';
 import {shell} from './ui/shell.js';
-import {groupsFor, viewNamed} from './views/index.js';
+import {groupsFor, openedView, openView, rowNamed} from './views/index.js';
 import {signin} from './views/signin.js';
 
 const TOAST_SECONDS = 6;
@@ -29,6 +30,8 @@ const state = {
   query: {},
   dialog: null,
   dialogOnClose: null,
+  dialogKeeps: false,
+  part: '',
   toasts: [],
   menuOpen: false,
   get loading() {
@@ -47,13 +50,17 @@ const app = {
     show(link(view, query));
     enter();
   },
-  /** Opens the dialog with a template, or a function that returns one (see ui/dialog.js). */
-  dialog(contents, {onClose} = {}) {
+  /**
+   * Opens the dialog with a template, or a function that returns one (see ui/dialog.js).
+   * keep: neither Escape nor a click beside it closes it.
+   */
+  dialog(contents, {onClose, keep = false} = {}) {
     // Contents of an earlier dialog are removed first, so that no typed text stays in new fields.
     state.dialog = null;
     renderNow();
     state.dialog = contents;
     state.dialogOnClose = onClose ?? null;
+    state.dialogKeeps = keep;
     renderNow();
     const element = document.getElementById('dialog');
     if (!element.open) element.showModal();
@@ -131,19 +138,31 @@ function leave(notice) {
 // Views
 
 /** Shows the view that the address names. */
-function enter() {
+async function enter() {
   if (!state.session) return update();
+  const row = rowNamed(place().name, state.session);
+  try {
+    showView(openedView(row) ?? (await openView(row)));
+  } catch {
+    app.toast(`${row.label} could not be loaded. Is the gateway running?`, 'fault');
+  }
+}
+
+function showView(view) {
   const {name, search} = place();
-  const view = viewNamed(name, state.session);
+  // Someone may have gone elsewhere while the module was loaded.
+  if (!state.session || rowNamed(name, state.session).name !== view.name) return;
   if (view.name !== name) show(link(view.name) + (name ? '' : search), {replace: true});
-  const entered = view !== state.view;
-  Object.assign(state, {view, query: readQuery(search, view.defaults), menuOpen: false});
+  const query = readQuery(search, view.defaults);
+  const part = view.partOf?.(query) ?? '';
+  const entered = view !== state.view || part !== state.part;
+  Object.assign(state, {view, part, query, menuOpen: false});
   document.title = `${view.label} · Image Gateway`;
   if (entered) arrive();
   reload();
 }
 
-/** A new view begins at its top, and screen readers at its heading. */
+/** A new view, or part of one (`partOf`), begins at its top, and screen readers at its heading. */
 function arrive() {
   loader.reset();
   document.getElementById('dialog')?.close();
