@@ -111,7 +111,7 @@ def _session_object(request: web.Request, session: Session, key: Key | None) -> 
         "expires_at": session.expires_at,
         "time_zone": services.reports.time_zone,
         "version": __version__,
-        "stores_prompts": False,
+        "stores_prompts": services.settings.stores_prompts,
         "public_url": f"{public_url(request)}/v1",
         "key": None if key is None else _key_object(key),
     }
