@@ -82,7 +82,7 @@ def verify_session(secret: bytes, token: str, *, now: float) -> Session | None:
     try:
         fields = orjson.loads(base64.urlsafe_b64decode(data + "=" * (-len(data) % 4)))
         session = decode_fields(Session, fields)
-    except (binascii.Error, TypeError, ValueError):
+    except (AttributeError, binascii.Error, TypeError, ValueError):
         return None  # a newer gateway on the same store may sign other fields
     return session if session.expires_at > now else None
 
