@@ -496,6 +496,13 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         ),
         errors=(400, *_READ_ERRORS),
     ),
+    "admin_overview": Operation(
+        "Show spending, health, and what needs attention",
+        "admin",
+        _ok("Overview", "What could be read; while the store is unavailable, the rest is null."),
+        credential="admin",
+        errors=(400, *_READ_ERRORS),
+    ),
     "admin_request": Operation(
         "Show the cost of a request, why it was refused, and what served it",
         "admin",
