@@ -35,7 +35,7 @@ from gateway.billing.alerts import Alerts
 from gateway.billing.focus_export import FocusExport
 from gateway.billing.ledger import Ledger
 from gateway.billing.limit_gauges import LimitGauges
-from gateway.billing.limit_states import read_limit_states
+from gateway.billing.limit_states import read_limit_states, read_uses
 from gateway.billing.recent_days import RecentDays
 from gateway.billing.reports import Reports
 from gateway.billing.running_totals import RunningTotals
@@ -348,6 +348,7 @@ def wire_gateway(
         teams=access.teams,
         limit_changes=access.limit_changes,
         read_limit_states=partial(read_limit_states, store),
+        read_uses=partial(read_uses, store),
         calendar=access.subjects.calendar,
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,

@@ -113,6 +113,7 @@ def admin_routes() -> list[web.RouteDef]:
     return [
         _post("/admin/keys", with_admin(keys.create_key), name="admin_keys"),
         web.get("/admin/keys", with_admin(keys.list_keys), name="admin_keys.list"),
+        web.get("/admin/keys/{id}", with_admin(keys.show_key), name="admin_key.show"),
         _patch("/admin/keys/{id}", with_admin(keys.change_key), name="admin_key"),
         _post("/admin/keys/{id}/rotate", with_admin(keys.rotate_key), name="admin_key_rotate"),
         web.delete("/admin/keys/{id}", with_admin(keys.revoke_key), name="admin_key.revoke"),

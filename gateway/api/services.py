@@ -5,9 +5,9 @@ Nothing below `api/` sees the application or a request.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -27,6 +27,7 @@ from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.focus_export import FocusExport
 from gateway.billing.limit_gauges import LimitGauges
+from gateway.billing.limit_states import CounterUse
 from gateway.billing.quota import LimitState
 from gateway.billing.recent_days import RecentDays
 from gateway.billing.reports import Reports
@@ -151,6 +152,10 @@ class Services:
     teams: Teams
     limit_changes: LimitChanges
     read_limit_states: Callable[[LimitSubject], Awaitable[Sequence[LimitState]]]
+    read_uses: Callable[
+        [Sequence[LimitSubject]], Coroutine[Any, Any, Mapping[str, Sequence[CounterUse]]]
+    ]
+    """What limit subjects have used of their limits, by the subjects' names."""
     calendar: Calendar
     """Of `billing.time_zone`."""
     alert_watch: AlertWatch
