@@ -18,10 +18,6 @@ const MAX_SHOWN = 3;
 const DAYS = {since: '29d', bucket_width: '1d', format: 'csv'};
 
 export const overview = {
-  name: 'overview',
-  label: 'Overview',
-  icon: 'overview',
-  kind: 'admin',
   refreshSeconds: 10,
   defaults: {},
   load: (query, {signal}) => get(PATH, {}, {signal}),

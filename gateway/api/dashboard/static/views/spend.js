@@ -17,10 +17,6 @@ import {table} from '../ui/table.js';
 const MAX_ROWS = 50;
 
 export const spend = {
-  name: 'spend',
-  label: 'Spend',
-  icon: 'spend',
-  kind: 'admin',
   refreshSeconds: 30,
   defaults: {range: '30d', by: 'team', label: 'cost_center', sort: '-cost_usd', show: 'groups'},
   async load(query, {signal}) {
