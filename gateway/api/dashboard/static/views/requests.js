@@ -5,7 +5,7 @@ import {pager} from '../admin/parts.js';
 import {loadRequest, requestPage} from '../admin/request_page.js';
 import {ago, clock, count, dayShort, fullTime, latency, usd} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
-import {OUTCOMES, askedText, flagText, outcomeOf} from '../lib/requests.js';
+import {OUTCOMES, flagText, outcomeOf} from '../lib/requests.js';
 import {link} from '../lib/router.js';
 import {badge, empty, skeleton} from '../ui/feedback.js';
 import {filter} from '../ui/form.js';
@@ -107,11 +107,15 @@ const COLUMNS = ({setQuery}) => [
   {name: 'time', label: 'Time', cell: timeCell},
   {name: 'outcome', label: 'Outcome', cell: outcomeCell},
   {name: 'reason', label: 'Reason', cell: reasonCell},
-  {name: 'key', label: 'Key', cell: ({key}) => html`<button class="link" title="Only requests of ${key}" @click=${() => setQuery({key, after: ''})}>${key}</button>`},
-  {name: 'model', label: 'Asked for', cell: (record) => html`<span class="note">${askedText(record)}</span>`},
+  {name: 'key', label: 'Key', cell: ({key}) => html`<button class="link nowrap" title="Only requests of ${key}" @click=${() => setQuery({key, after: ''})}>${key}</button>`},
+  {name: 'model', label: 'Asked for', cell: (record) => askedCell(record)},
   {name: 'cost', label: 'Cost', number: true, cell: costCell},
   {name: 'latency_ms', label: 'Took', number: true, hide: true, cell: ({latency_ms: ms}) => latency(ms)},
 ];
+
+const askedCell = ({n, model, size, quality}) => html`
+  <span class="asked">${n > 1 ? `${n} × ` : ''}${model ?? '–'}<span class="note">${[size, quality].filter(Boolean).join(', ')}</span></span>
+`;
 
 const timeCell = ({id, time}) => html`
   <a class="when" href=${link('requests', {id})} title=${fullTime(time)} aria-label="Request of ${fullTime(time)}">
