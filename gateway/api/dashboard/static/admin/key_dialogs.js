@@ -249,7 +249,10 @@ const SNIPPETS = {
   -d '{"model": "${model}", "prompt": "An otter with a pearl earring"}'`,
   python: ({base, key, model}) => `from openai import OpenAI
 
-client = OpenAI(base_url="${base}", api_key="${key}")
+client = OpenAI(
+    base_url="${base}",
+    api_key="${key}",
+)
 answer = client.images.generate(
     model="${model}",
     prompt="An otter with a pearl earring",

@@ -71,7 +71,7 @@ const columns = (view) => [
   {name: 'state', label: 'State', cell: stateBadge},
   {name: 'limits', label: 'Limits', cell: limitsCell},
   {name: 'last_used_at', label: 'Last used', cell: usedCell},
-  {name: 'actions', label: '', cell: (key) => actions(view, key)},
+  {name: 'actions', label: 'Actions', cell: (key) => actions(view, key)},
 ];
 
 const nameCell = (key) => html`

@@ -118,7 +118,7 @@ const askedCell = ({n, model, size, quality}) => html`
 `;
 
 const timeCell = ({id, time}) => html`
-  <a class="when" href=${link('requests', {id})} title=${fullTime(time)} aria-label="Request of ${fullTime(time)}">
+  <a class="when" href=${link('requests', {id})} title=${fullTime(time)}>
     ${dayShort(time)}, ${clock(time)}<span class="note">${ago(time)}</span>
   </a>
 `;

@@ -79,7 +79,7 @@ const columns = (view) => [
   {name: 'keys', label: 'Keys', cell: keysCell},
   {name: 'limits', label: 'Limits', cell: limitsCell},
   {name: 'models', label: 'Models', hide: true, cell: ({models}) => html`<span class="note">${models?.join(', ') ?? 'all'}</span>`},
-  {name: 'actions', label: '', cell: (team) => actions(view, team)},
+  {name: 'actions', label: 'Actions', cell: (team) => actions(view, team)},
 ];
 
 const nameCell = (team) => html`
