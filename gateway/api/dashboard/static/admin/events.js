@@ -6,7 +6,7 @@ import {amountLeft, limitLabel} from '../lib/limits.js';
 import {link} from '../lib/router.js';
 import {badge} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
-import {loadLimits, raiseDialog} from './limits.js';
+import {openRaise} from './limits.js';
 
 export const KINDS = {
   asked_for_more: {label: 'Asked for more', icon: 'plus', level: 'info'},
@@ -75,16 +75,10 @@ const TARGETS = {
 };
 
 /** The limit that keeps the key from buying may be its team's, or that of everyone. */
-async function raise(view, {scope, limit, amount, reason, team, limits = []}) {
-  try {
-    const found = await loadLimits(scopeToRaise({scope, limit, team, limits}), undefined);
-    raiseDialog(view, found, {limit, amount, reason: reason ?? ''});
-  } catch (error) {
-    view.app.toast(error.message, 'fault');
-  }
-}
+const raise = (view, data) =>
+  openRaise(view, scopeToRaise(data), {limit: data.limit, amount: data.amount, reason: data.reason ?? ''});
 
-function scopeToRaise({scope, team, limits}) {
+function scopeToRaise({scope, team, limits = []}) {
   if (!limits.length) return scope;
   const [first] = [...limits].sort((a, b) => amountLeft(a) - amountLeft(b));
   return {team: `team:${team}`, everyone: 'everyone'}[first.scope] ?? scope;

@@ -31,13 +31,13 @@ const SINCE_OPTIONS = [
 
 export const requests = {
   refreshSeconds: 15,
-  defaults: {outcome: TROUBLE, key: '', model: '', since: '', after: '', id: '', from: ''},
+  defaults: {outcome: TROUBLE, key: '', model: '', flag: '', since: '', after: '', id: '', from: ''},
   partOf: (query) => query.id,
   load: (query, {signal}) => (query.id ? loadRequest(query, signal) : loadList(query, signal)),
   render: (view) => (view.query.id ? requestPage(view) : list(view)),
 };
 
-const paramsOf = ({outcome, key, model, since, after}) => ({outcome, key, model, since, after, limit: PAGE_ROWS});
+const paramsOf = ({outcome, key, model, flag, since, after}) => ({outcome, key, model, flag, since, after, limit: PAGE_ROWS});
 
 async function loadList(query, signal) {
   const [found, models] = await Promise.all([get('/admin/requests', paramsOf(query), {signal}), get('/models', {}, {signal})]);
@@ -56,7 +56,7 @@ const list = (view) =>
   });
 
 const filters = (view) => html`
-  ${lookUp(view)} ${outcomeFilter(view)} ${modelFilter(view)} ${sinceFilter(view)} ${keyFilter(view)}
+  ${lookUp(view)} ${outcomeFilter(view)} ${modelFilter(view)} ${sinceFilter(view)} ${chip(view, 'key')} ${chip(view, 'flag')}
 `;
 
 /** Enter opens the request. Ids of upstream contain no time, so its page asks from when on. */
@@ -87,10 +87,11 @@ function modelFilter({query, data, setQuery}) {
 const sinceFilter = ({query, setQuery}) =>
   filter({label: 'Since', name: 'since', value: query.since, options: SINCE_OPTIONS, onChange: chosen(setQuery, 'since')});
 
-const keyFilter = ({query, setQuery}) =>
-  query.key
-    ? html`<button class="filter-chip" aria-label="Remove the filter: key ${query.key}" @click=${() => setQuery({key: '', after: ''})}>
-        Key <strong>${query.key}</strong> ${icon('close')}
+/** A filter that a link or a click in the table has set; a click takes it away. */
+const chip = ({query, setQuery}, name) =>
+  query[name]
+    ? html`<button class="filter-chip" title="Remove this filter" @click=${() => setQuery({[name]: '', after: ''})}>
+        ${name} <strong>${query[name]}</strong> ${icon('close')}
       </button>`
     : nothing;
 
@@ -138,8 +139,8 @@ function costCell({cost_usd: cost, saved_usd: saved}) {
 }
 
 function nothingFound({query, setQuery}) {
-  const isFiltered = query.key || query.model || query.since || query.after;
-  const all = html`<button class="button" @click=${() => setQuery({outcome: '', key: '', model: '', since: '', after: ''})}>Show all requests</button>`;
+  const isFiltered = query.key || query.model || query.flag || query.since || query.after;
+  const all = html`<button class="button" @click=${() => setQuery({outcome: '', key: '', model: '', flag: '', since: '', after: ''})}>Show all requests</button>`;
   if (query.outcome === TROUBLE && !isFiltered) {
     return empty({icon: 'check', title: 'Nothing was refused, and nothing failed', text: 'Refusals and failures appear here with their reasons, a few seconds after they happen.', action: all});
   }
