@@ -207,9 +207,10 @@ function details(view, image) {
         <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>${icon('close')}</button>
       </header>
       <div class="dialog-body">
-        <div class="image-large" .style=${`aspect-ratio: ${image.width} / ${image.height}`}>
-          <img src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)} alt=${altOf(image)} width=${image.width} height=${image.height} />
-        </div>
+        <img
+          class="image-large" src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)} alt=${altOf(image)}
+          width=${image.width} height=${image.height}
+        />
         <div class="stack small">
           ${image.prompt ? html`<blockquote class="prompt">${image.prompt}</blockquote>` : nothing}
           ${image.revised_prompt ? html`<p class="note">Revised: ${image.revised_prompt}</p>` : nothing}

@@ -268,7 +268,7 @@ function customSize(studio, value, rule) {
   `;
 }
 
-const sizeLabel = (size) => (size === 'auto' ? 'Auto' : size.replace('x', ' × '));
+const sizeLabel = (size) => (size === 'auto' ? 'Auto' : size.replace('x', '×'));
 
 /** A size as a small frame of its proportions. */
 function shape(size) {
