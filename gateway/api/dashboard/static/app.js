@@ -29,6 +29,8 @@ const state = {
   query: {},
   dialog: null,
   dialogOnClose: null,
+  dialogKeeps: false,
+  part: '',
   toasts: [],
   menuOpen: false,
   get loading() {
@@ -47,13 +49,17 @@ const app = {
     show(link(view, query));
     enter();
   },
-  /** Opens the dialog with a template, or a function that returns one (see ui/dialog.js). */
-  dialog(contents, {onClose} = {}) {
+  /**
+   * Opens the dialog with a template, or a function that returns one (see ui/dialog.js).
+   * keep: neither Escape nor a click beside it closes it.
+   */
+  dialog(contents, {onClose, keep = false} = {}) {
     // Contents of an earlier dialog are removed first, so that no typed text stays in new fields.
     state.dialog = null;
     renderNow();
     state.dialog = contents;
     state.dialogOnClose = onClose ?? null;
+    state.dialogKeeps = keep;
     renderNow();
     const element = document.getElementById('dialog');
     if (!element.open) element.showModal();
@@ -136,14 +142,16 @@ function enter() {
   const {name, search} = place();
   const view = viewNamed(name, state.session);
   if (view.name !== name) show(link(view.name) + (name ? '' : search), {replace: true});
-  const entered = view !== state.view;
-  Object.assign(state, {view, query: readQuery(search, view.defaults), menuOpen: false});
+  const query = readQuery(search, view.defaults);
+  const part = view.partOf?.(query) ?? '';
+  const entered = view !== state.view || part !== state.part;
+  Object.assign(state, {view, part, query, menuOpen: false});
   document.title = `${view.label} · Image Gateway`;
   if (entered) arrive();
   reload();
 }
 
-/** A new view begins at its top, and screen readers at its heading. */
+/** A new view, or part of one (`partOf`), begins at its top, and screen readers at its heading. */
 function arrive() {
   loader.reset();
   document.getElementById('dialog')?.close();

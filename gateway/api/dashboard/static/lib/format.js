@@ -125,3 +125,9 @@ export const fullTime = dated({
   hourCycle: 'h23',
   timeZoneName: 'short',
 });
+
+/** "November" */
+export const month = dated({month: 'long'});
+
+/** Unix seconds of a time that is Unix seconds already, or ISO 8601 as in rows of usage. */
+export const unix = (time) => (typeof time === 'string' ? Date.parse(time) / 1000 : time);

@@ -8,14 +8,14 @@ import {count, usd} from './format.js';
 
 /** @type {readonly Limit[]} Budgets first: most people come for those. */
 export const LIMITS = Object.freeze([
-  {name: 'usd_per_month', label: 'Dollars a month', unit: 'usd', period: 'month'},
-  {name: 'usd_per_week', label: 'Dollars a week', unit: 'usd', period: 'week'},
-  {name: 'usd_per_day', label: 'Dollars a day', unit: 'usd', period: 'day'},
-  {name: 'images_per_day', label: 'Images a day', unit: 'images', period: 'day'},
-  {name: 'tokens_per_day', label: 'Tokens a day', unit: 'tokens', period: 'day'},
-  {name: 'images_per_minute', label: 'Images a minute', unit: 'images', period: 'minute'},
-  {name: 'requests_per_minute', label: 'Requests a minute', unit: 'requests', period: 'minute'},
-  {name: 'concurrent_requests', label: 'Purchases at once', unit: 'purchases', period: 'now'},
+  {name: 'usd_per_month', label: 'Dollars per month', unit: 'usd', period: 'month'},
+  {name: 'usd_per_week', label: 'Dollars per week', unit: 'usd', period: 'week'},
+  {name: 'usd_per_day', label: 'Dollars per day', unit: 'usd', period: 'day'},
+  {name: 'images_per_day', label: 'Images per day', unit: 'images', period: 'day'},
+  {name: 'tokens_per_day', label: 'Tokens per day', unit: 'tokens', period: 'day'},
+  {name: 'images_per_minute', label: 'Images per minute', unit: 'images', period: 'minute'},
+  {name: 'requests_per_minute', label: 'Requests per minute', unit: 'requests', period: 'minute'},
+  {name: 'concurrent_requests', label: 'Open purchases', unit: 'purchases', period: 'now'},
 ]);
 
 const BY_NAME = new Map(LIMITS.map((limit, position) => [limit.name, {...limit, position}]));

@@ -3,6 +3,8 @@
  *
  *   limitBar({label, used, reserved, max, format, note, warnAt})
  *       a limit: what is used and reserved of it; max null: no limit, only the figures
+ *   meter({label, used, reserved, max})
+ *       the bar of a limit alone
  *   shareBar(ratio, saved = 0)
  *       a thin bar in a table: 0..1 of the largest row; what was saved follows in green
  */
@@ -22,19 +24,22 @@ export function limitBar({label, used, reserved = 0, max, format = count, note =
         <span class="limit-label">${label}</span>
         <span><strong>${format(used)}</strong> ${of}</span>
       </div>
-      ${max === null || max === undefined ? nothing : meter(label, used, reserved, max, ratio)}
+      ${max === null || max === undefined ? nothing : meter({label, used, reserved, max})}
       ${note === nothing ? nothing : html`<div class="note">${note}</div>`}
     </div>
   `;
 }
 
-const meter = (label, used, reserved, max, ratio) => html`
-  <svg class="bar" role="img" aria-label="${label}: ${percent(ratio)} used">
-    <rect class="track" width="100%" height="100%" />
-    <rect class="reserved" width=${width(ratio)} height="100%" />
-    <rect class="used" width=${width(max ? used / max : ratio)} height="100%" />
-  </svg>
-`;
+export function meter({label, used, reserved = 0, max}) {
+  const ratio = (amount) => (max ? amount / max : Number(amount > 0));
+  return html`
+    <svg class="bar" role="img" aria-label="${label}: ${percent(ratio(used))} used">
+      <rect class="track" width="100%" height="100%" />
+      <rect class="reserved" width=${width(ratio(used + reserved))} height="100%" />
+      <rect class="used" width=${width(ratio(used))} height="100%" />
+    </svg>
+  `;
+}
 
 export const shareBar = (ratio, saved = 0) => html`
   <svg class="bar thin" aria-hidden="true">

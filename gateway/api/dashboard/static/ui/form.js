@@ -121,10 +121,12 @@ function clearErrors(form) {
 /** At the field that the error names, such as `limits.usd_per_month`, else at the form's end. */
 function showError(form, error) {
   const name = error.param;
-  const control = name ? form.elements[name] : null;
+  const found = name ? form.elements[name] : null;
+  const control = found instanceof RadioNodeList ? found[0] : found; // of several, the first
   const place = control ? form.querySelector(`#error-${CSS.escape(name)}`) : null;
   (place ?? form.querySelector('.form-error')).textContent = error.message;
   if (!place) return;
+  control.closest('details')?.setAttribute('open', '');
   control.setAttribute('aria-invalid', 'true');
   control.focus();
 }

@@ -21,7 +21,8 @@ export const shell = ({app, state, groups, main}) => html`
     id="dialog"
     aria-labelledby="dialog-title"
     @close=${app.dialogClosed}
-    @mousedown=${(event) => event.target === event.currentTarget && app.closeDialog()}
+    @cancel=${(event) => state.dialogKeeps && event.preventDefault()}
+    @mousedown=${(event) => event.target === event.currentTarget && !state.dialogKeeps && app.closeDialog()}
   >
     <div class="dialog-box">${contentsOf(state.dialog)}</div>
   </dialog>
