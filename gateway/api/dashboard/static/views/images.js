@@ -251,7 +251,7 @@ const dated = (at) => html`<span title=${format.fullTime(at)}>${format.ago(at)}<
 // ── take down and purge ───────────────────────────────────────────────────────────────────────
 
 const adminActions = (view, image) => html`
-  <div class="row grow">
+  <div class="row nowrap grow">
     <button class="button danger" @click=${() => askTakeDown(view, image)}>Take down</button>
     <button class="button" ?disabled=${image.state !== 'cached'} @click=${() => askPurge(view, image)}>Purge</button>
   </div>

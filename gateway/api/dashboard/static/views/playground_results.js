@@ -183,7 +183,8 @@ function facts(run, view) {
   `;
 }
 
-function cost({costUsd, reservedUsd}) {
+function cost({costUsd, reservedUsd, handling}) {
+  if (costUsd === null && handling === 'hit') return 'Free';
   if (costUsd === null) return reservedUsd ? `at most ${format.usd(reservedUsd)}` : '…';
   return costUsd ? format.usd(costUsd) : 'Free';
 }
@@ -278,11 +279,13 @@ export function codeCard(studio, {session}) {
       onChange: (id) => studio.setLanguage(id),
     }),
     body: html`
-      ${code(text, `The request in ${language.label}`)}
-      <p class="hint">
-        It gets the same image, from the cache if it is there. Put a key in place of the placeholder; partial
-        images are left out.
-      </p>
+      <div class="stack small">
+        ${code(text, `The request in ${language.label}`)}
+        <p class="hint">
+          It gets the same image, from the cache if it is there. Put a key in place of the placeholder; partial
+          images are left out.
+        </p>
+      </div>
     `,
   });
 }
