@@ -133,7 +133,7 @@ function parameterField(studio, parameter) {
 const CONTROLS = {enum: enumField, integer: integerField, string: textField, boolean: booleanField, size: sizeField};
 
 function enumField(studio, parameter) {
-  const options = parameter.values.map((value) => ({value, label: value}));
+  const options = autoFirst(parameter.values).map((value) => ({value, label: value}));
   return chooser(studio, parameter, options);
 }
 
@@ -230,11 +230,13 @@ function booleanField(studio, {name}) {
   `;
 }
 
+const autoFirst = (values) => [...values].sort((a, b) => (b === 'auto') - (a === 'auto'));
+
 // ── sizes ─────────────────────────────────────────────────────────────────────────────────────
 
 function sizeField(studio, parameter) {
   const value = valueOf(studio.model, studio.values, 'size');
-  const known = sizeChoices(parameter);
+  const known = autoFirst(sizeChoices(parameter));
   const options = known.map((size) => ({value: size, label: sizeLabel(size), icon: shape(size)}));
   if (parameter.type !== 'size') return chooser(studio, {name: 'size'}, options);
   const shown = known.includes(value) ? value : 'custom';

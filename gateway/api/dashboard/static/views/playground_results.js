@@ -176,7 +176,7 @@ function facts(run, view) {
         ${outcome.savedUsd ? html`<span class="saved">saved ${format.usd(outcome.savedUsd)}</span>` : nothing}
         <span class="note end">${seconds(run.endedAt - run.startedAt)}</span>
       </div>
-      ${revised(run)} ${outcome.notice ? html`<p class="note">${outcome.notice}</p>` : nothing}
+      ${revised(run)} ${outcome.notice ? html`<p class="note">Gateway: ${outcome.notice}</p>` : nothing}
       ${outcome.detail === 'stale-if-error' ? html`<p class="note">Upstream failed: this image has expired.</p>` : nothing}
       ${requestLine(outcome, view)}
     </div>
@@ -214,7 +214,7 @@ function requestLine({requestId, ageSeconds}, {session}) {
 
 function actions(studio, run) {
   if (studio.isRunning) return nothing;
-  const isAllowed = !run.again?.notice;
+  const isAllowed = !/ignored/.test(run.again?.notice);
   return html`
     <div class="row">
       ${isAllowed
