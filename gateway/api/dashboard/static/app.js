@@ -1,8 +1,9 @@
 /**
  * The page: its session, its router and the current view.
  *
- * A view is an object with name, label, icon, kind, defaults, refreshSeconds, load() and render():
- * see views/overview.js. It loads data and renders them; all that it may do besides is in `app`.
+ * A view is an object with defaults, refreshSeconds, load() and render(): see views/overview.js. Its
+ * row in views/index.js has name, label, icon and kind. It loads data and renders them; all that it
+ * may do besides is in `app`.
  */
 
 import {html, render} from './vendor/lit-html.js';
@@ -13,7 +14,7 @@ import {readQuery, writeQuery} from './lib/query.js';
 import {link, place, show, takeLinkSecret, watchPlace} from './lib/router.js';
 import {skeleton} from './ui/feedback.js';
 import {shell} from './ui/shell.js';
-import {groupsFor, viewNamed} from './views/index.js';
+import {groupsFor, openedView, openView, rowNamed} from './views/index.js';
 import {signin} from './views/signin.js';
 
 const TOAST_SECONDS = 6;
@@ -137,10 +138,20 @@ function leave(notice) {
 // Views
 
 /** Shows the view that the address names. */
-function enter() {
+async function enter() {
   if (!state.session) return update();
+  const row = rowNamed(place().name, state.session);
+  try {
+    showView(openedView(row) ?? (await openView(row)));
+  } catch {
+    app.toast(`${row.label} could not be loaded. Is the gateway running?`, 'fault');
+  }
+}
+
+function showView(view) {
   const {name, search} = place();
-  const view = viewNamed(name, state.session);
+  // Someone may have gone elsewhere while the module was loaded.
+  if (!state.session || rowNamed(name, state.session).name !== view.name) return;
   if (view.name !== name) show(link(view.name) + (name ? '' : search), {replace: true});
   const query = readQuery(search, view.defaults);
   const part = view.partOf?.(query) ?? '';

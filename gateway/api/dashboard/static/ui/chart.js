@@ -22,6 +22,7 @@
 import {html, nothing, render} from '../vendor/lit-html.js';
 import {clock, day, dayShort, usd, usdShort, zone} from '../lib/format.js';
 import {watchTheme} from '../lib/theme.js';
+import {loadPlot} from './plot.js';
 import {table} from './table.js';
 
 const DAY = 86_400;
@@ -86,12 +87,17 @@ class ChartElement extends HTMLElement {
   }
 
   connectedCallback() {
+    loadPlot().then(
+      () => this.#draw(),
+      () => {}, // the table has the figures
+    );
     this.#tip.className = 'chart-tip';
     this.#resizes.observe(this);
     this.#stopWatching = watchTheme(() => this.#draw({anew: true}));
     this.addEventListener('keydown', (event) => this.#moveByKey(event));
     this.addEventListener('blur', () => this.#plot?.setCursor({left: -10, top: -10}));
-    this.addEventListener('click', () => this.#pick());
+    // Before uPlot, which stops the event.
+    this.addEventListener('click', () => this.#pick(), {capture: true});
   }
 
   disconnectedCallback() {
@@ -110,7 +116,7 @@ class ChartElement extends HTMLElement {
 
   /** Nothing is drawn again while the figures stay the same. */
   #draw({anew = false} = {}) {
-    if (!this.isConnected || !this.clientWidth || !this.#options) return;
+    if (!globalThis.uPlot || !this.isConnected || !this.clientWidth || !this.#options) return;
     const {times, series, stacked} = this.#options;
     const drawn = JSON.stringify([times, series, stacked]);
     if (drawn === this.#drawn && !anew) return;

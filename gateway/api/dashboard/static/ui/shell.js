@@ -65,7 +65,7 @@ const sidebar = (app, state, groups) => html`
 
 const navigationItem = (view, state) => html`
   <li>
-    <a href=${link(view.name)} aria-current=${view.name === state.view.name ? 'page' : nothing}>
+    <a href=${link(view.name)} aria-current=${view.name === state.view?.name ? 'page' : nothing}>
       ${icon(view.icon)}<span>${view.label}</span>
     </a>
   </li>

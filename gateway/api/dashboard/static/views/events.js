@@ -37,10 +37,6 @@ const OBJECTS = [
 const FILTERED_ROWS = 500;
 
 export const events = {
-  name: 'events',
-  label: 'Events',
-  icon: 'events',
-  kind: 'admin',
   refreshSeconds: 30,
   defaults: {tab: 'events', kind: '', object: '', since: '', after: ''},
   partOf: (query) => query.tab,

@@ -22,10 +22,6 @@ let opened = null;
 const listOf = (session) => (session.kind === 'admin' ? '/admin/images' : '/images');
 
 export const images = {
-  name: 'images',
-  label: 'Images',
-  icon: 'images',
-  kind: 'any',
   defaults: {model: '', size: '', key: '', tag: '', image: ''},
 
   async load(query, {signal, session}) {

@@ -27,10 +27,6 @@ const STATES = [
 ];
 
 export const keys = {
-  name: 'keys',
-  label: 'Keys',
-  icon: 'key',
-  kind: 'admin',
   refreshSeconds: 30,
   defaults: {state: 'active', search: '', after: '', key: ''},
   partOf: (query) => query.key,

@@ -19,10 +19,6 @@ const studio = new Studio(() => app?.update());
 let sessionOf = null;
 
 export const playground = {
-  name: 'playground',
-  label: 'Playground',
-  kind: 'any',
-  icon: 'playground',
   defaults: {key: '', model: ''},
 
   async load({key: keyId, model}, {signal, session}) {

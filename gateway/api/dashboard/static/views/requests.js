@@ -30,10 +30,6 @@ const SINCE_OPTIONS = [
 ];
 
 export const requests = {
-  name: 'requests',
-  label: 'Requests',
-  icon: 'requests',
-  kind: 'admin',
   refreshSeconds: 15,
   defaults: {outcome: TROUBLE, key: '', model: '', since: '', after: '', id: '', from: ''},
   partOf: (query) => query.id,

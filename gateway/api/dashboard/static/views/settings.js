@@ -25,10 +25,6 @@ const LEVELS = ['fault', 'warning', 'ok'];
 const doctor = {running: false, at: null, findings: null, error: null};
 
 export const settings = {
-  name: 'settings',
-  label: 'Settings',
-  icon: 'settings',
-  kind: 'admin',
   defaults: {search: '', shown: ''},
   load,
   render: (view) => settingsPage(view),

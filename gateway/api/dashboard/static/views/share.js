@@ -25,10 +25,6 @@ const PROMPT = 'A lighthouse in the fog, oil on canvas';
 let language = LANGUAGES[0];
 
 export const share = {
-  name: 'share',
-  label: 'Your share',
-  icon: 'share',
-  kind: 'key',
   refreshSeconds: 30,
   defaults: {days: '30', sort: '-cost_usd'},
 

@@ -17,10 +17,6 @@ import {table} from '../ui/table.js';
 const MAX_BARS = 2;
 
 export const teams = {
-  name: 'teams',
-  label: 'Teams',
-  icon: 'teams',
-  kind: 'admin',
   refreshSeconds: 30,
   defaults: {search: '', team: ''},
   partOf: (query) => query.team,
