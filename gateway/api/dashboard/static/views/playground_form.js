@@ -9,7 +9,7 @@ import {icon} from '../ui/icons.js';
 import {problem} from './playground_results.js';
 
 const MAX_BUTTONS = 4;
-const SUGGESTIONS = 12;
+const SUGGESTIONS = 20;
 
 export function formCard(studio, view, data) {
   const {main, more} = fieldsOf(studio.model);
@@ -73,10 +73,14 @@ export function keyPicker(view, data) {
   });
 }
 
+/** Some active keys whose name, team or id has this text. */
+export async function activeKeys(search, {signal} = {}) {
+  const {data} = await get('/admin/keys', {search, limit: SUGGESTIONS, state: 'active'}, {signal});
+  return data.filter((key) => !key.revoked_at);
+}
+
 async function suggestKeys({app}, data, text) {
-  const found = await get('/admin/keys', {search: text, limit: SUGGESTIONS, state: 'active'}).catch(() => null);
-  if (!found) return;
-  data.keys = found.data;
+  data.keys = await activeKeys(text).catch(() => data.keys);
   app.update();
 }
 
