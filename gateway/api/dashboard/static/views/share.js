@@ -43,7 +43,7 @@ export const share = {
     const {key} = session;
     return page({
       title: 'Your share',
-      lead: html`Key <strong>${key.name}</strong>${key.team ? ` of team ${key.team}` : ''}: what is used, what is left.`,
+      lead: `What key ${key.name}${key.team ? ` of team ${key.team}` : ''} has used, and what is left.`,
       actions: html`
         <a class="button quiet" href=${href('/usage', usageQuery(query))} target="_blank" rel="noopener">JSON</a>
         <button class="button quiet" ?disabled=${!data} @click=${() => saveTable(data, query)}>CSV</button>
