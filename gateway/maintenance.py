@@ -306,9 +306,10 @@ async def forget_ended_raises(gateway: Gateway) -> None:
 
 
 async def forget_alert_claims(gateway: Gateway) -> None:
-    """Deletes the claims of events whose window is over, and entries that are too old to send."""
+    """Deletes claims of events whose window is over, entries too old to send, and old events."""
     if await has_turn(gateway, "alert_claims", ALERT_CLAIMS_SECONDS):
         await gateway.outbox.forget_claims()
+        await gateway.outbox.kept.trim()
         await gateway.outbox.drop_expired()
 
 

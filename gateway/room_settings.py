@@ -60,6 +60,7 @@ def api_settings(settings: Settings) -> ApiSettings:
         metrics_token=settings.server.metrics_token,
         public_url=settings.server.link_base_url,
         is_public_url_set=settings.server.public_url is not None,
+        admin_url=settings.server.admin_url,
         cors_origins=settings.server.cors_origins,
         stores_prompts=settings.cache.stores_prompts,
         max_body_bytes=settings.server.max_body_bytes,

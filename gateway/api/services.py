@@ -19,6 +19,7 @@ from gateway.access.keys import Keys
 from gateway.access.limit_changes import LimitChanges
 from gateway.access.policy import Policy
 from gateway.access.revoked_secrets import RevokedSecrets
+from gateway.access.sessions import Sessions
 from gateway.access.signing import Signing
 from gateway.access.teams import Teams
 from gateway.api.open_requests import OpenRequests
@@ -56,6 +57,8 @@ class ApiSettings(BaseModel):
     """The start of every link; None: the scheme and host of the request."""
     is_public_url_set: bool = False
     """The operator chose it: then the scheme that a proxy reports does not change it."""
+    admin_url: str | None = None
+    """Of the address of operators; None: they use the address of clients."""
     cors_origins: tuple[str, ...] = ()
     """As browsers send them; empty: CORS is off."""
     stores_prompts: bool = False
@@ -107,6 +110,7 @@ class Services:
     keys: Keys
     audit: Audit
     attempts: Attempts
+    sessions: Sessions
     trusted_proxies: TrustedProxies
     open_requests: OpenRequests
     signing: Signing

@@ -347,8 +347,8 @@ class Images:
             return  # the reservation needs the store too
         if (changed := comparison.value.changed) is None:
             return
-        await self._keys.update(context.secret, context.principal, changed)
-        context.use_key(await self._keys.authenticate(context.secret))
+        await self._keys.update(context.credential, context.principal, changed)
+        context.use_key(await self._keys.authenticate(context.credential))
         await self._interpreter.interpret(context, query.body)  # the key may have other models
 
     def _purchase_function(

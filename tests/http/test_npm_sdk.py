@@ -1,19 +1,12 @@
-"""The npm package `openai` with the gateway: it reads streams, and raises their errors.
-
-The package is installed once, outside the repository. Without node or a package registry these
-tests are skipped.
-"""
+"""The npm package `openai` with the gateway: it reads streams, and raises their errors."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +14,7 @@ import pytest
 
 from tests.gates import hold_streams
 from tests.gateways import Client, InProcess
+from tests.npm import install_packages
 
 PACKAGE = "openai@7.5.0"
 SCRIPT = Path(__file__).with_name("stream.mjs")
@@ -28,37 +22,10 @@ PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"
 
 
-def _cache_folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "image-gateway-tests" / PACKAGE
-
-
 @pytest.fixture(scope="module")
 def package() -> Path:
     """The folder with the installed package."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node is not installed: apt-get install nodejs npm")
-    folder = _cache_folder()
-    if not folder.exists():
-        _install(folder)
-    return folder
-
-
-def _install(folder: Path) -> None:
-    """Installs by renaming a temporary folder, because several processes may install at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        quiet = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
-        done = subprocess.run(
-            ["npm", "install", *quiet, "--prefix", f"{temporary}/new", PACKAGE],
-            capture_output=True,
-            check=False,
-            text=True,
-        )
-        if done.returncode:
-            pytest.skip(f"npm cannot install {PACKAGE}: {done.stderr.strip().splitlines()[-1:]}")
-        with suppress(OSError):  # another process was first
-            Path(temporary, "new").rename(folder)
+    return install_packages(PACKAGE)
 
 
 async def stream(

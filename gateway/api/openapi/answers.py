@@ -360,7 +360,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         {
             "limit": {"enum": list(LIMITS)},
             "window": _TEXT,
-            "status": {"enum": ["sent", "already_sent", "no_receiver"]},
+            "status": {"enum": ["sent", "already_sent", "kept"]},
         }
     ),
     "Purge": _object({"images": _COUNT, "done": {"type": "boolean"}, "id": _TEXT}),

@@ -255,7 +255,10 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "ask_for_more": Operation(
         "Ask the operators for more of a limit, once in its window",
         "images",
-        _ok("AskedForMore", "Whether a webhook notifies the operators."),
+        _ok(
+            "AskedForMore",
+            "Whether a webhook notifies the operators, or they see it on their dashboard.",
+        ),
         credential="key",
         body=Content(
             schema="AskForMore",

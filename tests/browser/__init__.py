@@ -1,0 +1,1 @@
+"""The dashboard in Chromium. `browser.mjs` drives it; each other script is one test's steps."""

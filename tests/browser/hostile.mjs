@@ -1,0 +1,50 @@
+// Opens every view and every detail of a gateway whose texts were all chosen by an attacker. Says
+// what a person reads in each, and what became an element or ran.
+import {browse, given, openPage, openView, say, settled, signIn} from './browser.mjs';
+
+/** Opens what `details` names one after the other: rows and cards whose details are a dialog. */
+async function openDetails(page, view) {
+  const texts = [];
+  for (const opener of await page.locator(given.openers[view] ?? 'none').all()) {
+    await opener.click();
+    const dialog = page.getByRole('dialog');
+    await dialog.waitFor();
+    await page.waitForFunction(() => !document.querySelector('dialog .skeleton, dialog [aria-busy="true"]'));
+    texts.push(await dialog.innerText());
+    await page.keyboard.press('Escape');
+    await dialog.waitFor({state: 'hidden'});
+  }
+  return texts;
+}
+
+/** Elements that only an attacker's text can have made, and links that run something. */
+const strangers = (page) =>
+  page.evaluate(() =>
+    [...document.querySelectorAll('script:not([src]), iframe, object, embed, base, form[action], b, [style], a, img, svg *, [onerror], [onload], [onclick]')]
+      .filter((element) => {
+        const isHandler = element.getAttributeNames().some((name) => name.startsWith('on'));
+        const address = element.getAttribute('href') ?? element.getAttribute('src') ?? '';
+        const isElsewhere = address && !['http:', 'blob:', 'data:'].includes(new URL(address, location).protocol);
+        const isOdd = ['script', 'iframe', 'object', 'embed', 'base'].includes(element.localName) && !element.src;
+        const isForeign = element.localName === 'b' && element.textContent.includes('owned');
+        return isHandler || isElsewhere || isOdd || isForeign || address.includes('owned');
+      })
+      .map((element) => element.outerHTML.slice(0, 200)),
+  );
+
+await browse(async (browser) => {
+  for (const {name, token, views} of given.sessions) {
+    const page = await openPage(browser);
+    await signIn(page, token);
+    for (const view of views) {
+      await openView(page, view);
+      const text = await page.locator('body').innerText();
+      const details = await openDetails(page, view.split('?')[0]);
+      await settled(page);
+      const title = await page.title();
+      say('view', {session: name, view, text: [text, ...details].join('\n'), title, strangers: await strangers(page)});
+    }
+    say('session', {name, faults: page.faults, owned: await page.evaluate(() => window.owned === true)});
+    await page.context().close();
+  }
+});

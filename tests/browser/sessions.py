@@ -1,0 +1,60 @@
+"""Who signs in, the views that there are for them, and the dialogs that a view opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from tests.gateways import ADMIN_TOKEN
+
+Dialogs: TypeAlias = Sequence[Sequence[str]]
+"""Each by the names of the buttons that lead to it."""
+
+_KEY: Final = "Actions for "
+
+ADMIN_VIEWS: Final[Mapping[str, Dialogs]] = {
+    "overview": (),
+    "spend": (),
+    "keys": (
+        ["Make a key"],
+        [_KEY, "Raise a limit"],
+        [_KEY, "Edit"],
+        [_KEY, "Rotate"],
+        [_KEY, "Revoke"],
+    ),
+    "teams": (["Make a team"],),
+    "images": (["hits"],),
+    "playground": (),
+    "requests": (),
+    "events": (),
+    "settings": (),
+}
+HOLDER_VIEWS: Final[Mapping[str, Dialogs]] = {
+    "share": (["Ask for more"],),
+    "images": (["hits"],),
+    "playground": (),
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A sign-in by the form."""
+
+    name: str
+    token: str
+    views: Mapping[str, Dialogs]
+
+    def given(self) -> Mapping[str, Any]:
+        """For a script."""
+        views = [{"view": view, "dialogs": dialogs} for view, dialogs in self.views.items()]
+        return {"name": self.name, "token": self.token, "views": views}
+
+
+def admin() -> Session:
+    return Session("admin", ADMIN_TOKEN, ADMIN_VIEWS)
+
+
+def holder(secret: str) -> Session:
+    """Of the holder of a key."""
+    return Session("holder", secret, HOLDER_VIEWS)

@@ -1,0 +1,43 @@
+"""Every view and dialog fits a telephone, stands still while it loads, and shuts nobody out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.browser import seeds
+from tests.browser.problems import problems
+from tests.browser.running import Scripts
+from tests.browser.sessions import admin, holder
+from tests.gateways import make_settings, run_gateway, run_upstream
+
+
+@pytest.mark.timeout(180)
+async def test_each_view_fits_stands_still_and_has_no_finding_of_axe(
+    tmp_path: Path, scripts: Scripts
+) -> None:
+    async with (
+        run_upstream() as upstream,
+        run_gateway(make_settings(tmp_path / "data", upstream.base_url)) as here,
+    ):
+        began = time.time()
+        clients = await seeds.seed(here, seeds.SMALL)
+        await seeds.until_folded(here, began)
+        sessions = [admin(), holder(clients[0].secret)]
+        steps = await scripts.run(
+            "views.mjs",
+            on={"signed in": lambda: None},
+            url=here.client.url,
+            sessions=[session.given() for session in sessions],
+            themes=["light", "dark"],
+            widths=[360],
+            dialogs=True,
+            axe=True,
+        )
+
+    assert list(problems(steps)) == []
+    for session in sessions:
+        found = [step["views"] for step in steps if step.get("name") == session.name]
+        assert found[0] == [f"/dashboard/{view}" for view in session.views]

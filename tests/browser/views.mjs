@@ -1,0 +1,95 @@
+// Opens views and their dialogs in themes and widths; says of each what is wrong with it, and what
+// axe-core finds.
+//
+// `views` are addresses below /dashboard, each with the dialogs that it opens: the names of the
+// buttons that lead to them. All sessions sign in first: at the step `signed in` the test may take
+// the store away.
+import {browse, given, openPage, openView, say, settled, signIn, tell} from './browser.mjs';
+
+const HEIGHTS = {360: 740, 1440: 900};
+
+async function lookAtAll(page, {name, theme, views}) {
+  for (const width of given.widths) {
+    await page.setViewportSize({width, height: HEIGHTS[width]});
+    for (const {view, dialogs} of views) {
+      const about = {session: name, view, theme, width};
+      await openView(page, view);
+      await lookAt(page, {...about, title: await page.locator('h1').first().innerText()});
+      for (const path of given.dialogs ? dialogs : []) await lookAtDialog(page, path, about);
+    }
+  }
+}
+
+async function lookAt(page, about) {
+  say('view', {...about, ...(await measure(page)), axe: given.axe ? await examine(page) : []});
+  if (!given.save) return;
+  const {view, dialog = '', session, theme, width} = about;
+  const name = `${view} ${dialog}`.trim().replaceAll(/\W+/g, '-');
+  // The whole page, whatever scrolls inside of it; of a dialog what a person sees.
+  await page.screenshot({
+    path: `${given.save}/${name}-${session}-${theme}-${width}.png`,
+    fullPage: !dialog,
+    animations: 'disabled',
+  });
+}
+
+async function lookAtDialog(page, path, about) {
+  for (const name of path) await clickOn(page, name);
+  const dialog = page.getByRole('dialog');
+  await dialog.waitFor();
+  await settled(page);
+  await lookAt(page, {...about, dialog: path.at(-1), title: await dialog.getByRole('heading').first().innerText()});
+  await page.keyboard.press('Escape');
+  await dialog.waitFor({state: 'hidden'});
+  await settled(page);
+}
+
+/** The first button of this name; the button of a menu is a summary. */
+async function clickOn(page, name) {
+  const isOpen = await page.getByRole('dialog').isVisible();
+  const inside = page.locator(isOpen ? 'dialog' : 'main');
+  const named = new RegExp(name);
+  const menu = inside.locator(`summary[aria-label^="${name}"]`);
+  await inside.getByRole('button', {name: named}).or(menu).locator('visible=true').first().click();
+}
+
+/** What makes a view unpleasant: it scrolls sideways, or things move while it loads. */
+const measure = (page) =>
+  page.evaluate(() => ({
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    wide: [...document.querySelectorAll('main *')]
+      .filter((element) => element.getBoundingClientRect().right > innerWidth + 1 && !element.closest('.table-box, pre, svg, gw-chart'))
+      .map((element) => `${element.localName}.${element.className?.baseVal ?? element.className}`)
+      .slice(0, 5),
+    shift: window.shifts.reduce((sum, {value}) => sum + value, 0),
+    moved: window.shifts.flatMap(({moved}) => moved).slice(0, 5),
+  }));
+
+/** The serious and critical findings of axe-core. */
+const examine = (page) =>
+  page.evaluate(async () => {
+    const {violations} = await axe.run(document, {resultTypes: ['violations']});
+    return violations
+      .filter(({impact}) => impact === 'serious' || impact === 'critical')
+      .map(({id, nodes}) => ({id, nodes: nodes.slice(0, 4).map(({html, failureSummary}) => `${html.slice(0, 160)} ${failureSummary}`)}));
+  });
+
+await browse(async (browser) => {
+  const opened = [];
+  for (const {name, token, views} of given.sessions) {
+    for (const theme of given.themes) {
+      const page = await openPage(browser, {theme, axe: given.axe});
+      page.expected.push(...(given.expected ?? []).map((pattern) => new RegExp(pattern)));
+      await signIn(page, token);
+      const links = await page.getByRole('navigation', {name: 'Views', includeHidden: true}).locator('a').all();
+      say('navigation', {name, views: await Promise.all(links.map((each) => each.getAttribute('href')))});
+      opened.push({page, name, theme, views});
+    }
+  }
+  await tell('signed in');
+  for (const {page, ...about} of opened) {
+    await lookAtAll(page, about);
+    say('session', {name: about.name, theme: about.theme, faults: page.faults});
+    await page.context().close();
+  }
+});
