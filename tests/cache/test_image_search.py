@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gateway.cache import image_search
 from gateway.cache.image_hits import ImageHits
 from gateway.cache.image_index import IMAGES
-from gateway.cache.image_search import FoundImage, SearchTerms
+from gateway.cache.image_search import UNLIST_AFTER_SECONDS, FoundImage, SearchTerms
 from gateway.cache.indexed_image import LISTS, ImageOrigin, IndexedImage, list_member
 from gateway.errors import GatewayError
 from gateway.images import Image
@@ -133,17 +133,17 @@ async def lengths(store: Store, *names: str) -> list[int]:
 
 @dataclass
 class Model:
-    """What is stored: images in the order of their purchase, and the bytes that are there."""
+    """What was bought, which of it is in lists, and the bytes that are there."""
 
     bought: list[Stored] = field(default_factory=list)
+    listed: dict[str, Stored] = field(default_factory=dict)
     there: set[str] = field(default_factory=set)
     taken_down: set[str] = field(default_factory=set)
 
     def search(self, terms: SearchTerms) -> list[str]:
-        images = {stored.image.id: stored for stored in self.bought}
         found = [
             stored
-            for stored in images.values()
+            for stored in self.listed.values()
             if stored.image.digest in self.there - self.taken_down
             and terms.model in (None, stored.image.model)
             and terms.size in (None, stored.origin.size)
@@ -155,12 +155,21 @@ class Model:
         found.sort(key=lambda stored: (stored.image.created_at, stored.image.id), reverse=True)
         return [stored.image.id for stored in found]
 
+    def lose(self, digest: str, *, min_age: float) -> None:
+        """The bytes are gone, and the images of this age leave the lists."""
+        self.there.discard(digest)
+        for stored in list(self.listed.values()):
+            if stored.image.digest == digest and NOW - stored.image.created_at >= min_age:
+                del self.listed[stored.image.id]
+
 
 def optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(st.none(), values)
 
 
-AGES = st.integers(0, 40).map(lambda n: n * 50.0)  # some are equal, some too young to be removed
+AGES = st.integers(0, 12).map(lambda n: n * 150.0)
+"""Some are equal, and some too young to leave a list because of missing bytes."""
+
 PURCHASES = st.fixed_dictionaries(
     {
         "age": AGES,
@@ -216,11 +225,14 @@ async def take_step(cache: Cache, store: Store, model: Model, step: Sequence[Any
         with suppress(GatewayError):  # it is unknown once its record is gone
             await cache.invalidation.take_down(one.image.id)
             model.taken_down.add(digest)
-    else:
-        model.there.discard(digest)
+    elif kind == "evict":
         await cache.blobs.delete([digest])
-        if kind == "evict":
-            await cache.image_cache.remove_evicted([digest], is_full=given % 2 == 0)
+        await cache.image_cache.remove_evicted([digest], is_full=given % 2 == 0)
+        model.lose(digest, min_age=0)
+    else:
+        await cache.blobs.delete([digest])
+        await search_all(cache)  # sees that they are gone
+        model.lose(digest, min_age=UNLIST_AFTER_SECONDS)
 
 
 async def buy(cache: Cache, store: Store, model: Model, stored: Stored) -> None:
@@ -228,6 +240,7 @@ async def buy(cache: Cache, store: Store, model: Model, stored: Stored) -> None:
         return  # a purchase with these bytes is refused
     await store_image(cache, store, stored)
     model.bought.append(stored)
+    model.listed[stored.image.id] = stored
     model.there.add(stored.image.digest)
 
 
