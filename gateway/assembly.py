@@ -24,6 +24,7 @@ from gateway.access.audit import Audit
 from gateway.access.declared_keys import DeclaredKeys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.revoked_secrets import RevokedSecrets
+from gateway.access.sessions import Sessions
 from gateway.access.signing import Signing
 from gateway.access.watched import list_watched
 from gateway.api.open_requests import OpenRequests
@@ -70,6 +71,7 @@ from gateway.room_settings import (
     interpreter_settings,
     ledger_settings,
     purchase_settings,
+    read_admin_token,
     sender_settings,
     tls_files,
     tracing_settings,
@@ -290,6 +292,7 @@ def wire_gateway(
         keys=keys,
         store=store,
         unstored=unstored,
+        hits=cache.image_hits,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
         tracer=tracer or NO_TRACER,
@@ -321,6 +324,7 @@ def wire_gateway(
         keys=keys,
         audit=Audit(store, keep_seconds=settings.billing.keep_records_seconds),
         attempts=Attempts(),
+        sessions=Sessions(store, admin_token=read_admin_token(settings)),
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         open_requests=OpenRequests(
             max_per_key=settings.server.max_open_per_key,

@@ -137,6 +137,15 @@ class ErrorCode(StrEnum):
         403,
         "Basic authentication, in a request of a page of another origin.",
     )
+    SESSION_REQUIRED = "session_required", 401, "The dashboard needs a session that has not ended."
+    SIGN_IN_FAILED = "sign_in_failed", 401, "The token or the link does not sign in."
+    WRONG_SESSION = "wrong_session", 403, "The path needs a session of the other kind."
+    ADMIN_ELSEWHERE = "admin_elsewhere", 403, "The admin's dashboard has another address."
+    CROSS_ORIGIN_REQUEST = (
+        "cross_origin_request",
+        403,
+        "A page of another origin called the dashboard's API.",
+    )
     INVALID_ADMIN_TOKEN = "invalid_admin_token", 401, "The path needs the admin token."
     MODEL_NOT_FOUND = "model_not_found", 403, "The key may not use this model, or it is unknown."
     UNKNOWN_PRICE = "unknown_price", 403, "The model has no price, so the gateway does not buy it."
@@ -149,6 +158,7 @@ class ErrorCode(StrEnum):
     LINK_EXPIRED = "link_expired", 403, "The link to the image has expired."
     LINK_INVALID = "link_invalid", 403, "The link to the image is not valid."
     IMAGE_NOT_FOUND = "image_not_found", 404, "There is no such image."
+    NO_THUMBNAIL = "no_thumbnail", 404, "The image can have no thumbnail."
     IMAGE_GONE = "image_gone", 410, "The image was evicted or taken down."
     PRECONDITION_FAILED = "precondition_failed", 412, "If-Match names another image."
     RANGE_NOT_SATISFIABLE = "range_not_satisfiable", 416, "The range is beyond the image's end."
@@ -280,14 +290,12 @@ class InvalidRequest(GatewayError):
 class IncorrectKey(GatewayError):
     """The key is unknown, expired or revoked. Such a request leaves no ledger record.
 
-    Worded as in `docs/reference/images-api.md#keys`. The message shows the first 6 and the last 4
-    characters of a key that is long enough to hide the others.
+    Worded as in `docs/reference/images-api.md#keys`. `shown` is what the message shows of the key.
     """
 
     status = 401
 
-    def __init__(self, secret: str) -> None:
-        shown = f"{secret[:6]}***{secret[-4:]}" if len(secret) >= 16 else "***"
+    def __init__(self, shown: str) -> None:
         super().__init__(
             f"Incorrect API key provided: {shown}. It is not an active key of this gateway. You "
             "can obtain an API key from the operator of this gateway.",

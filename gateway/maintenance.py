@@ -26,6 +26,7 @@ from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
 from gateway.billing.verification import VERIFY_EVERY_SECONDS
 from gateway.billing.zone_changes import note_time_zone
+from gateway.cache.image_hits import WRITE_EVERY_SECONDS as HITS_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.conditions import Condition
 from gateway.configuration.settings import Settings
@@ -91,6 +92,8 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
         Job("purges", PURGE_SECONDS, gateway.cache.purges.run),
         Job("lru_uses", 1.0, blobs.record_uses),
+        Job("thumbnail_processes", 5.0, gateway.cache.thumbnails.end_idle),
+        Job("image_hits", HITS_SECONDS, gateway.cache.image_hits.write),
         Job("upstream_health", WRITE_SECONDS, upstream_health.refresh, upstream_health.changed),
         Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
@@ -142,9 +145,11 @@ async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
     except TimeoutError:
         log.error("drain_timeout", purchases=len(gateway.tasks))
     await gateway.flights.close()
+    await gateway.cache.thumbnails.close()
     try:
         await gateway.ledger.write()
         await gateway.services.keys.uses.write()
+        await gateway.cache.image_hits.write()
         # The store refuses this while a journal is open, so that another worker finds and finishes
         # it.
         await execute(gateway.store, Deregister(gateway.worker))
@@ -301,9 +306,10 @@ async def forget_ended_raises(gateway: Gateway) -> None:
 
 
 async def forget_alert_claims(gateway: Gateway) -> None:
-    """Deletes the claims of events whose window is over, and entries that are too old to send."""
+    """Deletes claims of events whose window is over, entries too old to send, and old events."""
     if await has_turn(gateway, "alert_claims", ALERT_CLAIMS_SECONDS):
         await gateway.outbox.forget_claims()
+        await gateway.outbox.kept.trim()
         await gateway.outbox.drop_expired()
 
 

@@ -60,7 +60,9 @@ def api_settings(settings: Settings) -> ApiSettings:
         metrics_token=settings.server.metrics_token,
         public_url=settings.server.link_base_url,
         is_public_url_set=settings.server.public_url is not None,
+        admin_url=settings.server.admin_url,
         cors_origins=settings.server.cors_origins,
+        stores_prompts=settings.cache.stores_prompts,
         max_body_bytes=settings.server.max_body_bytes,
         body_timeout_seconds=settings.server.read_timeout_seconds,
     )
@@ -98,6 +100,7 @@ def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
         upstream_name=settings.upstream.name,
         timeout_seconds=settings.upstream.timeout_seconds,
         dead_after_seconds=settings.workers.dead_after_seconds,
+        stores_prompts=settings.cache.stores_prompts,
     )
 
 

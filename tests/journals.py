@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.access.key_spaces import Credential
 from gateway.access.keys import Keys
 from gateway.billing import pricing, quota
 from gateway.billing.ledger import draft
@@ -71,7 +72,7 @@ async def leave_purchase(
     )
     purchase = secrets.token_hex(12)
     async with open_store(settings) as (store, blobs):
-        subject = (await Keys(store).authenticate(secret)).principal
+        subject = (await Keys(store).authenticate(Credential.of(secret))).principal
         record = draft(subject, request_id=f"req_{secrets.token_hex(16)}", time=time.time())
         record = record.but(id=purchase, model=MODEL, n=1, fingerprint=key, outcome="bought")
         record = record.but(upstream=UPSTREAM, price_date=PRICE_DATE)

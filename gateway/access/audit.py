@@ -45,7 +45,7 @@ DEFAULT_LIMIT: Final = 100
 
 _ID: Final = re.compile(r"[0-9]{17}-[0-9a-f]{8}")
 
-Via: TypeAlias = Literal["api", "cli", "file"]
+Via: TypeAlias = Literal["api", "cli", "dashboard", "file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ class Actor:
     """Who changes something."""
 
     via: Via
-    """The admin API, a command, or `access.yaml`."""
+    """The admin API, a command, the dashboard, or `access.yaml`."""
     by: str
     """`admin`, the user and machine of a command, or the file."""
     address: str | None = None
-    """Of the client of the admin API."""
+    """Of the client of the admin API or the dashboard."""
 
 
 @dataclass(frozen=True, slots=True)

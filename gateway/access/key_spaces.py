@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -23,6 +24,9 @@ REVOKED: Final = "revoked_keys"
 """Records by the time of their revocation and the key's id."""
 REVOKED_SECONDS: Final = 90 * 86_400
 """How long a revoked key is listed. Records of the ledger have its name for longer."""
+
+MIN_SHOWN: Final = 16
+"""Characters of a secret of which a message shows a part."""
 
 
 class KeyName(NamedTuple):
@@ -48,6 +52,21 @@ def hash_secret(secret: str) -> str:
     # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not
     # UTF-8 arrives with lone surrogates, which only `surrogatepass` encodes.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What authenticates a request: a secret of a key, by its hash."""
+
+    secret_hash: str
+    shown: str = field(compare=False)
+    """What an error message shows of the secret."""
+
+    @staticmethod
+    def of(secret: str) -> Credential:
+        """Shows the first 6 and the last 4 characters if that hides the others."""
+        shown = f"{secret[:6]}***{secret[-4:]}" if len(secret) >= MIN_SHOWN else "***"
+        return Credential(hash_secret(secret), shown)
 
 
 def revoked_name(at: float, key_id: str) -> str:

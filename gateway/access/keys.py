@@ -46,6 +46,7 @@ from gateway.access.key_spaces import (
     REVOKED,
     REVOKED_SECONDS,
     SECRETS,
+    Credential,
     KeyName,
     decode_key,
     decode_key_cached,
@@ -152,31 +153,31 @@ class Keys:
 
     # ── authentication ──────────────────────────────────────────────────────────────────────
 
-    def find_known(self, secret: str) -> Key | None:
+    def find_known(self, credential: Credential) -> Key | None:
         """The key of a secret that this worker has in memory and that is active."""
-        known = self._use(hash_secret(secret))
+        known = self._use(credential.secret_hash)
         return known.key if known is not None and known.ends_at > self._clock() else None
 
-    async def authenticate(self, secret: str) -> Key:
+    async def authenticate(self, credential: Credential) -> Key:
         """The key of a secret, from memory if this worker has seen it before.
 
         Raises `IncorrectKey` if it is unknown, revoked or expired.
         """
-        secret_hash = hash_secret(secret)
+        secret_hash = credential.secret_hash
         known = self._use(secret_hash)
         # An expired key may have been given a later expiry in the store.
         if known is None or known.ends_at <= self._clock():
             known = await self._read(secret_hash)
         if known is None or known.ends_at <= self._clock():
-            raise IncorrectKey(secret)
+            raise IncorrectKey(credential.shown)
         return known.key
 
-    async def confirm(self, secret: str) -> Key:
+    async def confirm(self, credential: Credential) -> Key:
         """`authenticate` by the store, for a request that is not admitted.
 
         While the store is unavailable, the key is trusted as this worker knows it.
         """
-        secret_hash = hash_secret(secret)
+        secret_hash = credential.secret_hash
         with suppress(StoreUnavailable):
             known = self._use(secret_hash)
             if known is not None and known.record.declared_in is not None:
@@ -184,9 +185,27 @@ class Keys:
             elif await self._read(secret_hash) is None:
                 # Otherwise `authenticate` would find the key in memory.
                 self._forget(secret_hash)
-        key = await self.authenticate(secret)
+        key = await self.authenticate(credential)
         self.uses.mark(key.principal.key_id)
         return key
+
+    async def credentials_of(self, key_id: str) -> list[Credential]:
+        """The valid secrets of an active key, the newest first; empty if there is no such key.
+
+        While the store is unavailable, a key that this worker knows has those that it had.
+        """
+        record = self._subjects.declared().ids.get(key_id)
+        if record is None:
+            try:
+                record = decode_key(await execute(self._store, Get(KEYS, key_id)))
+            except StoreUnavailable:
+                known = (k.record for k in self._known.values() if k.record.id == key_id)
+                record = next(known, None)
+        now = self._clock()
+        if record is None or not record.is_active(now):
+            return []
+        secrets = record.without_ended_secrets(now).secrets
+        return [Credential(secret.sha256, f"{record.prefix}***") for secret in secrets]
 
     def mark_confirmed(self, key: Key) -> None:
         """An admission has just found that this worker knows the key as the store has it."""
@@ -205,7 +224,9 @@ class Keys:
             return False
         return confirmed.at > self._clock() - TRUST_SECONDS
 
-    async def update(self, secret: str, principal: Principal, changed: Sequence[bytes]) -> None:
+    async def update(
+        self, credential: Credential, principal: Principal, changed: Sequence[bytes]
+    ) -> None:
         """Replaces a key by what an admission found to be newer; b"" for a record that was removed.
 
         Raises `StoreUnavailable`.
@@ -214,7 +235,7 @@ class Keys:
             (expected.space, expected.name): value
             for expected, value in zip(principal.expected, changed, strict=True)
         }
-        secret_hash = hash_secret(secret)
+        secret_hash = credential.secret_hash
         known = self._use(secret_hash)
         data = found.get((KEYS, principal.key_id))
         if data == b"":

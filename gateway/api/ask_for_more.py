@@ -22,7 +22,7 @@ from gateway.values import nearest
 
 
 async def ask_for_more(request: web.Request) -> web.Response:
-    """Sends an event, once for each key, limit and window; works with the budget used up."""
+    """Makes an event, once for each key, limit and window; works with the budget used up."""
     given = await read_parameters(request, ("limit", "amount", "reason"))
     limit = _read_limit(given.get("limit"))
     amount, reason = _read_amount(limit, given.get("amount")), _read_reason(given.get("reason"))
@@ -38,10 +38,10 @@ async def ask_for_more(request: web.Request) -> web.Response:
         reason=reason,
         states=[_shown(state) for state in states],
     )
-    if not watch.is_wanted(alert):
-        status = "no_receiver"
+    if not await watch.tell(alert):
+        status = "already_sent"
     else:
-        status = "sent" if await watch.tell(alert) else "already_sent"
+        status = "sent" if watch.is_wanted(alert) else "kept"
     return json_response({"limit": limit.name, "window": span.label, "status": status})
 
 

@@ -15,7 +15,9 @@ from typing import Final
 from aiohttp import hdrs, web
 from pydantic import SecretStr
 
+from gateway.access.key_spaces import Credential
 from gateway.access.keys import Key
+from gateway.access.sessions import Session
 from gateway.api.credentials import explain_missing_key, read_basic, read_credential
 from gateway.api.exchange import EXCHANGE
 from gateway.api.middleware import Handler
@@ -24,23 +26,25 @@ from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, IncorrectKe
 from gateway.net.client_address import network_of
 
 KEY: Final = web.RequestKey("key", Key)
-SECRET: Final = web.RequestKey("secret", str)
-"""The secret of the key, for handlers that authenticate it again."""
+CREDENTIAL: Final = web.RequestKey("credential", Credential)
+"""Of the key, for handlers that authenticate it again."""
+SESSION: Final = web.RequestKey("session", Session)
+"""Of a request of the dashboard, which `dashboard.guards` has checked."""
 
 
 def with_key(handler: Handler) -> Handler:
     """Requires a gateway key that this worker knows or the store has."""
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
-        request[SECRET] = secret = _key_secret(request)
-        services = request.app[SERVICES]
+        secret, services = _key_secret(request), request.app[SERVICES]
+        credential = Credential.of(secret)
         with _noting_incorrect(request, secret):
             # The key may have been revoked since; the admission that follows checks that.
-            key = services.keys.find_known(secret)
+            key = services.keys.find_known(credential)
             if key is None:
-                look_up = partial(services.keys.authenticate, secret)
-                key = await services.attempts.look_up(_client(request), look_up)
-            _use_key(request, key)
+                look_up = partial(services.keys.authenticate, credential)
+                key = await services.attempts.look_up(client_of(request), look_up)
+            use_key(request, key, credential)
             return await handler(request)
 
     return authenticated
@@ -50,24 +54,30 @@ def with_confirmed_key(handler: Handler) -> Handler:
     """Requires a gateway key that the store confirms, for handlers without an admission."""
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
-        secret, services = _key_secret(request), request.app[SERVICES]
-        with _noting_incorrect(request, secret):
-            if services.keys.find_known(secret) is None:
-                look_up = partial(services.keys.confirm, secret)
-                key = await services.attempts.look_up(_client(request), look_up)
-            else:
-                key = await services.keys.confirm(secret)
-        _use_key(request, key)
+        secret = _key_secret(request)
+        use_key(request, await confirm_key(request, secret), Credential.of(secret))
         return await handler(request)
 
     return authenticated
 
 
+async def confirm_key(request: web.Request, secret: str) -> Key:
+    """The key of a secret, as the store has it. Raises `IncorrectKey`, or 429 for too many."""
+    services, credential = request.app[SERVICES], Credential.of(secret)
+    with _noting_incorrect(request, secret):
+        if services.keys.find_known(credential) is not None:
+            return await services.keys.confirm(credential)
+        look_up = partial(services.keys.confirm, credential)
+        return await services.attempts.look_up(client_of(request), look_up)
+
+
 def with_admin(handler: Handler) -> Handler:
-    """Requires the admin token."""
+    """Requires the admin token, or below `/dashboard/api` an admin's session."""
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
-        _check_token(request, request.app[SERVICES].settings.admin_token)
+        session = request.get(SESSION)
+        if session is None or session.kind != "admin":
+            _check_token(request, request.app[SERVICES].settings.admin_token)
         return await handler(request)
 
     return authenticated
@@ -95,8 +105,9 @@ def _noting_incorrect(request: web.Request, secret: str) -> Iterator[None]:
         raise
 
 
-def _use_key(request: web.Request, key: Key) -> None:
-    request[KEY] = key
+def use_key(request: web.Request, key: Key, credential: Credential) -> None:
+    """Makes this the key of the request, for its handler and for the log."""
+    request[KEY], request[CREDENTIAL] = key, credential
     request[EXCHANGE].key_name = key.principal.key_name
 
 
@@ -104,7 +115,7 @@ def _key_secret(request: web.Request) -> str:
     secret = read_credential(request.headers) or read_basic(request)
     if secret:
         return secret
-    request.app[SERVICES].attempts.fail(_client(request))
+    request.app[SERVICES].attempts.fail(client_of(request))
     raise GatewayError(
         "You didn't provide an API key. You need to provide your API key of this gateway in an "
         "Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), in an "
@@ -125,7 +136,7 @@ def _check_token(request: web.Request, *accepted: SecretStr | None) -> None:
         # Without `expected`, a request without a credential would match a token that is not set.
         if expected and hmac.compare_digest(credential, expected):
             return
-    request.app[SERVICES].attempts.fail(_client(request))
+    request.app[SERVICES].attempts.fail(client_of(request))
     raise GatewayError(
         "This path needs the gateway's admin token: Authorization: Bearer GATEWAY_ADMIN_TOKEN.",
         type=INVALID_REQUEST,
@@ -134,6 +145,6 @@ def _check_token(request: web.Request, *accepted: SecretStr | None) -> None:
     )
 
 
-def _client(request: web.Request) -> str:
+def client_of(request: web.Request) -> str:
     """Whose attempts are counted together."""
     return network_of(request[EXCHANGE].client_address)

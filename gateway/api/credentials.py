@@ -14,9 +14,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.api.exchange import EXCHANGE
-from gateway.api.http.host import requested_host
-from gateway.api.services import SERVICES
+from gateway.api.origin import is_own_origin
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
 
 BASIC: Final = "basic"
@@ -30,8 +28,6 @@ _OTHER_HEADERS: Final = (
 _QUERY_NAMES: Final = ("api-key", "api_key", "apikey", "key", "access_token", "token")
 
 _USE_BEARER: Final = "send the key as Authorization: Bearer YOUR_KEY."
-
-_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
 def read_credential(headers: Mapping[str, str]) -> str:
@@ -103,24 +99,4 @@ def _is_of_another_origin(request: web.Request) -> bool:
     # Over plain HTTP browsers send that header only to their own machine, and old ones never do.
     # But they name the page's origin with every POST.
     origin = request.headers.get(hdrs.ORIGIN)
-    return origin is not None and not _is_own_origin(request, origin)
-
-
-def _is_own_origin(request: web.Request, origin: str) -> bool:
-    """Whether this is the origin at which the client reaches the gateway."""
-    scheme, _, authority = origin.partition("://")
-    port = _DEFAULT_PORTS.get(scheme, "")
-    settings = request.app[SERVICES].settings
-    if settings.is_public_url_set and settings.public_url is not None:
-        # A proxy may have cut the port from the host, and with it what tells two servers apart.
-        public_scheme, _, public = settings.public_url.lower().partition("://")
-        return (scheme, authority.removesuffix(port)) == (
-            public_scheme,
-            public.partition("/")[0].removesuffix(port),
-        )
-    is_same_host = authority.removesuffix(port) == requested_host(request).lower().removesuffix(
-        port
-    )
-    # Behind a proxy with TLS, the scheme is not known unless it says so.
-    known = request[EXCHANGE].client_scheme or ("https" if request.secure else None)
-    return is_same_host and known in (None, scheme)
+    return origin is not None and not is_own_origin(request, origin)

@@ -10,14 +10,14 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.api.auth import KEY, SECRET
+from gateway.api.auth import CREDENTIAL, KEY
 from gateway.api.exchange import EXCHANGE, Exchange
 from gateway.api.http.body import read_body
-from gateway.api.http.host import requested_host
 from gateway.api.http.json import JSON, json_response
 from gateway.api.http.sending import send_body
 from gateway.api.http.streaming import EventStream
 from gateway.api.open_requests import Place
+from gateway.api.origin import public_url
 from gateway.api.rendering import (
     COST,
     answer_headers,
@@ -54,7 +54,7 @@ async def _answer(
     request: web.Request, services: Services, exchange: Exchange, *, place: Place
 ) -> web.StreamResponse:
     exchange.context = context = _create_context(request, services, place)
-    public_url = _public_url(request, services)  # now: nothing of the request may fail when charged
+    base_url = public_url(request)  # now: nothing of the request may fail when charged
     with EventStream(request) as stream:
         context.on_stream = stream.start
         try:
@@ -73,19 +73,8 @@ async def _answer(
             event = completed_event(result, created=int(now), reports_all_usage=shows)
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
-    body = json_body(result, created=int(now), public_url=public_url, reports_all_usage=shows)
+    body = json_body(result, created=int(now), public_url=base_url, reports_all_usage=shows)
     return await _send(request, body)
-
-
-def _public_url(request: web.Request, services: Services) -> str:
-    """The start of the links in an answer."""
-    settings, proxy_scheme = services.settings, request[EXCHANGE].client_scheme
-    # Behind a proxy that says how the client came, the address that this gateway listens on is not
-    # the one at which clients reach it.
-    if proxy_scheme is not None and not settings.is_public_url_set:
-        return f"{proxy_scheme}://{requested_host(request)}"
-    # A gateway on a wildcard address does not know the address at which clients reach it.
-    return settings.public_url or f"{request.scheme}://{requested_host(request)}"
 
 
 def _create_context(request: web.Request, services: Services, place: Place) -> RequestContext:
@@ -101,7 +90,7 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
         request_id=request_id,
         time=now,
         key=key,
-        secret=request[SECRET],
+        credential=request[CREDENTIAL],
         policy=services.policy(),
         deployment=request.match_info.get("deployment"),
         content_type=request.headers.get(hdrs.CONTENT_TYPE),

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
 from aiohttp import hdrs, web
 
 from gateway.api.exchange import EXCHANGE
-from gateway.api.http.ranges import is_not_modified, requested_range
-from gateway.api.http.sending import send_body
+from gateway.api.http.images import SECURITY_HEADERS, send_image
+from gateway.api.http.ranges import is_not_modified
 from gateway.api.services import SERVICES
-from gateway.cache.image_index import IMAGE_NAME, ServedImage
+from gateway.cache.image_index import IMAGE_NAME
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
 from gateway.imagefile.check import MEDIA_TYPES
 
-SECURITY_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; sandbox",
-    "Cross-Origin-Resource-Policy": "cross-origin",
-    "Referrer-Policy": "no-referrer",
-}
-"""Any page may show an image. Opened by itself it can do nothing, whatever its bytes are, and its
-link, which is a credential, is sent to no other server."""
+CROSS_ORIGIN: Final = {"Cross-Origin-Resource-Policy": "cross-origin"}
+"""Any page may show the image of a link."""
 
 
 async def show_image(request: web.Request) -> web.StreamResponse:
@@ -60,7 +53,8 @@ async def _serve(request: web.Request) -> web.StreamResponse:
         hdrs.CONTENT_DISPOSITION: f'inline; filename="{name}"',
         hdrs.ACCEPT_RANGES: "bytes",
     }
-    return await _send(request, image, validators | representation | SECURITY_HEADERS)
+    headers = validators | representation | SECURITY_HEADERS | CROSS_ORIGIN
+    return await send_image(request, image.data, headers)
 
 
 def _no_such_image() -> GatewayError:
@@ -79,18 +73,3 @@ def _path(request: web.Request) -> str:
     # A proxy may send the absolute form, with scheme and host (RFC 9112 §3.2.2).
     _, slash, rest = target.partition("://")[2].partition("/")
     return slash + rest
-
-
-async def _send(
-    request: web.Request, image: ServedImage, headers: Mapping[str, str]
-) -> web.StreamResponse:
-    """Sends the image or the requested range of it; to HEAD the headers of the whole image."""
-    size = len(image.data)
-    part = requested_range(request, headers[hdrs.ETAG], size)
-    response = web.StreamResponse(headers=headers)
-    if part is not None:
-        response.set_status(HTTPStatus.PARTIAL_CONTENT)
-        response.headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size}"
-    sent = part or range(size)
-    response.content_length = len(sent)
-    return await send_body(request, response, [memoryview(image.data)[sent.start : sent.stop]])

@@ -1,6 +1,7 @@
 """The URL tables: every route, and the credential that it needs.
 
-There is a table for clients and one for operators, which may have an address of its own. API paths
+There is a table for clients and one for operators, which may have an address of its own. The
+dashboard is on both. API paths
 work with and without `/v1`, below `/openai` as Azure's clients write them, and with doubled and
 trailing slashes: `docs/reference/images-api.md#paths`.
 """
@@ -15,10 +16,19 @@ from aiohttp import web
 
 from gateway.api import images, links, models, ops, organization, usage
 from gateway.api.admin import audit, cache, focus, keys, limits, lookup, signing, teams, upstream
+from gateway.api.admin import images as cached_images
 from gateway.api.admin import usage as admin_usage
 from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
 from gateway.api.cors import CORS, Cors
+from gateway.api.dashboard.guards import SERVES_ADMIN
+from gateway.api.dashboard.page import ASSETS, load_assets
+from gateway.api.dashboard.routes import API as DASHBOARD_API
+from gateway.api.dashboard.routes import (
+    dashboard_admin_routes,
+    dashboard_elsewhere_routes,
+    dashboard_routes,
+)
 from gateway.api.http.body import defer_continue
 from gateway.api.middleware import add_headers, answer_errors, observe
 from gateway.api.openapi.document import DOCUMENTS, Documents, show_document
@@ -50,14 +60,21 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
     app = web.Application(middlewares=[observe, *traced, answer_errors])
     app._router = _Router()  # noqa: SLF001 - the argument `router` is deprecated
     app[SERVICES] = services
-    # Of all tables, whichever of them this address has.
+    # Of all tables, whichever of them this address has. Only the page calls the dashboard's API.
     app[DOCUMENTS] = Documents(route for table in (*ALL_TABLES, health_routes) for route in table())
+    app[ASSETS], app[SERVES_ADMIN] = load_assets(), admin_routes in tables
     # Not on an address of operators: no page may call them.
     app[CORS] = Cors(services.settings.cors_origins if client_routes in tables else ())
     app.on_response_prepare.append(add_headers)
     for table in (*tables, health_routes):
         app.add_routes(table())
-    app[KNOWN_PATHS] = KnownPaths(resource.canonical for resource in app.router.resources())
+    app.add_routes(dashboard_routes())
+    is_admin = app[SERVES_ADMIN]
+    app.add_routes(
+        dashboard_admin_routes(admin_routes()) if is_admin else dashboard_elsewhere_routes()
+    )
+    known = (resource.canonical for resource in app.router.resources())
+    app[KNOWN_PATHS] = KnownPaths(path for path in known if not path.startswith(DASHBOARD_API))
     return app
 
 
@@ -104,6 +121,16 @@ def admin_routes() -> list[web.RouteDef]:
         _post("/admin/cache/purge", with_admin(cache.purge), name="admin_purge"),
         web.get("/admin/cache/purges/{id}", with_admin(cache.purge_progress), name="admin_purges"),
         _post("/admin/cache/takedown", with_admin(cache.take_down), name="admin_takedown"),
+        web.get("/admin/images", with_admin(cached_images.list_images), name="admin_images"),
+        web.get("/admin/images/{id}", with_admin(cached_images.show_image), name="admin_image"),
+        web.get(
+            "/admin/images/{id}/thumbnail",
+            with_admin(cached_images.show_thumbnail),
+            name="admin_thumbnail",
+        ),
+        web.get(
+            "/admin/images/{id}/file", with_admin(cached_images.send_file), name="admin_image_file"
+        ),
         _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
         web.get("/admin/upstream", with_admin(upstream.show_upstreams), name="admin_upstream"),
         web.get("/admin/requests/{id}", with_admin(lookup.show_request), name="admin_request"),

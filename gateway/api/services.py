@@ -19,6 +19,7 @@ from gateway.access.keys import Keys
 from gateway.access.limit_changes import LimitChanges
 from gateway.access.policy import Policy
 from gateway.access.revoked_secrets import RevokedSecrets
+from gateway.access.sessions import Sessions
 from gateway.access.signing import Signing
 from gateway.access.teams import Teams
 from gateway.api.open_requests import OpenRequests
@@ -30,8 +31,10 @@ from gateway.billing.reports import Reports
 from gateway.billing.running_totals import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
+from gateway.cache.image_search import ImageSearch
 from gateway.cache.invalidation import Invalidation
 from gateway.cache.purges import Purges
+from gateway.cache.thumbnails import Thumbnails
 from gateway.calendar import Calendar
 from gateway.images import LimitSubject
 from gateway.metrics import Metrics
@@ -54,8 +57,12 @@ class ApiSettings(BaseModel):
     """The start of every link; None: the scheme and host of the request."""
     is_public_url_set: bool = False
     """The operator chose it: then the scheme that a proxy reports does not change it."""
+    admin_url: str | None = None
+    """Of the address of operators; None: they use the address of clients."""
     cors_origins: tuple[str, ...] = ()
     """As browsers send them; empty: CORS is off."""
+    stores_prompts: bool = False
+    """Whether the image index has prompts, which operators may read."""
     max_body_bytes: int = Field(gt=0)
     body_timeout_seconds: float = Field(gt=0)
 
@@ -83,6 +90,10 @@ class Cache(Protocol):
     @property
     def image_index(self) -> ImageIndex: ...
     @property
+    def image_search(self) -> ImageSearch: ...
+    @property
+    def thumbnails(self) -> Thumbnails: ...
+    @property
     def blobs(self) -> Blobs: ...
     @property
     def purges(self) -> Purges: ...
@@ -99,6 +110,7 @@ class Services:
     keys: Keys
     audit: Audit
     attempts: Attempts
+    sessions: Sessions
     trusted_proxies: TrustedProxies
     open_requests: OpenRequests
     signing: Signing

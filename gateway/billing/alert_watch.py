@@ -44,6 +44,8 @@ from gateway.store.protocol import Store
 from gateway.store.turns import PART_OF_INTERVAL, take_turn
 
 LOOK_EVERY_SECONDS: Final = 3.0
+LOOK_KEPT_SECONDS: Final = 30.0
+"""The same without a webhook: then events are only kept, and nothing waits for them."""
 LOOK_BACK_EVERY_SECONDS: Final = 600.0
 SUBJECTS_SECONDS: Final = 15.0
 """How long the list of limit subjects is used. Listing thousands of keys takes a while."""
@@ -69,7 +71,7 @@ ListWatched = Callable[[float], Awaitable[Sequence[Watched]]]
 
 
 class Publisher(Protocol):
-    """Claims and sends events, as `webhooks.outbox` does."""
+    """Claims, keeps and sends events, as `webhooks.outbox` does."""
 
     @property
     def has_webhooks(self) -> bool:
@@ -78,11 +80,11 @@ class Publisher(Protocol):
     def is_wanted(self, kind: str, team: str | None = None) -> bool:
         """Whether such an event is sent anywhere."""
 
-    async def is_claimed(self, once: str, *, repeats: bool = False) -> bool:
-        """Whether an event was sent, or is to be."""
+    async def is_claimed(self, once: str, *, repeats: bool = False, to_send: bool = False) -> bool:
+        """Whether an event was kept, and with `to_send` also that it was sent, or is to be."""
 
     async def publish(self, event: Event) -> bool:
-        """Sends an event unless it was sent before; whether it was not."""
+        """Keeps an event, and sends it where it is wanted; False if that was done before."""
 
 
 class AlertWatch:
@@ -114,6 +116,7 @@ class AlertWatch:
         self._clock = clock
         self._watched: Sequence[Watched] = ()
         self._watched_at: float | None = None
+        self._looked_at: float | None = None
         self._refusing: dict[tuple[str, str], None] = {}
         self._history: tuple[str, Mapping[str, Mapping[float, int]]] = ("", {})
         """The day for which it was read, and cost by subject and day."""
@@ -122,8 +125,7 @@ class AlertWatch:
 
     def note_refusal(self, subject: str, limit: str) -> None:
         """A limit has refused a purchase, or would have. If it is a budget, the next look tells."""
-        has_room = len(self._refusing) < MAX_REFUSING and self._publisher.has_webhooks
-        if has_room and _is_budget(limit):
+        if len(self._refusing) < MAX_REFUSING and _is_budget(limit):
             self._refusing[subject, limit] = None
 
     # ── every few seconds ───────────────────────────────────────────────────────────────────
@@ -133,12 +135,16 @@ class AlertWatch:
 
         Raises `StoreUnavailable`; the next look finds what this one did not publish.
         """
+        now, every = self._clock(), LOOK_EVERY_SECONDS
         if not self._publisher.has_webhooks:
-            return
+            every = LOOK_KEPT_SECONDS
+            if self._looked_at is not None and 0 <= now - self._looked_at < every:
+                return
         self._rows.clear()
         await self._look_at_refusals()
         await self._look_at_revoked_keys()
-        seconds = LOOK_EVERY_SECONDS * PART_OF_INTERVAL
+        self._looked_at = now
+        seconds = every * PART_OF_INTERVAL
         if await take_turn(self._store, "alerts", self._worker, seconds=seconds):
             await self._look_at_limits()
             await self._look_at_spending(await self._all_watched())
@@ -258,8 +264,6 @@ class AlertWatch:
 
         Raises `StoreUnavailable`.
         """
-        if not self._publisher.has_webhooks:
-            return
         self._rows.clear()
         seconds = LOOK_BACK_EVERY_SECONDS * PART_OF_INTERVAL
         if not await take_turn(self._store, "alerts_back", self._worker, seconds=seconds):
@@ -269,7 +273,9 @@ class AlertWatch:
             span = span_at(self.calendar, period, now)
             if now - span.starts_at < CLOSE_SECONDS:
                 await self._close(period, span_at(self.calendar, period, span.starts_at - 1))
-        await self._send_digests(now)
+        # A digest is for those who do not look themselves.
+        if self._publisher.has_webhooks:
+            await self._send_digests(now)
         await self._look_at_models(now)
 
     async def _close(self, period: CalendarPeriod, span: Span) -> None:
@@ -333,7 +339,7 @@ class AlertWatch:
     # ── parts ───────────────────────────────────────────────────────────────────────────────
 
     async def tell(self, alert: Alert) -> bool:
-        """Publishes the event of an alert; False if it was before, or no webhook takes it.
+        """Publishes the event of an alert; False if it was before.
 
         Raises `StoreUnavailable`.
         """
@@ -351,10 +357,9 @@ class AlertWatch:
             await self.tell(alert)
 
     async def _is_known(self, alert: Alert) -> bool:
-        """Whether there is nothing to send. Totals are only read for an event that is new."""
-        if not self.is_wanted(alert):
-            return True
-        return await self._publisher.is_claimed(alert.once, repeats=alert.repeats)
+        """Whether there is nothing to do. Totals are only read for an event that is new."""
+        to_send = self.is_wanted(alert)
+        return await self._publisher.is_claimed(alert.once, repeats=alert.repeats, to_send=to_send)
 
     async def _top(self, alert: Alert) -> Top:
         until = self._clock() if alert.before is None else min(alert.before, self._clock())

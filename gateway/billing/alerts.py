@@ -15,6 +15,7 @@ from datetime import date, datetime, tzinfo
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from gateway.billing.forecast import forecast
 from gateway.billing.totals import TotalsRow
 from gateway.calendar import Calendar
 from gateway.events import Event, EventKind, Watched
@@ -432,8 +433,7 @@ def _projected(use: LimitUse) -> int:
     span = use.span
     if span.day < MIN_PROJECTED_DAY or use.now <= span.starts_at:
         return 0
-    elapsed = min(use.now, span.ends_at) - span.starts_at
-    return int(use.used * (span.ends_at - span.starts_at) / elapsed)
+    return forecast(use.used, starts_at=span.starts_at, ends_at=span.ends_at, now=use.now)
 
 
 # ── totals ──────────────────────────────────────────────────────────────────────────────────

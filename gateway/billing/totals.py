@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -243,12 +243,26 @@ class Totals:
         for part in await self._parts(
             since, until, bucket=bucket, begin_of=begin_of, by_user=by_user
         ):
-            found = await self._read_part(part, group_of, max_groups)
+            found, _ = await self._read_part(part, group_of, lambda: Groups(max_groups))
             if groups.sums:
                 await groups.add_all(found)
             else:
                 groups = found
         return groups.sums
+
+    async def read_days(
+        self, since: float, until: float, *, group_of: GroupOf, create: Callable[[], A]
+    ) -> list[DaysRead[A]]:
+        """Adds each row of the days to what `create` makes, with the start of the row's day.
+
+        What it made has all records up to a position of the ledger, and none after it. Raises
+        `DaysUnknown` and `StoreUnavailable`.
+        """
+        parts = await self._parts(since, until, bucket="day_in_zone", begin_of=float, by_user=False)
+        return [
+            DaysRead(part.since, part.until, *await self._read_part(part, group_of, create))
+            for part in parts
+        ]
 
     async def _parts(
         self, since: float, until: float, *, bucket: Bucket, begin_of: BeginOf, by_user: bool
@@ -270,13 +284,16 @@ class Totals:
         ]
         return [part for part in parts if part.since < part.until]
 
-    async def _read_part(self, part: _Part, group_of: GroupOf, max_groups: int | None) -> Groups:
+    async def _read_part(
+        self, part: _Part, group_of: GroupOf, create: Callable[[], A]
+    ) -> tuple[A, str]:
+        """What `create` made, with the part added, and the position of the last record in it."""
         # A key's rows become full once in a period, so this ends.
         while True:
-            groups = Groups(max_groups)
-            reading = _Reading(part, groups, group_of)
+            adder = create()
+            reading = _Reading(part, adder, group_of)
             if await self._add_up(reading):
-                return groups
+                return adder, reading.position
 
     async def _first_day(self, since: float, until: float, zone: str, *, by_user: bool) -> float:
         """The start of the first day that is read from rows of days. Raises `DaysUnknown`."""
@@ -314,6 +331,7 @@ class Totals:
                 if index % SLICE_RECORDS == 0:
                     await asyncio.sleep(0)
             is_last = len(found) < PAGE_RECORDS
+        reading.position = position
         now = await execute(self._store, ReadTotalsState(periods))
         return reading.is_clear(now.full_groups)
 
@@ -361,6 +379,26 @@ class _Step:
         )
 
 
+class Adder(Protocol):
+    """Takes what a report reads."""
+
+    def add(self, begin: float, group: Any, amounts: Mapping[str, int], /) -> None:
+        """Adds amounts, by their names in the store."""
+
+
+A = TypeVar("A", bound=Adder)
+
+
+@dataclass(frozen=True, slots=True)
+class DaysRead(Generic[A]):
+    """Days that begin from `since` to before `until`, with all records up to `position`."""
+
+    since: float
+    until: float
+    sums: A
+    position: str
+
+
 class Groups:
     """Sums of a report while it is read."""
 
@@ -399,7 +437,9 @@ class _Part:
 class _Reading:
     """Adds up rows of the store, and the records that they do not have yet."""
 
-    def __init__(self, part: _Part, groups: Groups, group_of: GroupOf) -> None:
+    def __init__(self, part: _Part, groups: Adder, group_of: GroupOf) -> None:
+        self.position = ""
+        """Of the last record that was read."""
         self._series = part.series
         self._groups = groups
         self._group_of = group_of

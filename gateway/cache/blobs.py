@@ -164,6 +164,16 @@ class Blobs:
             name=f"load blob {digest[:12]} as {representation}",
         )
 
+    async def peek(self, digest: str) -> bytes | None:
+        """The raw bytes as `load` has them, for what is no use: it keeps none from being evicted.
+
+        Nor does it displace others from memory. Raises `StoreUnavailable`.
+        """
+        if digest in self._takedowns:
+            return None
+        data = self._memory.peek(digest, "raw") or await self._read(digest)
+        return None if digest in self._takedowns else data
+
     async def _load(
         self, digest: str, representation: Representation, data: bytes | None
     ) -> bytes | None:

@@ -65,6 +65,11 @@ class EntriesSettings(BaseModel):
     """How long a refusal stays in the negative cache."""
 
     @property
+    def shortest_seconds(self) -> float:
+        """The shortest time for which an image stays fresh."""
+        return self.ttl_seconds * (1 - TTL_JITTER)
+
+    @property
     def longest_seconds(self) -> float:
         """The longest lifetime of an entry."""
         return self.ttl_seconds * (1 + TTL_JITTER) + self.stale_if_error_seconds

@@ -21,6 +21,7 @@ from gateway.cache.entries import (
     look_up_refusal,
 )
 from gateway.cache.image_index import ImageIndex, image_path
+from gateway.cache.indexed_image import ImageOrigin
 from gateway.cache.purge_markers import PurgeMarkers
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import is_taken_down
@@ -111,6 +112,17 @@ class ImageCache:
         await batch.execute()
         return await self.looked_up(look_up)
 
+    async def entries(self, fingerprints: Collection[str]) -> Mapping[str, Entry]:
+        """The entries of several fingerprints. Raises `StoreUnavailable`."""
+        batch = Batch(self._store)
+        markers = self._purge_markers.look_up(batch)
+        found = {name: self._entries.look_up(batch, name) for name in fingerprints}
+        await batch.execute()
+        return {
+            name: await self.looked_up(LookUp(name, entry, markers))
+            for name, entry in found.items()
+        }
+
     def stale_images(self, entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
         """The expired images of `slots` that may be served if upstream fails."""
         return self._entries.stale_images(entry, slots)
@@ -187,6 +199,7 @@ class ImageCache:
         images: Mapping[int, Image],
         *,
         lease: str,
+        origin: ImageOrigin | None = None,
         ttl_seconds: float | None = None,
         displaces: bool = False,
     ) -> PendingImages:
@@ -195,7 +208,8 @@ class ImageCache:
         They also index the images and track their bytes, which must be stored before. Call `finish`
         with the result after the batch.
 
-        Without a fingerprint the images get no entry, and only their links find them.
+        Without a fingerprint the images get no entry, and only their links find them. Without an
+        `origin` they are in no list of images.
         `ttl_seconds` defaults to the cache's own. With `displaces`, an image that is already in
         such a slot moves to a free one.
         """
@@ -210,8 +224,10 @@ class ImageCache:
                 displaces=displaces,
             )
             refusal = look_up_refusal(batch, fingerprint)
-        self._image_index.add(batch, fingerprint or "", images)
+        self._image_index.add(batch, fingerprint or "", images, origin=origin)
         evicted = self._blobs.track(batch, images.values())
+        if fingerprint is not None and origin is not None:
+            self._image_index.list(batch, fingerprint, images, origin)
         return PendingImages(fingerprint, images, placed, evicted, refusal)
 
     async def finish(self, pending: PendingImages) -> bool:
@@ -248,6 +264,7 @@ class ImageCache:
         data: Mapping[str, bytes],
         *,
         lease: str,
+        origin: ImageOrigin | None = None,
         ttl_seconds: float | None = None,
     ) -> None:
         """Stores images that were not purchased: transcoded ones, and the one of `doctor`.
@@ -257,7 +274,7 @@ class ImageCache:
         batch = Batch(self._store)
         await self.store_bytes(batch, data)
         pending = self.store_images(
-            batch, fingerprint, images, lease=lease, ttl_seconds=ttl_seconds
+            batch, fingerprint, images, lease=lease, origin=origin, ttl_seconds=ttl_seconds
         )
         await batch.execute()
         await self.finish(pending)

@@ -2,27 +2,37 @@
 
 Links name images by their ids. A record of the index lives as long as the bytes, which is longer
 than the entry, because links go on working after it. For an image that was taken down, the record
-becomes a tombstone. The bytes are `blobs`.
+becomes a tombstone. What a record has is `indexed_image`; the lists of images are read in
+`image_search`. The bytes are `blobs`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-import orjson
-
 from gateway.cache.blobs import Blobs
+from gateway.cache.indexed_image import (
+    LISTS,
+    MAX_LISTED,
+    ImageOrigin,
+    IndexedImage,
+    list_member,
+    list_time,
+)
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
 from gateway.imagefile.check import MEDIA_TYPES
-from gateway.images import Image, decode_fields
+from gateway.images import Image
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import (
+    AddToOrderedSets,
     AddToSet,
+    DeleteHits,
     DeleteValue,
     GetValue,
+    RemoveFromOrderedSets,
     RemoveFromSet,
     ScanSet,
     SetValue,
@@ -44,21 +54,6 @@ IMAGE_NAME: Final = re.compile(rf"img-(?P<id>[A-Za-z0-9]+)\.(?P<format>{'|'.join
 
 
 @dataclass(frozen=True, slots=True)
-class IndexedImage:
-    """The record of an image."""
-
-    digest: str
-    format: str
-    fingerprint: str
-    is_tombstone: bool = False
-    """The image was taken down."""
-
-    def encode(self) -> bytes:
-        """The record's bytes."""
-        return orjson.dumps(self)
-
-
-@dataclass(frozen=True, slots=True)
 class ServedImage:
     """An image that a link shows."""
 
@@ -67,10 +62,6 @@ class ServedImage:
     format: str
     """One of `MEDIA_TYPES`."""
     data: bytes
-
-
-def _decode_indexed(encoded: bytes) -> IndexedImage:
-    return decode_fields(IndexedImage, orjson.loads(encoded))
 
 
 def image_path(image: Image) -> str:
@@ -89,15 +80,47 @@ class ImageIndex:
         self._ttl_seconds = ttl_seconds
         self._link_seconds = link_seconds
 
-    def add(self, batch: Batch, fingerprint: str, images: Mapping[int, Image]) -> None:
+    def add(
+        self,
+        batch: Batch,
+        fingerprint: str,
+        images: Mapping[int, Image],
+        *,
+        origin: ImageOrigin | None = None,
+    ) -> None:
         """Adds the images of an entry. A record that exists, or a tombstone, stays as it is."""
         ttl = self._ttl_seconds
         for image in images.values():
-            indexed = IndexedImage(image.digest, image.format, fingerprint)
-            # `only_if_absent`: a batch that is repeated late must not replace a tombstone.
-            batch.add(SetValue(IMAGES, image.id, indexed.encode(), ttl, only_if_absent=True))
+            indexed, bare = (IndexedImage.of(image, fingerprint, each) for each in (origin, None))
+            # `only_if_absent`: a batch that is repeated late must not replace a tombstone. A record
+            # without an origin may be there: links were given before the images were stored.
+            expected = () if origin is None else (bare.encode(),)
+            batch.add(SetValue(IMAGES, image.id, indexed.encode(), ttl, True, expected))
             batch.add(AddToSet(IMAGES_BY_DIGEST, image.digest, (image.id,), ttl))
             self.add_to_source(batch, image)
+
+    def list(
+        self, batch: Batch, fingerprint: str, images: Mapping[int, Image], origin: ImageOrigin
+    ) -> None:
+        """Adds images to their lists, after they are tracked: the lists leave out all others."""
+        for image in images.values():
+            indexed = IndexedImage.of(image, fingerprint, origin)
+            batch.add(
+                AddToOrderedSets(
+                    LISTS,
+                    indexed.lists,
+                    list_member(image.id, indexed),
+                    self._ttl_seconds,
+                    MAX_LISTED,
+                    oldest=list_time(indexed.created_at - self._ttl_seconds),
+                )
+            )
+
+    def unlist(self, batch: Batch, image_id: str, indexed: IndexedImage) -> None:
+        """Removes an image from its lists, with its hits. Also works in a full store."""
+        member = list_member(image_id, indexed)
+        batch.add(RemoveFromOrderedSets(LISTS, indexed.lists, member))
+        batch.add(DeleteHits((image_id,)))
 
     def add_to_source(self, batch: Batch, image: Image) -> None:
         """Adds a transcoded image to the set of its source; a take-down of the source reads it."""
@@ -112,8 +135,9 @@ class ImageIndex:
 
     def tombstone(self, batch: Batch, image_id: str, indexed: IndexedImage) -> None:
         """Replaces a record with a tombstone: its links answer 410."""
-        encoded = replace(indexed, is_tombstone=True).encode()
+        encoded = indexed.but_tombstone().encode()
         batch.add(SetValue(IMAGES, image_id, encoded, self._ttl_seconds))
+        self.unlist(batch, image_id, indexed)
 
     async def find_evicted(self, digests: Sequence[str]) -> Mapping[str, IndexedImage]:
         """The images with these bytes by id, without bytes that are stored again by now.
@@ -130,17 +154,12 @@ class ImageIndex:
             for image_id in found.value.members
             if not is_tracked
         ]
-        records = [batch.add(GetValue(IMAGES, image_id)) for image_id in image_ids]
-        await batch.execute()
-        return {
-            image_id: decode_fields(IndexedImage, orjson.loads(record.value))
-            for image_id, record in zip(image_ids, records, strict=True)
-            if record.value is not None
-        }
+        return await self.find_all(image_ids)
 
     def remove_evicted(self, batch: Batch, image_id: str, indexed: IndexedImage) -> None:
-        """Removes an image from the set of its bytes. Also works in a full store."""
+        """Removes an image from the set of its bytes and its lists. Also works in a full store."""
         batch.add(RemoveFromSet(IMAGES_BY_DIGEST, indexed.digest, (image_id,)))
+        self.unlist(batch, image_id, indexed)
 
     def shorten_evicted(self, batch: Batch, image_id: str, indexed: IndexedImage) -> None:
         """Keeps the record only as long as a link that was given: until then it answers 410."""
@@ -151,7 +170,19 @@ class ImageIndex:
         encoded = await execute(self._store, GetValue(IMAGES, image_id))
         if encoded is None:
             return None
-        return read_stored("image", encoded, _decode_indexed, name=image_id)
+        return read_stored("image", encoded, IndexedImage.decode, name=image_id)
+
+    async def find_all(self, image_ids: Sequence[str]) -> Mapping[str, IndexedImage]:
+        """Their records by id, without unknown and unreadable ones."""
+        batch = Batch(self._store)
+        records = {image_id: batch.add(GetValue(IMAGES, image_id)) for image_id in image_ids}
+        await batch.execute()
+        return {
+            image_id: indexed
+            for image_id, record in records.items()
+            if record.value is not None
+            and (indexed := read_stored("image", record.value, IndexedImage.decode, name=image_id))
+        }
 
     async def open(self, image_id: str) -> ServedImage:
         """An image with its bytes. Raises 404 for an unknown id, 410 if the bytes are lost."""

@@ -39,6 +39,10 @@ class MemoryCache:
             self._cached.move_to_end((digest, representation))
         return data
 
+    def peek(self, digest: str, representation: Representation) -> bytes | None:
+        """As `get`, without counting as a use."""
+        return self._cached.get((digest, representation))
+
     def put(self, digest: str, representation: Representation, data: bytes) -> None:
         """Caches bytes, and evicts the least recently used to make room."""
         self._remove(digest, representation)

@@ -22,6 +22,8 @@ import structlog
 from gateway.cache.blobs import Blobs, hash_bytes
 from gateway.cache.entries import CachedImage, decode_refusal, fresh_images, look_up_refusal
 from gateway.cache.image_cache import ImageCache
+from gateway.cache.image_index import ImageIndex
+from gateway.cache.indexed_image import ImageOrigin
 from gateway.cache.takedowns import Takedowns, is_taken_down
 from gateway.errors import ErrorCode, LimitExceeded
 from gateway.imagefile.convert import TranscodedFormat, is_large
@@ -62,10 +64,17 @@ class Transcoding:
     """Fills entries from the PNG images of other entries."""
 
     def __init__(
-        self, store: Store, cache: ImageCache, *, blobs: Blobs, takedowns: Takedowns
+        self,
+        store: Store,
+        cache: ImageCache,
+        *,
+        image_index: ImageIndex,
+        blobs: Blobs,
+        takedowns: Takedowns,
     ) -> None:
         self._store = store
         self._cache = cache
+        self._image_index = image_index
         self._blobs = blobs
         self._takedowns = takedowns
         self._small = asyncio.Semaphore(MAX_SMALL)
@@ -200,12 +209,14 @@ class Transcoding:
         # Before anything is stored, so that a worker that dies here leaves no image behind.
         if await self._is_source_taken_down(image):
             return None
+        bought = await self._image_index.find(source.image.id)
         await self._cache.store(
             target.fingerprint,
             {slot: image},
             {digest: transcoded},
             # No flight has this lease, so slots that are being bought stay leased.
             lease=f"transcoding-{image_id}",
+            origin=ImageOrigin() if bought is None else bought.origin,
             # It expires with its source.
             ttl_seconds=source.ttl_seconds,
         )

@@ -23,16 +23,19 @@ from pydantic import SecretStr
 
 from gateway.access.key_records import KeySpec
 from gateway.access.keys import Keys
+from gateway.access.sign_in_links import create_sign_in_link
 from gateway.assembly import create_server_tls
 from gateway.catalog import Catalog
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import command_actor, config_option, find_changing_configuration
 from gateway.cli.output import errors_as_messages
 from gateway.cli.serve import run_gateway
+from gateway.cli.store import demo_store
 from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.process.bootstrap import prepare
 from gateway.process.listener import bind_listeners
 from gateway.simulator import SimulatorSettings, open_simulator
+from gateway.store.protocol import Store
 from gateway.wiring.stores import open_store
 
 log = structlog.get_logger(__name__)
@@ -58,8 +61,8 @@ def demo(config: Path | None) -> None:
         settings = configuration.read_settings()
         with errors_as_messages():
             prepare(settings)
-            secret = asyncio.run(create_demo_key(settings))
-        print_instructions(settings, secret, model=catalog.default_gpt_model)
+            secret, link = asyncio.run(prepare_demo(settings))
+        print_instructions(settings, secret, link, model=catalog.default_gpt_model)
         run_gateway(configuration)
 
 
@@ -68,30 +71,31 @@ def demo_settings(base_url: str, settings: Settings) -> Settings:
 
     Nothing of the real upstream is kept: no proxy, header or certificate authority.
     """
-    folder = settings.store.data_dir / "demo"
     key = SecretStr("simulated")
-    return settings.model_copy(
-        update={
-            "store": settings.store.model_copy(update={"redis_url": None, "data_dir": folder}),
-            "upstream": UpstreamSettings(base_url=base_url, api_key=key, name="simulated"),
-        }
-    )
+    upstream = UpstreamSettings(base_url=base_url, api_key=key, name="simulated")
+    return demo_store(settings).model_copy(update={"upstream": upstream})
 
 
-async def create_demo_key(settings: Settings) -> str:
-    """Creates a key and revokes that of an earlier start; returns the secret."""
+async def prepare_demo(settings: Settings) -> tuple[str, str]:
+    """The secret of a new key, and a link to the dashboard."""
     async with open_store(settings) as (store, _):
-        keys, actor = Keys(store), command_actor()
-        for record in await keys.list_keys():
-            # The secret of an earlier start cannot be read again.
-            if record.name == KEY_NAME and record.revoked_at is None:
-                await keys.revoke(record.id, actor=actor)
-        _, secret = await keys.create(KeySpec(name=KEY_NAME), actor=actor)
-        return secret
+        secret = await create_demo_key(store)
+        return secret, await create_sign_in_link(store, settings.server.dashboard_base_url)
 
 
-def print_instructions(settings: Settings, secret: str, *, model: str) -> None:
-    """Prints two commands to paste: an image, and the same image from the cache."""
+async def create_demo_key(store: Store) -> str:
+    """Creates a key and revokes that of an earlier start; returns the secret."""
+    keys, actor = Keys(store), command_actor()
+    for record in await keys.list_keys():
+        # The secret of an earlier start cannot be read again.
+        if record.name == KEY_NAME and record.revoked_at is None:
+            await keys.revoke(record.id, actor=actor)
+    _, secret = await keys.create(KeySpec(name=KEY_NAME), actor=actor)
+    return secret
+
+
+def print_instructions(settings: Settings, secret: str, link: str, *, model: str) -> None:
+    """Prints a link to the dashboard, and two commands to paste: an image, and a hit."""
     server = settings.server
     url = f"{server.scheme}://{server.listen.on_this_machine}/v1/images/generations"
     body = json.dumps({"model": model, "prompt": PROMPT})
@@ -105,6 +109,8 @@ def print_instructions(settings: Settings, secret: str, *, model: str) -> None:
     )
     click.echo(
         "Image Gateway demo: a real gateway in front of a simulated upstream; nothing is paid.\n\n"
+        f"The dashboard is at {server.dashboard_base_url}/dashboard. This link signs you in, once, "
+        f"within a minute\n(later: gateway open --demo, or the key below):\n\n  {link}\n\n"
         f"An image, into otter.png:\n\n  {request} | {write}\n\n"
         f"Again, to see that it came from the cache (Cache-Status: image-gateway; hit):\n\n"
         f"  {request} -o otter.json -D -\n"

@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "keys": ("gateway.cli.keys", "Virtual keys: their models, limits and cache scope."),
     "ledger": ("gateway.cli.ledger", "The books: open purchases and their records."),
     "limits": ("gateway.cli.limits", "Limits of key:NAME, team:NAME or everyone."),
+    "open": ("gateway.cli.open", "Prints a link that signs you in to the dashboard, and opens it."),
     "requests": (
         "gateway.cli.requests",
         "One request: its cost, why it was refused, and what served it.",

@@ -173,6 +173,19 @@ class ServerSettings(Section):
             return None
         return f"{self.scheme}://{self.listen}"
 
+    @property
+    def admin_url(self) -> str | None:
+        """Of the address of operators, as a client on this machine can use it; None without one."""
+        if self.admin_listen is None:
+            return None
+        return f"{self.scheme}://{self.admin_listen.on_this_machine}"
+
+    @property
+    def dashboard_base_url(self) -> str:
+        """Where an admin's browser reaches the dashboard, as far as this gateway knows."""
+        on_this_machine = f"{self.scheme}://{self.listen.on_this_machine}"
+        return self.admin_url or self.public_url or on_this_machine
+
 
 class WorkerSettings(Section):
     """The processes that share the port."""
@@ -272,6 +285,8 @@ class CacheSettings(Section):
     """How long a link to an image works after the response that contains it."""
     derive_formats: Switch = False
     """Whether jpeg and webp are transcoded from a cached png instead of bought."""
+    stores_prompts: Switch = Field(default=False, alias="store_prompts")
+    """Whether prompts are stored with images, for the operator and their buyer to read."""
 
 
 class BillingSettings(Section):

@@ -52,14 +52,19 @@ def transcode_in_process(
     return transcoded or None
 
 
-def _start(format: str, compression: int) -> subprocess.Popen[bytes]:
+def conversion_environment() -> dict[str, str]:
+    """The environment of a process that decodes images: no secret of the gateway."""
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def _start(format: str, compression: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - no part of the command is from a request
         # -P: not from the current folder, which may have another package of this name.
         [sys.executable, "-P", "-m", __name__, format, str(compression)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=conversion_environment(),
         # A signal to the gateway's process group is for the supervisor, which lets workers finish.
         start_new_session=True,
     )

@@ -29,6 +29,7 @@ from gateway.metrics.families import (
     UpstreamMetrics,
 )
 from gateway.metrics.labels import Labels
+from gateway.metrics.live import Live, live_of_process, live_of_workers
 from gateway.metrics.scraped import BookMetrics, PolicyMetrics
 from gateway.metrics.series import Factory, PendingAmounts
 from gateway.metrics.text import Writer
@@ -53,6 +54,7 @@ class Metrics:
         self._labels, pending = Labels(), PendingAmounts()
         self._prices_as_of: date | None = None
         folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
+        self._folder = folder
         self._all_workers = None if folder is None else Exposition(folder)
         create = Factory(self._registry, Admission(folder))
         self.requests = RequestMetrics(create, self._labels, pending)
@@ -107,6 +109,12 @@ class Metrics:
     def use_keys(self, oldest_active: Iterable[str]) -> None:
         """Gives these keys labels of their own; others get one while there is room."""
         self._labels.use_keys(oldest_active)
+
+    def read_live(self) -> Live:
+        """What all workers of this gateway are doing now. Reads files, so it is for a thread."""
+        if self._folder is None:
+            return live_of_process(self._registry)
+        return live_of_workers(self._folder)
 
     def render(self) -> bytes:
         """The text form, over all workers; not in two threads at once.

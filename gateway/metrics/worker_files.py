@@ -108,6 +108,15 @@ def read_files(folder: Path) -> Mapping[str, CountedFile]:
     return files
 
 
+def read_gauges(folder: Path, kind: str) -> Iterator[tuple[bytes, float]]:
+    """The key and the value of each gauge of a kind, of every worker."""
+    for path in sorted(folder.glob(f"{kind}_*.db")):
+        if (file := _read(path)) is not None:
+            doubles = file.doubles
+            for key, value, _ in file.entries():
+                yield key, doubles[value]
+
+
 def retire_worker(folder: Path, pid: int) -> None:
     """Adds what a dead worker has counted to that of the others, and removes its files."""
     # The gauges first: they must go also if a full disk keeps the counters from being added.

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from gateway.access.key_spaces import Credential
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
 from gateway.billing.quota import LimitState, flag_shadowed
@@ -31,7 +32,7 @@ class RequestContext:
     time: float
     """Unix seconds at which its head was read."""
     key: Key
-    secret: str
+    credential: Credential
     policy: Policy
     """The snapshot that holds to the end of this request."""
     deployment: str | None

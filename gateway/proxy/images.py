@@ -22,6 +22,7 @@ from gateway.cache.flight_queues import FollowerLimits
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.flights import Buy, Flights
 from gateway.cache.image_cache import ImageCache, LoadedImages, Sign
+from gateway.cache.image_hits import ImageHits
 from gateway.cache.tags import MAX_ENTRY_TAGS, MAX_KEY_TAGS
 from gateway.cache.takedowns import content_taken_down
 from gateway.cache.transcoding import Transcoding
@@ -68,6 +69,7 @@ class Images:
         keys: Keys,
         store: Store,
         unstored: UnstoredImages,
+        hits: ImageHits,
         transcoding: Transcoding | None,
         sign: Sign,
         tracer: Tracer,
@@ -80,6 +82,7 @@ class Images:
         self._keys = keys
         self._store = store
         self._unstored = unstored
+        self._hits = hits
         self._transcoding = transcoding
         self._sign = sign
         self._tracer = tracer
@@ -188,6 +191,8 @@ class Images:
             raise (result.own_error or result.flight_error or _no_image()).copy()
         if query.request.response_format == "url":
             images = await self._cache.link(query.fingerprint, images, self._sign)
+        free = [image for slot, (image, _) in images.items() if slot not in result.bought]
+        self._hits.note([image.id for image in free])
         return Answer(
             query.request,
             outcome=_outcome(result, count=len(images)),
@@ -196,11 +201,7 @@ class Images:
             ttl_seconds=min(
                 (cached[slot].ttl_seconds for slot in images if slot in cached), default=0
             ),
-            saved_micros=sum(
-                image.cost_micros
-                for slot, (image, _) in images.items()
-                if slot not in result.bought
-            ),
+            saved_micros=sum(image.cost_micros for image in free),
             bought=frozenset(images[slot][0].id for slot in result.bought if slot in images),
             detail=detail,
         )
@@ -346,8 +347,8 @@ class Images:
             return  # the reservation needs the store too
         if (changed := comparison.value.changed) is None:
             return
-        await self._keys.update(context.secret, context.principal, changed)
-        context.use_key(await self._keys.authenticate(context.secret))
+        await self._keys.update(context.credential, context.principal, changed)
+        context.use_key(await self._keys.authenticate(context.credential))
         await self._interpreter.interpret(context, query.body)  # the key may have other models
 
     def _purchase_function(

@@ -172,8 +172,8 @@ class Proxy:
         Raises `LimitExceeded`.
         """
         if admission.changed is not None:
-            await self._keys.update(context.secret, context.principal, admission.changed)
-            context.use_key(await self._keys.authenticate(context.secret))
+            await self._keys.update(context.credential, context.principal, admission.changed)
+            context.use_key(await self._keys.authenticate(context.credential))
             return False
         self._keys.mark_confirmed(context.key)
         context.record = context.record.but(time=admission.now)

@@ -44,6 +44,8 @@ class Reserved:
     """The idempotency key of the request, which gets the purchase's result."""
     cached: tuple[tuple[int, Image], ...] = ()
     """The images that such a request had already, with their slots: they are in its result too."""
+    prompt: str | None = None
+    """Of the request, for the image index; only with `cache.store_prompts`."""
 
     def encode(self) -> bytes:
         """The payload's bytes."""

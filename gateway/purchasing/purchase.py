@@ -72,6 +72,8 @@ class PurchaseSettings(BaseModel):
     timeout_seconds: float = Field(gt=0)
     """Upstream's deadline."""
     dead_after_seconds: float = Field(default=15.0, gt=0)
+    stores_prompts: bool = False
+    """Whether the image index gets the prompts of the images."""
 
 
 @dataclass(slots=True)
@@ -211,6 +213,7 @@ class Purchases:
             estimate=estimate,
             record=order.record.but(id=flight.id, upstream=self._settings.upstream_name),
             tags=order.tags,
+            prompt=self._stored_prompt(order),
         )
         order.summary.has_begun = True
         order.summary.reserved_micros = estimate.usd_micros
@@ -232,6 +235,9 @@ class Purchases:
             self._tasks.start(commit, name=f"commit {flight.id}")
         return purchased
 
+    def _stored_prompt(self, order: PurchaseOrder) -> str | None:
+        return order.request.prompt if self._settings.stores_prompts else None
+
     # ── before anything is sent ─────────────────────────────────────────────────────────────
 
     async def _reserve(self, order: PurchaseOrder, flight: Flight, *, is_stored: bool) -> Reserved:
@@ -243,6 +249,7 @@ class Purchases:
             estimate=estimate.amounts,
             record=order.record.but(id=flight.id, upstream=self._settings.upstream_name),
             tags=order.tags,
+            prompt=self._stored_prompt(order),
             idempotent=order.idempotent,
             cached=tuple(order.cached.items()) if order.idempotent is not None else (),
         )

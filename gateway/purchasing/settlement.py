@@ -20,6 +20,7 @@ from gateway.billing import quota
 from gateway.cache.flight_events import Flight
 from gateway.cache.idempotent_purchases import find_key, store_failed, store_purchased
 from gateway.cache.image_cache import ImageCache
+from gateway.cache.indexed_image import ImageOrigin
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Amounts, Record
 from gateway.metrics import MoneyMetrics
@@ -121,6 +122,7 @@ class Settlements:
                 flight.fingerprint,
                 received.images,
                 lease=flight.id,
+                origin=ImageOrigin.of(received.record, tags, reserved.prompt),
                 displaces=flight.displaces,
             )
             self._cache.add_tags(batch, flight.fingerprint, tags)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """Written into every new store. A store of any other version is refused, older ones included:
 until the first release there are no upgrades."""
 

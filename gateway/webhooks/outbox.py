@@ -2,7 +2,8 @@
 
 An event is claimed and put into the outbox in one step, so it is sent once however many workers
 notice it, and it is not lost if the worker dies. There is an entry for each webhook that wants the
-event. An entry names its webhook by a hash: URLs and secrets stay in the configuration.
+event. An entry names its webhook by a hash: URLs and secrets stay in the configuration. Every event
+is kept too (`webhooks.kept_events`), whether or not a webhook wants it.
 
 The space `alert_claims` has a record for each event by `Event.once`, `outbox` the entries by time.
 """
@@ -15,7 +16,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 import structlog
@@ -27,6 +28,7 @@ from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
 from gateway.store.protocol import Store
 from gateway.stored import read_stored
+from gateway.webhooks.kept_events import KeptEvents, kept_event_write
 
 CLAIMS: Final = "alert_claims"
 OUTBOX: Final = "outbox"
@@ -40,6 +42,8 @@ CLAIM_GRACE_SECONDS: Final = 86_400.0
 MAX_KNOWN_CLAIMS: Final = 10_000
 """Claims that a worker remembers, so that it need not read them again."""
 CLAIM_ATTEMPTS: Final = 3
+TRIM_EVERY: Final = 50
+"""New events of a worker after which it removes the oldest that are kept."""
 
 log = structlog.get_logger(__name__)
 
@@ -102,8 +106,17 @@ def _own_name(name: str, webhook: Webhook) -> str:
     return hashlib.sha256(f"{name} {webhook.secret}".encode()).hexdigest()[:24]
 
 
+class _Claim(NamedTuple):
+    """A claim in the store."""
+
+    until: float
+    """Unix seconds until which it holds."""
+    is_sent: bool
+    """A webhook wanted the event; else it is only kept."""
+
+
 class Outbox:
-    """Claims events, and keeps them until they are sent."""
+    """Claims events, keeps them, and holds those that webhooks want until they are sent."""
 
     def __init__(
         self,
@@ -115,8 +128,10 @@ class Outbox:
         self._store = store
         self._webhooks = webhooks
         self._clock = clock
-        self._known: OrderedDict[str, float] = OrderedDict()
-        """Claims in the store by name, with the time until which they hold."""
+        self.kept = KeptEvents(store, clock=clock)
+        self._known: OrderedDict[str, _Claim] = OrderedDict()
+        """Claims in the store by name."""
+        self._published = 0
 
     # ── claims ──────────────────────────────────────────────────────────────────────────────
 
@@ -129,50 +144,69 @@ class Outbox:
         """Whether any webhook gets such an event."""
         return any(_wants(webhook, kind, team) for webhook in self._webhooks())
 
-    async def is_claimed(self, once: str, *, repeats: bool = False) -> bool:
-        """Whether an event was sent, or is to be. Raises `StoreUnavailable`."""
-        if once not in self._known or (repeats and self._known[once] <= self._clock()):
+    async def is_claimed(self, once: str, *, repeats: bool = False, to_send: bool = False) -> bool:
+        """Whether an event was kept, and with `to_send` also that it was sent, or is to be.
+
+        Raises `StoreUnavailable`.
+        """
+        known = self._known.get(once)
+        is_over = repeats and known is not None and known.until <= self._clock()
+        if known is None or is_over or (to_send and not known.is_sent):
             found = await execute(self._store, Get(CLAIMS, once))
             if found is None:
                 return False
-            self._remember(once, _claim_end(found))
-        return not repeats or self._known[once] > self._clock()
+            known = _decode_claim(found)
+            self._remember(once, known)
+        if to_send and not known.is_sent:
+            return False
+        return not repeats or known.until > self._clock()
 
     async def publish(self, event: Event) -> bool:
-        """Puts an event into the outbox for every webhook that wants it; whether it is new.
+        """Keeps an event, and puts it into the outbox for every webhook that wants it.
 
-        An event that no webhook wants is not claimed. Raises `StoreUnavailable`.
+        Whether it is new, or new to a webhook. Raises `StoreUnavailable`.
         """
         wanted = [
             name
             for name, webhook in webhooks_by_id(self._webhooks())
             if _wants(webhook, event.kind, event.team)
         ]
-        if not wanted or await self.is_claimed(event.once, repeats=event.repeats):
+        if await self.is_claimed(event.once, repeats=event.repeats, to_send=bool(wanted)):
             return False
-        entries = self._entries(event, wanted)
-        await self._make_room(len(entries))
+        event_id = f"evt_{secrets.token_hex(12)}"
+        entries = self._entries(event, event_id, wanted)
+        if entries:
+            await self._make_room(len(entries))
         writes = [Write(OUTBOX, entry.name, entry.encode(), expected=None) for entry in entries]
-        return await self._claim(event, writes)
+        is_new = await self._claim(event, event_id, writes)
+        self._published += is_new
+        if self._published >= TRIM_EVERY:
+            self._published = 0
+            await self.kept.trim()
+        return is_new
 
-    async def _claim(self, event: Event, writes: Iterable[Write]) -> bool:
+    async def _claim(self, event: Event, event_id: str, writes: Sequence[Write]) -> bool:
+        kept = kept_event_write(event, event_id, now=self._clock())
         for _ in range(CLAIM_ATTEMPTS):
             before = await execute(self._store, Get(CLAIMS, event.once))
-            if before is not None:
-                self._remember(event.once, _claim_end(before))
-                if not event.repeats or _claim_end(before) > self._clock():
-                    return False
-            value = orjson.dumps({"until": event.until, "time": event.time})
-            claim = Write(CLAIMS, event.once, value, expected=before)
+            known = None if before is None else _decode_claim(before)
+            holds = known is not None and not (event.repeats and known.until <= self._clock())
+            if known is not None and holds and (known.is_sent or not writes):
+                self._remember(event.once, known)
+                return False
+            value = {"until": event.until, "time": event.time, "is_sent": bool(writes)}
+            claim = Write(CLAIMS, event.once, orjson.dumps(value), expected=before)
+            # It was kept when there was no webhook yet.
+            more = writes if holds else (kept, *writes)
             # In one step: a worker that dies after it has lost nothing, and one that dies before it
             # has claimed nothing.
-            if await execute(self._store, CompareAndSet((claim, *writes))) is None:
-                self._remember(event.once, event.until)
+            if await execute(self._store, CompareAndSet((claim, *more))) is None:
+                self._remember(event.once, _Claim(event.until, bool(writes)))
                 return True
         return False
 
-    def _entries(self, event: Event, webhooks: Iterable[str]) -> list[Entry]:
-        now, event_id = self._clock(), f"evt_{secrets.token_hex(12)}"
+    def _entries(self, event: Event, event_id: str, webhooks: Iterable[str]) -> list[Entry]:
+        now = self._clock()
         return [
             Entry(
                 name=f"{int(now * 1000):015}-{event_id[4:]}-{number}",
@@ -187,8 +221,8 @@ class Outbox:
             for number, webhook in enumerate(dict.fromkeys(webhooks))
         ]
 
-    def _remember(self, once: str, until: float) -> None:
-        self._known[once] = until
+    def _remember(self, once: str, claim: _Claim) -> None:
+        self._known[once] = claim
         self._known.move_to_end(once)
         if len(self._known) > MAX_KNOWN_CLAIMS:
             self._known.popitem(last=False)
@@ -198,7 +232,7 @@ class Outbox:
         before, deleted = self._clock() - CLAIM_GRACE_SECONDS, 0
         async for page in scan_records(self._store, CLAIMS):
             for once, data in page.items():
-                if _claim_end(data) <= before:
+                if _decode_claim(data).until <= before:
                     write = Write(CLAIMS, once, None, expected=data)
                     deleted += await execute(self._store, CompareAndSet((write,))) is None
         return deleted
@@ -271,7 +305,12 @@ def _wants(webhook: Webhook, kind: str, team: str | None) -> bool:
     return has_kind and (webhook.teams is None or team in webhook.teams)
 
 
-def _claim_end(data: bytes) -> float:
-    """Until when a claim holds. One that cannot be read is over, and still a claim."""
-    end = read_stored("alert_claim", data, lambda claim: float(orjson.loads(claim)["until"]))
-    return end or 0.0
+def _decode_claim(data: bytes) -> _Claim:
+    """A claim. One that cannot be read is over, and still a claim."""
+
+    def decode(claim: bytes) -> _Claim:
+        found = orjson.loads(claim)
+        # Those of older gateways were all sent.
+        return _Claim(float(found["until"]), found.get("is_sent") is not False)
+
+    return read_stored("alert_claim", data, decode) or _Claim(0.0, is_sent=True)

@@ -10,12 +10,15 @@ from gateway.access.signing import EXPIRY_STEPS
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
 from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.image_cache import ImageCache
+from gateway.cache.image_hits import ImageHits
 from gateway.cache.image_index import ImageIndex
+from gateway.cache.image_search import ImageSearch
 from gateway.cache.invalidation import Invalidation
 from gateway.cache.purge_markers import PurgeMarkers
 from gateway.cache.purges import Purges
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import Takedowns
+from gateway.cache.thumbnails import Thumbnails
 from gateway.cache.transcoding import Transcoding
 from gateway.configuration.settings import Settings
 from gateway.metrics import Metrics
@@ -29,6 +32,9 @@ class Cache:
 
     image_cache: ImageCache
     image_index: ImageIndex
+    image_hits: ImageHits
+    image_search: ImageSearch
+    thumbnails: Thumbnails
     blobs: Blobs
     takedowns: Takedowns
     purges: Purges
@@ -94,8 +100,27 @@ def wire_cache(
         store, image_cache, image_index=image_index, takedowns=takedowns, purges=purges
     )
     blobs.on_evicted = image_cache.remove_evicted
-    transcoding = Transcoding(store, image_cache, blobs=blobs, takedowns=takedowns)
-    return Cache(image_cache, image_index, blobs, takedowns, purges, invalidation, transcoding)
+    transcoding = Transcoding(
+        store, image_cache, image_index=image_index, blobs=blobs, takedowns=takedowns
+    )
+    return Cache(
+        image_cache,
+        image_index,
+        ImageHits(store, ttl_seconds=bytes_settings.ttl_seconds),
+        ImageSearch(
+            store,
+            image_cache,
+            image_index=image_index,
+            blobs=blobs,
+            ttl_seconds=entries_settings(settings).shortest_seconds,
+        ),
+        Thumbnails(blobs, max_pixels=settings.cache.max_pixels),
+        blobs,
+        takedowns,
+        purges,
+        invalidation,
+        transcoding,
+    )
 
 
 def entries_settings(settings: Settings) -> EntriesSettings:

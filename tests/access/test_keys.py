@@ -13,7 +13,7 @@ from gateway.access.access_file import AccessFile
 from gateway.access.audit import Actor
 from gateway.access.declared_keys import DeclaredKeys
 from gateway.access.key_records import KeyRecord, SecretHash, parse_spec
-from gateway.access.key_spaces import KEYS, SECRETS, hash_secret
+from gateway.access.key_spaces import KEYS, SECRETS, Credential, hash_secret
 from gateway.access.keys import Keys
 from gateway.access.subject_records import SubjectRecord
 from gateway.access.subjects import TEAMS, Subjects
@@ -52,12 +52,12 @@ async def test_a_key_expires_and_is_active_again_without_its_expiry(
     record, secret = await keys.create(
         parse_spec({"name": "a", "expires_at": int(clock.now) + 10}), actor=ADMIN
     )
-    assert (await other_worker.authenticate(secret)).principal.key_name == "a"
+    assert (await other_worker.authenticate(Credential.of(secret))).principal.key_name == "a"
     clock.now += 11
     with pytest.raises(IncorrectKey):
-        await other_worker.authenticate(secret)
+        await other_worker.authenticate(Credential.of(secret))
     await keys.change(record.id, {"expires_at": None}, actor=ADMIN)
-    assert (await other_worker.authenticate(secret)).principal.key_name == "a"
+    assert (await other_worker.authenticate(Credential.of(secret))).principal.key_name == "a"
 
 
 async def test_an_expired_key_frees_its_name_and_needs_another_to_become_active(
@@ -81,10 +81,10 @@ async def test_a_revoked_key_frees_its_name_and_no_longer_authenticates(
     keys: Keys, other_worker: Keys
 ) -> None:
     record, secret = await keys.create(parse_spec({"name": "c"}), actor=ADMIN)
-    await other_worker.authenticate(secret)
+    await other_worker.authenticate(Credential.of(secret))
     await keys.revoke(record.id, actor=ADMIN)
     with pytest.raises(IncorrectKey):
-        await other_worker.confirm(secret)
+        await other_worker.confirm(Credential.of(secret))
     await keys.create(parse_spec({"name": "c"}), actor=ADMIN)
     with pytest.raises(GatewayError) as not_found:
         await keys.change(record.id, {"name": "d"}, actor=ADMIN)
@@ -196,13 +196,13 @@ def test_an_expiry_without_a_unit_or_meaning_is_refused_with_both_forms(written:
 async def test_cache_settings_are_merged_and_removed(keys: Keys, other_worker: Keys) -> None:
     spec = parse_spec({"name": "a", "scope": "key", "reuse": "never", "allow_no_cache": False})
     record, secret = await keys.create(spec, actor=ADMIN)
-    made = await other_worker.authenticate(secret)
+    made = await other_worker.authenticate(Credential.of(secret))
     await keys.change(record.id, {"reuse": "within:90s", "allow_no_cache": True}, actor=ADMIN)
-    changed = await other_worker.confirm(secret)
+    changed = await other_worker.confirm(Credential.of(secret))
     removed = await keys.change(
         record.id, {"scope": None, "reuse": None, "allow_no_cache": None}, actor=ADMIN
     )
-    plain = await other_worker.confirm(secret)
+    plain = await other_worker.confirm(Credential.of(secret))
 
     assert (made.scope, made.reuse, made.allow_no_cache) == ("key", Reuse(no_cache=True), False)
     assert (changed.scope, changed.reuse) == ("key", Reuse(max_age_seconds=90))
@@ -235,7 +235,7 @@ async def test_unknown_fields_of_a_record_are_kept_and_not_shown(
         record, secret = await keys.create(spec, actor=ADMIN)
         await add_fields(store, record.id)
 
-        key = await keys.authenticate(secret)
+        key = await keys.authenticate(Credential.of(secret))
         changed = await keys.change(
             record.id, {"team": "art", "limits": {"images_per_day": 4}}, actor=ADMIN
         )
@@ -281,16 +281,16 @@ async def test_the_least_recently_used_key_is_dropped_from_memory(
     """The busiest key keeps its hour of trust, however many others come."""
     monkeypatch.setattr("gateway.access.keys.MAX_KNOWN", 3)
     _, busy = await keys.create(parse_spec({"name": "busy"}), actor=ADMIN)
-    key = await keys.authenticate(busy)
+    key = await keys.authenticate(Credential.of(busy))
     keys.mark_confirmed(key)
     others = [(await keys.create(parse_spec({"name": f"k{n}"}), actor=ADMIN))[1] for n in range(6)]
     for secret in others:
-        await keys.authenticate(secret)
-        await keys.authenticate(busy)
+        await keys.authenticate(Credential.of(secret))
+        await keys.authenticate(Credential.of(busy))
 
-    assert keys.find_known(busy) is not None
+    assert keys.find_known(Credential.of(busy)) is not None
     assert keys.is_trusted_without_store(key)
-    known = [secret for secret in others if keys.find_known(secret) is not None]
+    known = [secret for secret in others if keys.find_known(Credential.of(secret)) is not None]
     assert known == others[-2:]
 
 
@@ -298,7 +298,7 @@ async def test_a_revoked_key_is_listed_for_ninety_days(
     keys: Keys, other_worker: Keys, clock: Clock
 ) -> None:
     revoked, secret = await keys.create(parse_spec({"name": "a"}), actor=ADMIN)
-    await keys.authenticate(secret)
+    await keys.authenticate(Credential.of(secret))
     await keys.revoke(revoked.id, actor=ADMIN)
     kept, _ = await keys.create(parse_spec({"name": "a"}), actor=ADMIN)
     clock.now += 90 * 86_400 - 1
@@ -309,7 +309,7 @@ async def test_a_revoked_key_is_listed_for_ninety_days(
     assert await keys.forget_revoked() == 0
     assert [record.id for record in await keys.list_keys()] == [kept.id]
     with pytest.raises(IncorrectKey):
-        await other_worker.authenticate(secret)
+        await other_worker.authenticate(Credential.of(secret))
     with pytest.raises(GatewayError) as refused:
         await keys.change(revoked.id, {"name": "b"}, actor=ADMIN)
     assert refused.value.code == "key_not_found"
@@ -324,7 +324,7 @@ async def test_an_expired_key_is_never_forgotten_because_it_can_be_extended(
     clock.now += 365 * 86_400
     await keys.forget_revoked()
     await keys.change(record.id, {"expires_at": None}, actor=ADMIN)
-    assert (await keys.authenticate(secret)).principal.key_name == "a"
+    assert (await keys.authenticate(Credential.of(secret))).principal.key_name == "a"
 
 
 async def test_the_oldest_keys_that_are_not_revoked_are_learnt(
@@ -338,7 +338,9 @@ async def test_the_oldest_keys_that_are_not_revoked_are_learnt(
             await keys.revoke(record.id, actor=ADMIN)
 
     assert [key.name for key in await other_worker.learn(2)] == ["a", "b"]
-    known = [name for name, secret in secrets.items() if other_worker.find_known(secret)]
+    known = [
+        name for name, secret in secrets.items() if other_worker.find_known(Credential.of(secret))
+    ]
     assert known == ["a", "b", "c"]
 
 

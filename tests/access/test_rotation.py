@@ -8,7 +8,7 @@ import pytest
 
 from gateway.access.audit import Actor, Audit
 from gateway.access.key_records import MAX_OVERLAP_SECONDS, MAX_SECRETS, parse_overlap, parse_spec
-from gateway.access.key_spaces import SECRETS, hash_secret
+from gateway.access.key_spaces import SECRETS, Credential, hash_secret
 from gateway.access.keys import Keys
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
 from gateway.store.batch import execute
@@ -28,7 +28,7 @@ async def keys(open_store: OpenStore, clock: Clock) -> AsyncIterator[Keys]:
 
 async def works(keys: Keys, secret: str) -> bool:
     try:
-        await keys.confirm(secret)
+        await keys.confirm(Credential.of(secret))
     except IncorrectKey:
         return False
     return True
@@ -53,12 +53,12 @@ async def test_a_former_secret_works_until_its_overlap_ends(keys: Keys, clock: C
     record, first = await keys.create(parse_spec({"name": "a"}), actor=ADMIN)
     rotated, second = await keys.rotate(record.id, overlap_seconds=60, actor=ADMIN)
     assert rotated.public()["former_secrets_expire_at"] == [NOW + 60]
-    assert keys.find_known(first) is None
+    assert keys.find_known(Credential.of(first)) is None
     clock.now = NOW + 59
     assert await works(keys, first)
-    assert keys.find_known(first) is not None
+    assert keys.find_known(Credential.of(first)) is not None
     clock.now = NOW + 60
-    assert keys.find_known(first) is None
+    assert keys.find_known(Credential.of(first)) is None
     assert not await works(keys, first)
     assert await works(keys, second)
 

@@ -38,7 +38,7 @@ class Published:
     def is_wanted(self, kind: str, team: str | None = None) -> bool:
         return True
 
-    async def is_claimed(self, once: str, *, repeats: bool = False) -> bool:
+    async def is_claimed(self, once: str, *, repeats: bool = False, to_send: bool = False) -> bool:
         return once in self.events
 
     async def publish(self, event: Event) -> bool:
@@ -157,13 +157,17 @@ async def test_a_look_at_a_thousand_keys_never_holds_the_event_loop(open_store: 
         assert len(published.events) == 1000
 
 
-async def test_without_webhooks_nothing_is_read():
+async def test_without_webhooks_counters_are_looked_at_every_half_a_minute(store):
     published = Published(has_webhooks=False)
-    watch = open_watch(None, published, MIDNIGHT + 5, subject(1, usd_per_day=1))
+    watch = open_watch(store, published, MIDNIGHT + 5, subject(1, usd_per_day=1_000_000))
+    await watch.look()
     watch.note_refusal("key:1", "usd_per_day")
     await watch.look()
-    await watch.look_back()
     assert published.events == {}
+    watch._clock = lambda: MIDNIGHT + 36
+    await watch.look()
+    (event,) = published.events.values()
+    assert event.kind == "limit_exhausted"
 
 
 def test_a_day_begins_when_the_clocks_say_so():

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway.access.backup import BadBackup, read_contents
-from gateway.access.key_spaces import KEYS, NAMES, SECRETS
+from gateway.access.key_spaces import KEYS, NAMES, SECRETS, Credential
 from gateway.access.keys import Keys
 from gateway.access.signing import META, RECORD, StoredKey, decode_keys, encode_keys
 from gateway.cli.main import cli
@@ -61,7 +61,7 @@ class Site:
     def works(self, secret: str) -> bool:
         async def use(store: Store) -> bool:
             try:
-                await Keys(store).authenticate(secret)
+                await Keys(store).authenticate(Credential.of(secret))
             except IncorrectKey:
                 return False
             return True

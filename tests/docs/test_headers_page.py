@@ -20,7 +20,8 @@ FIXED = "Headers that upstream.headers cannot set"
 KNOWN = {str(name).lower() for name in vars(hdrs).values() if isinstance(name, hdrs.istr)}
 KNOWN |= {
     *("alt-svc", "api-key", "cache-status", "content-security-policy", "preference-applied"),
-    *("cross-origin-resource-policy", "idempotency-key", "prefer"),
+    *("cross-origin-opener-policy", "cross-origin-resource-policy", "permissions-policy"),
+    *("idempotency-key", "prefer", "referrer-policy"),
     *("traceparent", "tracestate"),
     *("access-control-allow-private-network", "access-control-request-private-network"),
     *("ocp-apim-subscription-key", "sec-fetch-site"),

@@ -12,7 +12,7 @@ from tests.docs.pages import code, codes, read_page, rows_below, sources, text_o
 
 PAGE = read_page("keys.md")
 ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
-KINDS = ("key", "cache", "signing_key", "backup", "team", "limits", "everyone")
+KINDS = ("key", "cache", "signing_key", "backup", "team", "limits", "everyone", "sign_in_link")
 
 
 def test_the_page_names_every_action_of_the_audit():

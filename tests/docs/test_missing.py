@@ -15,6 +15,7 @@ import yaml
 from aiohttp import web
 
 from gateway.access.key_records import KeySpec
+from gateway.api.dashboard.routes import dashboard_routes
 from gateway.api.routes import ALL_TABLES, health_routes
 from gateway.catalog import parse_catalog
 from gateway.cli.main import cli, imported
@@ -88,7 +89,7 @@ def has_command(name: str) -> bool:
 
 def has_path(path: str) -> bool:
     app = web.Application()
-    for table in (*ALL_TABLES, health_routes):
+    for table in (*ALL_TABLES, dashboard_routes, health_routes):
         app.add_routes(table())
     example = re.sub(r"\{\w+\}", "x", path)
     return any(resource._match(example) is not None for resource in app.router.resources())

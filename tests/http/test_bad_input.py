@@ -431,7 +431,9 @@ async def test_an_unknown_path_of_the_api_is_an_unknown_url(shared: Shared, path
         ("/ready", "/readyz"),
         ("/image/generations", "/v1/images/generations"),
         ("/", None),
-        ("/dashbord", None),
+        ("/dashbord", "/dashboard"),
+        ("/api/admin/kyes", "/admin/keys"),
+        ("/somewhere", None),
         ("/a" * 150, None),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from gateway.access.key_spaces import Credential
 from tests.gateways import Client, InProcess
 
 
@@ -36,7 +37,7 @@ async def test_a_request_is_a_use_of_its_key_and_a_wrong_one_is_none(gateway: In
 async def test_a_use_changes_no_record_of_a_key(gateway: InProcess) -> None:
     alice = await gateway.client.with_key("alice")
     await alice.ask("one")
-    before = gateway.gateway.services.keys.find_known(alice.secret)
+    before = gateway.gateway.services.keys.find_known(Credential.of(alice.secret))
     await listed(gateway)
     await alice.ask("two")
-    assert gateway.gateway.services.keys.find_known(alice.secret) is before
+    assert gateway.gateway.services.keys.find_known(Credential.of(alice.secret)) is before

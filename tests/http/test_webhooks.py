@@ -281,11 +281,13 @@ async def test_a_wrong_request_for_more_names_the_parameter(told_alice, body, pa
     assert says in reply.error["message"]
 
 
-async def test_without_a_webhook_a_key_learns_that_nobody_is_told(gateway, alice):
+async def test_without_a_webhook_a_request_for_more_is_kept(gateway, alice):
     bob = await gateway.client.with_key("bob", limits={"usd_per_month": 1})
     body = {"limit": "usd_per_month", "amount": 0.5}
     reply = await bob.send("POST", "/v1/usage/ask-for-more", json=body)
-    assert (reply.status, reply.json["status"]) == (200, "no_receiver")
+    assert (reply.status, reply.json["status"]) == (200, "kept")
+    reply = await bob.send("POST", "/v1/usage/ask-for-more", json=body)
+    assert reply.json["status"] == "already_sent"
 
 
 async def test_an_incorrect_key_cannot_ask_for_more(gateway):

@@ -146,6 +146,11 @@ MAKERS: dict[str, Callable[[int], Command[Any]]] = {
     "members of a bounded set": lambda i: commands.AddToBoundedSets(
         (BoundedSet("s", "b", 100_000),), (digest(i),), LONG
     ),
+    "members of an ordered set": lambda i: commands.AddToOrderedSets(
+        "s", ("o",), digest(i), LONG, 100_000
+    ),
+    "ordered sets": lambda i: commands.AddToOrderedSets("s", (digest(i),), "m", LONG, 10),
+    "hits": lambda i: commands.CountHits(((digest(i), 1),), LONG),
     "values": lambda i: commands.SetValue("s", digest(i), b"v", LONG),
     "notifications of one channel": lambda i: commands.Notify("f"),
     "open journals of a worker": lambda i: commands.Reserve(
@@ -178,6 +183,13 @@ EVERYTHING_BUT_THE_LEDGER: list[Command[Any]] = [
     commands.AddToSet("s", "set", ("new",), LONG),
     commands.RemoveFromSet("s", "set", ("new",)),
     commands.AddToBoundedSets((BoundedSet("s", "b", 1_000),), ("new", "newer"), LONG),
+    commands.AddToOrderedSets("s", ("o", digest(1)), "new", LONG, 100, digest(200)),
+    commands.RemoveFromOrderedSets("s", ("o", digest(2)), "new"),
+    commands.ReadOrderedSet("s", "o", 10, digest(300)),
+    commands.CountOrderedSets("s", ("o", digest(1), "none")),
+    commands.CountHits(((digest(1), 1), ("new", 1)), LONG),
+    commands.ReadHits((digest(1), "none")),
+    commands.DeleteHits((digest(2), "none")),
     commands.SetValue("s", "new", b"v", LONG),
     commands.GetValue("s", digest(1)),
     commands.Publish("f", "event", b"e", LONG),
@@ -196,7 +208,14 @@ CASES = [
     *((rows, False) for rows in MAKERS),
     *(
         (rows, True)
-        for rows in ("digests", "entries", "sets", "members of a bounded set", "values")
+        for rows in (
+            "digests",
+            "entries",
+            "sets",
+            "members of a bounded set",
+            "ordered sets",
+            "values",
+        )
     ),
 ]
 

@@ -285,6 +285,8 @@ class TestKeys:
             "igw:set:s:l": 700,
             "igw:{bounded}:s:b": 300,
             "igw:{bounded}:s:c": 300,
+            "igw:{ordered}:s:o": 400,
+            "igw:{hits}:i": 500,
             "igw:{lru}:used": None,
             "igw:{lru}:expires": None,
             "igw:{lru}:sizes": None,
@@ -379,6 +381,8 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.AddToSet("s", "l", ("a", "b"), 700),
             commands.AddToSet("s", "l", ("c",), 7),
             commands.RemoveFromSet("s", "l", ("b",)),
+            commands.AddToOrderedSets("s", ("o",), "m", 400, 10),
+            commands.CountHits((("i", 1),), 500),
             commands.AddToBoundedSets(
                 (commands.BoundedSet("s", "b", 2), commands.BoundedSet("s", "c", 2)), ("m",), 300
             ),

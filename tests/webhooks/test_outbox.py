@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from gateway.events import Event, Webhook
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Write
+from gateway.webhooks import kept_events
 from gateway.webhooks import outbox as module
 from gateway.webhooks.outbox import CLAIM_GRACE_SECONDS, OUTBOX, Outbox
 
@@ -83,8 +84,8 @@ async def test_an_event_that_was_sent_is_not_sent_again_after_a_restart(open_sto
 async def test_a_webhook_gets_the_kinds_and_teams_that_it_names(open_store, setting):
     async with open_store() as store:
         box = open_outbox(store, setting, ART, SPIKES)
-        assert not await box.publish(setting.event("1"))
-        assert not await box.publish(setting.event("2", team="sales"))
+        assert await box.publish(setting.event("1"))
+        assert await box.publish(setting.event("2", team="sales"))
         assert await box.publish(setting.event("3", team="art"))
         assert await box.publish(setting.event("4", kind="spike"))
         assert await box.publish(setting.event("5", kind="spike", team="art"))
@@ -92,10 +93,52 @@ async def test_a_webhook_gets_the_kinds_and_teams_that_it_names(open_store, sett
         assert sorted(kinds) == ["limit_crossed", "spike", "spike", "spike"]
 
 
-async def test_an_event_that_no_webhook_wants_is_not_claimed(open_store, setting):
+async def test_an_event_that_no_webhook_wants_is_kept_and_sent_to_a_later_one(open_store, setting):
     async with open_store() as store:
-        assert not await open_outbox(store, setting).publish(setting.event())
-        assert await open_outbox(store, setting, ALL).publish(setting.event())
+        boxes = [open_outbox(store, setting) for _ in range(2)]
+        assert await boxes[0].publish(setting.event())
+        assert not await boxes[1].publish(setting.event())
+        assert await boxes[0].is_claimed(setting.event().once)
+        assert not await boxes[0].is_claimed(setting.event().once, to_send=True)
+        sender = open_outbox(store, setting, ALL)
+        assert await sender.publish(setting.event())
+        assert not await sender.publish(setting.event())
+        assert not await boxes[0].publish(setting.event())
+        assert len(await sender.read()) == 1
+        kept, after = await sender.kept.read(limit=10)
+        assert ([event.kind for event in kept], after) == (["limit_crossed"], None)
+
+
+async def test_events_are_kept_newest_first_and_in_pages(open_store, setting):
+    async with open_store() as store:
+        box = open_outbox(store, setting)
+        for number in range(5):
+            setting.clock.now += 1
+            kind = "spike" if number % 2 else "limit_crossed"
+            await box.publish(setting.event(str(number), kind=kind, text=str(number)))
+        first, after = await box.kept.read(limit=3)
+        rest, end = await box.kept.read(limit=3, after=after)
+        assert [event.text for event in (*first, *rest)] == ["4", "3", "2", "1", "0"]
+        assert end is None
+        spikes, _ = await box.kept.read(limit=3, kinds={"spike"})
+        assert [event.text for event in spikes] == ["3", "1"]
+        assert await box.kept.read(limit=5) == ([*first, *rest], None)
+
+
+async def test_kept_events_are_bounded_by_number_and_age(open_store, setting, monkeypatch):
+    monkeypatch.setattr(kept_events, "MAX_KEPT", 3)
+    monkeypatch.setattr(module, "TRIM_EVERY", 5)
+    async with open_store() as store:
+        box = open_outbox(store, setting)
+        for number in range(5):
+            setting.clock.now += 1
+            await box.publish(setting.event(str(number), text=str(number)))
+        kept, _ = await box.kept.read(limit=10)
+        assert [event.text for event in kept] == ["4", "3", "2"]
+        setting.clock.now += kept_events.KEEP_SECONDS - 1.5
+        assert await box.kept.trim() == 1
+        kept, _ = await box.kept.read(limit=10)
+        assert [event.text for event in kept] == ["4", "3"]
 
 
 async def test_only_an_event_that_repeats_is_sent_again_after_its_time(open_store, setting):

@@ -7,7 +7,8 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
-from gateway.access.audit import Actor, parse_past_time
+from gateway.access.audit import Actor, Via, parse_past_time
+from gateway.api.auth import SESSION
 from gateway.api.exchange import EXCHANGE
 from gateway.api.http.body import read_body
 from gateway.api.services import SERVICES
@@ -62,7 +63,8 @@ def read_time(request: web.Request, name: str, *, now: float) -> float | None:
 
 def read_actor(request: web.Request) -> Actor:
     """Who changes something, for the audit."""
-    return Actor("api", "admin", request[EXCHANGE].client_address or None)
+    via: Via = "dashboard" if SESSION in request else "api"
+    return Actor(via, "admin", request[EXCHANGE].client_address or None)
 
 
 def check_models(request: web.Request, models: Iterable[object]) -> None:

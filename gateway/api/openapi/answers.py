@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gateway.api.openapi.images import CACHED_IMAGE
 from gateway.api.openapi.requests import Schema, reference
 from gateway.billing import organization
 from gateway.billing.usage_rows import COLUMNS, MONEY, MORE_COLUMNS, WHAT_IF
@@ -317,6 +318,13 @@ ANSWERS: Final[Mapping[str, Schema]] = {
     "CacheStatistics": _object(
         {"images": _COUNT, "bytes": _COUNT, "total_bytes": {"type": ["integer", "null"]}}
     ),
+    "CachedImage": CACHED_IMAGE,
+    "ImageList": _object(
+        {
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/CachedImage"}},
+            "after": {"type": ["string", "null"], "description": "Null on the last page."},
+        }
+    ),
     "PurgeRequest": {
         "type": "object",
         "properties": {
@@ -352,7 +360,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         {
             "limit": {"enum": list(LIMITS)},
             "window": _TEXT,
-            "status": {"enum": ["sent", "already_sent", "no_receiver"]},
+            "status": {"enum": ["sent", "already_sent", "kept"]},
         }
     ),
     "Purge": _object({"images": _COUNT, "done": {"type": "boolean"}, "id": _TEXT}),

@@ -115,6 +115,8 @@ _RANGE_HEADERS: Final = (
     _header("If-None-Match", "ETags of copies that the client has.", _TEXT),
 )
 
+_CACHED_IMAGE_HEADERS: Final = (*COMMON_HEADERS, *LINK_HEADERS)
+
 _USAGE_PARAMETERS: Final = (
     _query("since", "Unix seconds, RFC 3339, a date, or a duration before now: `7d`.", _TEXT),
     _query("until", "The same; the report ends before it.", _TEXT),
@@ -253,7 +255,10 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "ask_for_more": Operation(
         "Ask the operators for more of a limit, once in its window",
         "images",
-        _ok("AskedForMore", "Whether a webhook notifies the operators."),
+        _ok(
+            "AskedForMore",
+            "Whether a webhook notifies the operators, or they see it on their dashboard.",
+        ),
         credential="key",
         body=Content(
             schema="AskForMore",
@@ -473,6 +478,58 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         credential="admin",
         body=Content(schema="TakedownRequest"),
         errors=(*_ADMIN_ERRORS, 404),
+    ),
+    "admin_images": Operation(
+        "List the images of the cache, newest first",
+        "admin",
+        _ok("ImageList", "Those that meet all conditions. A page may have fewer than `limit`."),
+        credential="admin",
+        parameters=(
+            _query("limit", "By default 60.", {"type": "integer", "minimum": 1, "maximum": 100}),
+            _query("after", "The `after` of the previous page.", _TEXT),
+            _query("model", "Only of this model.", _TEXT),
+            _query("size", "Only of this size: `1024x1024`.", _TEXT),
+            _query("key", "Only those that the key of this name bought.", _TEXT),
+            _query("key_id", "Only those that the key of this id bought.", _TEXT),
+            _query("tag", "Only those that were bought with this tag.", _TEXT),
+            _query("since", "Unix seconds, a date of UTC, or a duration before now: `7d`.", _TEXT),
+            _query("until", "The same; the list ends before it.", _TEXT),
+        ),
+        errors=(400, *_READ_ERRORS),
+    ),
+    "admin_image": Operation(
+        "Show an image of the cache",
+        "admin",
+        _ok("CachedImage", "The image."),
+        credential="admin",
+        errors=(*_READ_ERRORS, 404, 410),
+    ),
+    "admin_thumbnail": Operation(
+        "Get the thumbnail of an image: a WebP of at most 320 pixels",
+        "admin",
+        {
+            200: Success("The thumbnail.", (Content("image/webp"),), _CACHED_IMAGE_HEADERS),
+            206: Success("A part.", (Content("image/webp"),), _CACHED_IMAGE_HEADERS),
+            304: Success("The client has it.", (), ("ETag", "Cache-Control")),
+        },
+        credential="admin",
+        parameters=_RANGE_HEADERS,
+        errors=(*_READ_ERRORS, 404, 410, 416),
+    ),
+    "admin_image_file": Operation(
+        "Get an image exactly as upstream answered it",
+        "admin",
+        {
+            200: Success("The image.", (Content("image/*"),), _CACHED_IMAGE_HEADERS),
+            206: Success("A part.", (Content("image/*"),), _CACHED_IMAGE_HEADERS),
+            304: Success("The client has it.", (), ("ETag", "Cache-Control")),
+        },
+        credential="admin",
+        parameters=(
+            *_RANGE_HEADERS,
+            _query("download", "If it is there, browsers save the image as a file.", _TEXT),
+        ),
+        errors=(*_READ_ERRORS, 404, 410, 416),
     ),
     "admin_usage": Operation(
         "Show the usage of all keys",

@@ -38,6 +38,14 @@ from gateway.store.commands.entries import (
     StoreImages,
 )
 from gateway.store.commands.events import Notify, Publish, ReadEvents
+from gateway.store.commands.hits import (
+    MAX_HITS,
+    NO_HITS,
+    CountHits,
+    DeleteHits,
+    Hits,
+    ReadHits,
+)
 from gateway.store.commands.journals import (
     CLOSED_JOURNAL_SECONDS,
     FREE_JOURNAL_SECONDS,
@@ -79,6 +87,13 @@ from gateway.store.commands.lru_index import (
     Touch,
     Track,
     Untrack,
+)
+from gateway.store.commands.ordered_sets import (
+    MAX_TRIMMED,
+    AddToOrderedSets,
+    CountOrderedSets,
+    ReadOrderedSet,
+    RemoveFromOrderedSets,
 )
 from gateway.store.commands.records import CompareAndSet, Get, RecordsPage, ScanRecords, Write
 from gateway.store.commands.running_totals import (
@@ -125,15 +140,19 @@ __all__ = [
     "LEDGER_END",
     "MAX_EVICTIONS",
     "MAX_GROUP_ROWS",
+    "MAX_HITS",
     "MAX_INCREMENTS",
     "MAX_REFUSAL_REASONS",
+    "MAX_TRIMMED",
     "MAX_WINDOWS",
     "MINUTE_SECONDS",
+    "NO_HITS",
     "RECORD_OVERHEAD_BYTES",
     "WINDOW_GRACE_SECONDS",
     "WRITER_SECONDS",
     "AcquireLease",
     "AddToBoundedSets",
+    "AddToOrderedSets",
     "AddToSet",
     "Admission",
     "Admit",
@@ -145,8 +164,11 @@ __all__ = [
     "BoundedSet",
     "CompareAndSet",
     "Consumption",
+    "CountHits",
+    "CountOrderedSets",
     "Counter",
     "CounterState",
+    "DeleteHits",
     "DeleteValue",
     "Deregister",
     "EmptySlots",
@@ -160,6 +182,7 @@ __all__ = [
     "GetValue",
     "HasMember",
     "Heartbeat",
+    "Hits",
     "Increment",
     "Inspect",
     "Journal",
@@ -181,9 +204,11 @@ __all__ = [
     "ReadEntry",
     "ReadEvents",
     "ReadFirstCharges",
+    "ReadHits",
     "ReadJournalState",
     "ReadLedger",
     "ReadLruTotals",
+    "ReadOrderedSet",
     "ReadRunningTotals",
     "ReadTotals",
     "ReadTotalsState",
@@ -191,6 +216,7 @@ __all__ = [
     "RecordsPage",
     "Refusals",
     "ReleaseLease",
+    "RemoveFromOrderedSets",
     "RemoveFromSet",
     "RemoveTotals",
     "RenewLease",

@@ -38,6 +38,9 @@ with it |
 | `igw:set:<space>:<name>` | set | the members of a set | the longest requested |
 | `igw:{bounded}:<space>:<name>` | sorted set | the members of a bounded set by expiry | that of \
 the last member |
+| `igw:{ordered}:<space>:<name>` | sorted set | the members of an ordered set, all of score 0: \
+the lists of images | the longest requested |
+| `igw:{hits}:<image id>` | hash | `count` and `at` of an image's hits | 39 days after the last |
 | `igw:{lru}:used`, `igw:{lru}:expires` | sorted sets | digests by last use, and by expiry | none; \
 deleted when empty |
 | `igw:{lru}:sizes` | hash | bytes by digest | none; deleted when empty |
@@ -54,8 +57,8 @@ ephemeral blobs | the same |
 | `igw:events:<flight>` | channel | a notification for each event | – |
 
 Every script stays in one hash slot, so the keys work in a cluster: the books are one slot, the LRU
-index is one, the bounded sets are one, everything else is spread. (`scan_entries` scans the node
-that it runs on.)
+index is one, the bounded sets, the ordered sets and the hits are one each, everything else is
+spread. (`scan_entries` scans the node that it runs on.)
 """
 
 from __future__ import annotations
@@ -115,6 +118,12 @@ class Keys:
 
     def bounded_set(self, space: str, name: str) -> str:
         return f"{self.prefix}{{bounded}}:{space}:{name}"
+
+    def ordered_set(self, space: str, name: str) -> str:
+        return f"{self.prefix}{{ordered}}:{space}:{name}"
+
+    def hits(self, image_id: str) -> str:
+        return f"{self.prefix}{{hits}}:{image_id}"
 
     def records(self, space: str) -> str:
         return f"{self.books}records:{space}"

@@ -38,6 +38,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "empty_slots": ("slots",),
     },
     "events": {"publish": ()},
+    "hits": {"count_hits": (), "read_hits": (), "delete_hits": ()},
     "journals": {
         "reserve": _JOURNALS,
         "receive": ("books",),
@@ -61,6 +62,11 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "read_lru_totals": ("lru_index",),
         "are_tracked": ("lru_index",),
         "sweep": ("lru_index",),
+    },
+    "ordered_sets": {
+        "add_to_ordered_sets": (),
+        "remove_from_ordered_sets": (),
+        "count_ordered_sets": (),
     },
     "records": {"get_by_index": (), "compare_and_set": ()},
     "server": {"handshake": (), "inspect": (), "measure": ()},

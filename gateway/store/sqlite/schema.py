@@ -45,6 +45,32 @@ CREATE TABLE bounded_members (
 CREATE INDEX bounded_members_in_order ON bounded_members (name, remove_after);
 CREATE INDEX bounded_members_by_removal ON bounded_members (remove_after);
 
+-- As `sets`, in the order of the members. A trigger keeps `count` right whichever statement changes
+-- the members.
+CREATE TABLE ordered_sets (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    space TEXT NOT NULL, name TEXT NOT NULL, remove_after REAL NOT NULL,
+    count INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX ordered_sets_by_name ON ordered_sets (space, name, remove_after);
+CREATE INDEX ordered_sets_by_removal ON ordered_sets (remove_after);
+CREATE TABLE ordered_members (
+    set_id INTEGER NOT NULL, member TEXT NOT NULL,
+    PRIMARY KEY (set_id, member)
+);
+CREATE TRIGGER ordered_member_added AFTER INSERT ON ordered_members BEGIN
+    UPDATE ordered_sets SET count = count + 1 WHERE id = new.set_id;
+END;
+CREATE TRIGGER ordered_member_deleted AFTER DELETE ON ordered_members BEGIN
+    UPDATE ordered_sets SET count = count - 1 WHERE id = old.set_id;
+END;
+
+CREATE TABLE hits (
+    image_id TEXT PRIMARY KEY, count INTEGER NOT NULL, last_at REAL NOT NULL,
+    remove_after REAL NOT NULL
+);
+CREATE INDEX hits_by_removal ON hits (remove_after);
+
 CREATE TABLE slots (
     fingerprint TEXT NOT NULL, slot INTEGER NOT NULL,
     image_id TEXT NOT NULL, expires_at REAL NOT NULL, data BLOB NOT NULL,

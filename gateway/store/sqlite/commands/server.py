@@ -11,9 +11,12 @@ from gateway.store.sqlite.transaction import Transaction
 
 _TABLES: Final = (
     *("slots", "leases", "events", "buckets", "windows", "journals", "writers"),
-    *("expiring_values", "bounded_members", "lru"),
+    *("expiring_values", "bounded_members", "lru", "hits"),
 )
 """The tables whose rows expire one by one. Each has an index on `remove_after`."""
+
+_SETS: Final = (("sets", "set_members"), ("ordered_sets", "ordered_members"))
+"""The tables of sets, each with that of their members."""
 
 _STEADY_TABLES: Final = frozenset({"leases", "events", "buckets", "expiring_values"})
 """Those whose times are on the steady clock."""
@@ -21,7 +24,9 @@ _STEADY_TABLES: Final = frozenset({"leases", "events", "buckets", "expiring_valu
 
 @writes(commands.Sweep)
 def sweep(tx: Transaction, command: commands.Sweep) -> int:
-    deleted = _sweep_sets(tx, command.limit)
+    deleted = 0
+    for sets, members in _SETS:
+        deleted += _sweep_sets(tx, sets, members, limit=command.limit - deleted)
     for table in _TABLES:
         deleted += tx.execute(
             f"DELETE FROM {table} WHERE rowid IN"  # noqa: S608 - a name from above
@@ -31,22 +36,22 @@ def sweep(tx: Transaction, command: commands.Sweep) -> int:
     return deleted
 
 
-def _sweep_sets(tx: Transaction, limit: int) -> int:
+def _sweep_sets(tx: Transaction, sets: str, members: str, *, limit: int) -> int:
     """Deletes expired sets, and their members before them. Returns how many rows."""
+    # The names are those of `_SETS`.
+    oldest = f"SELECT id FROM {sets} WHERE remove_after <= ? ORDER BY remove_after LIMIT 1"  # noqa: S608
+    some = f"SELECT rowid FROM {members} WHERE set_id = ? LIMIT ?"  # noqa: S608
     deleted = 0
     while deleted < limit:
-        expired = tx.fetch_one(
-            "SELECT id FROM sets WHERE remove_after <= ? ORDER BY remove_after LIMIT 1", (tx.now,)
-        )
+        expired = tx.fetch_one(oldest, (tx.now,))
         if expired is None:
             break
         deleted += tx.execute(
-            "DELETE FROM set_members WHERE rowid IN"
-            " (SELECT rowid FROM set_members WHERE set_id = ? LIMIT ?)",
+            f"DELETE FROM {members} WHERE rowid IN ({some})",  # noqa: S608
             (*expired, limit - deleted),
         )
         if deleted < limit:  # else the next sweep finds the set again, by its row
-            deleted += tx.execute("DELETE FROM sets WHERE id = ?", expired)
+            deleted += tx.execute(f"DELETE FROM {sets} WHERE id = ?", expired)  # noqa: S608
     return deleted
 
 

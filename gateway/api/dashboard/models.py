@@ -1,0 +1,100 @@
+"""`GET /dashboard/api/models`: the model table, as the playground needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from gateway.access.keys import Key
+from gateway.api.admin.requests import check_query
+from gateway.api.auth import KEY, SESSION
+from gateway.api.dashboard.guards import with_named_key
+from gateway.api.http.json import json_response
+from gateway.api.services import SERVICES
+from gateway.catalog import (
+    BooleanSpec,
+    ChoiceSpec,
+    IntegerSpec,
+    Model,
+    ParameterSpec,
+    SizeSpec,
+)
+
+
+async def list_models(request: web.Request) -> web.StreamResponse:
+    """The models of the holder's key; for an admin all, or with `key=ID` those of that key."""
+    if request[SESSION].kind == "key":
+        return await _list_of_own_key(request)
+    check_query(request, ("key",))
+    if "key" in request.query:
+        return await _list_of_named_key(request)
+    return _answer(request, None)
+
+
+async def _list_of_own_key(request: web.Request) -> web.StreamResponse:
+    return _answer(request, request[KEY])
+
+
+_list_of_named_key = with_named_key(_list_of_own_key, lambda request: request.query["key"])
+
+
+def _answer(request: web.Request, key: Key | None) -> web.Response:
+    catalog = request.app[SERVICES].policy().catalog
+    models = [
+        model
+        for model in catalog.models.values()
+        if model.is_sold and (key is None or key.models is None or model.id in key.models)
+    ]
+    ids = [model.id for model in models]
+    usual = catalog.default_gpt_model
+    default = usual if usual in ids else next(iter(ids), None)
+    return json_response({"default": default, "data": [_model_object(model) for model in models]})
+
+
+def _model_object(model: Model) -> dict[str, Any]:
+    partial_images = model.parameters.get("partial_images")
+    return {
+        "id": model.id,
+        "operations": ["generations"],
+        "parameters": [_parameter(name, spec) for name, spec in model.parameters.items()],
+        "prompt_max": model.prompt_max_characters,
+        "streams": "stream" in model.parameters,
+        "partial_images_max": partial_images.max if isinstance(partial_images, IntegerSpec) else 0,
+        # A model whose price is only assumed is charged per image.
+        "billed": "image" if model.billing is None else model.billing.by,
+        "shutdown_date": None if model.shutdown is None else model.shutdown.isoformat(),
+        "allowed": True,
+    }
+
+
+def _parameter(name: str, spec: ParameterSpec) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "name": name,
+        "type": "enum" if spec.type == "choice" else spec.type,
+        "values": None,
+        "min": None,
+        "max": None,
+        "default": spec.default,
+        "rule": None,
+    }
+    match spec:
+        case ChoiceSpec():
+            shown["values"] = spec.distinct_values
+        case SizeSpec():
+            shown |= {"values": spec.values, "rule": _free_sizes(spec)}
+        case IntegerSpec(only=None):
+            shown |= {"min": spec.min, "max": spec.max}
+        case IntegerSpec():
+            shown |= {"min": spec.default, "max": spec.default}
+        case BooleanSpec():
+            shown["values"] = (True, False)
+    return shown
+
+
+def _free_sizes(spec: SizeSpec) -> str:
+    return (
+        f"Or WIDTHxHEIGHT, such as {spec.example}: both multiples of {spec.divisor} and at most "
+        f"{spec.max_edge}, from {spec.min_pixels:,} to {spec.max_pixels:,} pixels, and no more "
+        f"than {spec.max_ratio}:1."
+    )

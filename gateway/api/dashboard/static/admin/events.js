@@ -1,0 +1,87 @@
+/** Events as a list: what happened, to whom, and what can be done about it. */
+
+import {html, nothing} from '../vendor/lit-html.js';
+import {ago, fullTime} from '../lib/format.js';
+import {amountLeft} from '../lib/limits.js';
+import {link} from '../lib/router.js';
+import {badge} from '../ui/feedback.js';
+import {icon} from '../ui/icons.js';
+import {loadLimits, raiseDialog} from './limits.js';
+
+export const KINDS = {
+  asked_for_more: {label: 'Asked for more', icon: 'plus', level: 'info'},
+  limit_exhausted: {label: 'Limit exhausted', icon: 'alert', level: 'fault'},
+  limit_crossed: {label: 'Limit crossed', icon: 'spend', level: 'warning'},
+  projected_over: {label: 'Projected over', icon: 'clock', level: 'warning'},
+  spike: {label: 'Spike', icon: 'bolt', level: 'warning'},
+  revoked_key_in_use: {label: 'Revoked key in use', icon: 'key', level: 'fault'},
+  model_retires: {label: 'Model retires', icon: 'images', level: 'warning'},
+  weekly_digest: {label: 'Weekly digest', icon: 'table', level: ''},
+};
+
+const UNKNOWN = {icon: 'events', level: ''};
+
+/** Kinds that a raise can answer. */
+const RAISABLE = new Set(['asked_for_more', 'limit_exhausted', 'limit_crossed', 'projected_over']);
+
+export const eventList = (view, events) => html`<ol class="timeline">${events.map((event) => item(view, event))}</ol>`;
+
+function item(view, event) {
+  const {label = event.kind, icon: name, level} = KINDS[event.kind] ?? UNKNOWN;
+  // The lines after the first list who spent most; the details have them.
+  const [sentence, ...more] = event.text.split('\n');
+  return html`
+    <li class="timeline-item">
+      <span class="timeline-icon ${level}">${icon(name)}</span>
+      <div class="timeline-text">
+        <p>${badge(label, level || 'neutral')} ${sentence}</p>
+        ${more.map((line) => html`<p class="note">${line}</p>`)}
+        <div class="row timeline-actions">${actions(view, event)} ${details(event.data)}</div>
+      </div>
+      <time class="note" title=${fullTime(event.time)}>${ago(event.time)}</time>
+    </li>
+  `;
+}
+
+const details = (data) => html`
+  <details class="changes">
+    <summary>Details</summary>
+    <pre class="json" tabindex="0" aria-label="The event as JSON">${JSON.stringify(data, null, 2)}</pre>
+  </details>
+`;
+
+function actions(view, {kind, data}) {
+  const asks = kind === 'asked_for_more';
+  return html`
+    ${RAISABLE.has(kind) && data.limit ? html`<button class="button small ${asks ? 'primary' : ''}" @click=${() => raise(view, data)}>${icon('bolt')} Raise</button>` : nothing}
+    ${scopeLink(data)}
+  `;
+}
+
+function scopeLink({scope = '', model}) {
+  const [kind, ...rest] = scope.split(':');
+  const name = rest.join(':');
+  const target = {
+    key: () => link('keys', {search: name, state: 'all'}),
+    team: () => link('teams', {team: name}),
+    everyone: () => link('teams'),
+    model: () => link('spend', {model}),
+  }[kind];
+  return target ? html`<a class="button small" href=${target()}>Show ${name || kind}</a>` : nothing;
+}
+
+/** The limit that keeps the key from buying may be its team's, or that of everyone. */
+async function raise(view, {scope, limit, amount, reason, team, limits = []}) {
+  try {
+    const found = await loadLimits(scopeToRaise({scope, limit, team, limits}), undefined);
+    raiseDialog(view, found, {limit, amount, reason: reason ?? ''});
+  } catch (error) {
+    view.app.toast(error.message, 'fault');
+  }
+}
+
+function scopeToRaise({scope, team, limits}) {
+  if (!limits.length) return scope;
+  const [first] = [...limits].sort((a, b) => amountLeft(a) - amountLeft(b));
+  return {team: `team:${team}`, everyone: 'everyone'}[first.scope] ?? scope;
+}

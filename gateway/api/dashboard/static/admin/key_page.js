@@ -1,0 +1,133 @@
+/** The page of one key: its limits, its use, its settings and its audit. */
+
+import {html, nothing} from '../vendor/lit-html.js';
+import {eventsOf} from '../lib/audit.js';
+import {ago, fullTime} from '../lib/format.js';
+import {get, href} from '../lib/http.js';
+import {overlapsOf, readOnlyReason} from '../lib/keys.js';
+import {link} from '../lib/router.js';
+import {banner, skeleton} from '../ui/feedback.js';
+import {icon} from '../ui/icons.js';
+import {card, page} from '../ui/page.js';
+import {auditList} from './audit.js';
+import {editKeyDialog, revokeDialog, rotateDialog} from './key_dialogs.js';
+import {limitCard, loadLimits} from './limits.js';
+import {attempt, stateBadge} from './parts.js';
+import {loadUsage, usageCard} from './usage.js';
+
+/** Events of the audit that are searched for those of one key or team. */
+const MAX_EVENTS = 1000;
+const SHOWN_EVENTS = 20;
+
+export async function loadKey(id, signal) {
+  const key = await get(`/admin/keys/${encodeURIComponent(id)}`, {}, {signal});
+  const [own, team, everyone, usage, audit] = await Promise.all([
+    key.revoked_at ? null : attempt(loadLimits(`key:${key.name}`, signal)),
+    key.team ? attempt(loadLimits(`team:${key.team}`, signal)) : null,
+    attempt(loadLimits('everyone', signal)),
+    attempt(loadUsage({key_id: id}, 'model', signal)),
+    attempt(loadAudit('key', key.name, key.created_at, signal)),
+  ]);
+  return {key, own, team, everyone, usage, audit};
+}
+
+/** The last events of a key or a team. */
+export async function loadAudit(kind, name, since, signal) {
+  const {data} = await get('/admin/audit', {limit: MAX_EVENTS, since: since ? String(since) : null}, {signal});
+  return eventsOf(data, kind, name).slice(0, SHOWN_EVENTS);
+}
+
+export const keyPage = (view) =>
+  page({
+    title: view.data?.key.name ?? 'Key',
+    lead: html`<a class="back" href=${link('keys')}>${icon('back')} All keys</a> ${view.data ? summary(view.data.key) : nothing}`,
+    json: href(`/admin/keys/${encodeURIComponent(view.query.key)}`),
+    actions: view.data ? actions(view, view.data.key) : nothing,
+    view,
+    skeleton: html`<div class="stack">${skeleton('tiles', 3)}${skeleton('chart')}</div>`,
+    content: (data) => contents(view, data),
+  });
+
+const summary = (key) => html`
+  ${stateBadge(key)}
+  ${key.team ? html`<span>Team <a href=${link('teams', {team: key.team})}>${key.team}</a></span>` : nothing}
+  <span class="mono">${key.prefix}…</span>
+  <span>${key.last_used_at ? html`last used <time title=${fullTime(key.last_used_at)}>${ago(key.last_used_at)}</time>` : 'never used'}</span>
+`;
+
+function actions(view, key) {
+  if (readOnlyReason(key)) return nothing;
+  return html`
+    <button class="button" @click=${() => editKeyDialog(view, key)}>${icon('edit')} Edit</button>
+    <button class="button" @click=${() => rotateDialog(view, key)}>${icon('refresh')} Rotate</button>
+    <button class="button quiet-danger" @click=${() => revokeDialog(view, key)}>${icon('trash')} Revoke</button>
+  `;
+}
+
+function contents(view, {key, own, team, everyone, usage, audit}) {
+  const reason = readOnlyReason(key);
+  return html`
+    ${reason ? banner({title: 'Read only.', text: reason}) : nothing} ${overlapBanner(key)}
+    <div class="stack">
+      <div class="limit-cards">
+        ${own ? orError(own, 'Limits of this key', () => limitCard({title: 'Limits of this key', limits: own, view})) : nothing}
+        ${team ? orError(team, `Limits of team ${key.team}`, () => limitCard({title: `Limits of team ${key.team}`, note: 'all of its keys together', limits: team, view})) : nothing}
+        ${orError(everyone, 'Limits of everyone', () => limitCard({title: 'Limits of everyone', note: 'all keys together', limits: everyone, view}))}
+      </div>
+      ${orError(usage, 'Last 30 days', () => usageCard(usage))}
+      <div class="grid">
+        <div class="half">${settingsCard(key)}</div>
+        <div class="half">${auditCard(audit)}</div>
+      </div>
+    </div>
+  `;
+}
+
+/** A part of the page that could not be loaded says so; the others are there. */
+export const orError = (part, title, content) =>
+  part.error ? card({title, body: html`<p class="note">${part.error.message}</p>`}) : content();
+
+function overlapBanner(key) {
+  const ends = key.revoked_at ? [] : overlapsOf(key);
+  if (!ends.length) return nothing;
+  const text = `${ends.length === 1 ? 'The former secret works' : `${ends.length} former secrets work`} until ${fullTime(Math.max(...ends))}.`;
+  return banner({title: 'Rotated.', text});
+}
+
+const settingsCard = (key) =>
+  card({
+    title: 'Settings',
+    actions: html`<a class="button small" href=${link('requests', {key: key.name, outcome: ''})}>${icon('requests')} Its requests</a>`,
+    body: html`<dl class="pairs">${settings(key).map(([label, value]) => html`<dt>${label}</dt><dd>${value}</dd>`)}</dl>`,
+  });
+
+const DEFAULT = html`<span class="note">default</span>`;
+
+const settings = (key) => [
+  ['Id', html`<span class="mono">${key.id}</span>`],
+  ['Made', key.created_at ? fullTime(key.created_at) : `by ${key.declared_in}`],
+  ['Expires', key.expires_at ? fullTime(key.expires_at) : 'never'],
+  ['Models', key.models?.join(', ') ?? 'all'],
+  ['Labels', labels(key.labels)],
+  ['Scope', key.scope ?? DEFAULT],
+  ['Reuse', key.reuse ?? DEFAULT],
+  ['Parallel', key.parallel ?? DEFAULT],
+  ['Validation', key.validation ?? DEFAULT],
+  ['End users', key.user_header ?? DEFAULT],
+  ['Usage of hits', key.hits_report_usage === false ? 'not reported' : 'reported'],
+  ['no-cache', key.allow_no_cache === false ? 'ignored' : 'heeded'],
+];
+
+export function labels(given) {
+  const pairs = Object.entries(given ?? {});
+  return pairs.length ? pairs.map(([name, value]) => html`<span class="badge neutral">${name}=${value}</span> `) : 'none';
+}
+
+export const auditCard = (audit) =>
+  card({
+    title: 'Changes',
+    actions: html`<a class="button small" href=${link('events', {tab: 'audit'})}>The whole audit</a>`,
+    body: audit.error
+      ? html`<p class="note">${audit.error.message}</p>`
+      : audit.length ? auditList(audit) : html`<p class="note">No change is recorded.</p>`,
+  });

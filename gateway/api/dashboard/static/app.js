@@ -1,0 +1,222 @@
+/**
+ * The page: its session, its router and the current view.
+ *
+ * A view is an object with defaults, refreshSeconds, load() and render(): see views/overview.js. Its
+ * row in views/index.js has name, label, icon and kind. It loads data and renders them; all that it
+ * may do besides is in `app`.
+ */
+
+import {html, render} from './vendor/lit-html.js';
+import {setTimeZone} from './lib/format.js';
+import {del, get, post} from './lib/http.js';
+import {Loader} from './lib/loader.js';
+import {readQuery, writeQuery} from './lib/query.js';
+import {link, place, show, takeLinkSecret, watchPlace} from './lib/router.js';
+import {skeleton} from './ui/feedback.js';
+import {shell} from './ui/shell.js';
+import {groupsFor, openedView, openView, rowNamed} from './views/index.js';
+import {signin} from './views/signin.js';
+
+const TOAST_SECONDS = 6;
+const MAX_TOASTS = 3;
+
+const root = document.getElementById('app');
+const loader = new Loader(() => loaded());
+const state = {
+  started: false,
+  session: null,
+  notice: '',
+  view: null,
+  query: {},
+  dialog: null,
+  dialogOnClose: null,
+  dialogKeeps: false,
+  part: '',
+  toasts: [],
+  menuOpen: false,
+  get loading() {
+    return loader.loading;
+  },
+};
+
+/** What a view may do. Its functions need no `this`. */
+const app = {
+  get session() {
+    return state.session;
+  },
+  /** Renders again: for views that keep state of their own. */
+  update,
+  navigate(view, query = {}) {
+    show(link(view, query));
+    enter();
+  },
+  /**
+   * Opens the dialog with a template, or a function that returns one (see ui/dialog.js).
+   * keep: neither Escape nor a click beside it closes it.
+   */
+  dialog(contents, {onClose, keep = false} = {}) {
+    // Contents of an earlier dialog are removed first, so that no typed text stays in new fields.
+    state.dialog = null;
+    renderNow();
+    state.dialog = contents;
+    state.dialogOnClose = onClose ?? null;
+    state.dialogKeeps = keep;
+    renderNow();
+    const element = document.getElementById('dialog');
+    if (!element.open) element.showModal();
+  },
+  closeDialog() {
+    document.getElementById('dialog').close();
+  },
+  dialogClosed() {
+    const {dialogOnClose} = state;
+    Object.assign(state, {dialog: null, dialogOnClose: null});
+    dialogOnClose?.();
+    update();
+  },
+  /** Says something for a moment; a fault stays until it is dismissed. level: ok|warning|fault */
+  toast(text, level = 'ok') {
+    const toast = {text, level};
+    state.toasts = [...state.toasts, toast].slice(-MAX_TOASTS);
+    if (level !== 'fault') setTimeout(() => app.closeToast(toast), TOAST_SECONDS * 1000);
+    update();
+  },
+  closeToast(toast) {
+    state.toasts = state.toasts.filter((each) => each !== toast);
+    update();
+  },
+  toggleMenu() {
+    state.menuOpen = !state.menuOpen;
+    update();
+  },
+  async signOut() {
+    await del('/session').catch(() => null); // without an answer, the page forgets all the same
+    leave('');
+  },
+};
+
+// Session
+
+async function start() {
+  watchPlace(enter);
+  addEventListener('hashchange', () => resume());
+  addEventListener('keydown', closeMenuByKey);
+  await resume();
+  state.started = true;
+  update();
+}
+
+/** Continues a session, or begins one with the one-time link in the address. */
+async function resume() {
+  const secret = takeLinkSecret();
+  if (!secret && state.session) return;
+  try {
+    begin(secret ? await post('/session', {link: secret}) : await get('/session'));
+  } catch (error) {
+    leave(secret || !error.signedOut ? error.message : '');
+  }
+}
+
+async function signIn(token) {
+  begin(await post('/session', {token}));
+}
+
+function begin(session) {
+  Object.assign(state, {session, notice: ''});
+  setTimeZone(session.time_zone);
+  enter();
+}
+
+function leave(notice) {
+  loader.reset();
+  Object.assign(state, {session: null, view: null, notice, menuOpen: false});
+  document.getElementById('dialog')?.close();
+  document.title = 'Sign in · Image Gateway';
+  update();
+}
+
+// Views
+
+/** Shows the view that the address names. */
+async function enter() {
+  if (!state.session) return update();
+  const row = rowNamed(place().name, state.session);
+  try {
+    showView(openedView(row) ?? (await openView(row)));
+  } catch {
+    app.toast(`${row.label} could not be loaded. Is the gateway running?`, 'fault');
+  }
+}
+
+function showView(view) {
+  const {name, search} = place();
+  // Someone may have gone elsewhere while the module was loaded.
+  if (!state.session || rowNamed(name, state.session).name !== view.name) return;
+  if (view.name !== name) show(link(view.name) + (name ? '' : search), {replace: true});
+  const query = readQuery(search, view.defaults);
+  const part = view.partOf?.(query) ?? '';
+  const entered = view !== state.view || part !== state.part;
+  Object.assign(state, {view, part, query, menuOpen: false});
+  document.title = `${view.label} · Image Gateway`;
+  if (entered) arrive();
+  reload();
+}
+
+/** A new view, or part of one (`partOf`), begins at its top, and screen readers at its heading. */
+function arrive() {
+  loader.reset();
+  document.getElementById('dialog')?.close();
+  scrollTo(0, 0);
+  queueMicrotask(() => state.started && root.querySelector('h1')?.focus({preventScroll: true}));
+}
+
+function reload() {
+  const {view, query, session} = state;
+  return loader.run(({signal}) => view.load(query, {signal, session}), view.refreshSeconds);
+}
+
+function loaded() {
+  if (loader.error?.signedOut) leave('Your session has ended. Sign in again.');
+  update();
+}
+
+/** Merges filters into the URL; null or '' takes one away. Back leads to the filters before. */
+function setQuery(changes, {replace = false} = {}) {
+  const {view, query} = state;
+  show(`/dashboard/${view.name}${writeQuery({...query, ...changes}, view.defaults)}`, {replace});
+  enter();
+}
+
+function closeMenuByKey(event) {
+  if (event.key === 'Escape' && state.menuOpen) app.toggleMenu();
+}
+
+// Rendering
+
+let renderDue = false;
+
+function update() {
+  if (renderDue) return;
+  renderDue = true;
+  queueMicrotask(renderNow);
+}
+
+function renderNow() {
+  renderDue = false;
+  root.classList.remove('boot');
+  const groups = state.session ? groupsFor(state.session) : [];
+  render(shell({app, state, groups, main: main()}), root);
+}
+
+function main() {
+  if (state.session) return state.view ? viewContents() : skeleton('lines', 3);
+  return state.started ? signin({notice: state.notice, signIn}) : html``;
+}
+
+function viewContents() {
+  const {view, query, session} = state;
+  const {data, error, loading, loadedAt} = loader;
+  return view.render({data, error, loading, loadedAt, query, session, setQuery, refresh: reload, app});
+}
+
+start();

@@ -1,0 +1,120 @@
+/**
+ * The parameters of a model as a form has them: only legal ones, only what differs from the default.
+ *
+ * A model is a row of `/dashboard/api/models`. No model is named here.
+ */
+
+/** Parameters that the form does not show as they are: it decides them, or has an own field. */
+const OWN_FIELDS = new Set(['n', 'stream', 'partial_images', 'response_format']);
+
+const SHOWN_LATER = new Set(['user', 'safety_identifier', 'moderation', 'output_compression']);
+
+const PRESET_SIZES = ['1024x1024', '1536x1024', '1024x1536', '2048x2048'];
+
+const PARTIAL_IMAGES = 2;
+
+export const parameterOf = (model, name) => model.parameters.find(p => p.name === name);
+
+/** The fields of a model: those that most people use, and the others. */
+export function fieldsOf(model) {
+  const shown = model.parameters.filter(({name}) => !OWN_FIELDS.has(name));
+  return {
+    main: shown.filter(({name}) => !SHOWN_LATER.has(name)),
+    more: shown.filter(({name}) => SHOWN_LATER.has(name)),
+  };
+}
+
+export function valueOf(model, values, name) {
+  return values[name] ?? parameterOf(model, name)?.default ?? null;
+}
+
+/** The sizes to choose from. Of a model with free sizes, some that are often used. */
+export function sizeChoices(parameter) {
+  const values = parameter.values ?? [];
+  return parameter.type === 'size' ? [...new Set([...values, ...PRESET_SIZES])] : values;
+}
+
+export function maxImages(model) {
+  return parameterOf(model, 'n')?.max ?? 1;
+}
+
+export function canStream(model, values) {
+  return Boolean(model.streams && parameterOf(model, 'stream')) && (values.n ?? 1) === 1;
+}
+
+/** How many partial images a new form asks for. */
+export const initialPartialImages = model => Math.min(PARTIAL_IMAGES, model.partial_images_max ?? 0);
+
+/** The body of a request. Values at their default are left out. */
+export function bodyOf({model, prompt, values}) {
+  const body = {model: model.id, prompt};
+  for (const {name, default: standard} of model.parameters) {
+    const value = values[name];
+    if (value === undefined || value === standard || value === '') continue;
+    if (name !== 'partial_images') body[name] = value;
+  }
+  if (needsBase64(model)) body.response_format = 'b64_json';
+  if (!canStream(model, values)) return body;
+  const partials = values.partial_images ?? initialPartialImages(model);
+  return {...body, stream: true, ...(partials ? {partial_images: partials} : {})};
+}
+
+/** The page shows bytes: a link would be fetched from another address. */
+export const needsBase64 = model => Boolean(parameterOf(model, 'response_format'));
+
+// ── combinations ──────────────────────────────────────────────────────────────────────────────
+
+/** The rules that values break, as `{param, message, names}`. */
+export function brokenRules(model, values) {
+  return (model.rules ?? []).filter(rule => Object.entries(rule.when)
+    .every(([name, condition]) => holds(condition, valueOf(model, values, name))));
+}
+
+function holds({equals, above, below}, value) {
+  if (equals !== undefined && equals !== null) return value === equals;
+  if (typeof value !== 'number') return false;
+  if (above !== undefined && above !== null) return value > above;
+  return below !== undefined && below !== null && value < below;
+}
+
+/**
+ * Sets a value. The last choice wins: another parameter that forbids it goes back to its default.
+ * @returns {{values: object, reset: string[]}} `reset` names the parameters that went back
+ */
+export function setValue(model, values, name, value) {
+  const next = {...values, [name]: value};
+  const reset = [];
+  for (const rule of brokenRules(model, next)) {
+    const other = Object.keys(rule.when).find(n => n !== name && n !== 'stream');
+    if (!other || next[other] === undefined) continue;
+    delete next[other];
+    reset.push(other);
+  }
+  return {values: next, reset};
+}
+
+/** Why only the default of a number is legal beside the other values; null if others are too. */
+export function whyFixed(model, values, parameter) {
+  if (parameter.type !== 'integer') return null;
+  if (parameter.min === parameter.max) return `This model takes ${parameter.default} only.`;
+  const others = [parameter.min, parameter.max].filter(value => value !== parameter.default);
+  const broken = others.map(value => brokenRules(model, {...values, [parameter.name]: value})[0]);
+  return broken.every(Boolean) ? broken[0].message : null;
+}
+
+/** The values of another model that this one has too. */
+export function carriedOver(values, model) {
+  return Object.fromEntries(Object.entries(values).filter(([name, value]) => {
+    const parameter = parameterOf(model, name);
+    if (!parameter) return false;
+    if (parameter.type === 'enum') return parameter.values.includes(value);
+    if (parameter.type === 'integer') return value >= parameter.min && value <= parameter.max;
+    return parameter.type === typeof value || parameter.type === 'size';
+  }));
+}
+
+/** Width and height that an answer will probably have; square if nobody knows. */
+export function expectedSize(model, values) {
+  const [, width, height] = /^(\d+)x(\d+)$/.exec(valueOf(model, values, 'size') ?? '') ?? [];
+  return width ? {width: Number(width), height: Number(height)} : {width: 1024, height: 1024};
+}

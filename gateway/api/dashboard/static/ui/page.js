@@ -1,0 +1,83 @@
+/**
+ * The frame of a view: its heading, its links and buttons, and its states.
+ *
+ *   page({
+ *     title: 'Spend', lead: 'one sentence' | template,
+ *     json: href, csv: href,            links to the same data; optional
+ *     actions: template,                buttons at the right; optional
+ *     filters: template,                a row below the heading; optional
+ *     view,                             the argument of render(): data, error, refresh, …
+ *     skeleton: template,               shown until the first data arrive
+ *     content: (data) => template,
+ *   })
+ *
+ * Until data arrive it shows `skeleton`; if the first load fails, the error with a retry; if a
+ * refresh fails, the old data with a banner above them.
+ *
+ *   card({title, note, actions, body, wide})   a titled box
+ *   tile({label, value, note, level})          one figure
+ */
+
+import {html, nothing} from '../vendor/lit-html.js';
+import {banner, failure, storeBanner} from './feedback.js';
+import {icon} from './icons.js';
+
+export const page = ({title, lead = nothing, json, csv, actions = nothing, filters = nothing, view, skeleton, content}) => html`
+  <header class="page-head">
+    <div class="page-title">
+      <h1 tabindex="-1">${title}</h1>
+      ${lead === nothing ? nothing : html`<p class="lead">${lead}</p>`}
+    </div>
+    <div class="row page-actions">
+      ${json ? dataLink('JSON', json) : nothing} ${csv ? dataLink('CSV', csv) : nothing}
+      <button class="icon-button" aria-label="Refresh" title="Refresh" @click=${view.refresh}>
+        ${icon('refresh')}
+      </button>
+      ${actions}
+    </div>
+  </header>
+  ${filters === nothing ? nothing : html`<div class="filters">${filters}</div>`}
+  ${body(view, skeleton, content)}
+`;
+
+const dataLink = (label, href) =>
+  html`<a class="button quiet" href=${href} target="_blank" rel="noopener">${label}</a>`;
+
+function body(view, skeleton, content) {
+  const {data, error, refresh} = view;
+  if (data === undefined) {
+    return error ? html`${storeBanner(error)} ${failure(error, refresh)}` : skeleton;
+  }
+  return html`${error ? staleBanner(error, refresh) : nothing} ${content(data)}`;
+}
+
+const staleBanner = (error, refresh) =>
+  error.storeDown
+    ? storeBanner(error)
+    : banner({
+        level: 'warning',
+        title: 'These data are not the newest.',
+        text: error.message,
+        action: html`<button class="button small" @click=${refresh}>Try again</button>`,
+      });
+
+export const card = ({title, note = nothing, actions = nothing, body, wide = false}) => html`
+  <section class="card ${wide ? 'wide' : ''}">
+    ${title
+      ? html`<header class="card-head">
+          <h2>${title}</h2>
+          ${note === nothing ? nothing : html`<span class="note">${note}</span>`}
+          <div class="row end">${actions}</div>
+        </header>`
+      : nothing}
+    ${body}
+  </section>
+`;
+
+export const tile = ({label, value, note = nothing, level = ''}) => html`
+  <div class="tile ${level}">
+    <span class="tile-label">${label}</span>
+    <strong class="tile-value">${value}</strong>
+    <span class="tile-note">${note}</span>
+  </div>
+`;

@@ -1,0 +1,292 @@
+/** Images: what the cache holds, newest first. A key's holder sees those that the key bought. */
+import {html, nothing} from '../vendor/lit-html.js';
+import * as format from '../lib/format.js';
+import {get, href, post} from '../lib/http.js';
+import {parameterOf} from '../lib/parameters.js';
+import {link} from '../lib/router.js';
+import {copyButton} from '../ui/copy.js';
+import {dialog} from '../ui/dialog.js';
+import {badge, empty, skeleton} from '../ui/feedback.js';
+import {checkField, filter, onSubmit} from '../ui/form.js';
+import {icon} from '../ui/icons.js';
+import {page} from '../ui/page.js';
+
+const PAGE_SIZE = 60;
+const FILTERS = ['model', 'size', 'key', 'tag'];
+const STATES = {cached: ['Cached', 'ok'], expired: ['Expired', 'warning'], purged: ['Purged', 'neutral']};
+
+/** Pages behind the first one, and the image whose dialog is open. */
+let further = {data: [], after: null, isLoading: false};
+let opened = null;
+
+const listOf = (session) => (session.kind === 'admin' ? '/admin/images' : '/images');
+
+export const images = {
+  defaults: {model: '', size: '', key: '', tag: '', image: ''},
+
+  async load(query, {signal, session}) {
+    const [first, models] = await Promise.all([
+      get(listOf(session), listQuery(query), {signal}),
+      get('/models', {}, {signal}).catch(() => ({data: []})),
+    ]);
+    further = {data: [], after: first.after, isLoading: false};
+    return {...first, models: models.data};
+  },
+
+  render(view) {
+    const {query, session, data} = view;
+    openNamed(view);
+    return page({
+      title: 'Images',
+      lead: session.kind === 'admin' ? 'What the cache holds, newest first.' : 'The images that your key bought, newest first.',
+      json: href(listOf(session), listQuery(query)),
+      filters: filters(view),
+      view,
+      skeleton: skeleton('cards', 12),
+      content: () => gallery(view, [...data.data, ...further.data]),
+    });
+  },
+};
+
+const listQuery = (query) => ({limit: PAGE_SIZE, ...Object.fromEntries(FILTERS.map((name) => [name, query[name]]))});
+
+// ── filters ───────────────────────────────────────────────────────────────────────────────────
+
+function filters({query, setQuery, session, data}) {
+  const models = data?.models ?? [];
+  const select = (label, name, values) =>
+    filter({
+      label, name, value: query[name], onChange: (value) => setQuery({[name]: value}),
+      options: [{value: '', label: 'All'}, ...new Set([...values, query[name]].filter(Boolean))],
+    });
+  const set = FILTERS.filter((name) => query[name]);
+  const clear = () => setQuery(Object.fromEntries(FILTERS.map((name) => [name, ''])));
+  return html`
+    ${select('Model', 'model', models.map(({id}) => id))} ${select('Size', 'size', sizesOf(models, data?.data ?? []))}
+    ${session.kind === 'admin' ? typed('Key', 'key', query, setQuery) : nothing} ${typed('Tag', 'tag', query, setQuery)}
+    ${set.length ? html`<button class="button quiet small" @click=${clear}>Clear filters</button>` : nothing}
+  `;
+}
+
+function sizesOf(models, images) {
+  const listed = models.flatMap((model) => parameterOf(model, 'size')?.values ?? []);
+  const sizes = [...listed, ...images.map(({size}) => size)].filter((size) => /^\d/.test(size));
+  return [...new Set(sizes)].sort((a, b) => parseInt(a, 10) - parseInt(b, 10) || a.localeCompare(b));
+}
+
+const typed = (label, name, query, setQuery) => html`
+  <div class="filter typed ${query[name] ? 'set' : ''}">
+    <label for="filter-${name}">${label}</label>
+    <input
+      id="filter-${name}" type="search" placeholder="All" autocomplete="off" spellcheck="false"
+      .value=${query[name]} @change=${(event) => setQuery({[name]: event.target.value.trim()})}
+    />
+  </div>
+`;
+
+// ── the gallery ───────────────────────────────────────────────────────────────────────────────
+
+function gallery(view, list) {
+  if (!list.length) return nothingHere(view);
+  return html`
+    <ul class="gallery">${list.map((image) => html`<li>${tile(view, image)}</li>`)}</ul>
+    ${further.after ? loadMore(view) : html`<p class="note gallery-end">${format.count(list.length)} images</p>`}
+  `;
+}
+
+function nothingHere({query, session}) {
+  const isFiltered = FILTERS.some((name) => query[name]);
+  if (isFiltered) return empty({icon: 'filter', title: 'No image matches', text: 'Change a filter, or clear all of them.'});
+  return empty({
+    icon: 'images',
+    title: 'No images yet',
+    text: session.kind === 'admin' ? 'Images appear here as soon as a key buys the first one.' : 'Images that your key buys appear here.',
+    action: html`<a class="button primary" href=${link('playground')}>Make one in the playground</a>`,
+  });
+}
+
+function tile(view, image) {
+  const {session, setQuery} = view;
+  return html`
+    <button class="gallery-item" @click=${() => setQuery({image: image.id})}>
+      ${thumbnail(listOf(session), image)}
+      <span class="gallery-text">
+        <span class="row nowrap between">
+          <span class="ellipsis">${session.kind === 'admin' ? (image.key ?? '–') : image.model}</span>
+          <span class="note">${format.ago(image.created_at)}</span>
+        </span>
+        <span class="note">${format.usd(image.cost_usd)}${image.hits ? ` · ${hits(image)}` : ''}</span>
+      </span>
+      ${image.state === 'cached' ? nothing : stateBadge(image)}
+    </button>
+  `;
+}
+
+const hits = ({hits: n}) => `${format.count(n)} ${n === 1 ? 'hit' : 'hits'}`;
+
+const stateBadge = ({state}) => badge(...(STATES[state] ?? [state, 'neutral']));
+
+/** A square of fixed size, so that nothing jumps while thumbnails come. */
+export const thumbnail = (list, image) => html`
+  <span class="thumbnail">
+    <img
+      src=${href(`${list}/${image.id}/thumbnail`)} loading="lazy" decoding="async" alt=${altOf(image)}
+      width="320" height="320" @error=${(event) => event.target.classList.add('missing')}
+    />
+  </span>
+`;
+
+function altOf({prompt, model, size, created_at: at}) {
+  return prompt ? prompt.slice(0, 200) : `${model}, ${size}, ${format.time(at)}`;
+}
+
+function loadMore({query, session, app}) {
+  const load = async () => {
+    const page = further;
+    page.isLoading = true;
+    app.update();
+    try {
+      const {data, after} = await get(listOf(session), {...listQuery(query), after: page.after});
+      // Another filter may have been set meanwhile.
+      if (further === page) further = {data: [...page.data, ...data], after, isLoading: false};
+    } catch (error) {
+      page.isLoading = false;
+      app.toast(error.message, 'fault');
+    }
+    app.update();
+  };
+  return html`
+    <div class="row center gallery-end">
+      <button class="button" ?disabled=${further.isLoading} @click=${load}>
+        ${further.isLoading ? 'Loading…' : 'Load more'}
+      </button>
+    </div>
+  `;
+}
+
+// ── details ───────────────────────────────────────────────────────────────────────────────────
+
+/** The URL names the open image, so that details can be linked and Back closes them. */
+function openNamed(view) {
+  const {query, data} = view;
+  if (!data || query.image === (opened ?? '')) return;
+  opened = query.image || null;
+  queueMicrotask(() => (opened ? showDetails(view, opened) : view.app.closeDialog()));
+}
+
+async function showDetails(view, id) {
+  const {session, app, data, setQuery} = view;
+  const known = [...data.data, ...further.data].find((image) => image.id === id);
+  const onClose = () => {
+    if (opened !== id) return;
+    opened = null;
+    setQuery({image: ''}, {replace: true});
+  };
+  try {
+    const image = known ?? (await get(`${listOf(session)}/${id}`));
+    if (opened === id) app.dialog(details(view, image), {onClose});
+  } catch (error) {
+    app.toast(error.message, 'fault');
+    onClose();
+  }
+}
+
+function details(view, image) {
+  const {session, app} = view;
+  const file = `${listOf(session)}/${image.id}/file`;
+  const isThere = image.state === 'cached';
+  return html`
+    <div class="dialog-wide image-dialog">
+      <header class="dialog-head">
+        <h2 id="dialog-title">${image.model} · ${image.size.replace('x', ' × ')}</h2>
+        ${stateBadge(image)}
+        <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>${icon('close')}</button>
+      </header>
+      <div class="dialog-body">
+        <div class="image-large" .style=${`aspect-ratio: ${image.width} / ${image.height}`}>
+          <img src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)} alt=${altOf(image)} width=${image.width} height=${image.height} />
+        </div>
+        <div class="stack small">
+          ${image.prompt ? html`<blockquote class="prompt">${image.prompt}</blockquote>` : nothing}
+          ${image.revised_prompt ? html`<p class="note">Revised: ${image.revised_prompt}</p>` : nothing}
+          ${facts(view, image)}
+          ${session.stores_prompts ? nothing : html`<p class="note">Prompts are not stored (<code>cache.store_prompts</code>).</p>`}
+        </div>
+      </div>
+      <footer class="dialog-foot">
+        ${session.kind === 'admin' ? adminActions(view, image) : nothing}
+        <a class="button" href=${href(file, {download: 1})} download>${icon('download')} Download</a>
+      </footer>
+    </div>
+  `;
+}
+
+function facts({session}, image) {
+  const isAdmin = session.kind === 'admin';
+  const pairs = [
+    ['Cost', html`<strong>${format.usd(image.cost_usd)}</strong>`],
+    ['Saved', image.hits ? html`<span class="saved">${format.usd(image.saved_usd)}</span> by ${hits(image)}` : 'Nothing yet'],
+    ['Last hit', image.last_hit_at ? dated(image.last_hit_at) : null],
+    ['Made', dated(image.created_at)],
+    ['Expires', image.expires_at ? dated(image.expires_at) : null],
+    ['Quality', image.quality],
+    ['File', `${image.format}, ${image.width} × ${image.height}, ${format.bytes(image.bytes)}`],
+    ['Key', isAdmin && image.key ? html`<a href=${link('images', {key: image.key})}>${image.key}</a>${image.team ? ` of team ${image.team}` : ''}` : null],
+    ['Model', html`<a href=${link('images', {model: image.model})}>${image.model}</a>`],
+    ['Tags', image.tags?.length ? image.tags.map((tag) => html`<a class="badge" href=${link('images', {tag})}>${tag}</a> `) : null],
+    ['Fingerprint', html`<span class="row nowrap"><code class="ellipsis" title=${image.fingerprint}>${image.fingerprint}</code>${copyButton(image.fingerprint)}</span>`],
+    ['Slot', image.slot === null ? null : String(image.slot)],
+    ['Link', image.url ? html`<span class="row nowrap"><a class="ellipsis" href=${image.url} target="_blank" rel="noopener noreferrer">${image.id}</a>${copyButton(image.url)}</span>` : null],
+  ];
+  return html`<dl class="pairs">${pairs.filter(([, value]) => value).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;
+}
+
+const dated = (at) => html`<span title=${format.fullTime(at)}>${format.ago(at)}</span> <span class="note">${format.time(at)}</span>`;
+
+// ── take down and purge ───────────────────────────────────────────────────────────────────────
+
+const adminActions = (view, image) => html`
+  <div class="row grow">
+    <button class="button danger" @click=${() => askTakeDown(view, image)}>Take down</button>
+    <button class="button" ?disabled=${image.state !== 'cached'} @click=${() => askPurge(view, image)}>Purge</button>
+  </div>
+`;
+
+function askTakeDown(view, image) {
+  ask(view, {
+    title: 'Take this image down?',
+    text: `Its link stops working at once, the cache forgets it, and the same bytes are refused from now on,
+      also if they are bought again. It cannot be undone.`,
+    more: checkField({
+      label: 'Also refuse the prompt',
+      name: 'prompt',
+      hint: 'Every request with this prompt and these settings is refused from now on.',
+    }),
+    action: 'Take down',
+    run: ({prompt}) => post('/admin/cache/takedown', {image: image.id, prompt: prompt === 'on'}),
+    said: 'The image was taken down.',
+  });
+}
+
+function askPurge(view, image) {
+  ask(view, {
+    title: 'Purge this entry?',
+    text: `The cache forgets all images of this fingerprint. The next request buys them again.
+      Links that clients have keep working until they expire.`,
+    action: 'Purge',
+    run: () => post('/admin/cache/purge', {fingerprint: image.fingerprint}),
+    said: 'The entry was purged.',
+  });
+}
+
+function ask({app, refresh}, {title, text, more = nothing, action, run, said}) {
+  const confirmed = onSubmit(async (values) => {
+    await run(values);
+    app.closeDialog();
+    app.toast(said);
+    refresh();
+  });
+  app.dialog(dialog({
+    title, body: html`<p>${text}</p> ${more}`, onSubmit: confirmed, submit: action, danger: true, close: app.closeDialog,
+  }));
+}

@@ -1,0 +1,133 @@
+/** Keys: a list with their limits, and a page for each key (`?key=ID`). */
+
+import {html, nothing} from '../vendor/lit-html.js';
+import {editKeyDialog, makeKeyDialog, revokeDialog, rotateDialog} from '../admin/key_dialogs.js';
+import {keyPage, loadKey} from '../admin/key_page.js';
+import {limitBars, raiseDialog, loadLimits, tightest} from '../admin/limits.js';
+import {menu, pager, searchBox, stateBadge} from '../admin/parts.js';
+import {ago, fullTime} from '../lib/format.js';
+import {get, href} from '../lib/http.js';
+import {readOnlyReason} from '../lib/keys.js';
+import {link} from '../lib/router.js';
+import {empty, skeleton} from '../ui/feedback.js';
+import {choice} from '../ui/form.js';
+import {icon} from '../ui/icons.js';
+import {page} from '../ui/page.js';
+import {table} from '../ui/table.js';
+
+const PAGE_ROWS = 50;
+
+/** Limits that a row shows; the key's page has all. */
+const MAX_BARS = 2;
+
+const STATES = [
+  {value: 'active', label: 'Active'},
+  {value: 'revoked', label: 'Revoked'},
+  {value: 'all', label: 'All'},
+];
+
+export const keys = {
+  refreshSeconds: 30,
+  defaults: {state: 'active', search: '', after: '', key: ''},
+  partOf: (query) => query.key,
+  load: (query, {signal}) => (query.key ? loadKey(query.key, signal) : loadList(query, signal)),
+  render: (view) => (view.query.key ? keyPage(view) : list(view)),
+};
+
+const paramsOf = ({state, search, after}) => ({state, search, after, limit: PAGE_ROWS, with: 'limits'});
+
+const loadList = (query, signal) => get('/admin/keys', paramsOf(query), {signal});
+
+const list = (view) =>
+  page({
+    title: 'Keys',
+    lead: 'Each person or service has one. What it may spend is set here, and holds from its next request on.',
+    json: href('/admin/keys', paramsOf(view.query)),
+    actions: html`<button class="button primary" @click=${() => makeKeyDialog(view)}>${icon('plus')} Make a key</button>`,
+    filters: filters(view),
+    view,
+    skeleton: skeleton('table', 10),
+    content: (data) => rows(view, data),
+  });
+
+const filters = ({query, setQuery}) => html`
+  ${searchBox({label: 'Search keys', placeholder: 'Name, team or label', value: query.search, setQuery})}
+  ${choice({label: 'State', name: 'state', value: query.state, options: STATES, onChange: (state) => setQuery({state, after: ''})})}
+`;
+
+const rows = (view, {data, has_more: hasMore}) => html`
+  ${table({caption: 'Keys', columns: columns(view), rows: data, rowClass: rowClass, cards: true, empty: nothingFound(view)})}
+  ${pager({view, shown: data.length, next: hasMore ? data.at(-1)?.id : null})}
+`;
+
+const rowClass = (key) => `key-row ${key.revoked_at ? 'dim' : ''}`;
+
+const columns = (view) => [
+  {name: 'name', label: 'Key', cell: nameCell},
+  {name: 'state', label: 'State', cell: stateBadge},
+  {name: 'limits', label: 'Limits', cell: limitsCell},
+  {name: 'last_used_at', label: 'Last used', cell: usedCell},
+  {name: 'actions', label: '', cell: (key) => actions(view, key)},
+];
+
+const nameCell = (key) => html`
+  <div class="key-name">
+    <a class="name" href=${link('keys', {key: key.id})}>${key.name}</a>
+    <span class="note">
+      ${key.team ? html`<a href=${link('teams', {team: key.team})}>${key.team}</a> · ` : nothing}<span class="mono">${key.prefix}…</span>
+    </span>
+  </div>
+`;
+
+function limitsCell({used = [], revoked_at: revokedAt}) {
+  if (revokedAt) return html`<span class="note">–</span>`;
+  if (!used.length) return html`<span class="note">No limit of its own</span>`;
+  const more = used.length - MAX_BARS;
+  return html`
+    ${limitBars(tightest(used, MAX_BARS))}
+    ${more > 0 ? html`<span class="note">and ${more} more ${more === 1 ? 'limit' : 'limits'}</span>` : nothing}
+  `;
+}
+
+const usedCell = ({last_used_at: at}) =>
+  at ? html`<time title=${fullTime(at)}>${ago(at)}</time>` : html`<span class="note">never</span>`;
+
+/** What can be done with a key, in the list. */
+const actions = (view, key) =>
+  menu(`Actions for ${key.name}`, [
+    {label: 'Its requests', icon: 'requests', href: link('requests', {key: key.name, outcome: ''})},
+    {label: 'Raise a limit', icon: 'bolt', hidden: Boolean(key.revoked_at) || !key.used?.length, run: () => raise(view, key)},
+    ...(readOnlyReason(key) ? [] : changes(view, key)),
+  ]);
+
+const changes = (view, key) => [
+  {label: 'Edit', icon: 'edit', run: () => editKeyDialog(view, key)},
+  {label: 'Rotate the secret', icon: 'refresh', run: () => rotateDialog(view, key)},
+  {label: 'Revoke', icon: 'trash', danger: true, run: () => revokeDialog(view, key)},
+];
+
+async function raise(view, key) {
+  try {
+    raiseDialog(view, await loadLimits(`key:${key.name}`));
+  } catch (error) {
+    view.app.toast(error.message, 'fault');
+  }
+}
+
+function nothingFound(view) {
+  const {query, setQuery} = view;
+  if (query.search || query.state !== 'active') {
+    const clear = () => setQuery({search: '', state: 'active', after: ''});
+    return empty({
+      title: 'No key is like that',
+      text: 'Search for another name, team or label, or among all states.',
+      action: html`<button class="button" @click=${clear}>Show all active keys</button>`,
+    });
+  }
+  return empty({
+    icon: 'key',
+    title: 'Make the first key',
+    text: 'Give each person or service a key of its own: you see what each one spends, and limit it.',
+    action: html`<button class="button primary" @click=${() => makeKeyDialog(view)}>Make a key</button>`,
+  });
+}

@@ -1,0 +1,174 @@
+/** Settings: what holds and where it comes from; the doctor; signing keys, purges and links. */
+
+import {html, nothing} from '../vendor/lit-html.js';
+import {purgeDialog, rotateSigningDialog} from '../admin/maintenance.js';
+import {attempt, searchBox} from '../admin/parts.js';
+import {bytes, count, fullTime, zone} from '../lib/format.js';
+import {get, href, post} from '../lib/http.js';
+import {link} from '../lib/router.js';
+import {badge, empty, skeleton, state} from '../ui/feedback.js';
+import {choice} from '../ui/form.js';
+import {icon} from '../ui/icons.js';
+import {card, page} from '../ui/page.js';
+import {table} from '../ui/table.js';
+
+const SHOWN = [
+  {value: '', label: 'All'},
+  {value: 'set', label: 'Set by you'},
+];
+
+const SOURCE_LEVELS = {default: 'neutral', file: 'info', environment: 'ok', 'secret file': 'ok'};
+
+const LEVELS = ['fault', 'warning', 'ok'];
+
+/** The doctor's last answer; it lasts until the page is left. */
+const doctor = {running: false, at: null, findings: null, error: null};
+
+export const settings = {
+  defaults: {search: '', shown: ''},
+  load,
+  render: (view) => settingsPage(view),
+};
+
+async function load(_, {signal}) {
+  const [{data}, cache] = await Promise.all([
+    get('/admin/settings', {}, {signal}),
+    attempt(get('/admin/cache', {}, {signal})),
+  ]);
+  return {settings: data, cache};
+}
+
+const settingsPage = (view) =>
+  page({
+    title: 'Settings',
+    lead: 'What holds now, and where it comes from. Change settings in files and the environment.',
+    json: href('/admin/settings'),
+    view,
+    skeleton: html`<div class="stack">${skeleton('tiles', 3)}${skeleton('table', 12)}</div>`,
+    content: (data) => contents(view, data),
+  });
+
+const contents = (view, data) => html`
+  <div class="stack">
+    ${doctorCard(view)}
+    <div class="grid">
+      <div class="third">${cacheCard(view, data.cache)}</div>
+      <div class="third">${signingCard(view)}</div>
+      <div class="third">${aboutCard(view.session)}</div>
+    </div>
+    ${settingsTable(view, data.settings)}
+  </div>
+`;
+
+// Doctor
+
+const doctorCard = (view) =>
+  card({
+    title: 'Doctor',
+    note: doctor.at ? `examined ${fullTime(doctor.at)}` : 'checks store, upstream, clock, prices and links',
+    actions: html`<button class="button small" ?disabled=${doctor.running} @click=${() => examine(view.app)}>${icon('check')} ${doctor.running ? 'Examining…' : 'Examine now'}</button>`,
+    body: html`<div aria-live="polite">${doctorBody()}</div>`,
+  });
+
+function doctorBody() {
+  if (doctor.error) return html`<p class="fault-text">${doctor.error.message}</p>`;
+  if (!doctor.findings) return html`<p class="note">Nothing is changed, and nothing is bought. It takes some seconds.</p>`;
+  return html`<ul class="findings">${doctor.findings.map(finding)}</ul>`;
+}
+
+const finding = ({check, level, finding: text}) => html`
+  <li><span class="check">${state(level, check)}</span><span class="break">${text}</span></li>
+`;
+
+async function examine(app) {
+  Object.assign(doctor, {running: true, error: null});
+  app.update();
+  try {
+    const {data} = await post('/admin/doctor');
+    const sorted = [...data].sort((a, b) => LEVELS.indexOf(a.level) - LEVELS.indexOf(b.level));
+    Object.assign(doctor, {findings: sorted, at: Date.now() / 1000});
+  } catch (error) {
+    doctor.error = error;
+  }
+  doctor.running = false;
+  app.update();
+}
+
+// Cache, signing keys, about
+
+function cacheCard(view, cache) {
+  const {images, bytes: size, total_bytes: bound, error} = cache;
+  return card({
+    title: 'Cache',
+    body: html`
+      ${error
+        ? html`<p class="note">${error.message}</p>`
+        : html`<p><strong>${count(images)}</strong> images, ${bytes(size)}${bound ? html` <span class="note">of at most ${bytes(bound)}</span>` : nothing}</p>`}
+      <p class="note">A purge empties slots: the next request buys anew. Links that clients have keep working.</p>
+      <div class="row">
+        <button class="button small" @click=${() => purgeDialog(view)}>${icon('trash')} Purge…</button>
+        <a class="button small" href=${link('images')}>${icon('images')} Images</a>
+      </div>
+    `,
+  });
+}
+
+const signingCard = (view) =>
+  card({
+    title: 'Signing keys',
+    body: html`
+      <p>Links to images are signed. After a rotation a new key signs, and links of the former keys stay valid until they expire.</p>
+      <div class="row"><button class="button small" @click=${() => rotateSigningDialog(view)}>${icon('refresh')} Rotate…</button></div>
+    `,
+  });
+
+const aboutCard = ({version, public_url: url}) =>
+  card({
+    title: 'About',
+    body: html`<dl class="pairs">
+      <dt>Version</dt><dd>${version}</dd>
+      <dt>Base URL</dt><dd class="mono">${url}</dd>
+      <dt>Time zone</dt><dd>${zone()}</dd>
+      <dt>API</dt><dd><a href="/openapi.json" target="_blank" rel="noopener">OpenAPI document</a></dd>
+      <dt>Health</dt><dd><a href="/readyz" target="_blank" rel="noopener">/readyz</a></dd>
+    </dl>`,
+  });
+
+// Settings
+
+function settingsTable({query, setQuery}, all) {
+  const rows = all.filter((row) => matches(row, query));
+  return html`
+    <section class="stack small" aria-labelledby="settings-title">
+      <h2 id="settings-title">Effective configuration</h2>
+      <div class="filters">
+        ${searchBox({label: 'Search settings', placeholder: 'Name, value or source', value: query.search, setQuery})}
+        ${choice({label: 'Which', name: 'shown', value: query.shown, options: SHOWN, onChange: (shown) => setQuery({shown})})}
+        <span class="note">${count(rows.length)} of ${count(all.length)}</span>
+      </div>
+      ${table({caption: 'Settings', columns: COLUMNS, rows, cards: true, empty: html`<div class="card">${empty({title: 'No setting is like that', text: 'Search for a part of a name, such as cache or timeout.'})}</div>`})}
+    </section>
+  `;
+}
+
+function matches({key, value, source, origin}, {search, shown}) {
+  if (shown === 'set' && source === 'default') return false;
+  return [key, valueText(value), source, origin ?? ''].join(' ').toLowerCase().includes(search.toLowerCase());
+}
+
+const COLUMNS = [
+  {name: 'key', label: 'Setting', cell: ({key}) => html`<code class="break">${key}</code>`},
+  {name: 'value', label: 'Value', cell: ({value}) => valueCell(value)},
+  {name: 'source', label: 'Source', cell: ({source}) => badge(source, SOURCE_LEVELS[source])},
+  {name: 'origin', label: 'From', hide: true, cell: ({origin}) => html`<span class="note break">${origin ?? ''}</span>`},
+];
+
+function valueCell(value) {
+  const text = valueText(value);
+  return text === '' ? html`<span class="note">not set</span>` : html`<span class="mono break">${text}</span>`;
+}
+
+function valueText(value) {
+  if (value === null || value === undefined) return '';
+  return typeof value === 'string' ? value : JSON.stringify(value);
+}

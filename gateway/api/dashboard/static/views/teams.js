@@ -1,0 +1,120 @@
+/** Teams and everyone: limits that count many keys together; a page for each team (`?team=NAME`). */
+
+import {html, nothing} from '../vendor/lit-html.js';
+import {limitBars, limitCard, limitsDialog, loadLimits, raiseDialog, tightest} from '../admin/limits.js';
+import {attempt, declaredBadge, menu, searchBox} from '../admin/parts.js';
+import {editTeamDialog, makeTeamDialog, removeTeamDialog} from '../admin/team_dialogs.js';
+import {loadTeam, teamPage} from '../admin/team_page.js';
+import {count} from '../lib/format.js';
+import {get, href} from '../lib/http.js';
+import {readOnlyReason} from '../lib/keys.js';
+import {link} from '../lib/router.js';
+import {badge, banner, empty, skeleton} from '../ui/feedback.js';
+import {icon} from '../ui/icons.js';
+import {page} from '../ui/page.js';
+import {table} from '../ui/table.js';
+
+const MAX_BARS = 2;
+
+export const teams = {
+  refreshSeconds: 30,
+  defaults: {search: '', team: ''},
+  partOf: (query) => query.team,
+  load: (query, {signal}) => (query.team ? loadTeam(query.team, signal) : loadList(signal)),
+  render: (view) => (view.query.team ? teamPage(view) : list(view)),
+};
+
+async function loadList(signal) {
+  const [{data}, everyone] = await Promise.all([
+    get('/admin/teams', {with: 'limits'}, {signal}),
+    attempt(loadLimits('everyone', signal)),
+  ]);
+  return {teams: data, everyone};
+}
+
+const list = (view) =>
+  page({
+    title: 'Teams',
+    lead: 'Limits over many keys together: those of a team, and those of everyone.',
+    json: href('/admin/teams', {with: 'limits'}),
+    actions: html`<button class="button primary" @click=${() => makeTeamDialog(view)}>${icon('plus')} Make a team</button>`,
+    view,
+    skeleton: html`<div class="stack">${skeleton('tiles', 1)}${skeleton('table', 6)}</div>`,
+    content: (data) => contents(view, data),
+  });
+
+const contents = (view, {teams: all, everyone}) => html`
+  <div class="stack">
+    ${everyoneCard(view, everyone)}
+    <div class="stack small">
+      <div class="filters">${searchBox({label: 'Search teams', placeholder: 'Name or label', value: view.query.search, setQuery: view.setQuery})}</div>
+      ${table({caption: 'Teams', columns: columns(view), rows: found(all, view.query.search), rowClass: () => 'key-row', cards: true, empty: nothingFound(view, all)})}
+    </div>
+  </div>
+`;
+
+function everyoneCard(view, everyone) {
+  if (everyone.error) return banner({level: 'warning', title: 'The limits of everyone are unknown.', text: everyone.error.message});
+  const edit = html`<button class="button small" @click=${() => limitsDialog(view, everyone)}>${icon('edit')} Edit</button>`;
+  return limitCard({
+    title: 'Everyone',
+    note: html`all keys together ${declaredBadge(everyone)}`,
+    limits: everyone,
+    view,
+    edit: everyone.declared_in ? nothing : edit,
+  });
+}
+
+function found(all, search) {
+  const text = search.toLowerCase();
+  return all.filter(({name, labels}) => `${name} ${Object.entries(labels ?? {}).join(' ')}`.toLowerCase().includes(text));
+}
+
+const columns = (view) => [
+  {name: 'name', label: 'Team', cell: nameCell},
+  {name: 'keys', label: 'Keys', cell: keysCell},
+  {name: 'limits', label: 'Limits', cell: limitsCell},
+  {name: 'models', label: 'Models', hide: true, cell: ({models}) => html`<span class="note">${models?.join(', ') ?? 'all'}</span>`},
+  {name: 'actions', label: '', cell: (team) => actions(view, team)},
+];
+
+const nameCell = (team) => html`
+  <div class="key-name">
+    <span class="row badges"><a class="name" href=${link('teams', {team: team.name})}>${team.name}</a> ${declaredBadge(team)}</span>
+    <span class="row badges">${Object.entries(team.labels ?? {}).map(([name, value]) => badge(`${name}=${value}`))}</span>
+  </div>
+`;
+
+const keysCell = ({name, keys}) => html`<a href=${link('keys', {search: name})}>${count(keys)} active</a>`;
+
+function limitsCell({used = []}) {
+  if (!used.length) return html`<span class="note">No limits of its own</span>`;
+  const more = used.length - MAX_BARS;
+  return html`${limitBars(tightest(used, MAX_BARS))} ${more > 0 ? html`<span class="note">and ${more} more</span>` : nothing}`;
+}
+
+const actions = (view, team) =>
+  menu(`Actions for ${team.name}`, [
+    {label: 'Raise a limit', icon: 'bolt', hidden: !team.used?.length, run: () => raise(view, team)},
+    {label: 'Edit', icon: 'edit', hidden: Boolean(readOnlyReason(team)), run: () => editTeamDialog(view, team)},
+    {label: 'Remove', icon: 'trash', danger: true, hidden: Boolean(readOnlyReason(team)), run: () => removeTeamDialog(view, team)},
+    {label: 'Its spend', icon: 'spend', href: link('spend', {team: team.name})},
+  ]);
+
+async function raise(view, {name}) {
+  try {
+    raiseDialog(view, await loadLimits(`team:${name}`));
+  } catch (error) {
+    view.app.toast(error.message, 'fault');
+  }
+}
+
+function nothingFound(view, all) {
+  if (all.length) return empty({title: 'No team is like that', text: 'Search for another name or label.'});
+  return empty({
+    icon: 'teams',
+    title: 'No teams yet',
+    text: 'A team gives its keys common limits, models and labels. Make one, then name it in keys.',
+    action: html`<button class="button primary" @click=${() => makeTeamDialog(view)}>Make a team</button>`,
+  });
+}
