@@ -1,4 +1,4 @@
-"""Stored attacks: texts of clients and of upstream that would run if the page took them for HTML."""
+"""Stored attacks: texts that would run if the page took them for HTML."""
 
 from __future__ import annotations
 
