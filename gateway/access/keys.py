@@ -525,6 +525,19 @@ class Keys:
         ordered = await asyncio.to_thread(lambda: sorted(rows.values(), key=by_age))
         return [converted for _, _, converted in ordered]
 
+    async def find(self, key_id: str) -> KeyRecord:
+        """One key of the list, also an expired or revoked one. Raises `GatewayError` 404."""
+        if (declared := self._subjects.declared().ids.get(key_id)) is not None:
+            return declared
+        record = decode_key(await execute(self._store, Get(KEYS, key_id)))
+        if record is not None:
+            return record
+        async for page in scan_records(self._store, REVOKED):
+            for name, data in page.items():
+                if name.endswith(key_id) and (record := decode_key(data)) and record.id == key_id:
+                    return record
+        raise _not_found(key_id)
+
     async def forget_revoked(self) -> int:
         """Deletes the keys that were revoked long ago; returns how many."""
         before, deleted = revoked_name(self._clock() - REVOKED_SECONDS, ""), 0
