@@ -378,6 +378,10 @@ async def test_with_an_address_for_operators_admins_sign_in_there_only(
             reply = await clients.send("GET", f"{API}{path}")
             assert (reply.status, reply.error["code"]) == (401, "session_required")
 
+        # It ends everywhere, wherever somebody signs out.
+        assert (await there.send("DELETE", SESSION)).status == 204
+        assert not await admin.is_signed_in()
+
         alice = await gateway.client.with_key("alice")
         for browser in (clients, operators):
             assert (await browser.send("GET", "/dashboard")).status == 200
