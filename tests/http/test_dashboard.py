@@ -121,6 +121,7 @@ async def test_an_admin_signs_in_and_uses_the_admin_api(open_gateway: OpenGatewa
         assert bought.status == 200, bought.body
         (record,) = [r for r in await there.ledger() if r.outcome == "bought"]
         assert (record.key, record.team) == ("alice", "art")
+        assert record.flags == ("by_admin",)
         unknown = await admin.send("POST", f"{API}/admin/keys/key_1/images/generations", {})
         assert (unknown.status, unknown.error["code"]) == (404, "key_not_found")
 
