@@ -235,7 +235,7 @@ class Sessions:
         try:
             await batch.execute()
         except StoreUnavailable:
-            return False  # an outage does not sign anybody out
+            return False  # an outage ends no session
         has_ended = ended.value is not None or session.started_at < int(ended_before.value or 0)
         if has_ended:
             self._remember_ended(session.id)

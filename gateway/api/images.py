@@ -41,7 +41,7 @@ JOIN_BYTES: Final = 64 * 1024
 """Bodies up to this size are joined and sent in one piece; larger ones are not copied."""
 
 BY_ADMIN: Final = "by_admin"
-"""The flag of a request that an admin made with somebody else's key, in the dashboard."""
+"""The flag of a request that an admin made with a holder's key, in the dashboard."""
 
 DRY_RUN_HEADERS: Final = {"Preference-Applied": "dry-run", COST: show_usd(0)}
 

@@ -89,7 +89,7 @@ async def test_any_other_path_is_404(embedded: InProcess, path: str) -> None:
         *(("*", False), ("gzipped", False)),
     ],
 )
-def test_gzip_is_sent_only_to_who_accepts_it(accepted: str, *, expected: bool) -> None:
+def test_gzip_is_sent_only_to_clients_that_accept_it(accepted: str, *, expected: bool) -> None:
     assert accepts_gzip(accepted) == expected
 
 
@@ -379,7 +379,7 @@ async def test_with_an_address_for_operators_admins_sign_in_there_only(
             reply = await clients.send("GET", f"{API}{path}")
             assert (reply.status, reply.error["code"]) == (401, "session_required")
 
-        # It ends everywhere, wherever somebody signs out.
+        # It ends everywhere, whichever address the sign-out came to.
         assert (await there.send("DELETE", SESSION)).status == 204
         assert not await admin.is_signed_in()
 
