@@ -81,6 +81,11 @@ async def test_any_other_path_is_404(embedded: InProcess, path: str) -> None:
     assert (reply.status, reply.error["code"]) == (404, "unknown_url")
 
 
+def test_every_view_of_the_page_has_a_path() -> None:
+    table = (STATIC / "views" / "index.js").read_text(encoding="utf-8")
+    assert set(re.findall(r"\{name: '(\w+)'", table)) == set(VIEWS)
+
+
 @pytest.mark.parametrize(
     ("accepted", "expected"),
     [
