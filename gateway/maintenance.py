@@ -101,6 +101,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services), is_done_at_start=True),
         Job("process", PROCESS_SECONDS, lambda: measure_process(gateway)),
+        Job("sessions", 60.0, gateway.services.sessions.refresh),
         Job("declared_keys", RECORD_EVERY_SECONDS, gateway.services.declared_keys.record),
         Job("raises", RAISES_SECONDS, lambda: forget_ended_raises(gateway)),
         Job("alerts", LOOK_EVERY_SECONDS, gateway.services.alert_watch.look),

@@ -30,13 +30,15 @@ export class ApiError extends Error {
   }
 }
 
-/** An address below the page's API. Empty parameters are left out; a list repeats its name. */
+/**
+ * An address below the page's API. A list repeats its name. Empty parameters are left out; in a
+ * list "" stays, as for records without a team: {team: ['']}.
+ */
 export function href(path, params = {}) {
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(params)) {
-    for (const each of Array.isArray(value) ? value : [value]) {
-      if (each !== undefined && each !== null && each !== '') search.append(name, each);
-    }
+    if (Array.isArray(value)) value.forEach((each) => search.append(name, each));
+    else if ((value ?? '') !== '') search.append(name, value);
   }
   const text = search.toString();
   return API + path + (text ? `?${text}` : '');

@@ -1,15 +1,17 @@
 /**
- * Periods of reports, in days of the gateway's time zone, and the period before each.
+ * Periods of reports, in days of the gateway's time zone.
  *
- *   periodOf({range: '30d'}) → {since, until, before: {since, until}, hourly}
- *
- * since and until are what GET /admin/usage takes; without `until` a period ends now. The period
- * before is as long; that of a month begins on the first of the month before.
+ *   periodOf({range: '7d'})          → {from: '2026-11-23', to: '2026-11-29'}, both included
+ *   before(period, range)            → the period before: as long, or the month before
+ *   asked(period)                    → {since, until} as GET /admin/usage takes them
+ *   bucketsOf(period)                → Unix seconds at which each day begins, or each hour of one day
  */
 
 import {zone} from './format.js';
 
 const DAY_MS = 86_400_000;
+const HOUR = 3600;
+const MAX_DAYS = 1000;
 
 export const RANGES = [
   {value: 'today', label: 'Today'},
@@ -18,51 +20,67 @@ export const RANGES = [
   {value: '90d', label: '90 days'},
   {value: 'month', label: 'This month'},
   {value: 'last-month', label: 'Last month'},
-  {value: 'custom', label: 'From … to'},
+  {value: 'custom', label: 'From … to …'},
 ];
 
 /** @param {{range: string, from?: string, to?: string}} query dates such as 2026-11-28 */
 export function periodOf({range, from, to}) {
-  if (range === 'custom') return datesPeriod(from || dateIn(), to || dateIn());
-  if (range === 'month') return monthPeriod(dateIn());
-  if (range === 'last-month') return lastMonth(dateIn());
+  const today = dateIn();
+  if (range === 'custom') return inOrder(from || today, to || today);
+  if (range === 'month') return {from: firstOf(today), to: today};
+  if (range === 'last-month') return monthBefore(today);
   const days = range === 'today' ? 1 : parseInt(range, 10) || 30;
-  // "6d" are the six days before today, and today.
-  return {
-    since: `${days - 1}d`,
-    before: {since: `${2 * days - 1}d`, until: `${days - 1}d`},
-    hourly: days === 1,
-  };
+  return {from: addDays(today, 1 - days), to: today};
 }
 
-/** Today's date in the gateway's time zone, or that of another time */
-export function dateIn(time = Date.now() / 1000) {
-  // The Swedish way to write a date is ISO 8601.
-  return new Intl.DateTimeFormat('sv-SE', {timeZone: zone()}).format(time * 1000);
+export function before(period, range) {
+  const {from, to} = period;
+  if (range === 'last-month') return monthBefore(from);
+  if (range === 'month') {
+    // The same days of the month before, as far as it has them.
+    const month = monthBefore(from);
+    const sameDays = addDays(month.from, Number(to.slice(8)) - 1);
+    return {from: month.from, to: sameDays < month.to ? sameDays : month.to};
+  }
+  return {from: addDays(from, -daysOf(period)), to: addDays(from, -1)};
 }
 
-function datesPeriod(from, to) {
-  const until = addDays(to, 1);
-  const days = (Date.parse(until) - Date.parse(from)) / DAY_MS;
-  return {since: from, until, before: {since: addDays(from, -days), until: from}, hourly: days === 1};
+export const asked = ({from, to}) => ({since: from, until: to < dateIn() ? addDays(to, 1) : ''});
+
+export const isOneDay = ({from, to}) => from === to;
+
+export function bucketsOf(period) {
+  const {from, to} = period;
+  const end = Math.min(startOf(addDays(to, 1)), Date.now() / 1000);
+  if (isOneDay(period)) {
+    const hours = Math.ceil((end - startOf(from)) / HOUR);
+    return Array.from({length: Math.max(hours, 0)}, (_, hour) => startOf(from) + hour * HOUR);
+  }
+  return Array.from({length: Math.min(daysOf(period), MAX_DAYS)}, (_, day) => startOf(addDays(from, day)));
 }
 
-function monthPeriod(today) {
-  const first = firstOf(today);
-  const before = firstOf(addDays(first, -1));
-  const days = Number(today.slice(8));
-  const sameDays = addDays(before, days);
-  return {since: first, before: {since: before, until: sameDays < first ? sameDays : first}};
+/** The date of a time in the gateway's time zone; today unless given */
+export const dateIn = (time = Date.now() / 1000) => inZone(time).slice(0, 10);
+
+/** When a date begins in the gateway's time zone. */
+function startOf(date) {
+  const utc = Date.parse(date) / 1000;
+  const offset = Date.parse(`${inZone(utc).replace(' ', 'T')}Z`) / 1000 - utc;
+  return utc - offset;
 }
 
-function lastMonth(today) {
-  const until = firstOf(today);
-  const since = firstOf(addDays(until, -1));
-  return {since, until, before: {since: firstOf(addDays(since, -1)), until: since}};
-}
+/** "2026-11-28 10:02:33": the Swedish way to write a time is nearly ISO 8601. */
+const inZone = (time) =>
+  new Intl.DateTimeFormat('sv-SE', {timeZone: zone(), dateStyle: 'short', timeStyle: 'medium'}).format(time * 1000);
 
+const inOrder = (a, b) => (a <= b ? {from: a, to: b} : {from: b, to: a});
 const firstOf = (date) => `${date.slice(0, 8)}01`;
+const daysOf = ({from, to}) => (Date.parse(to) - Date.parse(from)) / DAY_MS + 1;
 
-// Dates without a time are UTC to Date, so that no clock change disturbs the arithmetic.
-const addDays = (date, days) =>
-  new Date(Date.parse(date) + days * DAY_MS).toISOString().slice(0, 10);
+function monthBefore(date) {
+  const to = addDays(firstOf(date), -1);
+  return {from: firstOf(to), to};
+}
+
+// A date alone is UTC to Date, so no clock change disturbs this arithmetic.
+const addDays = (date, days) => new Date(Date.parse(date) + days * DAY_MS).toISOString().slice(0, 10);

@@ -96,7 +96,8 @@ class ChartElement extends HTMLElement {
     this.#stopWatching = watchTheme(() => this.#draw({anew: true}));
     this.addEventListener('keydown', (event) => this.#moveByKey(event));
     this.addEventListener('blur', () => this.#plot?.setCursor({left: -10, top: -10}));
-    this.addEventListener('click', () => this.#pick());
+    // Before uPlot, which stops the event.
+    this.addEventListener('click', () => this.#pick(), {capture: true});
   }
 
   disconnectedCallback() {

@@ -4,7 +4,7 @@
  *   empty({icon, title, text, action})      nothing is there; what to do. action: a template
  *   failure(error, retry)                   the first load failed; retry: a function
  *   banner({level, title, text, action})    a line across the view; level: info|warning|fault
- *   storeBanner(error)                      the banner for a store that is down, else nothing
+ *   storeBanner(error, action)              the banner for a store that is down, else nothing
  *   skeleton('lines'|'table'|'tiles'|'chart'|'cards', n)   a first load, in the final size
  *   badge(text, level)                      level: neutral|info|ok|warning|fault
  *   state(level, text)                      a dot and its text; level: ok|warning|fault
@@ -46,10 +46,9 @@ const STILL_WORKS =
   'Images that a worker has in memory are still delivered, and recently used keys without limits ' +
   'go on buying. Reports, changes and other requests wait for the store; this page goes on by itself.';
 
-/** Also for an overview that reports the fault: storeBanner({storeDown: true, message: text}). */
-export const storeBanner = (error) =>
+export const storeBanner = (error, action = nothing) =>
   error?.storeDown
-    ? banner({level: 'fault', title: 'The store is unavailable.', text: STILL_WORKS})
+    ? banner({level: 'fault', title: 'The store is unavailable.', text: STILL_WORKS, action})
     : nothing;
 
 const SHAPES = {

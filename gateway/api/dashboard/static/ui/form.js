@@ -9,7 +9,8 @@
  *   formError()                                 where a form says what went wrong
  *   onSubmit(async (values, form) => {…})       for <form @submit=${…}>: disables the form while it
  *                                               runs; an ApiError marks the field of its `param`
- *   filter({label, name, value, options, onChange})              a small select for filter rows
+ *   filter({label, name, value, options, onChange, set})         a small select for filter rows;
+ *                                               coloured if `set`, else if it has a value
  */
 
 import {html, nothing} from '../vendor/lit-html.js';
@@ -63,8 +64,8 @@ const select = ({id, name, value, options, onChange}) => html`
   </select>
 `;
 
-export const filter = ({label, name, value, options, onChange}) => html`
-  <div class="filter ${value ? 'set' : ''}">
+export const filter = ({label, name, value, options, onChange, set = Boolean(value)}) => html`
+  <div class="filter ${set ? 'set' : ''}">
     <label for="filter-${name}">${label}</label>
     ${select({id: `filter-${name}`, name, value, options, onChange})}
   </div>

@@ -11,6 +11,9 @@ import {code} from '../ui/copy.js';
 import {skeleton, state, storeBanner} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {card, page, tile} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
+
+await stylesheet('admin');
 
 const {usd, count, percent, bytes} = format;
 const PATH = '/admin/overview';
@@ -44,9 +47,9 @@ const loadingPage = () => html`
 `;
 
 const contents = (data, app) => html`
-  ${storeBanner({storeDown: data.health.store.state === 'fault' && !data.spend})}
+  ${data.spend ? nothing : storeBanner({storeDown: true}, data.attention.slice(0, 1).map(actionLink))}
   <div class="stack">
-    ${data.attention.length ? attention(data.attention) : nothing}
+    ${data.spend && data.attention.length ? attention(data.attention) : nothing}
     <div class="tiles">${figures(data)}</div>
     <div class="grid">
       <div class="card two-thirds">${data.days ? dailySpend(data.days, app) : waiting('Spend and savings by day')}</div>
@@ -81,13 +84,16 @@ const moreAttention = (items) => html`
   </details>
 `;
 
-const attentionItem = ({level, title, text, action}) => html`
+const attentionItem = (item) => html`
   <li>
-    <span class="attention-icon ${level}">${icon('alert')}</span>
-    <div class="attention-text"><strong>${title}</strong><span class="muted">${text}</span></div>
-    ${action ? html`<a class="button small" href=${link(action.view, action.query)}>${action.label}</a>` : nothing}
+    <span class="attention-icon ${item.level}">${icon('alert')}</span>
+    <div class="attention-text"><strong>${item.title}</strong><span class="muted">${item.text}</span></div>
+    ${actionLink(item)}
   </li>
 `;
+
+const actionLink = ({action}) =>
+  action ? html`<a class="button small" href=${link(action.view, action.query)}>${action.label}</a>` : nothing;
 
 // Figures
 
@@ -135,7 +141,7 @@ function savedTile(spend) {
 }
 
 const hitTile = (ratio, days) =>
-  tile({label: 'Hit ratio', value: percent(ratio), note: days ? sparkline(days.map(hitRatio)) : nothing});
+  tile({label: 'Hit ratio', value: percent(ratio), note: days && ratio !== null ? sparkline(days.map(hitRatio)) : nothing});
 
 const hitRatio = ({hits, requests}) => (requests ? hits / requests : 0);
 
@@ -263,7 +269,7 @@ const firstSteps = (data, session) => html`
       ${code(session.public_url, 'Base URL')}
     </section>
     <div class="grid">
-      <div class="two-thirds"><div class="tiles">${figures(data)}</div></div>
+      <div class="two-thirds"><div class="tiles two">${figures(data)}</div></div>
       <div class="third">${health(data)}</div>
     </div>
   </div>

@@ -1,9 +1,312 @@
-import {empty} from '../ui/feedback.js';
-import {page} from '../ui/page.js';
+/** Spend: who spent what, on what, when; against the period before, and what if. */
+
+import {html, nothing} from '../vendor/lit-html.js';
+import {change, clock, count, day, percent, usd, zone} from '../lib/format.js';
+import {get, href} from '../lib/http.js';
+import {RANGES, dateIn, isOneDay, periodOf} from '../lib/period.js';
+import {writeQuery} from '../lib/query.js';
+import {GROUPS, PATH, dimensionOf, filtersOf, loadReport, tableParams} from '../lib/report.js';
+import {shareBar} from '../ui/bar.js';
+import {chart} from '../ui/chart.js';
+import {empty, skeleton} from '../ui/feedback.js';
+import {choice, filter} from '../ui/form.js';
+import {icon} from '../ui/icons.js';
+import {page, tile} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
+import {table} from '../ui/table.js';
+
+await stylesheet('admin');
+
+const MAX_ROWS = 50;
 
 export const spend = {
-  defaults: {},
-  load: async () => ({}),
+  refreshSeconds: 30,
+  defaults: {range: '30d', by: 'team', label: 'cost_center', sort: '-cost_usd', show: 'groups'},
+  async load(query, {signal}) {
+    const [report, qualities] = await Promise.all([loadReport(query, {signal}), knownQualities()]);
+    return {...report, qualities};
+  },
   render: (view) =>
-    page({title: 'Spend', view, content: () => empty({icon: 'spend', title: 'Not there yet', text: 'This view is being built.'})}),
+    page({
+      title: 'Spend',
+      lead: periodText(periodOf(view.query)),
+      json: href(PATH, tableParams(view.query)),
+      csv: href(PATH, {...tableParams(view.query), format: 'csv'}),
+      filters: filters(view),
+      view,
+      skeleton: html`<div class="stack">${skeleton('tiles', 4)} ${skeleton('chart')} ${skeleton('table', 8)}</div>`,
+      content: (data) => (data.rows.length ? contents(view, data) : nothingSpent(view)),
+    }),
 };
+
+function periodText(period) {
+  const {from, to} = period;
+  const zoned = `days of ${zone()}`;
+  const show = (date) => day(Date.parse(`${date}T12:00Z`) / 1000);
+  return isOneDay(period) ? `${show(from)}, by hour, ${zone()}` : `${show(from)} to ${show(to)}, ${zoned}`;
+}
+
+/** The qualities that "what if" can ask for; read once. */
+let qualities;
+
+async function knownQualities() {
+  qualities ??= await get('/models').then(qualitiesOf, () => undefined);
+  return qualities ?? ['low', 'medium', 'high'];
+}
+
+function qualitiesOf({data}) {
+  const parameters = data.flatMap((model) => model.parameters).filter(({name}) => name === 'quality');
+  return [...new Set(parameters.flatMap(({values}) => values ?? []))].filter((name) => name !== 'auto');
+}
+
+// Filters
+
+const filters = (view) => html`
+  ${periodFilter(view)}
+  ${choice({
+    label: 'Group by',
+    name: 'by',
+    value: view.query.by,
+    options: GROUPS,
+    onChange: (by) => view.setQuery({by, all: ''}),
+  })}
+  ${view.query.by === 'label' ? labelName(view) : nothing} ${whatIfFilter(view)} ${compareButton(view)}
+  ${chips(view)}
+`;
+
+const periodFilter = ({query, setQuery}) => html`
+  ${filter({label: 'Period', name: 'range', value: query.range, set: false, options: RANGES, onChange: (range) => setQuery(rangeChange(range, query))})}
+  ${query.range === 'custom' ? html`${dateInput('from', 'From', query, setQuery)} ${dateInput('to', 'To', query, setQuery)}` : nothing}
+`;
+
+/** Dates to choose begin with those of the period before the choice. */
+const rangeChange = (range, query) => ({range, from: '', to: '', ...(range === 'custom' ? periodOf(query) : {})});
+
+const dateInput = (name, label, query, setQuery) => html`
+  <div class="filter">
+    <label for="filter-${name}">${label}</label>
+    <input
+      id="filter-${name}"
+      type="date"
+      max=${dateIn()}
+      .value=${periodOf(query)[name]}
+      @change=${({target}) => target.value && setQuery({[name]: target.value})}
+    />
+  </div>
+`;
+
+const labelName = ({query, setQuery}) => html`
+  <div class="filter">
+    <label for="filter-label">Name of the label</label>
+    <input id="filter-label" .value=${query.label} @change=${({target}) => setQuery({label: target.value.trim()})} />
+  </div>
+`;
+
+function whatIfFilter({query, data, setQuery}) {
+  const options = [
+    {value: '', label: 'nothing'},
+    {value: 'cache=off', label: 'no cache'},
+    ...(data?.qualities ?? []).map((name) => ({value: `quality=${name}`, label: `all in quality ${name}`})),
+  ];
+  return filter({label: 'What if', name: 'what_if', value: query.what_if ?? '', options, onChange: (what_if) => setQuery({what_if})});
+}
+
+const compareButton = ({query, setQuery}) => html`
+  <button class="button toggle" aria-pressed=${query.compare ? 'true' : 'false'} @click=${() => setQuery({compare: query.compare ? '' : '1'})}>
+    Compare with the period before
+  </button>
+`;
+
+const chips = ({query, setQuery}) =>
+  Object.entries(filtersOf(query)).map(
+    ([name, [value]]) => html`
+      <button class="chip" title="Remove this filter" @click=${() => setQuery(withoutFilter(query, name))}>
+        ${name.replace('label:', '')}: <strong>${value || 'none'}</strong> ${icon('close')}
+      </button>
+    `,
+  );
+
+const withoutFilter = ({without = ''}, name) => ({
+  [name]: '',
+  without: without.split(',').filter((each) => each !== name).join(','),
+});
+
+// Contents
+
+const contents = (view, data) => html`
+  <div class="stack">
+    ${data.whatIf ? whatIfAnswer(data.whatIf) : nothing}
+    <div class="tiles">${figures(data)}</div>
+    <div class="card">${spendChart(view, data.chart)}</div>
+    ${rowsTable(view, data)}
+  </div>
+`;
+
+const nothingSpent = ({setQuery}) =>
+  html`<div class="card">
+    ${empty({
+      icon: 'spend',
+      title: 'Nothing was spent',
+      text: 'No request of this period matches. Choose a longer period, or remove a filter.',
+      action: html`<button class="button" @click=${() => setQuery({range: '90d'})}>Show 90 days</button>`,
+    })}
+  </div>`;
+
+function figures({total, previousTotal}) {
+  const against = (field) => previousTotal && `${change(total[field], previousTotal[field])} against ${usd(previousTotal[field])} before`;
+  const images = total.images_bought + total.images_served;
+  return html`
+    ${tile({label: 'Spent', value: usd(total.cost_usd), note: against('cost_usd') ?? `${usd(total.presumed_usd)} of it presumed`})}
+    ${tile({label: 'Saved by the cache', value: usd(total.saved_usd), level: 'saved', note: against('saved_usd') ?? savedPart(total)})}
+    ${tile({label: 'Requests', value: count(total.requests), note: `${percent(ratio(total.hits, total.requests))} hits`})}
+    ${tile({label: 'Images', value: count(images), note: `${count(total.images_bought)} bought, ${count(total.images_served)} from the cache`})}
+  `;
+}
+
+const ratio = (part, whole) => (whole ? part / whole : null);
+const savedPart = ({cost_usd: cost, saved_usd: saved}) => `${percent(ratio(saved, cost + saved))} of ${usd(cost + saved)} without it`;
+
+function whatIfAnswer({question, charged_usd: charged, what_if_usd: asked, uncomputed}) {
+  const [less, word] = asked <= charged ? ['saved', 'less'] : ['fault', 'more'];
+  const named = question === 'cache=off' ? 'Without the cache' : `In quality ${question.replace('quality=', '')}`;
+  return html`
+    <section class="card what-if">
+      <p>
+        ${named}, the same requests would have cost <strong>${usd(asked)}</strong> instead of ${usd(charged)}:
+        <strong class="${less}-text">${usd(Math.abs(asked - charged))} ${word} (${change(asked, charged)})</strong>.
+      </p>
+      ${uncomputed?.length ? uncomputedParts(uncomputed) : nothing}
+    </section>
+  `;
+}
+
+const uncomputedParts = (parts) => html`
+  <details>
+    <summary>${usd(parts.reduce((sum, part) => sum + part.cost_usd, 0))} could not be computed and are in it as charged</summary>
+    <ul>
+      ${parts.map((part) => html`<li>${part.model ?? 'no model'}: ${usd(part.cost_usd)}, ${part.reason}</li>`)}
+    </ul>
+  </details>
+`;
+
+// Chart
+
+function spendChart({query, setQuery}, data) {
+  const hourly = isOneDay(periodOf(query));
+  const grouped = query.show === 'groups' && data.groups.length > 0;
+  return chart({
+    title: `Spend by ${hourly ? 'hour' : 'day'}`,
+    times: data.times,
+    stacked: true,
+    tall: true,
+    series: grouped ? groupSeries(data, query.by) : totalSeries(data),
+    label: hourly ? clock : day,
+    note: data.groups.length ? showChoice(query, setQuery) : nothing,
+    csv: href(PATH, {...tableParams(query), bucket_width: hourly ? '1h' : '1d', format: 'csv'}),
+    onPick: hourly ? null : (index) => setQuery(oneDay(data.times[index])),
+  });
+}
+
+const oneDay = (time) => ({range: 'custom', from: dateIn(time), to: dateIn(time)});
+
+const showChoice = ({show, by}, setQuery) =>
+  choice({
+    label: 'The chart shows',
+    name: 'show',
+    value: show,
+    options: [
+      {value: 'groups', label: `By ${by}`},
+      {value: 'saved', label: 'With savings'},
+    ],
+    onChange: (value) => setQuery({show: value}, {replace: true}),
+  });
+
+const totalSeries = ({spent, saved}) => [
+  {label: 'Spent', colour: 'spend', values: spent},
+  {label: 'Saved by the cache', colour: 'saved', values: saved},
+];
+
+function groupSeries({groups, other}, by) {
+  const named = groups.map(({name, values}, index) => ({label: name ?? `no ${by}`, colour: index + 1, values}));
+  return other.some(Boolean) ? [...named, {label: 'Others', colour: 'other', values: other}] : named;
+}
+
+// Table
+
+function rowsTable({query, setQuery}, {rows, total, previousTotal}) {
+  const most = Math.max(...rows.map((row) => row.cost_usd + row.saved_usd));
+  const columns = columnsFor(query, most, Boolean(previousTotal));
+  const shown = query.all || query.by === 'day' ? rows : largest(rows, query.sort);
+  return html`
+    ${table({
+      caption: `Spend by ${query.by}`,
+      columns,
+      rows: shown,
+      sort: query.sort,
+      setSort: (sort) => setQuery({sort}, {replace: true}),
+      footer: footerOf(columns, {...total, previous_usd: previousTotal?.cost_usd}),
+    })}
+    ${shown.length < rows.length
+      ? html`<button class="button" @click=${() => setQuery({all: '1'})}>Show all ${count(rows.length)} rows</button>`
+      : nothing}
+  `;
+}
+
+/** The rows that are shown first: the largest by cost, whatever the order on the screen. */
+const largest = (rows) => [...rows].sort((a, b) => b.cost_usd - a.cost_usd).slice(0, MAX_ROWS);
+
+function columnsFor(query, most, compared) {
+  const {by, what_if: asked} = query;
+  const title = by === 'label' ? query.label : GROUPS.find(({value}) => value === by)?.label;
+  return [
+    {name: 'name', label: title, cell: (row) => groupLink(row.name, query)},
+    {name: 'cost_usd', label: 'Cost', number: true, cell: (row) => usd(row.cost_usd)},
+    {name: 'share', label: 'Spent and saved', sort: false, hide: true, cell: (row) => (row.name === undefined ? '' : shareBar(row.cost_usd / most, row.saved_usd / most))},
+    ...(compared ? comparison : []),
+    ...(asked ? whatIfColumns : []),
+    {name: 'saved_usd', label: 'Saved', number: true, cell: (row) => usd(row.saved_usd)},
+    {name: 'requests', label: 'Requests', number: true, cell: (row) => count(row.requests)},
+    {name: 'hits', label: 'Hits', number: true, value: (row) => ratio(row.hits, row.requests), cell: (row) => percent(ratio(row.hits, row.requests))},
+    {name: 'images_bought', label: 'Bought', number: true, cell: (row) => count(row.images_bought)},
+    {name: 'images_served', label: 'From cache', number: true, cell: (row) => count(row.images_served)},
+  ];
+}
+
+const comparison = [
+  {name: 'previous_usd', label: 'Before', number: true, cell: (row) => usd(row.previous_usd)},
+  {
+    name: 'change',
+    label: 'Change',
+    number: true,
+    value: (row) => row.cost_usd - (row.previous_usd ?? 0),
+    cell: (row) => change(row.cost_usd, row.previous_usd),
+  },
+];
+
+const whatIfColumns = [
+  {name: 'what_if_usd', label: 'What if', number: true, cell: (row) => usd(row.what_if_usd)},
+  {
+    name: 'what_if_change',
+    label: 'Difference',
+    number: true,
+    value: (row) => row.what_if_usd - row.cost_usd,
+    cell: (row) => usd(row.what_if_usd - row.cost_usd),
+  },
+];
+
+/** The cells of the totals are those of a row without a name. */
+function footerOf(columns, total) {
+  const cells = columns.filter(({name}) => name !== 'name').map(({name, cell}) => [name, cell(total)]);
+  return {...Object.fromEntries(cells), name: 'Total'};
+}
+
+/** A row leads to its own report, grouped by what comes next. */
+function groupLink(name, query) {
+  const {by, without = ''} = query;
+  const next = GROUPS.find(({value}) => value === by)?.next;
+  const dimension = dimensionOf(query);
+  const narrowed = name === null ? {without: [without, dimension].filter(Boolean).join(',')} : {[dimension]: name};
+  const changes = by === 'day' ? oneDay(name) : narrowed;
+  const text = by === 'day' ? day(name) : (name ?? `no ${by}`);
+  return html`<a class="ellipsis name ${name === null ? 'muted' : ''}" href="/dashboard/spend${writeQuery({...query, ...changes, by: next, all: ''}, spend.defaults)}">${text}</a>`;
+}
