@@ -24,7 +24,7 @@ TICK_SECONDS: Final = 0.001
 LONG_SECONDS: Final = 0.015
 MAX_KEPT: Final = 20
 
-create_app = worker.create_app  # type: ignore[attr-defined]
+create_app = worker.create_app
 
 
 class Monitor:
@@ -84,5 +84,5 @@ def create_watched_app(*given: Any, **more: Any) -> web.Application:
     return app
 
 
-worker.create_app = create_watched_app  # type: ignore[attr-defined]
+worker.create_app = create_watched_app
 gateway.__main__.main()
