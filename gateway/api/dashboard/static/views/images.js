@@ -206,9 +206,10 @@ function details(view, image) {
         <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>${icon('close')}</button>
       </header>
       <div class="dialog-body">
-        <div class="image-large" .style=${`aspect-ratio: ${image.width} / ${image.height}`}>
-          <img src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)} alt=${altOf(image)} width=${image.width} height=${image.height} />
-        </div>
+        <img
+          class="image-large" src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)} alt=${altOf(image)}
+          width=${image.width} height=${image.height}
+        />
         <div class="stack small">
           ${image.prompt ? html`<blockquote class="prompt">${image.prompt}</blockquote>` : nothing}
           ${image.revised_prompt ? html`<p class="note">Revised: ${image.revised_prompt}</p>` : nothing}
@@ -249,7 +250,7 @@ const dated = (at) => html`<span title=${format.fullTime(at)}>${format.ago(at)}<
 // ── take down and purge ───────────────────────────────────────────────────────────────────────
 
 const adminActions = (view, image) => html`
-  <div class="row grow">
+  <div class="row nowrap grow">
     <button class="button danger" @click=${() => askTakeDown(view, image)}>Take down</button>
     <button class="button" ?disabled=${image.state !== 'cached'} @click=${() => askPurge(view, image)}>Purge</button>
   </div>
