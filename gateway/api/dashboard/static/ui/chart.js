@@ -53,7 +53,7 @@ export function chart(options) {
   `;
 }
 
-const swatch = (colour) => html`<svg class="swatch chart-${colour}" viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" rx="2.5" /></svg>`;
+const swatch = (colour) => html`<svg class="swatch" viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" rx="2.5" fill="var(--chart-${colour})" /></svg>`;
 
 const legend = (series) => html`
   <ul class="legend">

@@ -13,7 +13,7 @@ import {icon} from '../ui/icons.js';
 import {card, page, tile} from '../ui/page.js';
 import {stylesheet} from '../ui/styles.js';
 
-await stylesheet('admin');
+await stylesheet('overview');
 
 const {usd, count, percent, bytes} = format;
 const PATH = '/admin/overview';

@@ -15,7 +15,7 @@ import {page, tile} from '../ui/page.js';
 import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
 
-await stylesheet('admin');
+await stylesheet('overview');
 
 const MAX_ROWS = 50;
 
