@@ -38,10 +38,8 @@ function smallAmount(amount) {
   return amount.toFixed(decimals).replace(/(\.\d\d\d*?)0+$/, '$1');
 }
 
-/** For axes: "$0", "$0.05", "$12", "$1.2K" */
-export const usdShort = formatter((value) =>
-  Math.abs(value) >= 1000 || Number.isInteger(value) ? `$${compact.format(value)}` : usd(value),
-);
+/** For axes: "$0", "$12", "$1.2K"; with cents where a step has some: "$0.00", "$0.05" */
+export const usdShort = (value, cents = false) => (cents ? usd(value) : `$${compact.format(value)}`);
 
 /** "1,234" */
 export const count = formatter((value) => whole.format(value));

@@ -8,7 +8,7 @@
  *                                           with line: true a dashed line over the bars
  *     stacked: true,                        bars stand on each other, the first lowest
  *     format: usd,                          of values, in tooltip and table
- *     axis: usdShort,                       of values at the axis
+ *     axis: usdShort,                       of values at the axis; its second argument: some have decimals
  *     label: dayShort,                      of times, in tooltip and table
  *     tall: true,                           320 px instead of 220 px
  *     csv: href,                            the table as CSV
@@ -233,7 +233,7 @@ const valueAxis = (element, format) => ({
   size: 52,
   gap: 8,
   space: 40,
-  values: (_, splits) => splits.map(format),
+  values: (_, splits) => splits.map((value) => format(value, splits.some((each) => each % 1))),
 });
 
 /** A CSS variable as a colour: light-dark() is resolved only where a property uses it. */

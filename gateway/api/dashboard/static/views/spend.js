@@ -23,22 +23,30 @@ export const spend = {
   refreshSeconds: 30,
   defaults: {range: '30d', by: 'team', label: 'cost_center', sort: '-cost_usd', show: 'groups'},
   async load(query, {signal}) {
-    const [report, qualities] = await Promise.all([loadReport(query, {signal}), knownQualities()]);
+    const [report, qualities] = await Promise.all([loadReport(asChosen(query), {signal}), knownQualities()]);
     return {...report, qualities};
   },
-  render: (view) =>
-    page({
-      title: 'Spend',
-      lead: periodText(periodOf(view.query)),
-      json: href(PATH, tableParams(view.query)),
-      csv: href(PATH, {...tableParams(view.query), format: 'csv'}),
-      filters: filters(view),
-      view,
-      skeleton: html`<div class="stack">${skeleton('tiles', 4)} ${skeleton('chart')} ${skeleton('table', 8)}</div>`,
-      actions: focusLink(view.query),
-      content: (data) => (data.rows.length ? contents(ofData(view, data), data) : nothingSpent(view)),
-    }),
+  render: (view) => spendPage({...view, query: asChosen(view.query)}),
 };
+
+/** Links may name a label as reports do: `by=label:cost_center`. */
+function asChosen(query) {
+  const [by, label = query.label] = query.by.split(/:(.*)/);
+  return {...query, by, label};
+}
+
+const spendPage = (view) =>
+  page({
+    title: 'Spend',
+    lead: periodText(periodOf(view.query)),
+    json: href(PATH, tableParams(view.query)),
+    csv: href(PATH, {...tableParams(view.query), format: 'csv'}),
+    filters: filters(view),
+    view,
+    skeleton: html`<div class="stack">${skeleton('tiles', 4)} ${skeleton('chart')} ${skeleton('table', 8)}</div>`,
+    actions: focusLink(view.query),
+    content: (data) => (data.rows.length ? contents(ofData(view, data), data) : nothingSpent(view)),
+  });
 
 /** The data on the screen are those of an earlier query until the new ones arrive. */
 function ofData(view, data) {
