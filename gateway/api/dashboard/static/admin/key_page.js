@@ -10,7 +10,7 @@ import {banner, skeleton} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {card, page} from '../ui/page.js';
 import {auditList} from './audit.js';
-import {editKeyDialog, revokeDialog, rotateDialog} from './key_dialogs.js';
+import {editKeyDialog, revokeDialog, rotateDialog} from './dialogs.js';
 import {limitCard, loadLimits} from './limits.js';
 import {attempt, stateBadge} from './parts.js';
 import {loadUsage, usageCard} from './usage.js';

@@ -11,7 +11,7 @@ import {card, page} from '../ui/page.js';
 import {auditCard, labels, loadAudit, orError} from './key_page.js';
 import {limitCard, loadLimits} from './limits.js';
 import {attempt, declaredBadge} from './parts.js';
-import {editTeamDialog, removeTeamDialog} from './team_dialogs.js';
+import {editTeamDialog, removeTeamDialog} from './dialogs.js';
 import {loadUsage, usageCard} from './usage.js';
 
 const pathOf = (name) => `/admin/teams/${encodeURIComponent(name)}`;
