@@ -50,7 +50,7 @@ async function keepPages(browser) {
     const path = `${given.folder}/failed-${number}.png`;
     await page.screenshot({path}).catch(() => {});
     console.error(`${page.url()} is in ${path}`);
-    console.error((await page.locator('body').innerText().catch(() => '')).slice(0, 1500));
+    console.error((await page.locator('body').innerText().catch(() => '')).slice(0, 300));
   }
 }
 

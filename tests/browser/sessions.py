@@ -24,7 +24,7 @@ ADMIN_VIEWS: Final[Mapping[str, Dialogs]] = {
         [_KEY, "Revoke"],
     ),
     "teams": (["Make a team"],),
-    "images": (["hits"],),
+    "images": ([".gallery-item"],),
     "playground": (),
     "requests": (),
     "events": (),
@@ -32,7 +32,7 @@ ADMIN_VIEWS: Final[Mapping[str, Dialogs]] = {
 }
 HOLDER_VIEWS: Final[Mapping[str, Dialogs]] = {
     "share": (["Ask for more"],),
-    "images": (["hits"],),
+    "images": ([".gallery-item"],),
     "playground": (),
 }
 
