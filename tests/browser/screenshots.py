@@ -29,6 +29,7 @@ from tests.redis_server import run_durable_redis
 KINDS = ("empty", "full", "down")
 THEMES = ("light", "dark")
 WIDTHS = (360, 1440)
+MAX_SECONDS = 1800.0
 UNAVAILABLE = "^503 "
 
 
@@ -42,6 +43,7 @@ async def take(scripts: Scripts, kind: str, folder: Path) -> Steps:
             return await scripts.run(
                 "views.mjs",
                 on={"signed in": sign_in_done},
+                max_seconds=MAX_SECONDS,
                 url=url,
                 sessions=[session.given() for session in sessions],
                 themes=THEMES,
