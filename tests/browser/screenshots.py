@@ -79,7 +79,8 @@ async def open_full(folder: Path) -> AsyncIterator[Opened]:
             alice = clients[0]
             await seeds.draw_images(here, alice, seeds.DRAWN)
             await seeds.until_folded(here, began)
-            yield here.client.url, [admin(), holder(alice.secret)], lambda: None
+            pages = f"keys?key={alice.key_id}", "teams?team=art", "events?tab=audit"
+            yield here.client.url, [admin(*pages), holder(alice.secret)], lambda: None
 
 
 @asynccontextmanager

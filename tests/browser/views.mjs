@@ -61,10 +61,16 @@ async function lookAtDialog(page, path, about) {
   await settled(page);
 }
 
-/** The first button whose name begins so, or that a selector such as `.gallery-item` finds. */
+/**
+ * The first button whose name begins so, or that a selector such as `.gallery-item` finds; behind
+ * `> ` one of the dialog that is open.
+ */
 async function clickOn(page, name) {
-  const isOpen = await page.getByRole('dialog').isVisible();
-  const inside = page.locator(isOpen ? 'dialog' : 'main');
+  if (name.startsWith('> ')) return clickIn(page.getByRole('dialog'), name.slice(2));
+  return clickIn(page.getByRole('main'), name);
+}
+
+async function clickIn(inside, name) {
   // The button of a menu is a summary.
   const named = inside.getByRole('button', {name: new RegExp(`^${name}`)}).or(inside.locator(`summary[aria-label^="${name}"]`));
   const found = name.startsWith('.') ? inside.locator(name) : named;
