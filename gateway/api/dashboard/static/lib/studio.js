@@ -105,13 +105,12 @@ export class Studio {
   }
 
   setVariation(variation) {
-    this.variation = clamp(variation, 0, this.lastVariation);
+    this.variation = variation;
     this.#edited();
   }
 
   setSide(side) {
     this.side = clamp(side, 1, MAX_SIDE_BY_SIDE);
-    this.variation = Math.min(this.variation, this.lastVariation);
     this.#edited();
   }
 
@@ -172,7 +171,7 @@ export class Studio {
   }
 
   #edited(note = '') {
-    Object.assign(this, {note, faults: {}});
+    Object.assign(this, {note, faults: {}, variation: clamp(this.variation, 0, this.lastVariation)});
     this.#scheduleEstimate();
     this.#changed();
   }

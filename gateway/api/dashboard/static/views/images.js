@@ -15,9 +15,10 @@ const PAGE_SIZE = 60;
 const FILTERS = ['model', 'size', 'key', 'tag'];
 const STATES = {cached: ['Cached', 'ok'], expired: ['Expired', 'warning'], purged: ['Purged', 'neutral']};
 
-/** Pages behind the first one, and the image whose dialog is open. */
+/** Pages behind the first one, the first one itself, and the image whose dialog is open. */
 let further = {data: [], after: null, isLoading: false};
-let opened = null;
+let shown = null;
+let opened = '';
 
 const listOf = (session) => (session.kind === 'admin' ? '/admin/images' : '/images');
 
@@ -25,12 +26,18 @@ export const images = {
   defaults: {model: '', size: '', key: '', tag: '', image: ''},
 
   async load(query, {signal, session}) {
+    const list = href(listOf(session), listQuery(query));
+    const isSameList = shown?.list === list && shown.image !== query.image;
+    shown = {...shown, list, image: query.image};
+    // An image was opened or closed: what is on the screen stays.
+    if (isSameList) return shown.data;
     const [first, models] = await Promise.all([
       get(listOf(session), listQuery(query), {signal}),
       get('/models', {}, {signal}).catch(() => ({data: []})),
     ]);
     further = {data: [], after: first.after, isLoading: false};
-    return {...first, models: models.data};
+    shown.data = {...first, models: models.data};
+    return shown.data;
   },
 
   render(view) {
@@ -111,16 +118,19 @@ function tile(view, image) {
     <button class="gallery-item" @click=${() => setQuery({image: image.id})}>
       ${thumbnail(listOf(session), image)}
       <span class="gallery-text">
-        <span class="row nowrap between">
-          <span class="ellipsis">${session.kind === 'admin' ? (image.key ?? '–') : image.model}</span>
-          <span class="note">${format.ago(image.created_at)}</span>
+        <span class="ellipsis">${session.kind === 'admin' ? (image.key ?? '–') : image.model}</span>
+        <span class="row nowrap between note">
+          <span class="ellipsis">${format.usd(image.cost_usd)}${image.hits ? ` · ${hits(image)}` : ''}</span>
+          <span>${shortAgo(image.created_at)}</span>
         </span>
-        <span class="note">${format.usd(image.cost_usd)}${image.hits ? ` · ${hits(image)}` : ''}</span>
       </span>
       ${image.state === 'cached' ? nothing : stateBadge(image)}
     </button>
   `;
 }
+
+/** "9 h ago" */
+const shortAgo = (at) => format.ago(at).replace(/ h \d+ min/, ' h');
 
 const hits = ({hits: n}) => `${format.count(n)} ${n === 1 ? 'hit' : 'hits'}`;
 
@@ -168,27 +178,28 @@ function loadMore({query, session, app}) {
 
 /** The URL names the open image, so that details can be linked and Back closes them. */
 function openNamed(view) {
-  const {query, data} = view;
-  if (!data || query.image === (opened ?? '')) return;
-  opened = query.image || null;
-  queueMicrotask(() => (opened ? showDetails(view, opened) : view.app.closeDialog()));
+  const {query, data, app} = view;
+  if (!data || query.image === opened) return;
+  opened = query.image;
+  queueMicrotask(() => (opened ? showDetails(view, opened) : app.closeDialog()));
 }
 
 async function showDetails(view, id) {
-  const {session, app, data, setQuery} = view;
-  const known = [...data.data, ...further.data].find((image) => image.id === id);
-  const onClose = () => {
-    if (opened !== id) return;
-    opened = null;
-    setQuery({image: ''}, {replace: true});
-  };
+  const {session, app, data} = view;
   try {
+    const known = [...data.data, ...further.data].find((image) => image.id === id);
     const image = known ?? (await get(`${listOf(session)}/${id}`));
-    if (opened === id) app.dialog(details(view, image), {onClose});
+    if (opened === id) app.dialog(details(view, image), {onClose: () => closed(view)});
   } catch (error) {
     app.toast(error.message, 'fault');
-    onClose();
+    closed(view);
   }
+}
+
+function closed({setQuery}) {
+  if (!opened) return;
+  opened = '';
+  setQuery({image: ''}, {replace: true});
 }
 
 function details(view, image) {
@@ -280,14 +291,16 @@ function askPurge(view, image) {
   });
 }
 
-function ask({app, refresh}, {title, text, more = nothing, action, run, said}) {
+function ask(view, {title, text, more = nothing, action, run, said}) {
+  const {app, refresh} = view;
   const confirmed = onSubmit(async (values) => {
     await run(values);
     app.closeDialog();
     app.toast(said);
     refresh();
   });
-  app.dialog(dialog({
+  const contents = dialog({
     title, body: html`<p>${text}</p> ${more}`, onSubmit: confirmed, submit: action, danger: true, close: app.closeDialog,
-  }));
+  });
+  app.dialog(contents, {onClose: () => closed(view)});
 }

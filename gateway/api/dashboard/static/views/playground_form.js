@@ -103,7 +103,7 @@ function modelField(studio) {
     fault: studio.faults.model,
     control: html`
       <select id="field-model" name="model" @change=${(event) => studio.setModel(event.target.value)}>
-        ${studio.models.map(({id}) => html`<option value=${id} ?selected=${id === model.id}>${id}</option>`)}
+        ${studio.models.map(({id}) => html`<option value=${id} .selected=${id === model.id}>${id}</option>`)}
       </select>
     `,
   });
@@ -134,10 +134,10 @@ function parameterField(studio, parameter) {
   return CONTROLS[parameter.type]?.(studio, parameter) ?? nothing;
 }
 
-const CONTROLS = {enum: enumField, integer: integerField, string: textField, boolean: booleanField, size: sizeField};
+const CONTROLS = {enum: enumField, integer: integerField, string: textField, boolean: enumField, size: sizeField};
 
 function enumField(studio, parameter) {
-  const options = autoFirst(parameter.values).map((value) => ({value, label: value}));
+  const options = autoFirst(parameter.values).map((value) => ({value, label: String(value)}));
   return chooser(studio, parameter, options);
 }
 
@@ -171,7 +171,7 @@ const radios = ({name, value, options, choose}) => html`
 
 const select = ({name, value, options, choose}) => html`
   <select id="field-${name}" name=${name} @change=${(event) => choose(event.target.value)}>
-    ${options.map((option) => html`<option value=${option.value} ?selected=${option.value === value}>${option.label}</option>`)}
+    ${options.map((option) => html`<option value=${option.value} .selected=${option.value === value}>${option.label}</option>`)}
   </select>
 `;
 
@@ -220,19 +220,6 @@ const HINTS = {
   user: 'Your name for the end user. It does not change the image.',
   safety_identifier: 'The same under its newer name.',
 };
-
-function booleanField(studio, {name}) {
-  return html`
-    <div class="field check">
-      <input
-        id="field-${name}" name=${name} type="checkbox"
-        .checked=${Boolean(valueOf(studio.model, studio.values, name))}
-        @change=${(event) => studio.set(name, event.target.checked)}
-      />
-      <label for="field-${name}">${label(name)}</label>
-    </div>
-  `;
-}
 
 const autoFirst = (values) => [...values].sort((a, b) => (b === 'auto') - (a === 'auto'));
 
