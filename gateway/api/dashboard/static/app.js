@@ -64,6 +64,7 @@ const app = {
     renderNow();
     const element = document.getElementById('dialog');
     if (!element.open) element.showModal();
+    focusDialog(element);
   },
   closeDialog() {
     document.getElementById('dialog').close();
@@ -94,6 +95,14 @@ const app = {
     leave('');
   },
 };
+
+/** What a dialog's keyboard begins at, best first: its first field, or the button that does nothing. */
+const DIALOG_FOCUS = ['[autofocus]', '.secret button', '.dialog-body :is(input:not([type="hidden"]), select, textarea)', '.dialog-foot button'];
+
+function focusDialog(element) {
+  const found = DIALOG_FOCUS.map((selector) => element.querySelector(selector)).find(Boolean);
+  found?.focus();
+}
 
 // Session
 

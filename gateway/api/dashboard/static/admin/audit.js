@@ -7,6 +7,7 @@ import {differences} from '../lib/diff.js';
 import {ago, day, fullTime} from '../lib/format.js';
 import {link} from '../lib/router.js';
 import {icon} from '../ui/icons.js';
+import {card} from '../ui/page.js';
 
 const ICONS = {
   create: 'plus',
@@ -25,6 +26,15 @@ const ICONS = {
 const REMOVALS = new Set(['revoke', 'remove', 'purge', 'takedown']);
 
 export const auditList = (events) => html`<ol class="timeline">${events.map(item)}</ol>`;
+
+/**
+ * A list for each day, newest first, below the day's name.
+ * @param {{time: number}[]} events @param {(events: any[]) => any} listOf
+ */
+export function byDay(events, listOf) {
+  const days = Map.groupBy(events, (event) => day(event.time));
+  return [...days].map(([name, of]) => card({title: name === day(Date.now() / 1000) ? 'Today' : name, body: listOf(of)}));
+}
 
 function item(event) {
   const action = event.action.split('.').at(-1);

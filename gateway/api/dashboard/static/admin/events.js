@@ -2,11 +2,11 @@
 
 import {html, nothing} from '../vendor/lit-html.js';
 import {ago, fullTime} from '../lib/format.js';
-import {amountLeft} from '../lib/limits.js';
+import {amountLeft, limitLabel} from '../lib/limits.js';
 import {link} from '../lib/router.js';
 import {badge} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
-import {loadLimits, raiseDialog} from './limits.js';
+import {openRaise} from './limits.js';
 
 export const KINDS = {
   asked_for_more: {label: 'Asked for more', icon: 'plus', level: 'info'},
@@ -34,7 +34,7 @@ function item(view, event) {
     <li class="timeline-item">
       <span class="timeline-icon ${level}">${icon(name)}</span>
       <div class="timeline-text">
-        <p>${badge(label, level || 'neutral')} ${sentence}</p>
+        <p>${badge(label, level || 'neutral')} ${sentenceOf(sentence, event.data)}</p>
         ${more.map((line) => html`<p class="note">${line}</p>`)}
         <div class="row timeline-actions">${actions(view, event)} ${details(event.data)}</div>
       </div>
@@ -51,36 +51,34 @@ const details = (data) => html`
 `;
 
 function actions(view, {kind, data}) {
-  const asks = kind === 'asked_for_more';
-  return html`
-    ${RAISABLE.has(kind) && data.limit ? html`<button class="button small ${asks ? 'primary' : ''}" @click=${() => raise(view, data)}>${icon('bolt')} Raise</button>` : nothing}
-    ${scopeLink(data)}
-  `;
+  if (!RAISABLE.has(kind) || !data.limit) return nothing;
+  const style = kind === 'asked_for_more' ? 'primary' : '';
+  return html`<button class="button small ${style}" @click=${() => raise(view, data)}>${icon('bolt')} Raise</button>`;
 }
 
-function scopeLink({scope = '', model}) {
+/** The gateway's sentence, with a link in place of a scope such as `key:alice`, and the limit in words. */
+function sentenceOf(sentence, {scope = '', limit}) {
+  const words = limit ? sentence.replaceAll(limit, limitLabel(limit).toLowerCase()) : sentence;
   const [kind, ...rest] = scope.split(':');
   const name = rest.join(':');
-  const target = {
-    key: () => link('keys', {search: name, state: 'all'}),
-    team: () => link('teams', {team: name}),
-    everyone: () => link('teams'),
-    model: () => link('spend', {model}),
-  }[kind];
-  return target ? html`<a class="button small" href=${target()}>Show ${name || kind}</a>` : nothing;
+  const named = scope && words.startsWith(scope) ? scope : name;
+  if (!TARGETS[kind] || !words.startsWith(named)) return words;
+  const shown = kind === 'team' ? `Team ${name}` : name || 'Everyone';
+  return html`<a href=${TARGETS[kind](name)}>${shown}</a>${words.slice(named.length)}`;
 }
+
+const TARGETS = {
+  key: (name) => link('keys', {search: name, state: 'all'}),
+  team: (name) => link('teams', {team: name}),
+  everyone: () => link('teams'),
+  model: (name) => link('spend', {model: name}),
+};
 
 /** The limit that keeps the key from buying may be its team's, or that of everyone. */
-async function raise(view, {scope, limit, amount, reason, team, limits = []}) {
-  try {
-    const found = await loadLimits(scopeToRaise({scope, limit, team, limits}), undefined);
-    raiseDialog(view, found, {limit, amount, reason: reason ?? ''});
-  } catch (error) {
-    view.app.toast(error.message, 'fault');
-  }
-}
+const raise = (view, data) =>
+  openRaise(view, scopeToRaise(data), {limit: data.limit, amount: data.amount, reason: data.reason ?? ''});
 
-function scopeToRaise({scope, team, limits}) {
+function scopeToRaise({scope, team, limits = []}) {
   if (!limits.length) return scope;
   const [first] = [...limits].sort((a, b) => amountLeft(a) - amountLeft(b));
   return {team: `team:${team}`, everyone: 'everyone'}[first.scope] ?? scope;

@@ -35,10 +35,8 @@ export function makeKeyDialog(view, preset = {}) {
     title: 'Make a key',
     submit: 'Make the key',
     save: (fields) => post('/admin/keys', fields),
-    saved: (made, models) => {
-      showSecret(view, made, models, 'Key made');
-      view.refresh();
-    },
+    saved: (made, models) =>
+      showSecret(view, made, models, {title: 'Key made', onClose: () => view.app.navigate('keys', {key: made.id})}),
   });
 }
 
@@ -64,8 +62,7 @@ export function rotateDialog(view, key) {
   const {app, refresh} = view;
   const submit = onSubmit(async ({overlap}) => {
     const rotated = await post(`/admin/keys/${encodeURIComponent(key.id)}/rotate`, {overlap});
-    showSecret(view, rotated, await loadModels(), 'Secret rotated');
-    refresh();
+    showSecret(view, rotated, await loadModels(), {title: 'Secret rotated', onClose: refresh});
   });
   app.dialog(dialog({
     title: `Rotate ${key.name}`,
@@ -132,7 +129,7 @@ async function atField(change) {
 
 const keyForm = (key, {teams, models}) => html`
   <div class="fields two">
-    ${textField({label: 'Name', name: 'name', value: key.name ?? '', required: true, placeholder: 'web-shop', hint: 'The person or service that uses it.'})}
+    ${textField({label: 'Name', name: 'name', value: key.name ?? '', required: true, placeholder: 'web-shop', hint: 'Letters, digits, spaces and . _ @ + : / -'})}
     ${textField({label: 'Team', name: 'team', value: key.team ?? '', list: 'team-names', hint: 'The limits of a team count all of its keys together.'})}
     <datalist id="team-names">${teams.map(({name}) => html`<option value=${name}></option>`)}</datalist>
     ${expiryField(key)}
@@ -221,7 +218,7 @@ function reuseOptions(value) {
 
 // The secret
 
-function showSecret({app, session}, made, models, title) {
+function showSecret({app, session}, made, models, {title, onClose}) {
   let language = 'curl';
   const choose = (value) => {
     language = value;
@@ -242,7 +239,7 @@ function showSecret({app, session}, made, models, title) {
     actions: html`<button type="button" class="button primary" @click=${app.closeDialog}>I have copied it</button>`,
     close: app.closeDialog,
   });
-  app.dialog(contents, {keep: true});
+  app.dialog(contents, {keep: true, onClose});
 }
 
 const SNIPPETS = {
@@ -252,7 +249,10 @@ const SNIPPETS = {
   -d '{"model": "${model}", "prompt": "An otter with a pearl earring"}'`,
   python: ({base, key, model}) => `from openai import OpenAI
 
-client = OpenAI(base_url="${base}", api_key="${key}")
+client = OpenAI(
+    base_url="${base}",
+    api_key="${key}",
+)
 answer = client.images.generate(
     model="${model}",
     prompt="An otter with a pearl earring",

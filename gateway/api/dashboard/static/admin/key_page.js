@@ -70,9 +70,9 @@ function contents(view, {key, own, team, everyone, usage, audit}) {
     ${reason ? banner({title: 'Read only.', text: reason}) : nothing} ${overlapBanner(key)}
     <div class="stack">
       <div class="limit-cards">
-        ${own ? orError(own, 'Limits of this key', () => limitCard({title: 'Limits of this key', limits: own, view})) : nothing}
-        ${team ? orError(team, `Limits of team ${key.team}`, () => limitCard({title: `Limits of team ${key.team}`, note: 'all of its keys together', limits: team, view})) : nothing}
-        ${orError(everyone, 'Limits of everyone', () => limitCard({title: 'Limits of everyone', note: 'all keys together', limits: everyone, view}))}
+        ${own ? orError(own, 'This key', () => limitCard({title: 'This key', limits: own, view})) : nothing}
+        ${team ? orError(team, `Team ${key.team}`, () => limitCard({title: `Team ${key.team}`, limits: team, view})) : nothing}
+        ${orError(everyone, 'Everyone', () => limitCard({title: 'Everyone', limits: everyone, view}))}
       </div>
       ${orError(usage, 'Last 30 days', () => usageCard(usage))}
       <div class="grid">

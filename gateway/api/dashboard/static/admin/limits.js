@@ -5,7 +5,8 @@
  *   tightest(rows, most)                   those of the rows with the least left
  *   limitCard({title, note, limits, …})    the limits of one scope with their raises
  *   limitFields(limits)                    a fieldset of a form; lib/keys reads it
- *   raiseDialog, endRaise, limitsDialog    what an admin does with them
+ *   openRaise, raiseDialog, raiseBanner, endRaise, limitsDialog
+ *                                          what an admin does with them
  */
 import {html, nothing} from '../vendor/lit-html.js';
 import {clock, dayShort, fullTime, zone} from '../lib/format.js';
@@ -15,7 +16,7 @@ import {LIMITS, amountLeft, inOrder, limitAmount, limitLabel, limitParts} from '
 import {dateIn} from '../lib/zone.js';
 import {limitBar} from '../ui/bar.js';
 import {confirm, dialog} from '../ui/dialog.js';
-import {badge} from '../ui/feedback.js';
+import {badge, banner} from '../ui/feedback.js';
 import {onSubmit, selectField, textField} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {card} from '../ui/page.js';
@@ -101,6 +102,24 @@ const raiseItem = (raise, scope, view) => html`
 export const loadLimits = (scope, signal) => get('/admin/limits', {scope}, {signal});
 
 // Dialogs
+
+/** Opens the form for a raise of a scope whose limits are not loaded yet. */
+export async function openRaise(view, scope, preset) {
+  try {
+    raiseDialog(view, await loadLimits(scope), preset);
+  } catch (error) {
+    view.app.toast(error.message, 'fault');
+  }
+}
+
+/** Where a link such as the overview's leads to: a limit that needs attention, and what to do. */
+export const raiseBanner = (view, scope, limit) =>
+  banner({
+    level: 'warning',
+    title: `${limitLabel(limit)} of ${scopeText(scope)}:`,
+    text: 'raise it until a day, or change the limit.',
+    action: html`<button class="button small" @click=${() => openRaise(view, scope, {limit})}>${icon('plus')} Raise</button>`,
+  });
 
 /** Opens the form for a raise. `preset`: the limit, amount and reason that were asked for. */
 export function raiseDialog(view, {scope, data}, preset = {}) {

@@ -56,8 +56,8 @@ function contents(view, {team, own, everyone, usage, audit}) {
     ${reason ? banner({title: 'Read only.', text: reason}) : nothing}
     <div class="stack">
       <div class="limit-cards">
-        ${orError(own, 'Limits of this team', () => limitCard({title: 'Limits of this team', note: 'all of its keys together', limits: own, view}))}
-        ${orError(everyone, 'Limits of everyone', () => limitCard({title: 'Limits of everyone', note: 'all keys together', limits: everyone, view}))}
+        ${orError(own, 'This team', () => limitCard({title: 'This team', note: 'all of its keys together', limits: own, view}))}
+        ${orError(everyone, 'Everyone', () => limitCard({title: 'Everyone', note: 'all keys together', limits: everyone, view}))}
       </div>
       ${orError(usage, 'Last 30 days', () => usageCard(usage, {linkOf: (name) => link('keys', {search: name, state: 'all'})}))}
       <div class="grid">

@@ -80,7 +80,7 @@ function groupTable(groups, by, linkOf) {
     rows: groups,
     columns: [
       {name: 'name', label, cell: nameOf},
-      {name: 'bar', label: '', sort: false, hide: true, cell: (row) => shareBar(row.cost_usd / most, row.saved_usd / most)},
+      {name: 'bar', label: 'Spent and saved', sort: false, hide: true, cell: (row) => shareBar(row.cost_usd / most, row.saved_usd / most)},
       {name: 'requests', label: 'Requests', number: true, cell: (row) => count(row.requests)},
       {name: 'images', label: 'Images', number: true, hide: true, cell: (row) => count(row.images_bought + row.images_served)},
       {name: 'cost_usd', label: 'Cost', number: true, cell: (row) => usd(row.cost_usd)},

@@ -89,22 +89,25 @@ function beganText(record, isPurchase) {
 function answerStep(record) {
   const {label, level, text} = outcomeOf(record.outcome);
   const result = [resultText(record), record.error && `${record.status} ${record.error}`, record.latency_ms ? `after ${latency(record.latency_ms)}` : ''];
+  const said = result.filter(Boolean).join(', ');
   return {
     time: record.time + record.latency_ms / 1000,
     title: label,
-    text: [text, result.filter(Boolean).join(', ')].filter(Boolean).join(' '),
+    text: said ? `${text} ${said[0].toUpperCase()}${said.slice(1)}.` : text,
     level,
   };
 }
 
 function resultText({images, images_served: served, cost_usd: cost, saved_usd: saved, limit, scope}) {
   const parts = [];
-  if (images) parts.push(`${count(images)} bought for ${usd(cost)}`);
+  if (images) parts.push(`${imagesText(images)} bought for ${usd(cost)}`);
   else if (cost) parts.push(`charged ${usd(cost)}`);
-  if (served) parts.push(`${count(served)} served, ${usd(saved)} saved`);
+  if (served) parts.push(`${imagesText(served)} served, ${usd(saved)} saved`);
   if (limit) parts.push(`limit ${limit} of ${scope}`);
   return parts.join(', ');
 }
+
+const imagesText = (number) => `${count(number)} ${number === 1 ? 'image' : 'images'}`;
 
 function correctionStep(record) {
   const sign = record.cost_usd < 0 ? '' : '+';

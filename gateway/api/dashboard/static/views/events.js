@@ -1,13 +1,16 @@
 /** What the gateway noticed (events), and what people changed (audit). */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {auditList} from '../admin/audit.js';
+import {auditList, byDay} from '../admin/audit.js';
 import {eventList, KINDS} from '../admin/events.js';
 import {pager} from '../admin/parts.js';
 import {get, href} from '../lib/http.js';
 import {empty, skeleton} from '../ui/feedback.js';
 import {choice, filter} from '../ui/form.js';
 import {card, page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
+
+await stylesheet('admin');
 
 const PAGE_ROWS = 50;
 
@@ -76,14 +79,14 @@ const kindOptions = () => [{value: '', label: 'All'}, ...Object.entries(KINDS).m
 
 const eventContents = (view, {data, after}) =>
   data.length
-    ? html`${card({body: eventList(view, data)})} ${pager({view, shown: data.length, next: after})}`
+    ? html`<div class="stack">${byDay(data, (events) => eventList(view, events))}</div> ${pager({view, shown: data.length, next: after})}`
     : card({body: nothingHappened(view)});
 
 function auditContents(view, {data, has_more: hasMore}) {
   const kinds = view.query.object.split(',');
   const shown = view.query.object ? data.filter(({action}) => kinds.includes(action.split('.')[0])) : data;
-  const list = shown.length ? auditList(shown) : nothingChanged(view);
-  return html`${card({body: list})} ${pager({view, shown: shown.length, next: hasMore ? data.at(-1).id : null})}`;
+  const list = shown.length ? html`<div class="stack">${byDay(shown, auditList)}</div>` : card({body: nothingChanged(view)});
+  return html`${list} ${pager({view, shown: shown.length, next: hasMore ? data.at(-1).id : null})}`;
 }
 
 const clear = ({setQuery}) => html`<button class="button" @click=${() => setQuery({kind: '', object: '', since: '', after: ''})}>Show all</button>`;

@@ -10,6 +10,9 @@ import {badge, empty, skeleton} from '../ui/feedback.js';
 import {checkField, filter, onSubmit} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
+
+await stylesheet('studio');
 
 const PAGE_SIZE = 60;
 const FILTERS = ['model', 'size', 'key', 'tag'];
@@ -237,7 +240,7 @@ function facts({session}, image) {
   const isAdmin = session.kind === 'admin';
   const pairs = [
     ['Cost', html`<strong>${format.usd(image.cost_usd)}</strong>`],
-    ['Saved', image.hits ? html`<span class="saved">${format.usd(image.saved_usd)}</span> by ${hits(image)}` : 'Nothing yet'],
+    ['Saved', image.hits ? html`<span class="ok-text">${format.usd(image.saved_usd)}</span> by ${hits(image)}` : 'Nothing yet'],
     ['Last hit', image.last_hit_at ? dated(image.last_hit_at) : null],
     ['Made', dated(image.created_at)],
     ['Expires', image.expires_at ? dated(image.expires_at) : null],

@@ -3,7 +3,7 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import {editKeyDialog, makeKeyDialog, revokeDialog, rotateDialog} from '../admin/key_dialogs.js';
 import {keyPage, loadKey} from '../admin/key_page.js';
-import {limitBars, raiseDialog, loadLimits, tightest} from '../admin/limits.js';
+import {limitBars, openRaise, raiseBanner, tightest} from '../admin/limits.js';
 import {menu, pager, searchBox, stateBadge} from '../admin/parts.js';
 import {ago, fullTime} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
@@ -13,7 +13,10 @@ import {empty, skeleton} from '../ui/feedback.js';
 import {choice} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+
+await stylesheet('admin');
 
 const PAGE_ROWS = 50;
 
@@ -22,13 +25,14 @@ const MAX_BARS = 2;
 
 const STATES = [
   {value: 'active', label: 'Active'},
+  {value: 'expired', label: 'Expired'},
   {value: 'revoked', label: 'Revoked'},
   {value: 'all', label: 'All'},
 ];
 
 export const keys = {
   refreshSeconds: 30,
-  defaults: {state: 'active', search: '', after: '', key: ''},
+  defaults: {state: 'active', search: '', after: '', key: '', limit: ''},
   partOf: (query) => query.key,
   load: (query, {signal}) => (query.key ? loadKey(query.key, signal) : loadList(query, signal)),
   render: (view) => (view.query.key ? keyPage(view) : list(view)),
@@ -56,6 +60,7 @@ const filters = ({query, setQuery}) => html`
 `;
 
 const rows = (view, {data, has_more: hasMore}) => html`
+  ${view.query.limit ? raiseBanner(view, `key:${view.query.search}`, view.query.limit) : nothing}
   ${table({caption: 'Keys', columns: columns(view), rows: data, rowClass: rowClass, cards: true, empty: nothingFound(view)})}
   ${pager({view, shown: data.length, next: hasMore ? data.at(-1)?.id : null})}
 `;
@@ -67,7 +72,7 @@ const columns = (view) => [
   {name: 'state', label: 'State', cell: stateBadge},
   {name: 'limits', label: 'Limits', cell: limitsCell},
   {name: 'last_used_at', label: 'Last used', cell: usedCell},
-  {name: 'actions', label: '', cell: (key) => actions(view, key)},
+  {name: 'actions', label: 'Actions', cell: (key) => actions(view, key)},
 ];
 
 const nameCell = (key) => html`
@@ -96,7 +101,7 @@ const usedCell = ({last_used_at: at}) =>
 const actions = (view, key) =>
   menu(`Actions for ${key.name}`, [
     {label: 'Its requests', icon: 'requests', href: link('requests', {key: key.name, outcome: ''})},
-    {label: 'Raise a limit', icon: 'bolt', hidden: Boolean(key.revoked_at) || !key.used?.length, run: () => raise(view, key)},
+    {label: 'Raise a limit', icon: 'bolt', hidden: Boolean(key.revoked_at) || !key.used?.length, run: () => openRaise(view, `key:${key.name}`)},
     ...(readOnlyReason(key) ? [] : changes(view, key)),
   ]);
 
@@ -106,18 +111,10 @@ const changes = (view, key) => [
   {label: 'Revoke', icon: 'trash', danger: true, run: () => revokeDialog(view, key)},
 ];
 
-async function raise(view, key) {
-  try {
-    raiseDialog(view, await loadLimits(`key:${key.name}`));
-  } catch (error) {
-    view.app.toast(error.message, 'fault');
-  }
-}
-
 function nothingFound(view) {
   const {query, setQuery} = view;
   if (query.search || query.state !== 'active') {
-    const clear = () => setQuery({search: '', state: 'active', after: ''});
+    const clear = () => setQuery({search: '', state: 'active', after: '', limit: ''});
     return empty({
       title: 'No key is like that',
       text: 'Search for another name, team or label, or among all states.',

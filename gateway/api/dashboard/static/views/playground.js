@@ -9,8 +9,11 @@ import {get} from '../lib/http.js';
 import {holder, picked, Studio} from '../lib/studio.js';
 import {empty, skeleton} from '../ui/feedback.js';
 import {page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {activeKeys, formCard, keyPicker} from './playground_form.js';
 import {codeCard, historyCard, stage} from './playground_results.js';
+
+await stylesheet('studio');
 
 let app = null;
 const studio = new Studio(() => app?.update());

@@ -116,7 +116,7 @@ function promptField(studio) {
     name: 'prompt',
     label: 'Prompt',
     fault: tooLong || studio.faults.prompt,
-    note: html`<span class="counter ${tooLong ? 'fault' : ''}">${format.count(length)} / ${format.count(most)}</span>`,
+    note: html`<span class="counter ${tooLong ? 'fault-text' : ''}">${format.count(length)} / ${format.count(most)}</span>`,
     control: html`
       <textarea
         id="field-prompt" name="prompt" rows="5" placeholder="A lighthouse in the fog, oil on canvas"
@@ -365,7 +365,7 @@ function foundEstimate({usd, hits, total, remainingUsd}) {
     <span class="note">At most</span> <strong class="price">${format.usd(usd)}</strong>
     <span class="note">
       ${hits ? html`${hits} of ${total} from the cache ·` : nothing}
-      ${isOver ? html`<span class="fault">only ${left}</span>` : left}
+      ${isOver ? html`<span class="fault-text">only ${left}</span>` : left}
     </span>
   `;
 }

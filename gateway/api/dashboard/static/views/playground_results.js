@@ -173,7 +173,7 @@ function facts(run, view) {
       <div class="row">
         <span title=${why}>${badge(name, level)}</span>
         <strong class="price">${cost(outcome)}</strong>
-        ${outcome.savedUsd ? html`<span class="saved">saved ${format.usd(outcome.savedUsd)}</span>` : nothing}
+        ${outcome.savedUsd ? html`<span class="ok-text">saved ${format.usd(outcome.savedUsd)}</span>` : nothing}
         <span class="note end">${seconds(run.endedAt - run.startedAt)}</span>
       </div>
       ${revised(run)} ${outcome.notice ? html`<p class="note">Gateway: ${outcome.notice}</p>` : nothing}

@@ -5,13 +5,16 @@ import {pager} from '../admin/parts.js';
 import {loadRequest, requestPage} from '../admin/request_page.js';
 import {ago, clock, count, dayShort, fullTime, latency, usd} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
-import {OUTCOMES, askedText, flagText, outcomeOf} from '../lib/requests.js';
+import {OUTCOMES, flagText, outcomeOf} from '../lib/requests.js';
 import {link} from '../lib/router.js';
 import {badge, empty, skeleton} from '../ui/feedback.js';
 import {filter} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+
+await stylesheet('admin');
 
 const PAGE_ROWS = 50;
 const TROUBLE = 'refused,failed';
@@ -31,13 +34,13 @@ const SINCE_OPTIONS = [
 
 export const requests = {
   refreshSeconds: 15,
-  defaults: {outcome: TROUBLE, key: '', model: '', since: '', after: '', id: '', from: ''},
+  defaults: {outcome: TROUBLE, key: '', model: '', flag: '', since: '', after: '', id: '', from: ''},
   partOf: (query) => query.id,
   load: (query, {signal}) => (query.id ? loadRequest(query, signal) : loadList(query, signal)),
   render: (view) => (view.query.id ? requestPage(view) : list(view)),
 };
 
-const paramsOf = ({outcome, key, model, since, after}) => ({outcome, key, model, since, after, limit: PAGE_ROWS});
+const paramsOf = ({outcome, key, model, flag, since, after}) => ({outcome, key, model, flag, since, after, limit: PAGE_ROWS});
 
 async function loadList(query, signal) {
   const [found, models] = await Promise.all([get('/admin/requests', paramsOf(query), {signal}), get('/models', {}, {signal})]);
@@ -56,7 +59,7 @@ const list = (view) =>
   });
 
 const filters = (view) => html`
-  ${lookUp(view)} ${outcomeFilter(view)} ${modelFilter(view)} ${sinceFilter(view)} ${keyFilter(view)}
+  ${lookUp(view)} ${outcomeFilter(view)} ${modelFilter(view)} ${sinceFilter(view)} ${chip(view, 'key')} ${chip(view, 'flag')}
 `;
 
 /** Enter opens the request. Ids of upstream contain no time, so its page asks from when on. */
@@ -87,10 +90,11 @@ function modelFilter({query, data, setQuery}) {
 const sinceFilter = ({query, setQuery}) =>
   filter({label: 'Since', name: 'since', value: query.since, options: SINCE_OPTIONS, onChange: chosen(setQuery, 'since')});
 
-const keyFilter = ({query, setQuery}) =>
-  query.key
-    ? html`<button class="filter-chip" aria-label="Remove the filter: key ${query.key}" @click=${() => setQuery({key: '', after: ''})}>
-        Key <strong>${query.key}</strong> ${icon('close')}
+/** A filter that a link or a click in the table has set; a click takes it away. */
+const chip = ({query, setQuery}, name) =>
+  query[name]
+    ? html`<button class="filter-chip" title="Remove this filter" @click=${() => setQuery({[name]: '', after: ''})}>
+        ${name} <strong>${query[name]}</strong> ${icon('close')}
       </button>`
     : nothing;
 
@@ -103,14 +107,18 @@ const COLUMNS = ({setQuery}) => [
   {name: 'time', label: 'Time', cell: timeCell},
   {name: 'outcome', label: 'Outcome', cell: outcomeCell},
   {name: 'reason', label: 'Reason', cell: reasonCell},
-  {name: 'key', label: 'Key', cell: ({key}) => html`<button class="link" title="Only requests of ${key}" @click=${() => setQuery({key, after: ''})}>${key}</button>`},
-  {name: 'model', label: 'Asked for', cell: (record) => html`<span class="note">${askedText(record)}</span>`},
+  {name: 'key', label: 'Key', cell: ({key}) => html`<button class="link nowrap" title="Only requests of ${key}" @click=${() => setQuery({key, after: ''})}>${key}</button>`},
+  {name: 'model', label: 'Asked for', cell: (record) => askedCell(record)},
   {name: 'cost', label: 'Cost', number: true, cell: costCell},
   {name: 'latency_ms', label: 'Took', number: true, hide: true, cell: ({latency_ms: ms}) => latency(ms)},
 ];
 
+const askedCell = ({n, model, size, quality}) => html`
+  <span class="asked">${n > 1 ? `${n} × ` : ''}${model ?? '–'}<span class="note">${[size, quality].filter(Boolean).join(', ')}</span></span>
+`;
+
 const timeCell = ({id, time}) => html`
-  <a class="when" href=${link('requests', {id})} title=${fullTime(time)} aria-label="Request of ${fullTime(time)}">
+  <a class="when" href=${link('requests', {id})} title=${fullTime(time)}>
     ${dayShort(time)}, ${clock(time)}<span class="note">${ago(time)}</span>
   </a>
 `;
@@ -134,8 +142,8 @@ function costCell({cost_usd: cost, saved_usd: saved}) {
 }
 
 function nothingFound({query, setQuery}) {
-  const isFiltered = query.key || query.model || query.since || query.after;
-  const all = html`<button class="button" @click=${() => setQuery({outcome: '', key: '', model: '', since: '', after: ''})}>Show all requests</button>`;
+  const isFiltered = query.key || query.model || query.flag || query.since || query.after;
+  const all = html`<button class="button" @click=${() => setQuery({outcome: '', key: '', model: '', flag: '', since: '', after: ''})}>Show all requests</button>`;
   if (query.outcome === TROUBLE && !isFiltered) {
     return empty({icon: 'check', title: 'Nothing was refused, and nothing failed', text: 'Refusals and failures appear here with their reasons, a few seconds after they happen.', action: all});
   }

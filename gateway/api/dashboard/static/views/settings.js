@@ -10,7 +10,10 @@ import {badge, empty, skeleton, state} from '../ui/feedback.js';
 import {choice} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {card, page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+
+await stylesheet('admin');
 
 const SHOWN = [
   {value: '', label: 'All'},
@@ -146,10 +149,17 @@ function settingsTable({query, setQuery}, all) {
         ${choice({label: 'Which', name: 'shown', value: query.shown, options: SHOWN, onChange: (shown) => setQuery({shown})})}
         <span class="note">${count(rows.length)} of ${count(all.length)}</span>
       </div>
-      ${table({caption: 'Settings', columns: COLUMNS, rows, cards: true, empty: html`<div class="card">${empty({title: 'No setting is like that', text: 'Search for a part of a name, such as cache or timeout.'})}</div>`})}
+      ${rows.length ? [...Map.groupBy(rows, ({key}) => key.split('.')[0])].map(groupTable) : NOTHING_FOUND}
     </section>
   `;
 }
+
+const groupTable = ([name, rows]) => html`
+  <h3>${name}</h3>
+  <div class="settings-table">${table({caption: `Settings of ${name}`, columns: COLUMNS, rows, cards: true})}</div>
+`;
+
+const NOTHING_FOUND = html`<div class="card">${empty({title: 'No setting is like that', text: 'Search for a part of a name, such as cache or timeout.'})}</div>`;
 
 function matches({key, value, source, origin}, {search, shown}) {
   if (shown === 'set' && source === 'default') return false;

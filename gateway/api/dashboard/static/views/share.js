@@ -14,9 +14,12 @@ import {code, copyButton} from '../ui/copy.js';
 import {banner, empty, skeleton} from '../ui/feedback.js';
 import {choice} from '../ui/form.js';
 import {card, page, tile} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
 import {askForMore} from './ask_for_more.js';
 import {thumbnail} from './images.js';
+
+await stylesheet('studio');
 
 const RANGES = {7: '7 days', 30: '30 days', 90: '90 days'};
 const SHOWN_IMAGES = 8;

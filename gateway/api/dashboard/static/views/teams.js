@@ -1,7 +1,7 @@
 /** Teams and everyone: limits that count many keys together; a page for each team (`?team=NAME`). */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {limitBars, limitCard, limitsDialog, loadLimits, raiseDialog, tightest} from '../admin/limits.js';
+import {limitBars, limitCard, limitsDialog, loadLimits, openRaise, raiseBanner, tightest} from '../admin/limits.js';
 import {attempt, declaredBadge, menu, searchBox} from '../admin/parts.js';
 import {editTeamDialog, makeTeamDialog, removeTeamDialog} from '../admin/team_dialogs.js';
 import {loadTeam, teamPage} from '../admin/team_page.js';
@@ -12,13 +12,16 @@ import {link} from '../lib/router.js';
 import {badge, banner, empty, skeleton} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+
+await stylesheet('admin');
 
 const MAX_BARS = 2;
 
 export const teams = {
   refreshSeconds: 30,
-  defaults: {search: '', team: ''},
+  defaults: {search: '', team: '', scope: '', limit: ''},
   partOf: (query) => query.team,
   load: (query, {signal}) => (query.team ? loadTeam(query.team, signal) : loadList(signal)),
   render: (view) => (view.query.team ? teamPage(view) : list(view)),
@@ -44,6 +47,7 @@ const list = (view) =>
   });
 
 const contents = (view, {teams: all, everyone}) => html`
+  ${view.query.limit ? raiseBanner(view, view.query.scope || `team:${view.query.search}`, view.query.limit) : nothing}
   <div class="stack">
     ${everyoneCard(view, everyone)}
     <div class="stack small">
@@ -75,7 +79,7 @@ const columns = (view) => [
   {name: 'keys', label: 'Keys', cell: keysCell},
   {name: 'limits', label: 'Limits', cell: limitsCell},
   {name: 'models', label: 'Models', hide: true, cell: ({models}) => html`<span class="note">${models?.join(', ') ?? 'all'}</span>`},
-  {name: 'actions', label: '', cell: (team) => actions(view, team)},
+  {name: 'actions', label: 'Actions', cell: (team) => actions(view, team)},
 ];
 
 const nameCell = (team) => html`
@@ -95,19 +99,11 @@ function limitsCell({used = []}) {
 
 const actions = (view, team) =>
   menu(`Actions for ${team.name}`, [
-    {label: 'Raise a limit', icon: 'bolt', hidden: !team.used?.length, run: () => raise(view, team)},
+    {label: 'Raise a limit', icon: 'bolt', hidden: !team.used?.length, run: () => openRaise(view, `team:${team.name}`)},
     {label: 'Edit', icon: 'edit', hidden: Boolean(readOnlyReason(team)), run: () => editTeamDialog(view, team)},
     {label: 'Remove', icon: 'trash', danger: true, hidden: Boolean(readOnlyReason(team)), run: () => removeTeamDialog(view, team)},
     {label: 'Its spend', icon: 'spend', href: link('spend', {team: team.name})},
   ]);
-
-async function raise(view, {name}) {
-  try {
-    raiseDialog(view, await loadLimits(`team:${name}`));
-  } catch (error) {
-    view.app.toast(error.message, 'fault');
-  }
-}
 
 function nothingFound(view, all) {
   if (all.length) return empty({title: 'No team is like that', text: 'Search for another name or label.'});
