@@ -4,6 +4,8 @@
  * A model is a row of `/dashboard/api/models`. No model is named here.
  */
 
+import {needsBase64} from './snippets.js';
+
 /** Parameters that the form does not show as they are: it decides them, or has an own field. */
 const OWN_FIELDS = new Set(['n', 'stream', 'partial_images', 'response_format']);
 
@@ -58,9 +60,6 @@ export function bodyOf({model, prompt, values}) {
   const partials = values.partial_images ?? initialPartialImages(model);
   return {...body, stream: true, ...(partials ? {partial_images: partials} : {})};
 }
-
-/** The page shows bytes: a link would be fetched from another address. */
-export const needsBase64 = model => Boolean(parameterOf(model, 'response_format'));
 
 // ── combinations ──────────────────────────────────────────────────────────────────────────────
 

@@ -380,7 +380,7 @@ export const picked = key => ({
   id: key.id,
   name: key.name,
   generations: `/admin/keys/${encodeURIComponent(key.id)}/images/generations`,
-  images: () => get('/admin/images', {key: key.name, limit: RECENT_IMAGES}),
+  images: () => get('/admin/images', {key_id: key.id, limit: RECENT_IMAGES}),
 });
 
 function free(run) {

@@ -11,10 +11,12 @@ import {checkField, filter, onSubmit} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
 import {stylesheet} from '../ui/styles.js';
+import {altOf, thumbnail} from '../ui/thumbnail.js';
 
 await stylesheet('studio');
 
 const PAGE_SIZE = 60;
+const LISTED_PROMPT = 500;
 const FILTERS = ['model', 'size', 'key', 'tag'];
 const STATES = {cached: ['Cached', 'ok'], expired: ['Expired', 'warning'], purged: ['Purged', 'neutral']};
 
@@ -139,20 +141,6 @@ const hits = ({hits: n}) => `${format.count(n)} ${n === 1 ? 'hit' : 'hits'}`;
 
 const stateBadge = ({state}) => badge(...(STATES[state] ?? [state, 'neutral']));
 
-/** A square of fixed size, so that nothing jumps while thumbnails come. */
-export const thumbnail = (list, image) => html`
-  <span class="thumbnail">
-    <img
-      src=${href(`${list}/${image.id}/thumbnail`)} loading="lazy" decoding="async" alt=${altOf(image)}
-      width="320" height="320" @error=${(event) => event.target.classList.add('missing')}
-    />
-  </span>
-`;
-
-function altOf({prompt, model, size, created_at: at}) {
-  return prompt ? prompt.slice(0, 200) : `${model}, ${size}, ${format.time(at)}`;
-}
-
 function loadMore({query, session, app}) {
   const load = async () => {
     const page = further;
@@ -191,7 +179,9 @@ async function showDetails(view, id) {
   const {session, app, data} = view;
   try {
     const known = [...data.data, ...further.data].find((image) => image.id === id);
-    const image = known ?? (await get(`${listOf(session)}/${id}`));
+    // A list has only the beginning of a long prompt.
+    const isWhole = known && (known.prompt ?? '').length < LISTED_PROMPT;
+    const image = isWhole ? known : await get(`${listOf(session)}/${id}`);
     if (opened === id) app.dialog(details(view, image), {onClose: () => closed(view)});
   } catch (error) {
     app.toast(error.message, 'fault');

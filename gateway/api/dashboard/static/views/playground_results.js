@@ -2,9 +2,9 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import {adviceOf} from '../lib/advice.js';
 import * as format from '../lib/format.js';
-import {bodyOf, needsBase64} from '../lib/parameters.js';
+import {bodyOf} from '../lib/parameters.js';
 import {link} from '../lib/router.js';
-import {LANGUAGES} from '../lib/snippets.js';
+import {LANGUAGES, needsBase64} from '../lib/snippets.js';
 import {code, copyButton} from '../ui/copy.js';
 import {badge} from '../ui/feedback.js';
 import {choice} from '../ui/form.js';

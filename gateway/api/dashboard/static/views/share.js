@@ -5,9 +5,8 @@ import * as format from '../lib/format.js';
 import {get, href} from '../lib/http.js';
 import {amountLeft, inOrder, limitAmount, limitLabel} from '../lib/limits.js';
 import {dailySeries, lastDays, sumsBy, totalOf} from '../lib/own_usage.js';
-import {needsBase64} from '../lib/parameters.js';
 import {link} from '../lib/router.js';
-import {LANGUAGES} from '../lib/snippets.js';
+import {LANGUAGES, needsBase64} from '../lib/snippets.js';
 import {limitBar, shareBar} from '../ui/bar.js';
 import {chart} from '../ui/chart.js';
 import {code, copyButton} from '../ui/copy.js';
@@ -16,8 +15,8 @@ import {choice} from '../ui/form.js';
 import {card, page, tile} from '../ui/page.js';
 import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+import {thumbnail} from '../ui/thumbnail.js';
 import {askForMore} from './ask_for_more.js';
-import {thumbnail} from './images.js';
 
 await stylesheet('studio');
 
