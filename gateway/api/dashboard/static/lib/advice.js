@@ -5,8 +5,10 @@
  * @property {string} title
  * @property {string} text  what to do
  * @property {string|null} limit  the limit that is reached, such as `usd_per_month`
- * @property {number|null} resetsInSeconds
+ * @property {boolean} isOfKey  whether it is the key's own limit
+ * @property {number|null} resetsAt  Unix seconds
  * @property {boolean} retry  whether the same request can succeed later
+ * @property {boolean} mayCostAgain  because upstream may have charged the failure
  */
 
 const SAFETY = 'The safety system refuses this prompt. Say it in other words.';
@@ -15,7 +17,7 @@ const NOT_CHARGED = 'Nothing was charged. Try again in a moment.';
 
 /** By code: the title, what to do, and whether a retry can help. */
 const KNOWN = {
-  insufficient_quota: ['The budget is used up', 'Wait for the reset, or ask for more.', false],
+  insufficient_quota: ['Over the budget', 'Choose something cheaper, wait for the reset, or ask for more.', false],
   rate_limit_exceeded: ['Too many requests', 'Wait a moment, then try again.', true],
   too_many_open: ['Too many requests at once', 'Wait until one has ended.', true],
   moderation_blocked: ['Refused by the safety system', SAFETY, false],
@@ -43,14 +45,21 @@ export function adviceOf(error) {
     title,
     text,
     limit: /^Limit (\w+) of /.exec(error.message)?.[1] ?? null,
-    resetsInSeconds: error.retryAfterSeconds ?? goSeconds(/resets in ([\w.]+?)\.?(?:\s|$)/.exec(error.message)?.[1]),
-    retry: retry && error.canRetry !== false,
+    isOfKey: / of key '/.test(error.message),
+    resetsAt: resetTime(error),
+    retry,
+    mayCostAgain: retry && error.canRetry === false,
   };
 }
 
-function general({status, param}) {
+function resetTime({message, at, retryAfterSeconds}) {
+  const seconds = retryAfterSeconds ?? goSeconds(/resets in ([\w.]+?)\.?(?:\s|$)/.exec(message)?.[1]);
+  return seconds === null ? null : at + seconds;
+}
+
+function general({status, param, source}) {
   if (status === 400) return ['The request is not valid', param ? 'Change the field that is marked.' : 'Change the settings.', false];
-  if (status >= 500 || status === 200) return ['The gateway failed', 'Try again. If it happens again, tell the operator the request id.', true];
+  if (status >= 500 || status === 200) return [source === 'upstream' ? 'The image service failed' : 'The gateway failed', 'Try again. If it happens again, tell the operator the request id.', true];
   return ['The request was refused', '', false];
 }
 

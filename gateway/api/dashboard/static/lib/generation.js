@@ -142,6 +142,7 @@ function failure(error, status, headers = new Headers()) {
     costUsd: numberOf(headers, 'x-gateway-cost-usd'),
     source: headers.get('x-gateway-error-source'),
     requestId: headers.get('x-request-id') ?? '',
+    at: Date.now() / 1000,
   });
 }
 

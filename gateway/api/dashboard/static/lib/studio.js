@@ -11,6 +11,7 @@ import * as form from './parameters.js';
 
 export const MAX_SIDE_BY_SIDE = 4;
 export const MAX_VARIATION = 63;
+export const VARIATION = 'X-Gateway-Variation';
 
 /** An estimate counts as a request of the key: ask only when typing has stopped. */
 const ESTIMATE_DELAY_MS = 600;
@@ -161,6 +162,10 @@ export class Studio {
     return Boolean(this.model && this.prompt && !this.isRunning && this.promptLength <= this.model.prompt_max);
   }
 
+  hasField(name) {
+    return ['model', 'prompt', VARIATION].includes(name) || Boolean(form.parameterOf(this.model, name));
+  }
+
   get isRunning() {
     return this.runs.some(run => run.status === 'running');
   }
@@ -203,9 +208,14 @@ export class Studio {
     } catch (error) {
       if (signal.aborted) return;
       this.estimate = {state: 'failed', error};
-      if (error.param) this.faults = {[error.param]: error.message};
+      this.#markField(error);
     }
     this.#changed();
+  }
+
+  /** Shows an error at the field that it names, if the form has it. */
+  #markField({param, message}) {
+    if (this.hasField(param)) this.faults = {[param]: message};
   }
 
   /** The requests of one click: each takes the slots behind those of the one before. */
@@ -216,7 +226,7 @@ export class Studio {
         path: this.owner.generations,
         body: this.body,
         variation,
-        headers: {'X-Gateway-Variation': String(variation)},
+        headers: {[VARIATION]: String(variation)},
       };
     });
   }
@@ -244,7 +254,7 @@ export class Studio {
   another() {
     const last = this.runs.at(-1).slot;
     const variation = last.variation + (last.body.n ?? 1);
-    const headers = {'X-Gateway-Variation': String(variation)};
+    const headers = {[VARIATION]: String(variation)};
     const kept = this.runs.slice(1 - MAX_SIDE_BY_SIDE);
     this.runs.filter(run => !kept.includes(run)).forEach(free);
     this.runs = [...kept, this.#start({...last, variation, headers})];
@@ -299,7 +309,7 @@ export class Studio {
     } catch (error) {
       run.status = run.aborter.signal.aborted ? 'stopped' : 'failed';
       run.error = error;
-      if (error.status === 400 && error.param) this.faults = {[error.param]: error.message};
+      if (error.status === 400) this.#markField(error);
     }
     run.endedAt = Date.now();
     this.#scheduleEstimate();

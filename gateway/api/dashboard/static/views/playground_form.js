@@ -3,7 +3,7 @@ import {html, nothing} from '../vendor/lit-html.js';
 import * as format from '../lib/format.js';
 import {get} from '../lib/http.js';
 import {canStream, fieldsOf, initialPartialImages, maxImages, parameterOf, sizeChoices, valueOf, whyFixed} from '../lib/parameters.js';
-import {label, MAX_SIDE_BY_SIDE} from '../lib/studio.js';
+import {label, MAX_SIDE_BY_SIDE, VARIATION} from '../lib/studio.js';
 import {badge} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {problem} from './playground_results.js';
@@ -330,7 +330,7 @@ function variationField(studio) {
     name: 'variation',
     label: 'First variation',
     hint: `0 to ${studio.lastVariation}. The same prompt has up to 64 images; each number is always the same one.`,
-    fault: studio.faults['X-Gateway-Variation'],
+    fault: studio.faults[VARIATION],
     control: html`
       <input
         id="field-variation" name="variation" type="number" inputmode="numeric" min="0" max=${studio.lastVariation}
@@ -344,7 +344,7 @@ function variationField(studio) {
 
 function estimateLine(studio, view) {
   const {estimate} = studio;
-  if (estimate.state === 'failed' && !estimate.error.param) return problem(estimate.error, {view});
+  if (estimate.state === 'failed' && !studio.hasField(estimate.error.param)) return problem(estimate.error, {view, owner: studio.owner});
   return html`<div class="estimate ${estimate.state}" role="status">${estimateText(studio)}</div>`;
 }
 

@@ -80,7 +80,7 @@ function runCard(studio, run, view) {
 const RUNS = {
   running: (studio, run) => html`${frame(run, preview(run))} ${progress(run)}`,
   done: (studio, run, view) => html`${pictures(run, view)} ${facts(run, view)} ${actions(studio, run)}`,
-  failed: (studio, run, view) => problem(run.error, {view, retry: () => studio.retry(run)}),
+  failed: (studio, run, view) => problem(run.error, {view, owner: studio.owner, retry: () => studio.retry(run)}),
   stopped: (studio, run) => stopped(studio, run),
 };
 
@@ -229,33 +229,39 @@ function actions(studio, run) {
 // ── errors ────────────────────────────────────────────────────────────────────────────────────
 
 /** An error and what to do: retry, ask for more, raise the limit, sign in. */
-export function problem(error, {view, retry}) {
+export function problem(error, {view, owner, retry}) {
   const advice = adviceOf(error);
   return html`
     <div class="problem" role="alert">
       <h3>${icon('alert')} ${advice.title}</h3>
       <p>${error.message}</p>
-      <p class="note">${advice.text} ${resetText(advice)}</p>
+      <p class="note">${advice.text} ${advice.mayCostAgain ? 'It may be charged again.' : ''} ${resetText(advice)}</p>
       ${error.costUsd ? html`<p class="note">It was charged ${format.usd(error.costUsd)} all the same.</p>` : nothing}
-      <div class="row">${problemActions(advice, {view, retry})}</div>
-      ${error.requestId ? html`<p class="request-line note"><code>${error.requestId}</code>${copyButton(error.requestId, 'Copy id')}</p>` : nothing}
+      <div class="row">
+        ${advice.retry && retry ? problemButton('Try again', retry) : nothing}
+        ${error.status === 401 ? problemButton('Sign in', view.refresh) : nothing}
+        ${advice.limit ? limitButton(advice, view, owner) : nothing}
+      </div>
+      ${error.requestId
+        ? html`<p class="request-line note"><code>${error.requestId}</code>${copyButton(error.requestId, 'Copy id')}</p>`
+        : nothing}
     </div>
   `;
 }
 
-function resetText({resetsInSeconds}) {
-  if (!resetsInSeconds) return '';
-  const at = Date.now() / 1000 + resetsInSeconds;
-  return resetsInSeconds < 60 ? `Free again in ${Math.ceil(resetsInSeconds)} s.` : `It resets at ${format.fullTime(at)}.`;
+const problemButton = (text, click) => html`<button type="button" class="button" @click=${click}>${text}</button>`;
+
+function limitButton({limit, isOfKey}, {app, session}, owner) {
+  if (session.kind === 'key') return problemButton('Ask for more', () => askForMore(app, {limit}));
+  const address = isOfKey ? link('keys', {search: owner.name, limit}) : link('teams');
+  return html`<a class="button" href=${address}>Raise the limit</a>`;
 }
 
-function problemActions({limit, retry: canRetry}, {view: {app, session}, retry}) {
-  const again = html`<button type="button" class="button" @click=${retry}>${icon('refresh')} Try again</button>`;
-  const ask = html`<button type="button" class="button" @click=${() => askForMore(app, {limit})}>Ask for more</button>`;
-  const raise = html`<a class="button" href=${link('keys')}>Raise the limit</a>`;
-  return html`
-    ${canRetry && retry ? again : nothing} ${limit ? (session.kind === 'key' ? ask : raise) : nothing}
-  `;
+function resetText({resetsAt}) {
+  if (resetsAt === null) return '';
+  const left = resetsAt - Date.now() / 1000;
+  if (left < 0) return 'It has reset by now.';
+  return left < 60 ? `Free again in ${Math.ceil(left)} s.` : `It resets on ${format.fullTime(resetsAt)}.`;
 }
 
 // ── code ──────────────────────────────────────────────────────────────────────────────────────
