@@ -355,7 +355,8 @@ export class Studio {
       await new Promise(resolve => setTimeout(resolve, delay));
       const {data} = await images().catch(() => ({data: []}));
       const isThis = ({fingerprint, slot}) => fingerprint === outcome.fingerprint && slot === run.slot.variation;
-      outcome.costUsd = data.find(isThis)?.cost_usd ?? null;
+      const found = data.find(isThis);
+      if (found) Object.assign(outcome, {costUsd: found.cost_usd, ids: [found.id]});
       this.#changed();
     }
   }

@@ -376,7 +376,7 @@ function buttons(studio) {
   `;
   return html`
     <div class="row">
-      <button class="button primary grow" ?disabled=${!studio.canGenerate}>
+      <button class="button primary grow" title="Ctrl+Enter" ?disabled=${!studio.canGenerate}>
         ${icon('playground')} ${studio.isRunning ? 'Generating…' : 'Generate'}
       </button>
       ${studio.isRunning ? stop : nothing}

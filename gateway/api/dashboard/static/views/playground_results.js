@@ -214,17 +214,21 @@ function requestLine({requestId, ageSeconds}, {session}) {
 
 function actions(studio, run) {
   if (studio.isRunning) return nothing;
-  const isAllowed = !/ignored/.test(run.again?.notice);
+  const {again, outcome: {ids}} = run;
+  const mayNot = html`<span class="note">This key may not buy an image again that is cached.</span>`;
   return html`
     <div class="row">
-      ${isAllowed
-        ? html`<button class="button" ?disabled=${!run.again} @click=${() => studio.buyAgain(run)}>
-            ${icon('refresh')} Buy again ${run.again ? html`<span class="note">${format.usd(run.again.usd)}</span>` : nothing}
-          </button>`
-        : html`<span class="note">This key may not buy an image again that is cached.</span>`}
+      ${/ignored/.test(again?.notice) ? mayNot : buyAgain(studio, run)}
+      ${ids.length ? html`<a class="button quiet" href=${link('images', {image: ids[0]})}>Details</a>` : nothing}
     </div>
   `;
 }
+
+const buyAgain = (studio, run) => html`
+  <button class="button" ?disabled=${!run.again} @click=${() => studio.buyAgain(run)}>
+    ${icon('refresh')} Buy again ${run.again ? html`<span class="note">at most ${format.usd(run.again.usd)}</span>` : nothing}
+  </button>
+`;
 
 // ── errors ────────────────────────────────────────────────────────────────────────────────────
 
