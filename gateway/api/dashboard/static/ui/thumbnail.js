@@ -10,8 +10,13 @@ import {href} from '../lib/http.js';
 export const thumbnail = (list, image) => html`
   <span class="thumbnail">
     <img
-      src=${href(`${list}/${image.id}/thumbnail`)} loading="lazy" decoding="async" alt=${altOf(image)}
-      width="320" height="320" @error=${(event) => event.target.classList.add('missing')}
+      src=${href(`${list}/${image.id}/thumbnail`)}
+      loading="lazy"
+      decoding="async"
+      alt=${altOf(image)}
+      width="320"
+      height="320"
+      @error=${(event) => event.target.classList.add('missing')}
     />
   </span>
 `;

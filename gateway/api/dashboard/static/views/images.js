@@ -50,7 +50,10 @@ export const images = {
     openNamed(view);
     return page({
       title: 'Images',
-      lead: session.kind === 'admin' ? 'What the cache holds, newest first.' : 'The images that your key bought, newest first.',
+      lead:
+        session.kind === 'admin'
+          ? 'What the cache holds, newest first.'
+          : 'The images that your key bought, newest first.',
       json: href(listOf(session), listQuery(query)),
       filters: filters(view),
       view,
@@ -60,7 +63,10 @@ export const images = {
   },
 };
 
-const listQuery = (query) => ({limit: PAGE_SIZE, ...Object.fromEntries(FILTERS.map((name) => [name, query[name]]))});
+const listQuery = (query) => ({
+  limit: PAGE_SIZE,
+  ...Object.fromEntries(FILTERS.map((name) => [name, query[name]])),
+});
 
 // ── filters ───────────────────────────────────────────────────────────────────────────────────
 
@@ -68,14 +74,23 @@ function filters({query, setQuery, session, data}) {
   const models = data?.models ?? [];
   const select = (label, name, values) =>
     filter({
-      label, name, value: query[name], onChange: (value) => setQuery({[name]: value}),
+      label,
+      name,
+      value: query[name],
+      onChange: (value) => setQuery({[name]: value}),
       options: [{value: '', label: 'All'}, ...new Set([...values, query[name]].filter(Boolean))],
     });
   const set = FILTERS.filter((name) => query[name]);
   const clear = () => setQuery(Object.fromEntries(FILTERS.map((name) => [name, ''])));
   return html`
-    ${select('Model', 'model', models.map(({id}) => id))} ${select('Size', 'size', sizesOf(models, data?.data ?? []))}
-    ${session.kind === 'admin' ? typed('Key', 'key', query, setQuery) : nothing} ${typed('Tag', 'tag', query, setQuery)}
+    ${select(
+      'Model',
+      'model',
+      models.map(({id}) => id),
+    )}
+    ${select('Size', 'size', sizesOf(models, data?.data ?? []))}
+    ${session.kind === 'admin' ? typed('Key', 'key', query, setQuery) : nothing}
+    ${typed('Tag', 'tag', query, setQuery)}
     ${set.length ? html`<button class="button quiet small" @click=${clear}>Clear filters</button>` : nothing}
   `;
 }
@@ -90,8 +105,13 @@ const typed = (label, name, query, setQuery) => html`
   <div class="filter typed ${query[name] ? 'set' : ''}">
     <label for="filter-${name}">${label}</label>
     <input
-      id="filter-${name}" type="search" placeholder="All" autocomplete="off" spellcheck="false"
-      .value=${query[name]} @change=${(event) => setQuery({[name]: event.target.value.trim()})}
+      id="filter-${name}"
+      type="search"
+      placeholder="All"
+      autocomplete="off"
+      spellcheck="false"
+      .value=${query[name]}
+      @change=${(event) => setQuery({[name]: event.target.value.trim()})}
     />
   </div>
 `;
@@ -101,18 +121,24 @@ const typed = (label, name, query, setQuery) => html`
 function gallery(view, list) {
   if (!list.length) return nothingHere(view);
   return html`
-    <ul class="gallery">${list.map((image) => html`<li>${tile(view, image)}</li>`)}</ul>
+    <ul class="gallery">
+      ${list.map((image) => html`<li>${tile(view, image)}</li>`)}
+    </ul>
     ${further.after ? loadMore(view) : html`<p class="note gallery-end">${format.count(list.length)} images</p>`}
   `;
 }
 
 function nothingHere({query, session}) {
   const isFiltered = FILTERS.some((name) => query[name]);
-  if (isFiltered) return empty({icon: 'filter', title: 'No image matches', text: 'Change a filter, or clear all of them.'});
+  if (isFiltered)
+    return empty({icon: 'filter', title: 'No image matches', text: 'Change a filter, or clear all of them.'});
   return empty({
     icon: 'images',
     title: 'No images yet',
-    text: session.kind === 'admin' ? 'Images appear here as soon as a key buys the first one.' : 'Images that your key buys appear here.',
+    text:
+      session.kind === 'admin'
+        ? 'Images appear here as soon as a key buys the first one.'
+        : 'Images that your key buys appear here.',
     action: html`<a class="button primary" href=${link('playground')}>Make one in the playground</a>`,
   });
 }
@@ -204,12 +230,17 @@ function details(view, image) {
       <header class="dialog-head">
         <h2 id="dialog-title">${image.model} · ${image.size.replace('x', ' × ')}</h2>
         ${stateBadge(image)}
-        <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>${icon('close')}</button>
+        <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>
+          ${icon('close')}
+        </button>
       </header>
       <div class="dialog-body">
         <img
-          class="image-large" src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)} alt=${altOf(image)}
-          width=${image.width} height=${image.height}
+          class="image-large"
+          src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)}
+          alt=${altOf(image)}
+          width=${image.width}
+          height=${image.height}
         />
         <div class="stack small">
           ${image.prompt ? html`<blockquote class="prompt">${image.prompt}</blockquote>` : nothing}
@@ -230,38 +261,60 @@ function facts({session}, image) {
   const isAdmin = session.kind === 'admin';
   const pairs = [
     ['Cost', html`<strong>${format.usd(image.cost_usd)}</strong>`],
-    ['Saved', image.hits ? html`<span class="ok-text">${format.usd(image.saved_usd)}</span> by ${hits(image)}` : 'Nothing yet'],
+    ['Saved', saved(image)],
     ['Last hit', image.last_hit_at ? dated(image.last_hit_at) : null],
     ['Made', dated(image.created_at)],
     ['Expires', image.expires_at ? dated(image.expires_at) : null],
     ['Quality', image.quality],
     ['File', `${image.format}, ${image.width} × ${image.height}, ${format.bytes(image.bytes)}`],
-    ['Key', isAdmin && image.key ? html`<a href=${link('images', {key: image.key})}>${image.key}</a>${image.team ? ` of team ${image.team}` : ''}` : null],
-    ['Model', html`<a href=${link('images', {model: image.model})}>${image.model}</a>`],
-    ['Tags', image.tags?.length ? image.tags.map((tag) => html`<a class="badge" href=${link('images', {tag})}>${tag}</a> `) : null],
-    ['Fingerprint', html`<span class="row nowrap"><code class="ellipsis" title=${image.fingerprint}>${image.fingerprint}</code>${copyButton(image.fingerprint)}</span>`],
+    ['Key', isAdmin && image.key ? html`${filterLink('key', image.key)} ${teamText(image)}` : null],
+    ['Model', filterLink('model', image.model)],
+    ['Tags', image.tags?.length ? image.tags.map((tag) => html`${filterLink('tag', tag)} `) : null],
+    ['Fingerprint', copied(html`<code class="ellipsis">${image.fingerprint}</code>`, image.fingerprint)],
     ['Slot', image.slot === null ? null : String(image.slot)],
-    ['Link', image.url ? html`<span class="row nowrap"><a class="ellipsis" href=${image.url} target="_blank" rel="noopener noreferrer">${image.id}</a>${copyButton(image.url)}</span>` : null],
+    ['Link', image.url ? copied(imageLink(image), image.url) : null],
   ];
-  return html`<dl class="pairs">${pairs.filter(([, value]) => value).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;
+  const known = pairs.filter(([, value]) => value);
+  return html`<dl class="pairs">
+    ${known.map(
+      ([name, value]) =>
+        html`<dt>${name}</dt>
+          <dd>${value}</dd>`,
+    )}
+  </dl>`;
 }
 
-const dated = (at) => html`<span title=${format.fullTime(at)}>${format.ago(at)}</span> <span class="note">${format.time(at)}</span>`;
+const saved = (image) =>
+  image.hits
+    ? html`<span class="ok-text">${format.usd(image.saved_usd)}</span> by ${hits(image)}`
+    : 'Nothing yet';
+
+const filterLink = (name, value) => html`<a href=${link('images', {[name]: value})}>${value}</a>`;
+const teamText = ({team}) => (team ? `of team ${team}` : '');
+const copied = (shown, text) => html`<span class="row nowrap">${shown}${copyButton(text)}</span>`;
+const imageLink = ({url, id}) =>
+  html`<a class="ellipsis" href=${url} target="_blank" rel="noopener noreferrer">${id}</a>`;
+
+const dated = (at) => html`
+  <span title=${format.fullTime(at)}>${format.ago(at)}</span> <span class="note">${format.time(at)}</span>
+`;
 
 // ── take down and purge ───────────────────────────────────────────────────────────────────────
 
 const adminActions = (view, image) => html`
   <div class="row nowrap grow">
     <button class="button danger" @click=${() => askTakeDown(view, image)}>Take down</button>
-    <button class="button" ?disabled=${image.state !== 'cached'} @click=${() => askPurge(view, image)}>Purge</button>
+    <button class="button" ?disabled=${image.state !== 'cached'} @click=${() => askPurge(view, image)}>
+      Purge
+    </button>
   </div>
 `;
 
 function askTakeDown(view, image) {
   ask(view, {
     title: 'Take this image down?',
-    text: `Its link stops working at once, the cache forgets it, and the same bytes are refused from now on,
-      also if they are bought again. It cannot be undone.`,
+    text: `Within a second its link stops working, and the cache forgets it, also in other formats. The same
+      bytes are refused from now on; a purchase that yields them is charged all the same. It cannot be undone.`,
     more: checkField({
       label: 'Also refuse the prompt',
       name: 'prompt',
@@ -293,7 +346,13 @@ function ask(view, {title, text, more = nothing, action, run, said}) {
     refresh();
   });
   const contents = dialog({
-    title, body: html`<p>${text}</p> ${more}`, onSubmit: confirmed, submit: action, danger: true, close: app.closeDialog,
+    title,
+    body: html`<p>${text}</p>
+      ${more}`,
+    onSubmit: confirmed,
+    submit: action,
+    danger: true,
+    close: app.closeDialog,
   });
   app.dialog(contents, {onClose: () => closed(view)});
 }
