@@ -2,7 +2,7 @@
  * Limits on the screen, and the dialogs that change them.
  *
  *   limitBars(rows)                        a bar for each limit, budgets first
- *   tightest(rows, most)                   those of the rows with the least left
+ *   limitsCell(record)                     the tightest ones, for a row of a list
  *   limitCard({title, note, limits, …})    the limits of one scope with their raises
  *   limitFields(limits)                    a fieldset of a form; lib/keys reads it
  *   openRaise, raiseDialog, raiseBanner, endRaise, limitsDialog
@@ -21,6 +21,9 @@ import {onSubmit, selectField, textField} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {card} from '../ui/page.js';
 
+/** Limits that a row of a list shows; the page of the key or team has all. */
+const MAX_BARS = 2;
+
 /** Periods whose limits are budgets: only these make events when they are used up. */
 const BUDGETS = new Set(['day', 'week', 'month']);
 
@@ -28,11 +31,25 @@ const BUDGETS = new Set(['day', 'week', 'month']);
 
 export const limitBars = (rows) => html`<div class="limits">${inOrder(rows).map(bar)}</div>`;
 
-export function tightest(rows, most) {
+function tightest(rows, most) {
   return [...rows].sort((a, b) => share(b) - share(a)).slice(0, most);
 }
 
 const share = ({max, used, reserved}) => (max ? (used + reserved) / max : 1);
+
+/** Lists also have what was spent this month without a limit. */
+export const isLimit = ({max}) => max !== null && max !== undefined;
+
+/** For a row of a list: the tightest limits, and how many there are besides. */
+export function limitsCell({used = []}) {
+  const limits = used.filter(isLimit);
+  const more = limits.length - MAX_BARS;
+  if (!limits.length) return used.length ? limitBars(used) : html`<span class="note">No limits of its own</span>`;
+  return html`
+    ${limitBars(tightest(limits, MAX_BARS))}
+    ${more > 0 ? html`<span class="note">and ${more} more</span>` : nothing}
+  `;
+}
 
 const bar = (row) =>
   limitBar({
@@ -47,19 +64,19 @@ const bar = (row) =>
 
 function noteOf(row) {
   const amount = (value) => limitAmount(row.limit, value);
-  const parts = [`${amount(amountLeft(row))} left`];
+  const parts = isLimit(row) ? [`${amount(amountLeft(row))} left`] : [];
   if (row.reserved) parts.push(`${amount(row.reserved)} reserved`);
   if (row.raised) parts.push(`${amount(row.raised)} of it raised`);
-  return html`${row.mode === 'shadow' ? shadowBadge() : nothing} ${parts.join(' · ')}${resetOf(row)}`;
+  if (resetText(row)) parts.push(resetText(row));
+  const title = row.resets_at ? fullTime(row.resets_at) : nothing;
+  return html`${row.mode === 'shadow' ? shadowBadge() : nothing} <span title=${title}>${parts.join(' · ')}</span>`;
 }
 
 const shadowBadge = () => html`<span title="Shadow mode: it counts and reports, and refuses nothing">${badge('Shadow', 'info')}</span>`;
 
 /** Token buckets fill all the time: their reset is no news. */
-function resetOf({limit, resets_at: at}) {
-  if (!at || limit.endsWith('_per_minute')) return nothing;
-  return html` · <span title=${fullTime(at)}>resets ${dayShort(at)}, ${clock(at)}</span>`;
-}
+const resetText = ({limit, resets_at: at}) =>
+  at && !limit.endsWith('_per_minute') ? `resets ${dayShort(at)}, ${clock(at)}` : '';
 
 // One scope
 

@@ -3,7 +3,7 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import {editKeyDialog, makeKeyDialog, revokeDialog, rotateDialog} from '../admin/key_dialogs.js';
 import {keyPage, loadKey} from '../admin/key_page.js';
-import {limitBars, openRaise, raiseBanner, tightest} from '../admin/limits.js';
+import {isLimit, limitsCell, openRaise, raiseBanner} from '../admin/limits.js';
 import {menu, pager, searchBox, stateBadge} from '../admin/parts.js';
 import {ago, fullTime} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
@@ -16,9 +16,6 @@ import {page} from '../ui/page.js';
 import {table} from '../ui/table.js';
 
 const PAGE_ROWS = 50;
-
-/** Limits that a row shows; the key's page has all. */
-const MAX_BARS = 2;
 
 const STATES = [
   {value: 'active', label: 'Active'},
@@ -67,7 +64,7 @@ const rowClass = (key) => `key-row ${key.revoked_at ? 'dim' : ''}`;
 const columns = (view) => [
   {name: 'name', label: 'Key', cell: nameCell},
   {name: 'state', label: 'State', cell: stateBadge},
-  {name: 'limits', label: 'Limits', cell: limitsCell},
+  {name: 'limits', label: 'Limits', cell: (key) => (key.revoked_at ? '–' : limitsCell(key))},
   {name: 'last_used_at', label: 'Last used', cell: usedCell},
   {name: 'actions', label: 'Actions', cell: (key) => actions(view, key)},
 ];
@@ -81,16 +78,6 @@ const nameCell = (key) => html`
   </div>
 `;
 
-function limitsCell({used = [], revoked_at: revokedAt}) {
-  if (revokedAt) return html`<span class="note">–</span>`;
-  if (!used.length) return html`<span class="note">No limit of its own</span>`;
-  const more = used.length - MAX_BARS;
-  return html`
-    ${limitBars(tightest(used, MAX_BARS))}
-    ${more > 0 ? html`<span class="note">and ${more} more ${more === 1 ? 'limit' : 'limits'}</span>` : nothing}
-  `;
-}
-
 const usedCell = ({last_used_at: at}) =>
   at ? html`<time title=${fullTime(at)}>${ago(at)}</time>` : html`<span class="note">never</span>`;
 
@@ -98,7 +85,7 @@ const usedCell = ({last_used_at: at}) =>
 const actions = (view, key) =>
   menu(`Actions for ${key.name}`, [
     {label: 'Its requests', icon: 'requests', href: link('requests', {key: key.name, outcome: ''})},
-    {label: 'Raise a limit', icon: 'bolt', hidden: Boolean(key.revoked_at) || !key.used?.length, run: () => openRaise(view, `key:${key.name}`)},
+    {label: 'Raise a limit', icon: 'bolt', hidden: Boolean(key.revoked_at) || !key.used?.some(isLimit), run: () => openRaise(view, `key:${key.name}`)},
     ...(readOnlyReason(key) ? [] : changes(view, key)),
   ]);
 

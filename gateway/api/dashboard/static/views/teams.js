@@ -1,7 +1,7 @@
 /** Teams and everyone: limits that count many keys together; a page for each team (`?team=NAME`). */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {limitBars, limitCard, limitsDialog, loadLimits, openRaise, raiseBanner, tightest} from '../admin/limits.js';
+import {isLimit, limitCard, limitsCell, limitsDialog, loadLimits, openRaise, raiseBanner} from '../admin/limits.js';
 import {attempt, declaredBadge, menu, searchBox} from '../admin/parts.js';
 import {editTeamDialog, makeTeamDialog, removeTeamDialog} from '../admin/team_dialogs.js';
 import {loadTeam, teamPage} from '../admin/team_page.js';
@@ -13,8 +13,6 @@ import {badge, banner, empty, skeleton} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
 import {table} from '../ui/table.js';
-
-const MAX_BARS = 2;
 
 export const teams = {
   refreshSeconds: 30,
@@ -88,15 +86,9 @@ const nameCell = (team) => html`
 
 const keysCell = ({name, keys}) => html`<a href=${link('keys', {search: name})}>${count(keys)} active</a>`;
 
-function limitsCell({used = []}) {
-  if (!used.length) return html`<span class="note">No limits of its own</span>`;
-  const more = used.length - MAX_BARS;
-  return html`${limitBars(tightest(used, MAX_BARS))} ${more > 0 ? html`<span class="note">and ${more} more</span>` : nothing}`;
-}
-
 const actions = (view, team) =>
   menu(`Actions for ${team.name}`, [
-    {label: 'Raise a limit', icon: 'bolt', hidden: !team.used?.length, run: () => openRaise(view, `team:${team.name}`)},
+    {label: 'Raise a limit', icon: 'bolt', hidden: !team.used?.some(isLimit), run: () => openRaise(view, `team:${team.name}`)},
     {label: 'Edit', icon: 'edit', hidden: Boolean(readOnlyReason(team)), run: () => editTeamDialog(view, team)},
     {label: 'Remove', icon: 'trash', danger: true, hidden: Boolean(readOnlyReason(team)), run: () => removeTeamDialog(view, team)},
     {label: 'Its spend', icon: 'spend', href: link('spend', {team: team.name})},
