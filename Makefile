@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test smoke test-clients test-long coverage bench check schemas manifests lock clean
+.PHONY: help run test smoke screenshots test-clients test-long coverage bench check schemas manifests lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -37,11 +37,15 @@ test: $(VENV)/dev.stamp ## run the tests
 smoke: $(VENV)/dev.stamp ## run a few tests of the main functions: start, buy, hit, stream, drain
 	@$(BIN)/pytest tests/http/test_smoke.py
 
+screenshots: $(VENV)/dev.stamp ## take every view of the dashboard; FOLDER=screenshots KINDS='empty full down'
+	@$(BIN)/python -m tests.browser.screenshots $(or $(FOLDER),screenshots) $(KINDS)
+
 test-clients: $(VENV)/dev.stamp ## run real packages of clients; WRITE=1 writes docs/clients.md anew
 	@WRITE=$(WRITE) $(BIN)/pytest -q --tb=short --show-capture=no -m clients tests/clients
 
 test-long: $(VENV)/dev.stamp ## run the long tests, the others on Debian 13, the smoke test on Debian testing
 	@$(BIN)/pytest -m "long and not clients"
+	@$(MAKE) --no-print-directory screenshots
 	@$(MAKE) --no-print-directory test-clients
 	@.ci/debian trixie sh -c 'export ALL_EXAMPLES=1 && .ci/run && REDIS_SERVER=valkey-server make test'
 	@.ci/debian testing make smoke
@@ -73,7 +77,7 @@ lock: ## choose the newest versions that pyproject.toml allows and write them do
 		--output-file requirements/dev.lock $(LOCKED)
 
 clean: ## remove the virtual environment and every cache; data stays
-	@rm -rf $(VENV) .debian dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache \
+	@rm -rf $(VENV) .debian dist screenshots .coverage .coverage.* htmlcov .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -27,19 +27,21 @@ from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.sessions import Sessions
 from gateway.access.signing import Signing
 from gateway.access.watched import list_watched
+from gateway.api.inspection import NO_INSPECTION, Inspection
 from gateway.api.open_requests import OpenRequests
-from gateway.api.services import Health, Services
+from gateway.api.services import Health, OverviewCaches, Services
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.alerts import Alerts
 from gateway.billing.focus_export import FocusExport
 from gateway.billing.ledger import Ledger
 from gateway.billing.limit_gauges import LimitGauges
-from gateway.billing.limit_states import read_limit_states
+from gateway.billing.limit_states import read_limit_states, read_uses
+from gateway.billing.recent_days import RecentDays
 from gateway.billing.reports import Reports
 from gateway.billing.running_totals import RunningTotals
 from gateway.billing.totals import Totals
 from gateway.billing.verification import Verification
-from gateway.cache.books_memory import BooksMemory
+from gateway.cache.books_memory import BooksMemory, BooksUse
 from gateway.cache.ephemeral_blobs import EphemeralBlobs
 from gateway.cache.flights import Flights
 from gateway.cache.idempotency_keys import IdempotencyKeys
@@ -129,7 +131,11 @@ class OpenLinks(Protocol):
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_link_fetcher
+    settings: Settings,
+    source: PolicySource,
+    *,
+    open_links: OpenLinks = open_link_fetcher,
+    inspection: Inspection = NO_INSPECTION,
 ) -> AsyncIterator[Gateway]:
     """Everything that one worker needs, wired, without its background jobs."""
     metrics, health, worker = Metrics(), Health(), create_worker_name()
@@ -173,6 +179,7 @@ async def open_gateway(
             health=health,
             tracer=tracer,
             tls=tls,
+            inspection=inspection,
         )
         # If the bytes are not in this store, evicting images still frees entries in Redis, but
         # nothing on a disk.
@@ -196,6 +203,7 @@ def wire_gateway(
     health: Health,
     tracer: Tracer | None = None,
     tls: ServerTls | None = None,
+    inspection: Inspection = NO_INSPECTION,
 ) -> Gateway:
     """Constructs every component, in the order of their dependencies.
 
@@ -209,12 +217,14 @@ def wire_gateway(
         metrics.cache,
         shares_bytes=settings.store.blobs_url is None,
         on_change=create_books_observer(health),
+        on_measured=create_room_observer(health),
     )
     signing = create_signing(settings, store)
     access = wire_access(settings, store, lambda: policy().access)
     keys, tasks = access.keys, OwnedTasks(metrics.upstream.flights.set)
     ledger = Ledger(store, ledger_settings(settings))
     totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
+    health.policy_fault = lambda: policy.fault
     outbox = Outbox(store, lambda: policy().access.webhooks)
     revoked_secrets = RevokedSecrets(store)
     zone = ZoneInfo(settings.billing.time_zone)
@@ -338,6 +348,7 @@ def wire_gateway(
         teams=access.teams,
         limit_changes=access.limit_changes,
         read_limit_states=partial(read_limit_states, store),
+        read_uses=partial(read_uses, store),
         calendar=access.subjects.calendar,
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
@@ -349,6 +360,10 @@ def wire_gateway(
         health=health,
         upstream_health=upstream_health,
         request_search=RequestSearch(store, ledger_settings(settings)),
+        recent_days=RecentDays(store, totals, access.subjects.calendar),
+        kept_events=outbox.kept,
+        inspection=inspection,
+        overview_caches=OverviewCaches(),
         tracer=tracer,
         body_thread=body_thread,
         clock=time.time,
@@ -437,6 +452,15 @@ def create_books_observer(health: Health) -> Callable[[bool], None]:
 
     def observe(is_low: bool) -> None:
         health.is_books_memory_low = is_low
+
+    return observe
+
+
+def create_room_observer(health: Health) -> Callable[[BooksUse], None]:
+    """Records whether hardly any memory or disk is left."""
+
+    def observe(use: BooksUse) -> None:
+        health.is_store_nearly_full = use.is_nearly_full
 
     return observe
 

@@ -19,6 +19,7 @@ import structlog
 from gateway.access.declared_keys import RECORD_EVERY_SECONDS
 from gateway.access.key_uses import WRITE_EVERY_SECONDS as KEY_USES_SECONDS
 from gateway.access.policy import PolicySource
+from gateway.api.inspection import NO_INSPECTION, Inspection
 from gateway.api.key_labels import label_keys
 from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.alert_watch import LOOK_BACK_EVERY_SECONDS, LOOK_EVERY_SECONDS
@@ -100,6 +101,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services), is_done_at_start=True),
         Job("process", PROCESS_SECONDS, lambda: measure_process(gateway)),
+        Job("sessions", 60.0, gateway.services.sessions.refresh),
         Job("declared_keys", RECORD_EVERY_SECONDS, gateway.services.declared_keys.record),
         Job("raises", RAISES_SECONDS, lambda: forget_ended_raises(gateway)),
         Job("alerts", LOOK_EVERY_SECONDS, gateway.services.alert_watch.look),
@@ -114,10 +116,16 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
 
 @asynccontextmanager
 async def open_running_gateway(
-    settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_link_fetcher
+    settings: Settings,
+    source: PolicySource,
+    *,
+    open_links: OpenLinks = open_link_fetcher,
+    inspection: Inspection = NO_INSPECTION,
 ) -> AsyncIterator[Gateway]:
     """A gateway with its background jobs. On exit, open purchases are settled first."""
-    async with open_gateway(settings, source, open_links=open_links) as gateway:
+    async with open_gateway(
+        settings, source, open_links=open_links, inspection=inspection
+    ) as gateway:
         # Before the first request: other workers must know this one, and it the take-downs. A
         # gateway also starts without its store.
         with suppress(StoreUnavailable):

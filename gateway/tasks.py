@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -167,3 +168,24 @@ class Capacity:
             yield
         finally:
             self.used -= 1
+
+
+class Kept(Generic[T]):
+    """A value that is read again after some seconds. Callers at the same time share the read."""
+
+    def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._value: tuple[float, T] | None = None
+        self._reads: SingleFlight[None, T] = SingleFlight()
+
+    async def read(self, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> T:
+        """The value of `work`, at most `seconds` old. An error is not kept."""
+        if self._value is not None and self._clock() - self._value[0] < self._seconds:
+            return self._value[1]
+        return await self._reads.run(None, lambda: self._read(work), name=name)
+
+    async def _read(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        value = await work()
+        self._value = self._clock(), value
+        return value

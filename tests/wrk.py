@@ -19,6 +19,7 @@ from tests.gateways import Client
 
 MISSING = "wrk is not installed: apt-get install wrk"
 SCRIPT = Path(__file__).with_name("flood.lua")
+PACED_SCRIPT = Path(__file__).with_name("paced.lua")
 CONNECTIONS = 8
 MAX_SECONDS = 600
 """The test stops it long before."""
@@ -54,14 +55,35 @@ async def flood(
     wrk: str, client: Client, body: Mapping[str, Any], *, keep_alive: bool
 ) -> AsyncIterator[Callable[[], Awaitable[Flood]]]:
     """Sends the same image request repeatedly; yields the function that stops it."""
-    headers = [f"Authorization: Bearer {client.secret}", "Content-Type: application/json"]
-    if not keep_alive:
-        headers.append("Connection: close")
+    more = () if keep_alive else ("Connection: close",)
+    async with _run(wrk, client, SCRIPT, json.dumps(body), headers=more) as stop:
+        yield stop
+
+
+@asynccontextmanager
+async def paced_flood(
+    wrk: str, client: Client, bodies: Sequence[Mapping[str, Any]], *, pause_ms: int
+) -> AsyncIterator[Callable[[], Awaitable[Flood]]]:
+    """Sends the requests in turn, on each of `CONNECTIONS` with a pause between two of them."""
+    arguments = (str(pause_ms), *map(json.dumps, bodies))
+    async with _run(wrk, client, PACED_SCRIPT, *arguments) as stop:
+        yield stop
+
+
+@asynccontextmanager
+async def _run(
+    wrk: str, client: Client, script: Path, *arguments: str, headers: Sequence[str] = ()
+) -> AsyncIterator[Callable[[], Awaitable[Flood]]]:
+    sent = (
+        f"Authorization: Bearer {client.secret}",
+        "Content-Type: application/json",
+        *headers,
+    )
     process = await asyncio.create_subprocess_exec(
-        *(wrk, "-t1", f"-c{CONNECTIONS}", f"-d{MAX_SECONDS}s", f"-s{SCRIPT}"),
-        *(f"-H{header}" for header in headers),
+        *(wrk, "-t1", f"-c{CONNECTIONS}", f"-d{MAX_SECONDS}s", f"-s{script}"),
+        *(f"-H{header}" for header in sent),
         f"{client.url}/v1/images/generations",
-        *("--", json.dumps(body)),
+        *("--", *arguments),
         stdout=asyncio.subprocess.PIPE,
     )
 

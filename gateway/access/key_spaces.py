@@ -69,6 +69,14 @@ class Credential:
         return Credential(hash_secret(secret), shown)
 
 
+def valid_credentials(record: KeyRecord, now: float) -> list[Credential]:
+    """The secrets with which a key can be used now, the newest first."""
+    if not record.is_active(now):
+        return []
+    secrets = record.without_ended_secrets(now).secrets
+    return [Credential(secret.sha256, f"{record.prefix}***") for secret in secrets]
+
+
 def revoked_name(at: float, key_id: str) -> str:
     """The name of a revoked key's record: names are in the order of revocation."""
     return f"{int(at):012}-{key_id}"

@@ -55,6 +55,7 @@ from gateway.access.key_spaces import (
     read_named_key,
     revoked_name,
     secret_changes,
+    valid_credentials,
     with_ended_secrets,
 )
 from gateway.access.key_uses import KeyUses
@@ -189,23 +190,45 @@ class Keys:
         self.uses.mark(key.principal.key_id)
         return key
 
-    async def credentials_of(self, key_id: str) -> list[Credential]:
-        """The valid secrets of an active key, the newest first; empty if there is no such key.
+    async def confirm_by_id(
+        self, key_id: str, accepts: Callable[[Credential], bool] = lambda _: True
+    ) -> tuple[Key, Credential] | None:
+        """An active key and its newest valid secret that `accepts` takes; None without one.
 
-        While the store is unavailable, a key that this worker knows has those that it had.
+        While the store is unavailable, the key is trusted as this worker knows it.
         """
-        record = self._subjects.declared().ids.get(key_id)
-        if record is None:
-            try:
-                record = decode_key(await execute(self._store, Get(KEYS, key_id)))
-            except StoreUnavailable:
-                known = (k.record for k in self._known.values() if k.record.id == key_id)
-                record = next(known, None)
+        record, data, generation = await self._read_by_id(key_id)
         now = self._clock()
-        if record is None or not record.is_active(now):
-            return []
-        secrets = record.without_ended_secrets(now).secrets
-        return [Credential(secret.sha256, f"{record.prefix}***") for secret in secrets]
+        found = filter(accepts, [] if record is None else valid_credentials(record, now))
+        if (credential := next(found, None)) is None:
+            return None
+        secret_hash = credential.secret_hash
+        known = self._use(secret_hash)
+        if generation is not None:
+            with suppress(StoreUnavailable):
+                known = await self._refresh(secret_hash, known, data=data, generation=generation)
+        if known is None or known.ends_at <= now:
+            return None
+        self.uses.mark(key_id)
+        return known.key, credential
+
+    async def _read_by_id(self, key_id: str) -> tuple[KeyRecord | None, bytes | None, bytes | None]:
+        """The record, its bytes unless it is declared, and the generation of the limits.
+
+        While the store is unavailable, the record is the known one, and there is no generation.
+        """
+        declared = self._subjects.declared().ids.get(key_id)
+        batch = Batch(self._store)
+        found = batch.add(Get(KEYS, key_id))
+        generation = batch.add(Get(ACCESS, GENERATION))
+        try:
+            await batch.execute()
+        except StoreUnavailable:
+            known = (known.record for known in self._known.values() if known.record.id == key_id)
+            return declared or next(known, None), None, None
+        if declared is not None:
+            return declared, None, generation.value or b""
+        return decode_key(found.value), found.value, generation.value or b""
 
     def mark_confirmed(self, key: Key) -> None:
         """An admission has just found that this worker knows the key as the store has it."""
@@ -501,6 +524,19 @@ class Keys:
         by_age = itemgetter(0, 1)
         ordered = await asyncio.to_thread(lambda: sorted(rows.values(), key=by_age))
         return [converted for _, _, converted in ordered]
+
+    async def find(self, key_id: str) -> KeyRecord:
+        """One key of the list, also an expired or revoked one. Raises `GatewayError` 404."""
+        if (declared := self._subjects.declared().ids.get(key_id)) is not None:
+            return declared
+        record = decode_key(await execute(self._store, Get(KEYS, key_id)))
+        if record is not None:
+            return record
+        async for page in scan_records(self._store, REVOKED):
+            for name, data in page.items():
+                if name.endswith(key_id) and (record := decode_key(data)) and record.id == key_id:
+                    return record
+        raise _not_found(key_id)
 
     async def forget_revoked(self) -> int:
         """Deletes the keys that were revoked long ago; returns how many."""

@@ -82,8 +82,8 @@ class CurrentPolicy:
         self._source = source
         self._on_change = on_change
         self._on_failure = on_failure
-        self.is_faulty = False
-        """Whether the source has a fault, so that an older policy is still used."""
+        self.fault: str | None = None
+        """What is wrong with the source, so that an older policy is still used."""
         self._loaded_state = self._seen_state = source.policy_state()
         self._policy = source.read_policy()
         on_change(self._policy)
@@ -91,6 +91,10 @@ class CurrentPolicy:
     def __call__(self) -> Policy:
         """A snapshot, for one request."""
         return self._policy
+
+    @property
+    def is_faulty(self) -> bool:
+        return self.fault is not None
 
     def reload_if_changed(self) -> None:
         """Reloads once after every change of the source, valid or not."""
@@ -109,10 +113,10 @@ class CurrentPolicy:
             policy = self._source.read_policy()
         except Exception as error:  # noqa: BLE001 - whatever is wrong, the old policy stays
             log.error("policy_reload_failed", reason=str(error))
-            self.is_faulty = True
+            self.fault = str(error)
             self._on_failure()
             return
-        self.is_faulty = False
+        self.fault = None
         if policy == self._policy:
             log.info("policy_unchanged")
             return

@@ -17,6 +17,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -81,7 +82,7 @@ def verify_session(secret: bytes, token: str, *, now: float) -> Session | None:
     try:
         fields = orjson.loads(base64.urlsafe_b64decode(data + "=" * (-len(data) % 4)))
         session = decode_fields(Session, fields)
-    except (binascii.Error, TypeError, ValueError):
+    except (AttributeError, binascii.Error, TypeError, ValueError):
         return None  # a newer gateway on the same store may sign other fields
     return session if session.expires_at > now else None
 
@@ -120,7 +121,7 @@ class Sessions:
         self._clock = clock
         self._secret: bytes | None = None
         self._read_at = -math.inf
-        self._reads: SingleFlight[str, bytes] = SingleFlight()
+        self._reads: SingleFlight[str, None] = SingleFlight()
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     async def start_admin(self) -> tuple[Session, str]:
@@ -146,7 +147,9 @@ class Sessions:
         session = verify_session(secret, token, now=self._clock())
         if session is None and self._clock() - self._read_at > REREAD_SECONDS:
             # Another gateway may have made the secret anew, after the store was emptied.
-            session = verify_session(await self._reread(secret), token, now=self._clock())
+            with suppress(StoreUnavailable):
+                await self.refresh()
+            session = verify_session(await self.load_secret(), token, now=self._clock())
         if session is None or await self._has_ended(session):
             raise session_required()
         if session.kind == "admin" and not self._is_bound(session, self._admin):
@@ -163,9 +166,20 @@ class Sessions:
         seconds = max(1.0, session.expires_at - self._clock())
         await execute(self._store, SetValue(ENDED, session.id, b"1", seconds))
 
+    async def refresh(self) -> None:
+        """Reads the signing secret, so that this worker has it when the store is not available.
+
+        Raises `StoreUnavailable`.
+        """
+        await self._reads.run(RECORD, self._read, name="read session secret")
+
     async def load_secret(self) -> bytes:
         """The signing secret. Raises `StoreUnavailable` if this worker has never read it."""
-        return self._secret or await self._reads.run(RECORD, self._read, name="read session secret")
+        if self._secret is None:
+            await self.refresh()
+        if self._secret is None:
+            raise StoreUnavailable
+        return self._secret
 
     async def _start(self, kind: Kind, binding: str, *, key_id: str | None) -> tuple[Session, str]:
         secret = await self.load_secret()
@@ -198,24 +212,17 @@ class Sessions:
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 
-    async def _reread(self, secret: bytes) -> bytes:
-        try:
-            return await self._reads.run(RECORD, self._read, name="read session secret")
-        except StoreUnavailable:
-            return secret
-
-    async def _read(self) -> bytes:
-        """The secret in the store; the first worker that needs it makes it."""
+    async def _read(self) -> None:
+        # The first worker that needs it makes it.
         found = await execute(self._store, Get(META, RECORD))
         if found is None:
             made = secrets.token_hex(SECRET_BYTES).encode()
             await execute(self._store, CompareAndSet((Write(META, RECORD, made, expected=None),)))
             # Another worker may have been first.
             found = await execute(self._store, Get(META, RECORD))
-        if found is None:
+        if not found:
             raise StoreUnavailable
         self._secret, self._read_at = found, self._clock()
-        return found
 
 
 def _key_binding(credential: Credential) -> str:

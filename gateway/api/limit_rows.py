@@ -8,8 +8,10 @@ from typing import Any
 
 from gateway.access.limit_changes import ScopeLimits
 from gateway.access.limit_values import from_units, in_units
+from gateway.billing.limit_states import CounterUse
 from gateway.billing.quota import LimitState
-from gateway.limits import CALENDAR_PERIODS
+from gateway.limits import CALENDAR_PERIODS, Limit
+from gateway.store.commands import CounterState
 
 
 def limits_object(
@@ -39,19 +41,36 @@ def _row(found: ScopeLimits, state: LimitState, now: float) -> dict[str, Any]:
 
 def use_of_limit(state: LimitState, now: float) -> dict[str, Any]:
     """The maximum, with raises; what is used and reserved of it; and when that resets."""
-    name, counter = state.limit.name, state.counter
+    return _use(state.limit, state.maximum, state.counter, now)
+
+
+def used_rows(kind: str, uses: Sequence[CounterUse], now: float) -> list[dict[str, Any]]:
+    """What a key or a team has used of each of its limits, for the bars of a list."""
+    return [
+        {
+            "limit": use.limit.name,
+            "scope": kind,
+            **_use(use.limit, None if use.rule is None else use.rule.maximum, use.counter, now),
+            "mode": None if use.rule is None else use.rule.mode,
+        }
+        for use in uses
+    ]
+
+
+def _use(limit: Limit, maximum: int | None, counter: CounterState, now: float) -> dict[str, Any]:
+    name = limit.name
     return {
-        "max": from_units(name, state.maximum),
+        "max": None if maximum is None else from_units(name, maximum),
         "used": from_units(name, counter.used),
         "reserved": from_units(name, counter.reserved),
-        "resets_at": _resets_at(state, now),
+        "resets_at": _resets_at(limit, counter, now),
     }
 
 
-def _resets_at(state: LimitState, now: float) -> int | None:
-    if state.limit.period == "concurrency":
+def _resets_at(limit: Limit, counter: CounterState, now: float) -> int | None:
+    if limit.period == "concurrency":
         return None  # it has no window
-    resets_at = now + state.counter.resets_in
+    resets_at = now + counter.resets_in
     # A window ends with a whole second, and the clocks of worker and store differ by less.
-    is_window = state.limit.period in CALENDAR_PERIODS
+    is_window = limit.period in CALENDAR_PERIODS
     return round(resets_at) if is_window else math.ceil(resets_at)

@@ -47,7 +47,7 @@ def is_same_host(request: web.Request, origin: str) -> bool:
     requested = requested_host(request).lower().removesuffix(_DEFAULT_PORTS.get(scheme, ""))
     # Behind a proxy with TLS, the scheme is not known unless it says so.
     known = request[EXCHANGE].client_scheme or ("https" if request.secure else None)
-    return authority == requested and known in (None, scheme)
+    return authority == requested and scheme in _DEFAULT_PORTS and known in (None, scheme)
 
 
 def _split(url: str) -> tuple[str, str]:

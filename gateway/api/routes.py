@@ -15,7 +15,18 @@ from typing import Final
 from aiohttp import web
 
 from gateway.api import images, links, models, ops, organization, usage
-from gateway.api.admin import audit, cache, focus, keys, limits, lookup, signing, teams, upstream
+from gateway.api.admin import (
+    audit,
+    cache,
+    focus,
+    keys,
+    limits,
+    lookup,
+    overview,
+    signing,
+    teams,
+    upstream,
+)
 from gateway.api.admin import images as cached_images
 from gateway.api.admin import usage as admin_usage
 from gateway.api.ask_for_more import ask_for_more
@@ -102,9 +113,11 @@ def admin_routes() -> list[web.RouteDef]:
     return [
         _post("/admin/keys", with_admin(keys.create_key), name="admin_keys"),
         web.get("/admin/keys", with_admin(keys.list_keys), name="admin_keys.list"),
+        web.get("/admin/keys/{id}", with_admin(keys.show_key), name="admin_key.show"),
         _patch("/admin/keys/{id}", with_admin(keys.change_key), name="admin_key"),
         _post("/admin/keys/{id}/rotate", with_admin(keys.rotate_key), name="admin_key_rotate"),
         web.delete("/admin/keys/{id}", with_admin(keys.revoke_key), name="admin_key.revoke"),
+        web.get("/admin/overview", with_admin(overview.show_overview), name="admin_overview"),
         web.get("/admin/audit", with_admin(audit.list_events), name="admin_audit"),
         _post("/admin/teams", with_admin(teams.create_team), name="admin_teams"),
         web.get("/admin/teams", with_admin(teams.list_teams), name="admin_teams.list"),

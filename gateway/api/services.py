@@ -5,9 +5,9 @@ Nothing below `api/` sees the application or a request.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -22,11 +22,14 @@ from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.sessions import Sessions
 from gateway.access.signing import Signing
 from gateway.access.teams import Teams
+from gateway.api.inspection import Inspection, ShownFinding
 from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.focus_export import FocusExport
 from gateway.billing.limit_gauges import LimitGauges
+from gateway.billing.limit_states import CounterUse
 from gateway.billing.quota import LimitState
+from gateway.billing.recent_days import RecentDays
 from gateway.billing.reports import Reports
 from gateway.billing.running_totals import RunningTotals
 from gateway.cache.blobs import Blobs
@@ -42,8 +45,16 @@ from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
 from gateway.purchasing.request_search import RequestSearch
 from gateway.purchasing.upstream_health import UpstreamHealth
-from gateway.tasks import SerialThread, SingleFlight
+from gateway.tasks import Kept, SerialThread, SingleFlight
 from gateway.tracing import Tracer
+from gateway.webhooks.kept_events import KeptEvent, KeptEvents
+
+
+class ExpiringKey(NamedTuple):
+    """An active key that expires soon and was used lately."""
+
+    name: str
+    expires_at: float
 
 
 class ApiSettings(BaseModel):
@@ -76,12 +87,28 @@ class Health:
     store_up: bool = False
     is_books_memory_low: bool = False
     """The books use most of the memory or disk that they have."""
+    is_store_nearly_full: bool = False
+    """Hardly any memory or disk is left."""
     store_reason: Callable[[], str | None] = lambda: None
     """Why the store is not up, if that is known."""
+    policy_fault: Callable[[], str | None] = lambda: None
+    """What is wrong with a changed `models.yaml` or `access.yaml`, if an older one is used."""
     is_draining: bool = False
     """The whole gateway ends: `/readyz` answers 503."""
     closes_connections: bool = False
     """This worker ends: every response closes its connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverviewCaches:
+    """What of the overview takes long to read, and is the same for some seconds."""
+
+    events: Kept[tuple[Sequence[KeptEvent], Sequence[LimitState]]] = field(
+        default_factory=lambda: Kept(3.0)
+    )
+    """With the limits that they are about."""
+    expiring: Kept[Sequence[ExpiringKey]] = field(default_factory=lambda: Kept(60.0))
+    findings: Kept[Sequence[ShownFinding]] = field(default_factory=lambda: Kept(60.0))
 
 
 class Cache(Protocol):
@@ -125,6 +152,10 @@ class Services:
     teams: Teams
     limit_changes: LimitChanges
     read_limit_states: Callable[[LimitSubject], Awaitable[Sequence[LimitState]]]
+    read_uses: Callable[
+        [Sequence[LimitSubject]], Coroutine[Any, Any, Mapping[str, Sequence[CounterUse]]]
+    ]
+    """What limit subjects have used of their limits, by the subjects' names."""
     calendar: Calendar
     """Of `billing.time_zone`."""
     alert_watch: AlertWatch
@@ -135,6 +166,10 @@ class Services:
     health: Health
     upstream_health: UpstreamHealth
     request_search: RequestSearch
+    recent_days: RecentDays
+    kept_events: KeptEvents
+    inspection: Inspection
+    overview_caches: OverviewCaches
     tracer: Tracer | None
     """None if traces are off: then requests have no spans."""
     body_thread: SerialThread

@@ -1,7 +1,7 @@
 """The forecast of a window: what it comes to if spending goes on at the pace so far. Pure.
 
 Alerts, the overview and the shipped dashboards have this one idea of it
-(`docs/reference/billing.md#forecast`).
+(`docs/reference/overview.md#forecast`).
 """
 
 from __future__ import annotations

@@ -52,6 +52,11 @@ class LimitGauges:
                 _add(values, subject, found)
         return values
 
+    async def read_reserved(self, subject: LimitSubject) -> int:
+        """Micro-dollars that open purchases of a subject have reserved in this month."""
+        counter = Counter(subject.name, "usd_micros", "month")
+        return (await execute(self._store, PeekCounters((counter,))))[0].reserved
+
     async def read_verified(self) -> list[Verified]:
         """The last verifications. Raises `StoreUnavailable`."""
         return await read_verified(self._store)

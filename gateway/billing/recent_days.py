@@ -7,7 +7,8 @@ added: so the sums have every settled purchase, and cost a call of the store whi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Collection, Mapping
 from datetime import date, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -17,8 +18,8 @@ import orjson
 from gateway.billing.record_amounts import Sums, add_amounts, decode_record, decode_sums
 from gateway.billing.totals import PAGE_RECORDS, SLICE_RECORDS, DaysRead, Totals
 from gateway.calendar import Calendar
-from gateway.store.batch import Batch
-from gateway.store.commands import ReadBooks, ReadLedger
+from gateway.store.batch import Batch, execute
+from gateway.store.commands import ReadBooks, ReadLedger, SearchLedger
 from gateway.store.protocol import Store
 from gateway.tasks import SingleFlight
 
@@ -26,6 +27,11 @@ DAYS: Final = 30
 """Today and the days before it that the overview has."""
 MAX_BEHIND: Final = 20_000
 """New records that are added one by one. With more, the totals are read again."""
+MAX_PAGES: Final = 10
+"""Of charged records that are searched for bills above their estimate."""
+MAX_OVER_ESTIMATES: Final = 1000
+OVER_ESTIMATE: Final = b'"over_estimate"'
+"""The flag of a record whose bill was higher than what was reserved."""
 _DIMENSIONS: Final = ("key", "team", "model")
 
 
@@ -55,6 +61,11 @@ class RecentDays:
         self._view: RecentView | None = None
         self._updates: SingleFlight[str, RecentView] = SingleFlight()
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the totals were read once."""
+        return self._view is not None
+
     async def read(self, now: float, *, patience_seconds: float) -> RecentView | None:
         """The sums with all records of now.
 
@@ -74,6 +85,7 @@ class RecentDays:
         view = self._view
         if view is None or view.today != today or not await self._read_new(view):
             view = await self._read_all(today)
+            await self._read_over_estimates(view, now)
             self._view = view
         view.as_of = now
         return view
@@ -91,6 +103,17 @@ class RecentDays:
         ):
             view.join(part)
         return view
+
+    async def _read_over_estimates(self, view: RecentView, now: float) -> None:
+        """Looks for bills above their estimate among the charged records of the last 24 hours."""
+        after, pages = "", 0
+        while pages == 0 or (after and pages < MAX_PAGES):
+            search = SearchLedger(OVER_ESTIMATE, now - 86_400, now, is_charged=True, after=after)
+            matches = await execute(self._store, search)
+            for position, data in matches.records:
+                if position <= view.position:
+                    view.note_over_estimate(data)
+            after, pages = matches.next, pages + 1
 
     async def _read_new(self, view: RecentView) -> bool:
         """Adds the records after the view's position; False if some of them may be gone."""
@@ -127,6 +150,8 @@ class RecentView:
         self._top_since = calendar.start_of(today - timedelta(days=DAYS - 1))
         self.days: dict[float, dict[str, int]] = {}
         self.spenders: dict[str, dict[str, list[int]]] = {name: {} for name in _DIMENSIONS}
+        self._over_estimates: deque[float] = deque(maxlen=MAX_OVER_ESTIMATES)
+        """The times of records with that flag."""
         self._parts: list[tuple[float, float, str]] = []
         """Days from … to, and up to which record they were read."""
 
@@ -154,6 +179,13 @@ class RecentView:
         for since, until, read_to in self._parts:
             if since <= begin < until and position > read_to:
                 self.add(begin, _group_of(record.rows.row), record.amounts)
+        if OVER_ESTIMATE in data:
+            self._over_estimates.append(record.time)
+
+    def note_over_estimate(self, data: bytes) -> None:
+        """Adds a record that was read with its day."""
+        if (record := decode_record(data)) is not None:
+            self._over_estimates.append(record.time)
 
     def join(self, part: DaysRead[RecentView]) -> None:
         """Adds days that were read on their own."""
@@ -174,6 +206,14 @@ class RecentView:
         starts_at = self._calendar.start_of(day)
         ends_at = self._calendar.start_of(day + timedelta(days=1))
         return DaySums(starts_at, ends_at, decode_sums(self.days.get(starts_at, {})))
+
+    def over_estimates(self, since: float) -> int:
+        """How many bills were above their estimate since then, as far as is known."""
+        return sum(at >= since for at in self._over_estimates)
+
+    def names(self, dimension: str) -> Collection[str]:
+        """Those that cost or saved anything in the last 30 days."""
+        return self.spenders[dimension].keys()
 
     def last_days(self) -> list[DaySums]:
         """The last 30 days, the oldest first."""

@@ -37,6 +37,9 @@ MAX_HEADROOM_BYTES: Final = 1 << 30
 DISK_RESERVE_BYTES: Final = 64 << 20
 """Disk space that counts as used: SQLite's log and temporary files need it."""
 
+NEARLY_FULL: Final = 0.97
+"""Of Redis' memory. Of a disk, what is left counts: less than `DISK_RESERVE_BYTES`."""
+
 LOW_FROM: Final = 0.8
 LOW_UNTIL: Final = 0.75
 """The warning begins when the books use this part of their share, and ends below the other."""
@@ -53,6 +56,8 @@ class BooksUse:
     """The share that images never take."""
     images_bytes: int | None
     """The bound on the bytes of images now; None: no bound."""
+    is_nearly_full: bool = False
+    """Hardly any memory or disk is left, whoever uses it."""
 
     @property
     def ratio(self) -> float:
@@ -76,7 +81,7 @@ class BooksMemory:
     """Measures the books, warns, and bounds the images accordingly.
 
     `shares_bytes`: the images' bytes are in the same Redis, or on the same disk. `on_change` is
-    called with whether the books are low.
+    called with whether the books are low, `on_measured` with each measurement.
     """
 
     def __init__(
@@ -87,12 +92,14 @@ class BooksMemory:
         *,
         shares_bytes: bool,
         on_change: Callable[[bool], None],
+        on_measured: Callable[[BooksUse], None] = lambda use: None,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._observer = observer
         self._shares_bytes = shares_bytes
         self._on_change = on_change
+        self._on_measured = on_measured
         self._is_low = False
 
     async def measure(self) -> BooksUse:
@@ -108,6 +115,7 @@ class BooksMemory:
         )
         self._blobs.yield_to_books(use.images_bytes)
         self._observer.books_measured(use.books_bytes, use.limit_bytes)
+        self._on_measured(use)
         is_low = use.ratio >= (LOW_UNTIL if self._is_low else LOW_FROM)
         if is_low != self._is_low:
             self._is_low = is_low
@@ -130,16 +138,23 @@ def measure_books(
     of_images = images.count * IMAGE_OVERHEAD_BYTES + shares_bytes * images.size_bytes
     books = max(0, store_use.used_bytes - of_images)
     free_for_images = capacity - _headroom(capacity) - books
-    return BooksUse(books, capacity - share, _allowed(images, of_images, share, free_for_images))
+    return BooksUse(
+        books,
+        capacity - share,
+        _allowed(images, of_images, share, free_for_images),
+        is_nearly_full=store_use.used_bytes > capacity * NEARLY_FULL,
+    )
 
 
 def _on_disk(store_use: StoreUse, images: LruTotals, *, shares_bytes: bool) -> BooksUse:
     free = store_use.capacity_bytes - store_use.used_bytes
     limit = max(0, store_use.capacity_bytes - DISK_RESERVE_BYTES)
+    is_nearly_full = free < DISK_RESERVE_BYTES
     if not shares_bytes:
-        return BooksUse(store_use.used_bytes, limit, None)
+        return BooksUse(store_use.used_bytes, limit, None, is_nearly_full)
     headroom = _headroom(store_use.capacity_bytes + images.size_bytes)
-    return BooksUse(store_use.used_bytes, limit, max(0, images.size_bytes + free - headroom))
+    allowed = max(0, images.size_bytes + free - headroom)
+    return BooksUse(store_use.used_bytes, limit, allowed, is_nearly_full)
 
 
 def _headroom(capacity_bytes: int) -> int:

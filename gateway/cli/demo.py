@@ -30,7 +30,6 @@ from gateway.cli.logs import configure_logs
 from gateway.cli.options import command_actor, config_option, find_changing_configuration
 from gateway.cli.output import errors_as_messages
 from gateway.cli.serve import run_gateway
-from gateway.cli.store import demo_store
 from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.process.bootstrap import prepare
 from gateway.process.listener import bind_listeners
@@ -73,7 +72,9 @@ def demo_settings(base_url: str, settings: Settings) -> Settings:
     """
     key = SecretStr("simulated")
     upstream = UpstreamSettings(base_url=base_url, api_key=key, name="simulated")
-    return demo_store(settings).model_copy(update={"upstream": upstream})
+    folder = settings.store.data_dir / "demo"
+    store = settings.store.model_copy(update={"redis_url": None, "data_dir": folder})
+    return settings.model_copy(update={"store": store, "upstream": upstream})
 
 
 async def prepare_demo(settings: Settings) -> tuple[str, str]:
@@ -110,7 +111,10 @@ def print_instructions(settings: Settings, secret: str, link: str, *, model: str
     click.echo(
         "Image Gateway demo: a real gateway in front of a simulated upstream; nothing is paid.\n\n"
         f"The dashboard is at {server.dashboard_base_url}/dashboard. This link signs you in, once, "
-        f"within a minute\n(later: gateway open --demo, or the key below):\n\n  {link}\n\n"
+        "within a minute:\n\n"
+        f"  {link}\n\n"
+        f"Later: GATEWAY_DATA_DIR={settings.store.data_dir} gateway open, or sign in with the key "
+        "below.\n\n"
         f"An image, into otter.png:\n\n  {request} | {write}\n\n"
         f"Again, to see that it came from the cache (Cache-Status: image-gateway; hit):\n\n"
         f"  {request} -o otter.json -D -\n"

@@ -15,7 +15,7 @@ from gateway.access.audit import Audit
 from gateway.access.sign_in_links import LINK_SECONDS, create_sign_in_link
 from gateway.cli.options import command_actor, config_option, find_configuration
 from gateway.cli.output import errors_as_messages
-from gateway.cli.store import demo_store, print_name
+from gateway.cli.store import print_name
 from gateway.configuration.fields import parse_base_url
 from gateway.configuration.settings import Settings
 from gateway.wiring.stores import open_existing_store
@@ -35,10 +35,9 @@ def _read_url(_context: click.Context, _option: click.Parameter, url: str | None
 @click.option("--no-browser", is_flag=True, help="Only prints the link.")
 @click.option("--url", callback=_read_url, metavar="URL", help="Where your browser reaches the "
               "gateway, if not at its public_url or on this machine.")  # fmt: skip
-@click.option("--demo", is_flag=True, help="The dashboard of `gateway demo`.")
 @config_option
 def open(  # noqa: A001 - the name of the command
-    no_browser: bool, url: str | None, demo: bool, config: Path | None
+    no_browser: bool, url: str | None, config: Path | None
 ) -> None:
     """Prints a link that signs you in to the dashboard, and opens it.
 
@@ -46,8 +45,6 @@ def open(  # noqa: A001 - the name of the command
     all that an admin can.
     """
     settings = find_configuration(config).read_settings()
-    if demo:
-        settings = demo_store(settings)
     with errors_as_messages():
         link = asyncio.run(_create_link(settings, url or settings.server.dashboard_base_url))
     click.echo(link)

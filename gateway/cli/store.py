@@ -9,7 +9,6 @@ import click
 
 from gateway.cli.output import errors_as_messages
 from gateway.configuration.files import Configuration
-from gateway.configuration.settings import Settings
 from gateway.store.protocol import Store
 from gateway.wiring.access import Access, wire_access
 from gateway.wiring.stores import open_existing_store
@@ -33,13 +32,6 @@ async def open_command_access(configuration: Configuration) -> AsyncIterator[tup
         async with open_existing_store(settings) as store:
             print_name(store)
             yield store, wire_access(settings, store, lambda: declared)
-
-
-def demo_store(settings: Settings) -> Settings:
-    """The same settings with the store of `gateway demo`, which is always embedded."""
-    folder = settings.store.data_dir / "demo"
-    store = settings.store.model_copy(update={"redis_url": None, "data_dir": folder})
-    return settings.model_copy(update={"store": store})
 
 
 def print_name(store: Store) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Final, cast
@@ -120,6 +121,7 @@ def main(max_pixels: str) -> None:
         os.nice(_NICENESS)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    warnings.simplefilter("ignore")  # of large images, which `make_thumbnail` refuses
     source, result = sys.stdin.buffer, sys.stdout.buffer
     with suppress(EOFError, BrokenPipeError):
         while True:

@@ -27,7 +27,8 @@ const strangers = (page) =>
         const isElsewhere = address && !['http:', 'blob:', 'data:'].includes(new URL(address, location).protocol);
         const isOdd = ['script', 'iframe', 'object', 'embed', 'base'].includes(element.localName) && !element.src;
         const isForeign = element.localName === 'b' && element.textContent.includes('owned');
-        return isHandler || isElsewhere || isOdd || isForeign || address.includes('owned');
+        const isOwned = new URL(address, location).pathname === '/owned';
+        return isHandler || isElsewhere || isOdd || isForeign || isOwned;
       })
       .map((element) => element.outerHTML.slice(0, 200)),
   );

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gateway.access.sign_in_links import create_sign_in_link
 
+from gateway.access.sign_in_links import create_sign_in_link
 from gateway.wiring.stores import open_store
 from tests.browser.running import Scripts, the
 from tests.gates import hold_streams

@@ -14,6 +14,7 @@ async function lookAtAll(page, {name, theme, views}) {
     for (const {view, dialogs} of views) {
       const about = {session: name, view, theme, width};
       await openView(page, view);
+      await refresh(page);
       await lookAt(page, {...about, title: await page.locator('h1').first().innerText()});
       for (const path of given.dialogs ? dialogs : []) await lookAtDialog(page, path, about);
     }
@@ -21,8 +22,10 @@ async function lookAtAll(page, {name, theme, views}) {
 }
 
 async function lookAt(page, about) {
-  say('view', {...about, ...(await measure(page)), axe: given.axe ? await examine(page) : []});
+  const findings = given.axe ? await examine(page, about.dialog ? 'dialog' : 'body') : [];
+  say('view', {...about, ...(await measure(page)), axe: findings});
   if (!given.save) return;
+  await loadAllImages(page);
   const {view, dialog = '', session, theme, width} = about;
   const name = `${view} ${dialog}`.trim().replaceAll(/\W+/g, '-');
   // The whole page, whatever scrolls inside of it; of a dialog what a person sees.
@@ -31,6 +34,20 @@ async function lookAt(page, about) {
     fullPage: !dialog,
     animations: 'disabled',
   });
+}
+
+/** Also those that are below the screen. */
+async function loadAllImages(page) {
+  await page.evaluate(() => {
+    for (const image of document.images) image.loading = 'eager';
+  });
+  await page.waitForFunction(() => [...document.images].every((image) => image.complete));
+}
+
+/** As the page does by itself. A click would be input, after which things may move. */
+async function refresh(page) {
+  await page.evaluate(() => document.querySelector('[aria-label="Refresh"]')?.click());
+  await settled(page);
 }
 
 async function lookAtDialog(page, path, about) {
@@ -65,14 +82,14 @@ const measure = (page) =>
     moved: window.shifts.flatMap(({moved}) => moved).slice(0, 5),
   }));
 
-/** The serious and critical findings of axe-core. */
-const examine = (page) =>
-  page.evaluate(async () => {
-    const {violations} = await axe.run(document, {resultTypes: ['violations']});
+/** The serious and critical findings of axe-core in an element. */
+const examine = (page, selector) =>
+  page.evaluate(async (inside) => {
+    const {violations} = await axe.run(inside === 'body' ? document : inside, {resultTypes: ['violations']});
     return violations
       .filter(({impact}) => impact === 'serious' || impact === 'critical')
       .map(({id, nodes}) => ({id, nodes: nodes.slice(0, 4).map(({html, failureSummary}) => `${html.slice(0, 160)} ${failureSummary}`)}));
-  });
+  }, selector);
 
 await browse(async (browser) => {
   const opened = [];

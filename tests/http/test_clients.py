@@ -841,9 +841,11 @@ async def test_the_demos_commands_write_an_image_and_show_a_hit(
         update={"server": server.model_copy(update={"listen": listen})}
     )
     capsys.readouterr()
-    print_instructions(settings, shared.alice.secret, model=shipped_catalog().default_gpt_model)
-    write, again = demo_commands(capsys.readouterr().out)
+    model = shipped_catalog().default_gpt_model
+    print_instructions(settings, shared.alice.secret, "http://a-link", model=model)
+    link, write, again = demo_commands(capsys.readouterr().out)
 
+    assert link == "http://a-link"
     written = await run_shell(write, tmp_path)
     shown = await run_shell(again, tmp_path)
 

@@ -55,7 +55,7 @@ class TestList:
 
         pond, otter = await listed(alice)
         cost = float(bought.headers["x-gateway-cost-usd"])
-        assert otter | {"created_at": 0, "expires_at": 0, "last_hit_at": 0, "url": ""} == {
+        assert {**otter, "created_at": 0, "expires_at": 0, "last_hit_at": 0, "url": ""} == {
             "id": id_of(bought),
             "created_at": 0,
             "model": "gpt-image-1.5",

@@ -304,6 +304,19 @@ async def assert_nothing_is_leased_or_reserved(arena: Arena, outcome: Outcome) -
         assert tuple(probe.cached) == (slots if is_filled else ())
 
 
+async def assert_each_image_is_listed_once(arena: Arena) -> None:
+    """The list of images has those of all entries, and nothing that was not stored."""
+    cache = arena.survivor.gateway.cache.image_cache
+    records = await arena.survivor.ledger()
+    stored = []
+    for fingerprint in {record.fingerprint for record in records if record.fingerprint}:
+        entry = await cache.entry(fingerprint)
+        stored += [(fingerprint, n, slot.image_id) for n, slot in entry.slots.items()]
+    reply = await arena.alice.admin("GET", "/admin/images")
+    listed = [(i["fingerprint"], i["slot"], i["id"]) for i in reply.json["data"]]
+    assert sorted(listed) == sorted(stored)
+
+
 async def assert_bought_at_most_once_more(arena: Arena, outcome: Outcome) -> None:
     """One follower buys if the victim neither received an image nor published its end.
 
@@ -347,6 +360,7 @@ async def assert_all_holds(arena: Arena, story: Story, point: KillPoint) -> None
     assert_all_are_answered(outcome)
     await assert_bought_at_most_once_more(arena, outcome)
     await assert_nothing_is_leased_or_reserved(arena, outcome)
+    await assert_each_image_is_listed_once(arena)
     await assert_books_agree(arena, outcome)
     await assert_next_request_is_a_hit(arena, outcome)
 

@@ -7,12 +7,15 @@ Python or with another store server.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,8 +81,9 @@ async def an_open_purchase_is_finished(
 
 
 def test_the_demo_serves_and_the_commands_that_it_prints_work(tmp_path: Path) -> None:
-    with run_demo(tmp_path) as commands:
-        write, again = commands
+    with run_demo(tmp_path) as (write, again, link):
+        assert _sign_in(link) == 201
+        assert _sign_in(link) == 401
         subprocess.run(["bash", "-c", write], cwd=tmp_path, check=True, timeout=GENEROUS_SECONDS)
         shown = subprocess.check_output(
             ["bash", "-c", again], cwd=tmp_path, timeout=GENEROUS_SECONDS
@@ -89,9 +93,25 @@ def test_the_demo_serves_and_the_commands_that_it_prints_work(tmp_path: Path) ->
     assert b"Cache-Status: image-gateway; hit; ttl=" in shown
 
 
+def _sign_in(link: str) -> int:
+    """The status with which the secret of a one-time link is answered, as the page sends it."""
+    page, _, secret = link.partition("#link=")
+    request = urllib.request.Request(
+        f"{page}/api/session",
+        json.dumps({"link": secret}).encode(),
+        {"Content-Type": "application/json", "Origin": page.removesuffix("/dashboard")},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=GENEROUS_SECONDS) as answer:
+            return answer.status
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        return refused.code
+
+
 @contextmanager
 def run_demo(folder: Path) -> Iterator[list[str]]:
-    """Runs `gateway demo` with two workers; yields the commands that it prints."""
+    """Runs `gateway demo` with two workers; yields the commands and the link that it prints."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     given = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_WORKERS": "2"}
@@ -111,7 +131,8 @@ def run_demo(folder: Path) -> Iterator[list[str]]:
         while "Listening on" not in printed:
             printed += demo.stdout.readline()
             assert demo.poll() is None, (folder / "log").read_text()
-        yield re.findall(r"^  (curl .*)$", printed, re.MULTILINE)
+        links = re.findall(r"^  (http\S*#link=\S*)$", printed, re.MULTILINE)
+        yield [*re.findall(r"^  (curl .*)$", printed, re.MULTILINE), *links]
         demo.terminate()
         assert demo.wait(GENEROUS_SECONDS) == 0, (folder / "log").read_text()
         assert "Traceback" not in (folder / "log").read_text()

@@ -179,6 +179,31 @@ async def two_gateways(
         yield here, there
 
 
+async def test_the_overview_says_that_the_store_is_down(arena: Arena) -> None:
+    client = arena.here.client
+    assert (await client.admin("GET", "/admin/overview")).json["health"]["store"]["state"] == "ok"
+    with arena.outage():
+        # A command that writes finds it out.
+        await client.admin("POST", "/admin/keys", {"name": "nobody"})
+        started = time.monotonic()
+        reply = await client.admin("GET", "/admin/overview")
+        assert reply.status == 200
+        assert time.monotonic() - started < 3
+        found = reply.json
+        assert found["health"]["store"]["state"] == "fault"
+        assert found["attention"][0]["title"] == "The store is unavailable"
+        if not arena.can_read:
+            parts = ("spend", "days", "top", "hit_ratio", "cache")
+            assert [found[part] for part in parts] == [None] * 5
+    found = await eventually(lambda: overview_with_days(client))
+    assert len(found["days"]) == 30
+
+
+async def overview_with_days(client: Client) -> Any:
+    found = (await client.admin("GET", "/admin/overview")).json
+    return found if found["days"] is not None else None
+
+
 # ── one request of each kind ────────────────────────────────────────────────────────────────
 
 

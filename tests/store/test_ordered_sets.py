@@ -29,11 +29,13 @@ def remove(member: str, *names: str) -> Any:
 
 
 async def read(store: Store, name: str = "l", *, before: str = "", limit: int = 1000) -> list[str]:
-    return list(await execute(store, commands.ReadOrderedSet("s", name, limit, before)))
+    found = await execute(store, commands.ReadOrderedSet("s", name, limit, before))
+    return list(found)
 
 
 async def count(store: Store, *names: str) -> list[int]:
-    return list(await execute(store, commands.CountOrderedSets("s", names or ("l",))))
+    found = await execute(store, commands.CountOrderedSets("s", names or ("l",)))
+    return list(found)
 
 
 async def is_empty(store: Store) -> bool:
@@ -111,7 +113,8 @@ class TestHits:
 
     async def test_hits_expire_after_the_last_one(self, store: Store) -> None:
         async def are_gone() -> bool:
-            return list(await execute(store, commands.ReadHits(("a",)))) == [NO_HITS]
+            found = await execute(store, commands.ReadHits(("a",)))
+            return list(found) == [NO_HITS]
 
         await store.execute([commands.CountHits((("a", 2),), ttl) for ttl in (LONG, SHORT)])
         await eventually(are_gone)

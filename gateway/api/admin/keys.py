@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 import orjson
 from aiohttp import web
 
-from gateway.access.key_records import parse_overlap, parse_spec
+from gateway.access.key_records import KeyRecord, parse_overlap, parse_spec
 from gateway.api.admin.requests import (
     check_models,
+    check_query,
     invalid_value,
     read_actor,
     read_limit,
@@ -17,10 +20,13 @@ from gateway.api.admin.requests import (
     read_parameters,
 )
 from gateway.api.http.json import JSON, json_response
-from gateway.api.services import SERVICES
+from gateway.api.limit_rows import used_rows
+from gateway.api.services import SERVICES, Services
+from gateway.billing.reports import SLICE_ROWS
 
 MAX_LISTED: Final = 1000
 """The largest `limit` of a list."""
+STATES: Final = ("active", "expired", "revoked", "all")
 
 
 async def create_key(request: web.Request) -> web.Response:
@@ -34,27 +40,108 @@ async def create_key(request: web.Request) -> web.Response:
 async def list_keys(request: web.Request) -> web.Response:
     """`GET /admin/keys`: all keys, oldest first, with those revoked in the last 90 days.
 
-    `limit` and `after` (a key's id) ask for a part of the list.
+    `limit` and `after` (a key's id) ask for a part of the list, `search` and `state` for some of
+    the keys. `with=limits` adds what they have used of their limits.
     """
+    check_query(request, ("limit", "after", "search", "state", "with"))
     limit, after = read_limit(request, MAX_LISTED), request.query.get("after")
-    # One by one: orjson keeps the event loop from running while it encodes.
-    listed = await request.app[SERVICES].keys.map_keys(lambda r: (r.id, orjson.dumps(r.public())))
+    wanted, shows_limits = _read_filter(request), with_limits(request)
+    services = request.app[SERVICES]
+
+    def convert(record: KeyRecord) -> _Listed:
+        if not wanted(record):
+            return _Listed(record.id, None, None)
+        # One by one: orjson keeps the event loop from running while it encodes.
+        return _Listed(record.id, orjson.dumps(record.public()), record if shows_limits else None)
+
+    listed = await services.keys.map_keys(convert)
     if after is not None:
-        position = next((i for i, (key_id, _) in enumerate(listed) if key_id == after), None)
+        position = next((i for i, key in enumerate(listed) if key.id == after), None)
         if position is None:
             raise invalid_value("after", "the id of a key in the list")
         listed = listed[position + 1 :]
-    uses = await request.app[SERVICES].keys.uses.read([key_id for key_id, _ in listed[:limit]])
-    data = b",".join(_with_use(encoded, uses.get(key_id)) for key_id, encoded in listed[:limit])
-    has_more = b"true" if limit is not None and len(listed) > limit else b"false"
-    return web.Response(body=b'{"data":[%b],"has_more":%b}' % (data, has_more), content_type=JSON)
+    found = [key for key in listed if key.encoded is not None]
+    page = found[:limit]
+    rows = await _rows(services, page)
+    has_more = b"true" if len(found) > len(page) else b"false"
+    body = b'{"data":[%b],"has_more":%b}' % (b",".join(rows), has_more)
+    return web.Response(body=body, content_type=JSON)
 
 
-def _with_use(encoded: bytes, last_used_at: int | None) -> bytes:
-    """A key's JSON object with the time of its last use."""
-    if last_used_at is None:
-        return encoded
-    return b'%b,"last_used_at":%d}' % (encoded[:-1], last_used_at)
+async def show_key(request: web.Request) -> web.Response:
+    """`GET /admin/keys/{id}`: one key, with what it has used of its limits."""
+    services = request.app[SERVICES]
+    record = await services.keys.find(request.match_info["id"])
+    (row,) = await _rows(services, [_Listed(record.id, orjson.dumps(record.public()), record)])
+    return web.Response(body=row, content_type=JSON)
+
+
+class _Listed(NamedTuple):
+    """A key of the list."""
+
+    id: str
+    encoded: bytes | None
+    """Its JSON object; None if it is not asked for."""
+    record: KeyRecord | None
+    """None if its limits are not asked for."""
+
+
+def with_limits(request: web.Request) -> bool:
+    """Whether the query asks for what is used of the limits."""
+    given = request.query.get("with")
+    if given not in (None, "limits"):
+        raise invalid_value("with", "'limits'")
+    return given is not None
+
+
+def _read_filter(request: web.Request) -> Callable[[KeyRecord], bool]:
+    state, text = request.query.get("state", "all"), request.query.get("search", "").casefold()
+    if state not in STATES:
+        raise invalid_value("state", f"one of {', '.join(STATES)}")
+    now = request.app[SERVICES].clock()
+
+    def is_wanted(record: KeyRecord) -> bool:
+        if state != "all" and state != _state_of(record, now):
+            return False
+        return not text or any(text in word.casefold() for word in _words(record))
+
+    return is_wanted
+
+
+def _state_of(record: KeyRecord, now: float) -> str:
+    if record.revoked_at is not None:
+        return "revoked"
+    return "active" if record.is_active(now) else "expired"
+
+
+def _words(record: KeyRecord) -> Iterator[str]:
+    """What a search looks in."""
+    yield from (record.name, record.id, record.prefix, record.team or "")
+    for name, value in (record.labels or {}).items():
+        yield from (name, value)
+
+
+async def _rows(services: Services, page: Sequence[_Listed]) -> list[bytes]:
+    """The JSON objects of keys, with the time of their last use, and what they have used."""
+    last_used = await services.keys.uses.read([key.id for key in page])
+    records = [key.record for key in page if key.record is not None]
+    used: dict[str, bytes] = {}
+    if records:
+        subjects = await services.limit_changes.of_keys(records)
+        uses, now = await services.read_uses(list(subjects.values())), services.clock()
+        for index, (key_id, subject) in enumerate(subjects.items(), start=1):
+            used[key_id] = orjson.dumps(used_rows("key", uses[subject.name], now))
+            if index % SLICE_ROWS == 0:
+                await asyncio.sleep(0)
+    return [
+        _with_more(key.encoded or b"{}", last_used.get(key.id), used.get(key.id)) for key in page
+    ]
+
+
+def _with_more(encoded: bytes, last_used_at: int | None, used: bytes | None) -> bytes:
+    more = b"" if last_used_at is None else b',"last_used_at":%d' % last_used_at
+    more += b"" if used is None else b',"used":%b' % used
+    return b"%b%b}" % (encoded[:-1], more)
 
 
 async def change_key(request: web.Request) -> web.Response:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import orjson
 from aiohttp import web
 
 from gateway.access.specs import parse_model
 from gateway.access.subject_records import NewTeam
-from gateway.api.admin.requests import check_models, read_actor, read_object
+from gateway.api.admin.keys import with_limits
+from gateway.api.admin.requests import check_models, check_query, read_actor, read_object
 from gateway.api.http.json import JSON, json_response
+from gateway.api.limit_rows import used_rows
 from gateway.api.services import SERVICES
+from gateway.billing.reports import SLICE_ROWS
 
 
 async def create_team(request: web.Request) -> web.Response:
@@ -21,10 +26,26 @@ async def create_team(request: web.Request) -> web.Response:
 
 
 async def list_teams(request: web.Request) -> web.Response:
-    """`GET /admin/teams`: all teams by name, also those that only keys name."""
-    # One by one: orjson keeps the event loop from running while it encodes.
-    listed = await request.app[SERVICES].teams.map_teams(lambda team: orjson.dumps(team.public()))
-    return web.Response(body=b'{"data":[%b]}' % b",".join(listed), content_type=JSON)
+    """`GET /admin/teams`: all teams by name, also those that only keys name.
+
+    `with=limits` adds what they have used of their limits.
+    """
+    check_query(request, ("with",))
+    services = request.app[SERVICES]
+    if not with_limits(request):
+        # One by one: orjson keeps the event loop from running while it encodes.
+        listed = await services.teams.map_teams(lambda team: orjson.dumps(team.public()))
+        return web.Response(body=b'{"data":[%b]}' % b",".join(listed), content_type=JSON)
+    teams = await services.teams.map_teams(lambda team: (team.record.name, team.public()))
+    subjects = await services.limit_changes.of_teams([name for name, _ in teams])
+    uses, now = await services.read_uses(list(subjects.values())), services.clock()
+    rows = []
+    for index, (name, public) in enumerate(teams, start=1):
+        used = used_rows("team", uses[subjects[name].name], now)
+        rows.append(orjson.dumps({**public, "used": used}))
+        if index % SLICE_ROWS == 0:
+            await asyncio.sleep(0)
+    return web.Response(body=b'{"data":[%b]}' % b",".join(rows), content_type=JSON)
 
 
 async def show_team(request: web.Request) -> web.Response:

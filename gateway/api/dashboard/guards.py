@@ -7,6 +7,7 @@ wrapped here, so they open no other path.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -80,11 +81,11 @@ def with_named_key(
     """Gives the handler a key that an admin names by its id."""
 
     async def admitted(request: web.Request) -> web.StreamResponse:
-        services, key_id = request.app[SERVICES], key_id_of(request)
-        credentials = await services.keys.credentials_of(key_id)
-        if not credentials:
+        key_id = key_id_of(request)
+        found = await request.app[SERVICES].keys.confirm_by_id(key_id)
+        if found is None:
             raise _no_such_key(key_id)
-        use_key(request, await services.keys.confirm(credentials[0]), credentials[0])
+        use_key(request, *found)
         try:
             return await handler(request)
         except IncorrectKey:
@@ -119,14 +120,11 @@ def check_admin_address(request: web.Request) -> None:
 async def _use_own_key(request: web.Request, session: Session) -> None:
     """Raises 401 if the secret with which the holder signed in is not valid any more."""
     services = request.app[SERVICES]
-    for credential in await services.keys.credentials_of(session.key_id or ""):
-        if services.sessions.is_bound(session, credential):
-            try:
-                use_key(request, await services.keys.confirm(credential), credential)
-            except IncorrectKey:
-                break
-            return
-    raise session_required()
+    is_bound = partial(services.sessions.is_bound, session)
+    found = await services.keys.confirm_by_id(session.key_id or "", is_bound)
+    if found is None:
+        raise session_required()
+    use_key(request, *found)
 
 
 def _is_of_the_page(request: web.Request) -> bool:

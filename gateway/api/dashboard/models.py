@@ -18,6 +18,7 @@ from gateway.catalog import (
     IntegerSpec,
     Model,
     ParameterSpec,
+    Rule,
     SizeSpec,
 )
 
@@ -58,6 +59,7 @@ def _model_object(model: Model) -> dict[str, Any]:
         "id": model.id,
         "operations": ["generations"],
         "parameters": [_parameter(name, spec) for name, spec in model.parameters.items()],
+        "rules": [_rule(rule) for rule in model.rules],
         "prompt_max": model.prompt_max_characters,
         "streams": "stream" in model.parameters,
         "partial_images_max": partial_images.max if isinstance(partial_images, IntegerSpec) else 0,
@@ -66,6 +68,12 @@ def _model_object(model: Model) -> dict[str, Any]:
         "shutdown_date": None if model.shutdown is None else model.shutdown.isoformat(),
         "allowed": True,
     }
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    """A combination that is refused: every condition holds."""
+    when = {name: condition.model_dump(exclude_none=True) for name, condition in rule.when.items()}
+    return {"when": when, "message": rule.error.message}
 
 
 def _parameter(name: str, spec: ParameterSpec) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 
 from gateway.access.sessions import Kind
 from gateway.api import images, usage
+from gateway.api.admin import images as cached_images
 from gateway.api.ask_for_more import ask_for_more
 from gateway.api.dashboard.guards import of_the_page, with_named_key, with_session
 from gateway.api.dashboard.models import list_models
@@ -49,6 +50,28 @@ def dashboard_routes() -> list[web.RouteDef]:
             f"{API}/usage/ask-for-more",
             _signed_in(ask_for_more, "key"),
             name="dashboard_ask_for_more",
+        ),
+        *_own_images(),
+    ]
+
+
+def _own_images() -> list[web.RouteDef]:
+    """The handlers of `/admin/images`, which show the holder of a key only their own."""
+    one = f"{API}/images/{{id}}"
+    return [
+        web.get(
+            f"{API}/images", _signed_in(cached_images.list_images, "key"), name="dashboard_images"
+        ),
+        web.get(one, _signed_in(cached_images.show_image, "key"), name="dashboard_image"),
+        web.get(
+            f"{one}/thumbnail",
+            _signed_in(cached_images.show_thumbnail, "key"),
+            name="dashboard_image_thumbnail",
+        ),
+        web.get(
+            f"{one}/file",
+            _signed_in(cached_images.send_file, "key"),
+            name="dashboard_image_file",
         ),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -12,7 +13,7 @@ from aiohttp import web
 from gateway import __version__
 from gateway.access.key_spaces import Credential
 from gateway.access.keys import Key
-from gateway.access.sessions import Session
+from gateway.access.sessions import Session, Sessions
 from gateway.api.admin.requests import invalid_value, read_parameters
 from gateway.api.auth import KEY, SESSION, client_of, confirm_key
 from gateway.api.dashboard.cookie import delete_cookie, set_cookie
@@ -22,8 +23,6 @@ from gateway.api.http.json import json_response
 from gateway.api.origin import public_url
 from gateway.api.services import SERVICES
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, IncorrectKey
-
-CREATED = HTTPStatus.CREATED
 
 
 async def sign_in(request: web.Request) -> web.Response:
@@ -41,7 +40,7 @@ async def sign_in(request: web.Request) -> web.Response:
     with suppress(GatewayError):
         await request.app[SERVICES].sessions.end(await read_session(request))
     set_cookie(request, token)
-    return json_response(_session_object(request, session, key), status=CREATED)
+    return json_response(_session_object(request, session, key), status=HTTPStatus.CREATED)
 
 
 async def show_session(request: web.Request) -> web.Response:
@@ -83,14 +82,22 @@ async def _use_token(request: web.Request, secret: str) -> tuple[Session, str, K
 
 async def _use_link(request: web.Request, secret: str) -> tuple[Session, str, Key | None]:
     services = request.app[SERVICES]
-    if (started := await services.sessions.start_with_link(secret)) is None:
-        services.attempts.fail(client_of(request))
+    try:
+        use = partial(_start_with_link, services.sessions, secret)
+        started = await services.attempts.look_up(client_of(request), use)
+    except IncorrectKey:
         raise _sign_in_failed(
             "This link was used before, or is older than a minute. Make a new one with "
             "`gateway open`, or sign in with a token."
-        )
+        ) from None
     check_admin_address(request)
     return *started, None
+
+
+async def _start_with_link(sessions: Sessions, secret: str) -> tuple[Session, str]:
+    if (started := await sessions.start_with_link(secret)) is None:
+        raise IncorrectKey("***")  # which counts as a failed attempt
+    return started
 
 
 def _sign_in_failed(message: str) -> GatewayError:
@@ -104,7 +111,7 @@ def _session_object(request: web.Request, session: Session, key: Key | None) -> 
         "expires_at": session.expires_at,
         "time_zone": services.reports.time_zone,
         "version": __version__,
-        "stores_prompts": False,
+        "stores_prompts": services.settings.stores_prompts,
         "public_url": f"{public_url(request)}/v1",
         "key": None if key is None else _key_object(key),
     }

@@ -63,6 +63,15 @@ def _page(result: Schema) -> Schema:
     )
 
 
+def _or_null(schema: Schema) -> Schema:
+    return {"oneOf": [schema, {"type": "null"}]}
+
+
+_TIME: Final = {"type": "number", "description": "Unix seconds."}
+_INTEGER: Final = {"type": "integer"}
+_SPENDERS: Final = {"type": "array", "items": reference("Spender")}
+_STATE: Final = {"enum": ["ok", "warning", "fault"]}
+_USD_OR_NULL: Final = {"type": ["number", "null"], "description": "US dollars."}
 _USD: Final = {"type": "number", "description": "US dollars; corrections may be below zero."}
 
 ANSWERS: Final[Mapping[str, Schema]] = {
@@ -268,6 +277,73 @@ ANSWERS: Final[Mapping[str, Schema]] = {
             "images": {"type": "integer"},
             "tokens": {"type": "integer"},
             **dict.fromkeys(("key", "model", "upstream"), _TEXT_OR_NULL),
+        }
+    ),
+    "Overview": _object(
+        {
+            "now": _TIME,
+            "time_zone": _TEXT,
+            "spend": _or_null(
+                _object(
+                    {
+                        **dict.fromkeys(("today_usd", "week_usd", "month_usd"), _USD),
+                        **dict.fromkeys(("reserved_usd", "saved_month_usd"), _USD),
+                        **dict.fromkeys(("month_limit_usd", "month_forecast_usd"), _USD_OR_NULL),
+                        "previous_month_usd": _USD | {"description": "Of the whole month."},
+                        **dict.fromkeys(("month_from", "month_to"), _TIME),
+                    }
+                )
+            ),
+            "days": _or_null({"type": "array", "items": reference("OverviewDay")}),
+            "top": _or_null(
+                _object(
+                    dict.fromkeys(("keys", "teams", "models"), _SPENDERS),
+                )
+            ),
+            "hit_ratio": {
+                "type": ["number", "null"],
+                "description": "The part of the images of 30 days that was not bought.",
+            },
+            "cache": _or_null(reference("CacheStatistics")),
+            "live": _object(dict.fromkeys(("requests", "purchases", "queue", "workers"), _COUNT)),
+            "health": _object(
+                {
+                    "store": _object({"state": _STATE, "text": _TEXT}),
+                    "upstreams": {
+                        "type": "array",
+                        "items": _object(
+                            {
+                                "name": _TEXT,
+                                "state": _STATE,
+                                "text": _TEXT,
+                                "last_failure_at": _TIME_OR_NULL,
+                            }
+                        ),
+                    },
+                    "books": _object({"state": _STATE, "text": _TEXT, "checked_at": _TIME_OR_NULL}),
+                }
+            ),
+            "attention": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "level": {"enum": ["warning", "fault"]},
+                        "title": _TEXT,
+                        "text": _TEXT,
+                        "action": _or_null(
+                            _object({"label": _TEXT, "view": _TEXT, "query": {"type": "object"}})
+                        ),
+                    }
+                ),
+            },
+        }
+    ),
+    "Spender": _object({"name": _TEXT, "cost_usd": _USD, "saved_usd": _USD}),
+    "OverviewDay": _object(
+        {
+            **dict.fromkeys(("from", "to"), _TIME),
+            **dict.fromkeys(("cost_usd", "saved_usd"), _USD),
+            **dict.fromkeys(("requests", "hits", "images_bought", "images_served"), _INTEGER),
         }
     ),
     "Upstreams": _object({"data": {"type": "array", "items": reference("Upstream")}}),

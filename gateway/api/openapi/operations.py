@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
+from gateway.api.admin.keys import STATES
 from gateway.api.openapi.answers import (
     COMMON_HEADERS,
     IMAGE_HEADERS,
@@ -223,6 +224,10 @@ _GENERATIONS: Final = Operation(
     errors=(400, 401, 403, 408, 413, 429, 500, 502, 503, 504),
 )
 
+_WITH_LIMITS: Final = _query(
+    "with", "`limits` adds what is used of each limit, and when it resets.", {"enum": ["limits"]}
+)
+
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "generations": _GENERATIONS,
     "generations.deployment": replace(
@@ -321,8 +326,18 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         parameters=(
             _query("limit", "At most so many.", {"type": "integer", "minimum": 1, "maximum": 1000}),
             _query("after", "The id of the last key of the previous page.", _TEXT),
+            _query("search", "A part of a name, an id, a prefix, a team or a label.", _TEXT),
+            _query("state", "By default all.", {"enum": [*STATES]}),
+            _WITH_LIMITS,
         ),
         errors=(400, *_READ_ERRORS),
+    ),
+    "admin_key.show": Operation(
+        "Show a key, and what it has used of its limits",
+        "admin",
+        _ok("Key", "The key."),
+        credential="admin",
+        errors=(*_READ_ERRORS, 404),
     ),
     "admin_key": Operation(
         "Change a key",
@@ -376,7 +391,8 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         "admin",
         _ok("TeamList", "The teams."),
         credential="admin",
-        errors=_READ_ERRORS,
+        parameters=(_WITH_LIMITS,),
+        errors=(400, *_READ_ERRORS),
     ),
     "admin_team.show": Operation(
         "Show a team",
@@ -548,6 +564,13 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
             _query("what_if", "`quality=low`, …, or `cache=off`: what it would have cost.", _TEXT),
             _query("format", "`json` or `csv`.", {"enum": ["json", "csv"]}),
         ),
+        errors=(400, *_READ_ERRORS),
+    ),
+    "admin_overview": Operation(
+        "Show spending, health, and what needs attention",
+        "admin",
+        _ok("Overview", "What could be read; while the store is unavailable, the rest is null."),
+        credential="admin",
         errors=(400, *_READ_ERRORS),
     ),
     "admin_request": Operation(

@@ -196,6 +196,7 @@ def key_schemas() -> dict[str, Schema]:
         "items": {"type": "integer"},
     }
     shown["limits"] = shown_limits_schema()
+    shown["used"] = {"type": "array", "items": reference("UsedLimit")}
     new: Schema = {
         "type": "object",
         "required": ["name"],

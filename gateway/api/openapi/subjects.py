@@ -56,6 +56,21 @@ def subject_schemas() -> dict[str, Schema]:
             labels={"type": "object", "additionalProperties": _TEXT},
             created_at={"type": "integer", "description": "Unix seconds."},
             declared_in=_TEXT,
+            used={"type": "array", "items": reference("UsedLimit")},
+        ),
+        "UsedLimit": _open(
+            {
+                "limit": {"enum": list(LIMITS)},
+                "scope": {"enum": ["key", "team"]},
+                "max": {
+                    "type": ["number", "null"],
+                    "description": "With the raises that hold now; null without a limit.",
+                },
+                "used": _AMOUNT,
+                "reserved": _AMOUNT,
+                "resets_at": {"type": ["integer", "null"], "description": "Unix seconds."},
+                "mode": {"enum": [*get_args(Mode), None]},
+            }
         ),
         "TeamList": _open({"data": {"type": "array", "items": reference("Team")}}),
         "LimitChanges": _closed(

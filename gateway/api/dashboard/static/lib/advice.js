@@ -25,6 +25,7 @@ const KNOWN = {
   unknown_price: ['The model has no price', 'Choose another model, or ask the operator to set its price.', false],
   max_cost_exceeded: ['More expensive than allowed', 'Choose a smaller size or a lower quality.', false],
   upstream_auth: ['The image service refuses the gateway', OPERATOR, false],
+  image_generation_failed: ['The image could not be made', 'Try again. If it happens again, tell the operator the request id.', true],
   upstream_error: ['The image service failed', 'Try again. If it happens again, tell the operator the request id.', true],
   upstream_unavailable: ['The image service does not answer', NOT_CHARGED, true],
   overloaded: ['The gateway is busy', NOT_CHARGED, true],
@@ -49,7 +50,7 @@ export function adviceOf(error) {
 
 function general({status, param}) {
   if (status === 400) return ['The request is not valid', param ? 'Change the field that is marked.' : 'Change the settings.', false];
-  if (status >= 500) return ['The gateway failed', 'Try again. If it happens again, tell the operator the request id.', true];
+  if (status >= 500 || status === 200) return ['The gateway failed', 'Try again. If it happens again, tell the operator the request id.', true];
   return ['The request was refused', '', false];
 }
 

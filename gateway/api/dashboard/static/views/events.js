@@ -8,6 +8,9 @@ import {get, href} from '../lib/http.js';
 import {empty, skeleton} from '../ui/feedback.js';
 import {choice, filter} from '../ui/form.js';
 import {card, page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
+
+await stylesheet('admin');
 
 const PAGE_ROWS = 50;
 

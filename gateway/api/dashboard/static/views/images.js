@@ -10,6 +10,9 @@ import {badge, empty, skeleton} from '../ui/feedback.js';
 import {checkField, filter, onSubmit} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
+
+await stylesheet('studio');
 
 const PAGE_SIZE = 60;
 const FILTERS = ['model', 'size', 'key', 'tag'];
@@ -203,9 +206,10 @@ function details(view, image) {
         <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>${icon('close')}</button>
       </header>
       <div class="dialog-body">
-        <div class="image-large" .style=${`aspect-ratio: ${image.width} / ${image.height}`}>
-          <img src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)} alt=${altOf(image)} width=${image.width} height=${image.height} />
-        </div>
+        <img
+          class="image-large" src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)} alt=${altOf(image)}
+          width=${image.width} height=${image.height}
+        />
         <div class="stack small">
           ${image.prompt ? html`<blockquote class="prompt">${image.prompt}</blockquote>` : nothing}
           ${image.revised_prompt ? html`<p class="note">Revised: ${image.revised_prompt}</p>` : nothing}
@@ -225,7 +229,7 @@ function facts({session}, image) {
   const isAdmin = session.kind === 'admin';
   const pairs = [
     ['Cost', html`<strong>${format.usd(image.cost_usd)}</strong>`],
-    ['Saved', image.hits ? html`<span class="saved">${format.usd(image.saved_usd)}</span> by ${hits(image)}` : 'Nothing yet'],
+    ['Saved', image.hits ? html`<span class="ok-text">${format.usd(image.saved_usd)}</span> by ${hits(image)}` : 'Nothing yet'],
     ['Last hit', image.last_hit_at ? dated(image.last_hit_at) : null],
     ['Made', dated(image.created_at)],
     ['Expires', image.expires_at ? dated(image.expires_at) : null],
@@ -246,7 +250,7 @@ const dated = (at) => html`<span title=${format.fullTime(at)}>${format.ago(at)}<
 // ── take down and purge ───────────────────────────────────────────────────────────────────────
 
 const adminActions = (view, image) => html`
-  <div class="row grow">
+  <div class="row nowrap grow">
     <button class="button danger" @click=${() => askTakeDown(view, image)}>Take down</button>
     <button class="button" ?disabled=${image.state !== 'cached'} @click=${() => askPurge(view, image)}>Purge</button>
   </div>

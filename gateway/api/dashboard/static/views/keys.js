@@ -13,7 +13,10 @@ import {empty, skeleton} from '../ui/feedback.js';
 import {choice} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+
+await stylesheet('admin');
 
 const PAGE_ROWS = 50;
 

@@ -11,6 +11,9 @@ import {code} from '../ui/copy.js';
 import {skeleton, state, storeBanner} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {card, page, tile} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
+
+await stylesheet('admin');
 
 const {usd, count, percent, bytes} = format;
 const PATH = '/admin/overview';

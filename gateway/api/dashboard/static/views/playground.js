@@ -9,10 +9,11 @@ import {get} from '../lib/http.js';
 import {holder, picked, Studio} from '../lib/studio.js';
 import {empty, skeleton} from '../ui/feedback.js';
 import {page} from '../ui/page.js';
-import {formCard, keyPicker} from './playground_form.js';
+import {stylesheet} from '../ui/styles.js';
+import {activeKeys, formCard, keyPicker} from './playground_form.js';
 import {codeCard, historyCard, stage} from './playground_results.js';
 
-const PICKER_KEYS = 20;
+await stylesheet('studio');
 
 let app = null;
 const studio = new Studio(() => app?.update());
@@ -26,7 +27,7 @@ export const playground = {
       const models = await get('/models', {}, {signal});
       return {key: session.key, models, model};
     }
-    const {data: keys} = await get('/admin/keys', {limit: PICKER_KEYS, state: 'active'}, {signal});
+    const keys = await activeKeys('', {signal});
     const key = await pickedKey(keyId, keys, signal);
     return {keys, key, model, models: key ? await get('/models', {key: key.id}, {signal}) : null};
   },

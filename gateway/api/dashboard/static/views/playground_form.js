@@ -9,7 +9,7 @@ import {icon} from '../ui/icons.js';
 import {problem} from './playground_results.js';
 
 const MAX_BUTTONS = 4;
-const SUGGESTIONS = 12;
+const SUGGESTIONS = 20;
 
 export function formCard(studio, view, data) {
   const {main, more} = fieldsOf(studio.model);
@@ -73,10 +73,14 @@ export function keyPicker(view, data) {
   });
 }
 
+/** Some active keys whose name, team or id has this text. */
+export async function activeKeys(search, {signal} = {}) {
+  const {data} = await get('/admin/keys', {search, limit: SUGGESTIONS, state: 'active'}, {signal});
+  return data.filter((key) => !key.revoked_at);
+}
+
 async function suggestKeys({app}, data, text) {
-  const found = await get('/admin/keys', {search: text, limit: SUGGESTIONS, state: 'active'}).catch(() => null);
-  if (!found) return;
-  data.keys = found.data;
+  data.keys = await activeKeys(text).catch(() => data.keys);
   app.update();
 }
 
@@ -112,7 +116,7 @@ function promptField(studio) {
     name: 'prompt',
     label: 'Prompt',
     fault: tooLong || studio.faults.prompt,
-    note: html`<span class="counter ${tooLong ? 'fault' : ''}">${format.count(length)} / ${format.count(most)}</span>`,
+    note: html`<span class="counter ${tooLong ? 'fault-text' : ''}">${format.count(length)} / ${format.count(most)}</span>`,
     control: html`
       <textarea
         id="field-prompt" name="prompt" rows="5" placeholder="A lighthouse in the fog, oil on canvas"
@@ -133,7 +137,7 @@ function parameterField(studio, parameter) {
 const CONTROLS = {enum: enumField, integer: integerField, string: textField, boolean: booleanField, size: sizeField};
 
 function enumField(studio, parameter) {
-  const options = parameter.values.map((value) => ({value, label: value}));
+  const options = autoFirst(parameter.values).map((value) => ({value, label: value}));
   return chooser(studio, parameter, options);
 }
 
@@ -230,11 +234,13 @@ function booleanField(studio, {name}) {
   `;
 }
 
+const autoFirst = (values) => [...values].sort((a, b) => (b === 'auto') - (a === 'auto'));
+
 // ── sizes ─────────────────────────────────────────────────────────────────────────────────────
 
 function sizeField(studio, parameter) {
   const value = valueOf(studio.model, studio.values, 'size');
-  const known = sizeChoices(parameter);
+  const known = autoFirst(sizeChoices(parameter));
   const options = known.map((size) => ({value: size, label: sizeLabel(size), icon: shape(size)}));
   if (parameter.type !== 'size') return chooser(studio, {name: 'size'}, options);
   const shown = known.includes(value) ? value : 'custom';
@@ -268,7 +274,7 @@ function customSize(studio, value, rule) {
   `;
 }
 
-const sizeLabel = (size) => (size === 'auto' ? 'Auto' : size.replace('x', ' × '));
+const sizeLabel = (size) => (size === 'auto' ? 'Auto' : size.replace('x', '×'));
 
 /** A size as a small frame of its proportions. */
 function shape(size) {
@@ -372,7 +378,7 @@ function foundEstimate({usd, hits, total, remainingUsd}) {
     <span class="note">At most</span> <strong class="price">${format.usd(usd)}</strong>
     <span class="note">
       ${hits ? html`${hits} of ${total} from the cache ·` : nothing}
-      ${isOver ? html`<span class="fault">only ${left}</span>` : left}
+      ${isOver ? html`<span class="fault-text">only ${left}</span>` : left}
     </span>
   `;
 }

@@ -173,17 +173,18 @@ function facts(run, view) {
       <div class="row">
         <span title=${why}>${badge(name, level)}</span>
         <strong class="price">${cost(outcome)}</strong>
-        ${outcome.savedUsd ? html`<span class="saved">saved ${format.usd(outcome.savedUsd)}</span>` : nothing}
+        ${outcome.savedUsd ? html`<span class="ok-text">saved ${format.usd(outcome.savedUsd)}</span>` : nothing}
         <span class="note end">${seconds(run.endedAt - run.startedAt)}</span>
       </div>
-      ${revised(run)} ${outcome.notice ? html`<p class="note">${outcome.notice}</p>` : nothing}
+      ${revised(run)} ${outcome.notice ? html`<p class="note">Gateway: ${outcome.notice}</p>` : nothing}
       ${outcome.detail === 'stale-if-error' ? html`<p class="note">Upstream failed: this image has expired.</p>` : nothing}
       ${requestLine(outcome, view)}
     </div>
   `;
 }
 
-function cost({costUsd, reservedUsd}) {
+function cost({costUsd, reservedUsd, handling}) {
+  if (costUsd === null && handling === 'hit') return 'Free';
   if (costUsd === null) return reservedUsd ? `at most ${format.usd(reservedUsd)}` : '…';
   return costUsd ? format.usd(costUsd) : 'Free';
 }
@@ -213,7 +214,7 @@ function requestLine({requestId, ageSeconds}, {session}) {
 
 function actions(studio, run) {
   if (studio.isRunning) return nothing;
-  const isAllowed = !run.again?.notice;
+  const isAllowed = !/ignored/.test(run.again?.notice);
   return html`
     <div class="row">
       ${isAllowed
@@ -278,11 +279,13 @@ export function codeCard(studio, {session}) {
       onChange: (id) => studio.setLanguage(id),
     }),
     body: html`
-      ${code(text, `The request in ${language.label}`)}
-      <p class="hint">
-        It gets the same image, from the cache if it is there. Put a key in place of the placeholder; partial
-        images are left out.
-      </p>
+      <div class="stack small">
+        ${code(text, `The request in ${language.label}`)}
+        <p class="hint">
+          It gets the same image, from the cache if it is there. Put a key in place of the placeholder; partial
+          images are left out.
+        </p>
+      </div>
     `,
   });
 }

@@ -10,7 +10,10 @@ import {badge, empty, skeleton, state} from '../ui/feedback.js';
 import {choice} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {card, page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+
+await stylesheet('admin');
 
 const SHOWN = [
   {value: '', label: 'All'},

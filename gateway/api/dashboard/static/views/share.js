@@ -14,9 +14,12 @@ import {code, copyButton} from '../ui/copy.js';
 import {banner, empty, skeleton} from '../ui/feedback.js';
 import {choice} from '../ui/form.js';
 import {card, page, tile} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
 import {askForMore} from './ask_for_more.js';
 import {thumbnail} from './images.js';
+
+await stylesheet('studio');
 
 const RANGES = {7: '7 days', 30: '30 days', 90: '90 days'};
 const SHOWN_IMAGES = 8;
@@ -43,9 +46,9 @@ export const share = {
     const {key} = session;
     return page({
       title: 'Your share',
-      lead: html`Key <strong>${key.name}</strong>${key.team ? ` of team ${key.team}` : ''}: what is used, what is left.`,
-      json: href('/usage', usageQuery(query)),
+      lead: `What key ${key.name}${key.team ? ` of team ${key.team}` : ''} has used, and what is left.`,
       actions: html`
+        <a class="button quiet" href=${href('/usage', usageQuery(query))} target="_blank" rel="noopener">JSON</a>
         <button class="button quiet" ?disabled=${!data} @click=${() => saveTable(data, query)}>CSV</button>
         ${data?.usage.limits.length ? askButton(app, data.usage) : nothing}
       `,
@@ -75,9 +78,9 @@ function content(view, {usage, images, model}) {
       ${spentBanner(usage, view.app)} ${tiles(usage.usage)}
       <div class="grid">
         <div class="third">${limitsCard(usage.limits)}</div>
-        <div class="two-thirds">${chartCard(view, usage)}</div>
+        <div class="two-thirds">${usage.usage.length ? chartCard(view, usage) : nothingYet()}</div>
       </div>
-      ${modelTable(view, usage.usage)} ${imagesCard(images)} ${useCard(view, model)}
+      ${usage.usage.length ? modelTable(view, usage.usage) : nothing} ${imagesCard(images)} ${useCard(view, model)}
     </div>
   `;
 }
@@ -89,7 +92,7 @@ function tiles(rows) {
   return html`
     <div class="tiles">
       ${tile({label: 'Spent', value: format.usd(cost), note: `${format.count(bought)} images bought`})}
-      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${format.count(served)} images for nothing`})}
+      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${format.count(served)} images from the cache`})}
       ${tile({label: 'Requests', value: format.count(requests), note: `${format.count(hits)} from the cache`})}
       ${tile({label: 'Hit ratio', value: format.percent(requests ? hits / requests : null), note: 'of all requests'})}
     </div>
@@ -184,12 +187,6 @@ function modelTable({query, setQuery}, rows) {
     requests: format.count(total.requests), images_bought: format.count(total.images_bought),
     images_served: format.count(total.images_served),
   };
-  const nothingYet = empty({
-    icon: 'playground',
-    title: 'Nothing used yet',
-    text: 'Make your first image in the playground, or use the code below in your own program.',
-    action: html`<a class="button primary" href=${link('playground')}>Open the playground</a>`,
-  });
   return card({
     title: 'By model',
     body: table({
@@ -199,11 +196,20 @@ function modelTable({query, setQuery}, rows) {
       sort: query.sort,
       setSort: (sort) => setQuery({sort}, {replace: true}),
       footer,
-      empty: nothingYet,
       cards: true,
     }),
   });
 }
+
+const nothingYet = () =>
+  card({
+    body: empty({
+      icon: 'playground',
+      title: 'Nothing used yet',
+      text: 'Make your first image in the playground, or use the code below in your own program.',
+      action: html`<a class="button primary" href=${link('playground')}>Open the playground</a>`,
+    }),
+  });
 
 function saveTable({usage}, {days}) {
   const names = ['from', 'model', 'requests', 'hits', 'images_bought', 'images_served', 'cost_usd', 'saved_usd'];

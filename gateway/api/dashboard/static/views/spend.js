@@ -12,7 +12,10 @@ import {empty, skeleton} from '../ui/feedback.js';
 import {choice, filter} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {page, tile} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+
+await stylesheet('admin');
 
 const MAX_ROWS = 50;
 

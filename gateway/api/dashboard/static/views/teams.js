@@ -12,7 +12,10 @@ import {link} from '../lib/router.js';
 import {badge, banner, empty, skeleton} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
+import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+
+await stylesheet('admin');
 
 export const teams = {
   refreshSeconds: 30,

@@ -1,0 +1,92 @@
+// The playground's modules without a browser. Argument: the folder with the page's files.
+import assert from 'node:assert/strict';
+import {pathToFileURL} from 'node:url';
+
+const module = (name) => import(pathToFileURL(`${process.argv[2]}/lib/${name}.js`));
+const {readEvents} = await module('sse');
+const {headerFacts} = await module('generation');
+const {adviceOf, goSeconds} = await module('advice');
+const {csvText} = await module('csv');
+const form = await module('parameters');
+
+// ── events ────────────────────────────────────────────────────────────────────────────────────
+
+const TEXT = '﻿event: a\r\ndata: {"x":"é🦦"}\r\n\r\n: comment\n\ndata:one\ndata: two\n\nevent: b\rdata: 3\r\rdata: lost';
+const EVENTS = [['a', '{"x":"é🦦"}'], ['message', 'one\ntwo'], ['b', '3']];
+
+async function eventsIn(bytes, size) {
+  const body = new ReadableStream({
+    start(controller) {
+      for (let at = 0; at < bytes.length; at += size) controller.enqueue(bytes.slice(at, at + size));
+      controller.close();
+    },
+  });
+  const found = [];
+  for await (const {event, data} of readEvents(body)) found.push([event, data]);
+  return found;
+}
+
+// Wherever the network cuts, also inside of a character and between CR and LF.
+const bytes = new TextEncoder().encode(TEXT);
+for (let size = 1; size <= bytes.length; size += 1) assert.deepEqual(await eventsIn(bytes, size), EVENTS, `${size}`);
+
+// ── headers ───────────────────────────────────────────────────────────────────────────────────
+
+const handling = (status) => headerFacts(new Headers({'Cache-Status': status})).handling;
+assert.equal(handling('image-gateway; hit; ttl=9; key="ab"'), 'hit');
+assert.equal(handling('image-gateway; hit; ttl=-5; detail=stale-if-error; key="ab"'), 'hit');
+assert.equal(handling('image-gateway; fwd=miss; stored; key="ab"'), 'bought');
+assert.equal(handling('image-gateway; fwd=request; key="ab"'), 'bought');
+assert.equal(handling('image-gateway; fwd=miss; collapsed; key="ab"'), 'collapsed');
+assert.equal(handling('image-gateway; fwd=partial; stored; key="ab"'), 'partial');
+assert.equal(handling('image-gateway; fwd=bypass'), 'bypass');
+const facts = headerFacts(new Headers({'Cache-Status': 'image-gateway; hit; key="ab"', 'x-gateway-cost-usd': '0.000000'}));
+assert.deepEqual([facts.fingerprint, facts.costUsd, facts.savedUsd], ['ab', 0, null]);
+
+// ── errors ────────────────────────────────────────────────────────────────────────────────────
+
+const message = "Limit usd_per_month of key 'a' reached: limit $1.00, used $1.00, reserved $0.00. It resets in 29h4m12s.";
+const quota = adviceOf({code: 'insufficient_quota', status: 429, message});
+assert.deepEqual([quota.limit, quota.resetsInSeconds, quota.retry], ['usd_per_month', 29 * 3600 + 4 * 60 + 12, false]);
+assert.equal(adviceOf({code: 'upstream_error', status: 502, message: 'x', canRetry: false}).retry, false);
+assert.deepEqual(['1s', '120ms', '6m0s', 'soon', ''].map(goSeconds), [1, 0.12, 360, null, null]);
+
+// ── combinations ──────────────────────────────────────────────────────────────────────────────
+
+const integer = (name, min, max, standard) => ({name, type: 'integer', min, max, default: standard});
+const choice = (name, values, standard) => ({name, type: 'enum', values, default: standard});
+const model = {
+  id: 'm',
+  streams: true,
+  partial_images_max: 3,
+  parameters: [
+    integer('n', 1, 10, 1), integer('output_compression', 0, 100, 100), integer('partial_images', 0, 3, 0),
+    choice('output_format', ['png', 'webp', 'jpeg'], 'png'), choice('background', ['transparent', 'auto'], 'auto'),
+    {name: 'stream', type: 'boolean', default: false}, {name: 'user', type: 'string', default: null},
+  ],
+  rules: [
+    {when: {background: {equals: 'transparent'}, output_format: {equals: 'jpeg'}}, message: 'no alpha'},
+    {when: {output_compression: {below: 100}, output_format: {equals: 'png'}}, message: 'no png'},
+    {when: {stream: {equals: true}, n: {above: 1}}, message: 'one'},
+  ],
+};
+const compression = form.parameterOf(model, 'output_compression');
+assert.equal(form.whyFixed(model, {}, compression), 'no png');
+assert.equal(form.whyFixed(model, {output_format: 'webp'}, compression), null);
+// The last choice wins.
+const changed = form.setValue(model, {output_format: 'webp', output_compression: 50}, 'output_format', 'png');
+assert.deepEqual(changed, {values: {output_format: 'png'}, reset: ['output_compression']});
+const jpeg = form.setValue(model, {background: 'transparent'}, 'output_format', 'jpeg');
+assert.deepEqual(jpeg, {values: {output_format: 'jpeg'}, reset: ['background']});
+
+const body = (values) => form.bodyOf({model, prompt: 'p', values});
+assert.deepEqual(body({user: '', output_format: 'png'}), {model: 'm', prompt: 'p', stream: true, partial_images: 2});
+assert.deepEqual(body({n: 2, partial_images: 3}), {model: 'm', prompt: 'p', n: 2});
+assert.deepEqual(body({partial_images: 0}), {model: 'm', prompt: 'p', stream: true});
+const links = {...model, streams: false, parameters: [choice('response_format', ['url', 'b64_json'], 'url')]};
+assert.deepEqual(form.bodyOf({model: links, prompt: 'p', values: {}}), {model: 'm', prompt: 'p', response_format: 'b64_json'});
+
+// ── CSV ───────────────────────────────────────────────────────────────────────────────────────
+
+const columns = [{label: 'a', value: (row) => row.a}, {label: 'b,c', value: (row) => row.b}];
+assert.equal(csvText(columns, [{a: -1.5, b: '=1+1'}, {a: null, b: 'say "x"'}]), 'a,"b,c"\r\n-1.5,\'=1+1\r\n,"say ""x"""\r\n');
