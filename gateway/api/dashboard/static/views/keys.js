@@ -1,9 +1,9 @@
 /** Keys: a list with their limits, and a page for each key (`?key=ID`). */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {editKeyDialog, makeKeyDialog, revokeDialog, rotateDialog} from '../admin/key_dialogs.js';
+import {editKey, makeKey, openRaise, revokeKey, rotateKey} from '../admin/dialogs.js';
 import {keyPage, loadKey} from '../admin/key_page.js';
-import {isLimit, limitsCell, openRaise, raiseBanner} from '../admin/limits.js';
+import {isLimit, limitsCell, raiseBanner} from '../admin/limits.js';
 import {menu, pager, searchBox, stateBadge} from '../admin/parts.js';
 import {ago, fullTime} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
@@ -44,7 +44,7 @@ const list = (view) =>
     title: 'Keys',
     lead: 'Each person or service has one. What it may spend is set here, and holds from its next request on.',
     json: href('/admin/keys', paramsOf(view.query)),
-    actions: html`<button class="button primary" @click=${() => makeKeyDialog(view)}>${icon('plus')} Make a key</button>`,
+    actions: html`<button class="button primary" @click=${() => makeKey(view)}>${icon('plus')} Make a key</button>`,
     filters: filters(view),
     view,
     skeleton: skeleton('table', 10),
@@ -93,9 +93,9 @@ const actions = (view, key) =>
   ]);
 
 const changes = (view, key) => [
-  {label: 'Edit', icon: 'edit', run: () => editKeyDialog(view, key)},
-  {label: 'Rotate the secret', icon: 'refresh', run: () => rotateDialog(view, key)},
-  {label: 'Revoke', icon: 'trash', danger: true, run: () => revokeDialog(view, key)},
+  {label: 'Edit', icon: 'edit', run: () => editKey(view, key)},
+  {label: 'Rotate the secret', icon: 'refresh', run: () => rotateKey(view, key)},
+  {label: 'Revoke', icon: 'trash', danger: true, run: () => revokeKey(view, key)},
 ];
 
 function nothingFound(view) {
@@ -112,6 +112,6 @@ function nothingFound(view) {
     icon: 'key',
     title: 'Make the first key',
     text: 'Give each person or service a key of its own: you see what each one spends, and limit it.',
-    action: html`<button class="button primary" @click=${() => makeKeyDialog(view)}>Make a key</button>`,
+    action: html`<button class="button primary" @click=${() => makeKey(view)}>Make a key</button>`,
   });
 }

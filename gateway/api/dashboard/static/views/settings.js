@@ -1,7 +1,7 @@
 /** Settings: what holds and where it comes from; the doctor; signing keys, purges and links. */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {purgeDialog, rotateSigningDialog} from '../admin/maintenance.js';
+import {purgeCache, rotateSigningKeys} from '../admin/dialogs.js';
 import {attempt, searchBox} from '../admin/parts.js';
 import {bytes, count, fullTime, zone} from '../lib/format.js';
 import {get, href, post} from '../lib/http.js';
@@ -109,7 +109,7 @@ function cacheCard(view, cache) {
         : html`<p><strong>${count(images)}</strong> images, ${bytes(size)}${bound ? html` <span class="note">of at most ${bytes(bound)}</span>` : nothing}</p>`}
       <p class="note">A purge empties slots: the next request buys anew. Links that clients have keep working.</p>
       <div class="row">
-        <button class="button small" @click=${() => purgeDialog(view)}>${icon('trash')} Purge…</button>
+        <button class="button small" @click=${() => purgeCache(view)}>${icon('trash')} Purge…</button>
         <a class="button small" href=${link('images')}>${icon('images')} Images</a>
       </div>
     `,
@@ -121,7 +121,7 @@ const signingCard = (view) =>
     title: 'Signing keys',
     body: html`
       <p>Links to images are signed. After a rotation a new key signs, and links of the former keys stay valid until they expire.</p>
-      <div class="row"><button class="button small" @click=${() => rotateSigningDialog(view)}>${icon('refresh')} Rotate…</button></div>
+      <div class="row"><button class="button small" @click=${() => rotateSigningKeys(view)}>${icon('refresh')} Rotate…</button></div>
     `,
   });
 

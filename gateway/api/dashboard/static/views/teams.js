@@ -1,9 +1,9 @@
 /** Teams and everyone: limits that count many keys together; a page for each team (`?team=NAME`). */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {isLimit, limitCard, limitsCell, limitsDialog, loadLimits, openRaise, raiseBanner} from '../admin/limits.js';
+import {changeLimits, editTeam, makeTeam, openRaise, removeTeam} from '../admin/dialogs.js';
+import {isLimit, limitCard, limitsCell, loadLimits, raiseBanner} from '../admin/limits.js';
 import {attempt, declaredBadge, menu, searchBox} from '../admin/parts.js';
-import {editTeamDialog, makeTeamDialog, removeTeamDialog} from '../admin/team_dialogs.js';
 import {loadTeam, teamPage} from '../admin/team_page.js';
 import {count} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
@@ -38,7 +38,7 @@ const list = (view) =>
     title: 'Teams',
     lead: 'Limits over many keys together: those of a team, and those of everyone.',
     json: href('/admin/teams', {with: 'limits'}),
-    actions: html`<button class="button primary" @click=${() => makeTeamDialog(view)}>${icon('plus')} Make a team</button>`,
+    actions: html`<button class="button primary" @click=${() => makeTeam(view)}>${icon('plus')} Make a team</button>`,
     view,
     skeleton: html`<div class="stack">${skeleton('tiles', 1)}${skeleton('table', 6)}</div>`,
     content: (data) => contents(view, data),
@@ -57,7 +57,7 @@ const contents = (view, {teams: all, everyone}) => html`
 
 function everyoneCard(view, everyone) {
   if (everyone.error) return banner({level: 'warning', title: 'The limits of everyone are unknown.', text: everyone.error.message});
-  const edit = html`<button class="button small" @click=${() => limitsDialog(view, everyone)}>${icon('edit')} Edit</button>`;
+  const edit = html`<button class="button small" @click=${() => changeLimits(view, everyone)}>${icon('edit')} Edit</button>`;
   return limitCard({
     title: 'Everyone',
     note: html`all keys together ${declaredBadge(everyone)}`,
@@ -92,8 +92,8 @@ const keysCell = ({name, keys}) => html`<a href=${link('keys', {search: name})}>
 const actions = (view, team) =>
   menu(`Actions for ${team.name}`, [
     {label: 'Raise a limit', icon: 'bolt', hidden: !team.used?.some(isLimit), run: () => openRaise(view, `team:${team.name}`)},
-    {label: 'Edit', icon: 'edit', hidden: Boolean(readOnlyReason(team)), run: () => editTeamDialog(view, team)},
-    {label: 'Remove', icon: 'trash', danger: true, hidden: Boolean(readOnlyReason(team)), run: () => removeTeamDialog(view, team)},
+    {label: 'Edit', icon: 'edit', hidden: Boolean(readOnlyReason(team)), run: () => editTeam(view, team)},
+    {label: 'Remove', icon: 'trash', danger: true, hidden: Boolean(readOnlyReason(team)), run: () => removeTeam(view, team)},
     {label: 'Its spend', icon: 'spend', href: link('spend', {team: team.name})},
   ]);
 
@@ -103,6 +103,6 @@ function nothingFound(view, all) {
     icon: 'teams',
     title: 'No teams yet',
     text: 'A team gives its keys common limits, models and labels. Make one, then name it in keys.',
-    action: html`<button class="button primary" @click=${() => makeTeamDialog(view)}>Make a team</button>`,
+    action: html`<button class="button primary" @click=${() => makeTeam(view)}>Make a team</button>`,
   });
 }
