@@ -179,7 +179,7 @@ const COLUMNS = [
   {name: 'key', label: 'Setting', cell: ({key}) => html`<code class="break">${key}</code>`},
   {name: 'value', label: 'Value', cell: valueCell},
   {name: 'source', label: 'Source', cell: ({source}) => badge(source, SOURCE_LEVELS[source])},
-  {name: 'origin', label: 'From', hide: true, cell: ({origin}) => html`<span class="note break">${origin ?? ''}</span>`},
+  {name: 'origin', label: 'From', hide: true, cell: ({origin}) => html`<span class="note break" title=${origin ?? nothing}>${origin?.split('/').at(-1) ?? ''}</span>`},
 ];
 
 function valueCell({key, value}) {
@@ -193,7 +193,7 @@ const BYTES = /(bytes|max_body|max_head|max_image|max_body_memory)$/;
 const SECONDS = /(ttl|timeout|heartbeat|dead_after|keep_alive|stale_if_error|breaker\.open|keep_\w+)$/;
 
 function inUnits(key, value) {
-  if (typeof value !== 'number') return nothing;
+  if (typeof value !== 'number' || value < 60) return nothing;
   if (BYTES.test(key)) return bytes(value);
   return SECONDS.test(key) ? duration(value) : nothing;
 }
