@@ -2,7 +2,6 @@
 
 import {html, nothing} from '../vendor/lit-html.js';
 import {editKey, makeKey, openRaise, revokeKey, rotateKey} from '../admin/dialogs.js';
-import {keyPage, loadKey} from '../admin/key_page.js';
 import {isLimit, limitsCell, raiseBanner} from '../admin/limits.js';
 import {menu, pager, searchBox, stateBadge} from '../admin/parts.js';
 import {ago, fullTime} from '../lib/format.js';
@@ -31,9 +30,19 @@ export const keys = {
   refreshSeconds: 30,
   defaults: {state: 'active', search: '', after: '', key: '', limit: ''},
   partOf: (query) => query.key,
-  load: (query, {signal}) => (query.key ? loadKey(query.key, signal) : loadList(query, signal)),
-  render: (view) => (view.query.key ? keyPage(view) : list(view)),
+  load: (query, {signal}) => (query.key ? loadOne(query.key, signal) : loadList(query, signal)),
+  render: (view) => (view.query.key ? one(view) : list(view)),
 };
+
+/** The page of one key, with its chart: loaded when a key is first opened. */
+let keyPages;
+
+async function loadOne(id, signal) {
+  keyPages ??= await import('../admin/key_page.js');
+  return keyPages.loadKey(id, signal);
+}
+
+const one = (view) => keyPages?.keyPage(view) ?? page({title: 'Key', view, skeleton: skeleton('tiles', 4)});
 
 const paramsOf = ({state, search, after}) => ({state, search, after, limit: PAGE_ROWS, with: 'limits'});
 

@@ -116,7 +116,7 @@ function promptField(studio) {
     name: 'prompt',
     label: 'Prompt',
     fault: tooLong || studio.faults.prompt,
-    note: html`<span class="counter ${tooLong ? 'fault-text' : ''}">${format.count(length)} / ${format.count(most)}</span>`,
+    note: html`<span class="counter ${tooLong ? 'fault' : ''}">${format.count(length)} / ${format.count(most)}</span>`,
     control: html`
       <textarea
         id="field-prompt" name="prompt" rows="5" placeholder="A lighthouse in the fog, oil on canvas"

@@ -4,7 +4,6 @@ import {html, nothing} from '../vendor/lit-html.js';
 import {changeLimits, editTeam, makeTeam, openRaise, removeTeam} from '../admin/dialogs.js';
 import {isLimit, limitCard, limitsCell, loadLimits, raiseBanner} from '../admin/limits.js';
 import {attempt, declaredBadge, menu, searchBox} from '../admin/parts.js';
-import {loadTeam, teamPage} from '../admin/team_page.js';
 import {count} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
 import {readOnlyReason} from '../lib/keys.js';
@@ -21,9 +20,19 @@ export const teams = {
   refreshSeconds: 30,
   defaults: {search: '', team: '', scope: '', limit: ''},
   partOf: (query) => query.team,
-  load: (query, {signal}) => (query.team ? loadTeam(query.team, signal) : loadList(signal)),
-  render: (view) => (view.query.team ? teamPage(view) : list(view)),
+  load: (query, {signal}) => (query.team ? loadOne(query.team, signal) : loadList(signal)),
+  render: (view) => (view.query.team ? one(view) : list(view)),
 };
+
+/** The page of one team, with its chart: loaded when a team is first opened. */
+let teamPages;
+
+async function loadOne(name, signal) {
+  teamPages ??= await import('../admin/team_page.js');
+  return teamPages.loadTeam(name, signal);
+}
+
+const one = (view) => teamPages?.teamPage(view) ?? page({title: 'Team', view, skeleton: skeleton('tiles', 4)});
 
 async function loadList(signal) {
   const [{data}, everyone] = await Promise.all([
