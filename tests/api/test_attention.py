@@ -159,5 +159,5 @@ def test_a_faulty_file_and_bills_above_their_estimate_are_said() -> None:
     assert bills.action is not None
     assert bills.action["query"] == {
         "flag": "over_estimate",
-        "outcome": "bought,partial,failed",
+        "outcome": "bought",
     }

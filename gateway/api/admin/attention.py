@@ -33,8 +33,6 @@ MIN_CROSSED: Final = 0.5
 """A threshold up to this one is no reason to act."""
 LIMIT_EVENTS: Final = frozenset({"limit_crossed", "limit_exhausted", "projected_over"})
 
-_CHARGED: Final = "bought,partial,failed"
-"""The outcomes that have a bill."""
 _TITLES: Final = {
     "limit_crossed": "A budget is nearly used",
     "limit_exhausted": "A budget is used up",
@@ -293,5 +291,5 @@ def of_over_estimates(count: int) -> Attention | None:
         f"{bills} of the last 24 hours cost more than the estimate, so a budget can be exceeded by "
         "the difference. Compare the prices in models.yaml with upstream's."
     )
-    action = open_view("Show them", "requests", flag="over_estimate", outcome=_CHARGED)
+    action = open_view("Show them", "requests", flag="over_estimate", outcome="bought")
     return Attention("warning", "Bills were higher than estimated", text, action)
