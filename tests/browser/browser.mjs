@@ -50,7 +50,7 @@ async function keepPages(browser) {
     const path = `${given.folder}/failed-${number}.png`;
     await page.screenshot({path}).catch(() => {});
     console.error(`${page.url()} is in ${path}`);
-    console.error((await page.locator('body').innerText().catch(() => '')).slice(0, 1500));
+    console.error((await page.locator('body').innerText().catch(() => '')).slice(0, 300));
   }
 }
 
@@ -68,7 +68,7 @@ export async function openPage(browser, {theme = 'light', viewport = WIDE, axe =
   await context.addInitScript(observe);
   if (axe) await context.addInitScript({path: need.resolve('axe-core/axe.min.js')});
   const page = await context.newPage();
-  page.setDefaultTimeout(15_000);
+  page.setDefaultTimeout(30_000);
   watch(page, faults);
   return Object.assign(page, {faults, expected: []});
 }

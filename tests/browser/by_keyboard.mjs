@@ -63,18 +63,19 @@ async function makeKey(page) {
   await press(page, opener);
   await inDialog(page, opener, () => page.keyboard.press('Escape'));
   await page.keyboard.press('Enter');
-  let secret = '';
-  await inDialog(page, opener, async (dialog) => {
-    await type(page, dialog.getByLabel('Name', {exact: true}), 'typist');
-    await type(page, dialog.getByLabel(/^Dollars (a|per) month/), '2');
-    await page.keyboard.press('Enter');
-    secret = await takeSecret(page);
-  });
-  say('made a key', {secret});
+  const dialog = dialogOf(page);
+  await type(page, dialog.getByLabel('Name', {exact: true}), 'typist');
+  await type(page, dialog.getByLabel(/^Dollars (a|per) month/), '2');
+  await page.keyboard.press('Enter');
+  await takeSecret(page);
+  const heading = page.getByRole('heading', {level: 1, name: 'typist'});
+  await heading.waitFor();
+  await must(hasFocus(heading), 'the heading of the new key has the focus');
+  say('made a key');
 }
 
 async function takeSecret(page) {
-  const shown = dialogOf(page).getByLabel('Secret');
+  const shown = dialogOf(page).getByLabel('Secret', {exact: true});
   await shown.waitFor();
   await press(page, dialogOf(page).locator('.secret').getByRole('button', {name: 'Copy'}));
   await dialogOf(page).locator('.secret .copied', {hasText: 'Copied'}).waitFor();

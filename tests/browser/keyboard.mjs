@@ -33,7 +33,9 @@ export async function type(page, locator, text) {
 
 /** What has the focus, and whether a person sees that: an outline, a shadow, or a mark beside it. */
 const look = (page) =>
-  page.evaluate(() => {
+  page.evaluate(async () => {
+    // A transition moves it into view with the next frames.
+    for (let frame = 0; frame < 2; frame += 1) await new Promise(requestAnimationFrame);
     const element = document.activeElement;
     if (!element || element === document.body) return {html: '<body>', visible: true};
     const shown = [element, element.nextElementSibling, element.closest('label'), element.closest('dialog')];

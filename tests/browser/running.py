@@ -17,7 +17,7 @@ from tests.npm import install_packages
 
 PACKAGES = ("playwright-core@1.65.1", "axe-core@4.14.1")
 FOLDER = Path(__file__).parent
-MAX_SECONDS = 150.0
+MAX_SECONDS = 240.0
 """Only ends a browser that hangs."""
 MAX_LINE_BYTES = 2**20
 
@@ -34,7 +34,12 @@ class Scripts:
     """What scripts leave: pages that failed, screenshots."""
 
     async def run(
-        self, name: str, *, on: Mapping[str, Callable[[], object]] | None = None, **given: Any
+        self,
+        name: str,
+        *,
+        on: Mapping[str, Callable[[], object]] | None = None,
+        max_seconds: float = MAX_SECONDS,
+        **given: Any,
     ) -> Steps:
         """The steps of a script. At a step in `on`, it waits until the function there is done."""
         whole = {**given, "chromium": self.chromium, "folder": str(self.folder)}
@@ -53,7 +58,7 @@ class Scripts:
         problems = asyncio.create_task(process.stderr.read())
         steps: Steps = []
         try:
-            async with asyncio.timeout(MAX_SECONDS):
+            async with asyncio.timeout(max_seconds):
                 async for line in process.stdout:
                     steps.append(json.loads(line))
                     if (act := (on or {}).get(steps[-1]["step"])) is not None:

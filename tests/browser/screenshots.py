@@ -29,6 +29,7 @@ from tests.redis_server import run_durable_redis
 KINDS = ("empty", "full", "down")
 THEMES = ("light", "dark")
 WIDTHS = (360, 1440)
+MAX_SECONDS = 1800.0
 UNAVAILABLE = "^503 "
 
 
@@ -42,6 +43,7 @@ async def take(scripts: Scripts, kind: str, folder: Path) -> Steps:
             return await scripts.run(
                 "views.mjs",
                 on={"signed in": sign_in_done},
+                max_seconds=MAX_SECONDS,
                 url=url,
                 sessions=[session.given() for session in sessions],
                 themes=THEMES,
@@ -77,7 +79,8 @@ async def open_full(folder: Path) -> AsyncIterator[Opened]:
             alice = clients[0]
             await seeds.draw_images(here, alice, seeds.DRAWN)
             await seeds.until_folded(here, began)
-            yield here.client.url, [admin(), holder(alice.secret)], lambda: None
+            pages = f"keys?key={alice.key_id}", "teams?team=art", "events?tab=audit"
+            yield here.client.url, [admin(*pages), holder(alice.secret)], lambda: None
 
 
 @asynccontextmanager

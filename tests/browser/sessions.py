@@ -11,28 +11,28 @@ from tests.gateways import ADMIN_TOKEN
 Dialogs: TypeAlias = Sequence[Sequence[str]]
 """Each by the names of the buttons that lead to it."""
 
-_KEY: Final = "Actions for "
+_MENU: Final = "Actions for "
 
 ADMIN_VIEWS: Final[Mapping[str, Dialogs]] = {
     "overview": (),
     "spend": (),
     "keys": (
         ["Make a key"],
-        [_KEY, "Raise a limit"],
-        [_KEY, "Edit"],
-        [_KEY, "Rotate"],
-        [_KEY, "Revoke"],
+        [_MENU, "Raise a limit"],
+        [_MENU, "Edit"],
+        [_MENU, "Rotate"],
+        [_MENU, "Revoke"],
     ),
-    "teams": (["Make a team"],),
-    "images": (["hits"],),
+    "teams": (["Make a team"], [_MENU, "Edit"], [_MENU, "Remove"]),
+    "images": ([".gallery-item"], [".gallery-item", "> Take down"], [".gallery-item", "> Purge"]),
     "playground": (),
     "requests": (),
     "events": (),
-    "settings": (),
+    "settings": (["Purge"], ["Rotate"]),
 }
 HOLDER_VIEWS: Final[Mapping[str, Dialogs]] = {
     "share": (["Ask for more"],),
-    "images": (["hits"],),
+    "images": ([".gallery-item"],),
     "playground": (),
 }
 
@@ -51,8 +51,10 @@ class Session:
         return {"name": self.name, "token": self.token, "views": views}
 
 
-def admin() -> Session:
-    return Session("admin", ADMIN_TOKEN, ADMIN_VIEWS)
+def admin(*more_views: str) -> Session:
+    """Of an admin. `more_views` are views with a query, such as the page of a key."""
+    views = {**ADMIN_VIEWS, **dict.fromkeys(more_views, ())}
+    return Session("admin", ADMIN_TOKEN, views)
 
 
 def holder(secret: str) -> Session:

@@ -37,7 +37,7 @@ async def leave_texts(here: InProcess) -> tuple[Client, str]:
     return mallory, bought.headers["x-request-id"]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_texts_of_clients_and_upstream_are_shown_and_never_run(
     tmp_path: Path, scripts: Scripts
 ) -> None:
@@ -51,7 +51,11 @@ async def test_texts_of_clients_and_upstream_are_shown_and_never_run(
                 {**holder(mallory.secret).given(), "views": HOLDER_VIEWS},
             ]
             steps = await scripts.run(
-                "hostile.mjs", url=here.client.url, sessions=sessions, openers=OPENERS
+                "hostile.mjs",
+                url=here.client.url,
+                sessions=sessions,
+                openers=OPENERS,
+                prompts=PROMPTS,
             )
 
     for step in steps:
@@ -77,5 +81,11 @@ HOLDER_VIEWS = ["share", "images", "playground"]
 OPENERS = {"images": ".gallery-item"}
 """What opens details, by view."""
 
-SHOWN = ("admin spend", "admin images", "admin requests", "admin events", "holder images")
+PROMPTS = [PAYLOAD, f"refused {PAYLOAD}"]
+"""Of the playground."""
+
+SHOWN = (
+    *("admin spend", "admin images", "admin requests", "admin events"),
+    *("holder images", "holder playground"),
+)
 """The views in which a person reads such a text."""

@@ -61,13 +61,20 @@ async function lookAtDialog(page, path, about) {
   await settled(page);
 }
 
-/** The first button of this name; the button of a menu is a summary. */
+/**
+ * The first button whose name begins so, or that a selector such as `.gallery-item` finds; behind
+ * `> ` one of the dialog that is open.
+ */
 async function clickOn(page, name) {
-  const isOpen = await page.getByRole('dialog').isVisible();
-  const inside = page.locator(isOpen ? 'dialog' : 'main');
-  const named = new RegExp(name);
-  const menu = inside.locator(`summary[aria-label^="${name}"]`);
-  await inside.getByRole('button', {name: named}).or(menu).locator('visible=true').first().click();
+  if (name.startsWith('> ')) return clickIn(page.getByRole('dialog'), name.slice(2));
+  return clickIn(page.getByRole('main'), name);
+}
+
+async function clickIn(inside, name) {
+  // The button of a menu is a summary.
+  const named = inside.getByRole('button', {name: new RegExp(`^${name}`)}).or(inside.locator(`summary[aria-label^="${name}"]`));
+  const found = name.startsWith('.') ? inside.locator(name) : named;
+  await found.locator('visible=true').first().click();
 }
 
 /** What makes a view unpleasant: it scrolls sideways, or things move while it loads. */

@@ -1,22 +1,31 @@
-/** The dialogs of keys and teams: their modules are loaded when the first one is opened. */
+/**
+ * The dialogs of keys, teams, limits and the cache. Their modules are loaded when one is first opened,
+ * so that looking needs less than changing. Each takes the view first.
+ */
 
-const ofKeys = (name) => lazily(() => import('./key_dialogs.js'), name);
-const ofTeams = (name) => lazily(() => import('./team_dialogs.js'), name);
+const open = (load, name) => async (view, ...rest) => {
+  try {
+    const module = await load();
+    await module[name](view, ...rest);
+  } catch (error) {
+    view.app.toast(error.message, 'fault');
+  }
+};
 
-function lazily(load, name) {
-  return async (view, ...given) => {
-    try {
-      (await load())[name](view, ...given);
-    } catch (error) {
-      view.app.toast(error.message, 'fault');
-    }
-  };
-}
+const ofKeys = () => import('./key_dialogs.js');
+const ofTeams = () => import('./team_dialogs.js');
+const ofLimits = () => import('./limit_dialogs.js');
+const ofCache = () => import('./maintenance.js');
 
-export const makeKeyDialog = ofKeys('makeKeyDialog');
-export const editKeyDialog = ofKeys('editKeyDialog');
-export const rotateDialog = ofKeys('rotateDialog');
-export const revokeDialog = ofKeys('revokeDialog');
-export const makeTeamDialog = ofTeams('makeTeamDialog');
-export const editTeamDialog = ofTeams('editTeamDialog');
-export const removeTeamDialog = ofTeams('removeTeamDialog');
+export const makeKey = open(ofKeys, 'makeKey');
+export const editKey = open(ofKeys, 'editKey');
+export const rotateKey = open(ofKeys, 'rotateKey');
+export const revokeKey = open(ofKeys, 'revokeKey');
+export const makeTeam = open(ofTeams, 'makeTeam');
+export const editTeam = open(ofTeams, 'editTeam');
+export const removeTeam = open(ofTeams, 'removeTeam');
+export const openRaise = open(ofLimits, 'openRaise');
+export const endRaise = open(ofLimits, 'endRaise');
+export const changeLimits = open(ofLimits, 'changeLimits');
+export const purgeCache = open(ofCache, 'purgeCache');
+export const rotateSigningKeys = open(ofCache, 'rotateSigningKeys');
