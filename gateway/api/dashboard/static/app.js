@@ -112,7 +112,8 @@ async function start() {
   addEventListener('keydown', closeMenuByKey);
   await resume();
   state.started = true;
-  update();
+  if (state.session) update();
+  else focusSoon('#field-token');
 }
 
 /** Continues a session, or begins one with the one-time link in the address. */
@@ -141,7 +142,7 @@ function leave(notice) {
   Object.assign(state, {session: null, view: null, notice, menuOpen: false});
   document.getElementById('dialog')?.close();
   document.title = 'Sign in · Image Gateway';
-  update();
+  focusSoon('#field-token');
 }
 
 // Views
@@ -176,7 +177,7 @@ function arrive() {
   loader.reset();
   document.getElementById('dialog')?.close();
   scrollTo(0, 0);
-  queueMicrotask(() => state.started && root.querySelector('h1')?.focus({preventScroll: true}));
+  if (state.started) focusSoon('h1');
 }
 
 function reload() {
@@ -203,6 +204,12 @@ function closeMenuByKey(event) {
 // Rendering
 
 let renderDue = false;
+
+/** Focuses what the next rendering shows. */
+function focusSoon(selector) {
+  update(); // first
+  queueMicrotask(() => root.querySelector(selector)?.focus({preventScroll: true}));
+}
 
 function update() {
   if (renderDue) return;
