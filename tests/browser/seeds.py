@@ -55,7 +55,7 @@ class Size:
 
 
 SMALL = Size(keys=30, images=40, records=600)
-FULL = Size(keys=500, images=10_000, records=60_000)
+FULL = Size(keys=500, images=10_000, records=20_000)
 DRAWN = 90
 """Images in full size, for which `draw_images` needs an upstream that draws them."""
 
