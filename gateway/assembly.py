@@ -37,6 +37,7 @@ from gateway.billing.ledger import Ledger
 from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.limit_states import read_limit_states, read_uses
 from gateway.billing.recent_days import RecentDays
+from gateway.billing.recent_requests import RecentRequests
 from gateway.billing.reports import Reports
 from gateway.billing.running_totals import RunningTotals
 from gateway.billing.totals import Totals
@@ -361,8 +362,10 @@ def wire_gateway(
         upstream_health=upstream_health,
         request_search=RequestSearch(store, ledger_settings(settings)),
         recent_days=RecentDays(store, totals, access.subjects.calendar),
+        recent_requests=RecentRequests(store),
         kept_events=outbox.kept,
         inspection=inspection,
+        doctor=SingleFlight(),
         overview_caches=OverviewCaches(),
         tracer=tracer,
         body_thread=body_thread,

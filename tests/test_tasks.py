@@ -1,10 +1,12 @@
-"""Turns of the event loop, one for each part of long work."""
+"""Turns of the event loop, and values that are kept for a while."""
 
 from __future__ import annotations
 
 import asyncio
 
-from gateway.tasks import Turns
+import pytest
+
+from gateway.tasks import Kept, Turns
 from tests.waiting import generous
 
 
@@ -42,3 +44,27 @@ async def test_a_cancelled_caller_delays_no_other() -> None:
         task.cancel()
     async with generous():
         await turns.next()
+
+
+async def test_a_kept_value_is_read_once_until_it_is_old() -> None:
+    now, reads = [0.0], [0]
+    kept: Kept[int] = Kept(3.0, clock=lambda: now[0])
+
+    async def work() -> int:
+        reads[0] += 1
+        await asyncio.sleep(0)
+        if reads[0] == 2:
+            raise ValueError
+        return reads[0]
+
+    async def read() -> int:
+        return await kept.read(work, name="value")
+
+    assert await asyncio.gather(read(), read()) == [1, 1]
+    now[0] = 2.9
+    assert await read() == 1
+    now[0] = 3.0
+    with pytest.raises(ValueError, match=r"^$"):
+        await read()
+    # An error is not kept.
+    assert await read() == 3

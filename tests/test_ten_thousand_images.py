@@ -118,8 +118,10 @@ async def buy_all(buyers: list[Client]) -> None:
     async def buy() -> None:
         while (n := next(numbers)) < IMAGES:
             tags = "spring" if n % 2 else "rare" if n % 500 == 0 else ""
-            headers = {"headers": {"X-Gateway-Tags": tags}} if tags else {}
-            reply = await buyers[n % len(buyers)].ask(**request_of(n), **headers)
+            body = request_of(n)
+            if tags:
+                body["headers"] = {"X-Gateway-Tags": tags}
+            reply = await buyers[n % len(buyers)].ask(**body)
             assert reply.status == 200, reply.body
 
     await asyncio.gather(*(buy() for _ in range(AT_ONCE)))
@@ -137,7 +139,7 @@ async def measure(client: Client, path: str, taken: Taken, held: dict[str, Any])
 
 
 async def measure_all(client: Client, ids: list[str]) -> tuple[Taken, dict[str, Any]]:
-    taken, held = Taken(), {}
+    taken, held = Taken(), dict[str, Any]()
     await client.send("GET", "/loop")  # what was before
     for path in itertools.chain(*VIEWS.values(), (f"/admin/images/{ids[0]}",)):
         await measure(client, path, taken, held)

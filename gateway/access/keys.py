@@ -195,7 +195,8 @@ class Keys:
     ) -> tuple[Key, Credential] | None:
         """An active key and its newest valid secret that `accepts` takes; None without one.
 
-        While the store is unavailable, the key is trusted as this worker knows it.
+        While the store is unavailable, the key is trusted as this worker knows it. It does not
+        count as used: an admin only looks at it.
         """
         record, data, generation = await self._read_by_id(key_id)
         now = self._clock()
@@ -209,7 +210,6 @@ class Keys:
                 known = await self._refresh(secret_hash, known, data=data, generation=generation)
         if known is None or known.ends_at <= now:
             return None
-        self.uses.mark(key_id)
         return known.key, credential
 
     async def _read_by_id(self, key_id: str) -> tuple[KeyRecord | None, bytes | None, bytes | None]:

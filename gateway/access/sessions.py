@@ -29,15 +29,29 @@ from gateway.access.sign_in_links import use_sign_in_link
 from gateway.access.signing import META
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, StoreUnavailable
 from gateway.images import decode_fields
-from gateway.store.batch import execute
-from gateway.store.commands import CompareAndSet, Get, GetValue, SetValue, Write
+from gateway.store.batch import Batch, execute
+from gateway.store.commands import (
+    AdvanceCounter,
+    CompareAndSet,
+    Get,
+    GetValue,
+    SetValue,
+    Write,
+)
 from gateway.store.protocol import Store
 from gateway.tasks import SingleFlight
 
 SESSION_SECONDS: Final = 12 * 3600
 RECORD: Final = "session_secret"
 ENDED: Final = "ended_sessions"
-MAX_ENDED: Final = 10_000
+"""Values by the session's id."""
+ENDED_COUNTS: Final = "ended_session_counts"
+"""How many of these an admin, or the holder of a key, has made."""
+ENDED_BEFORE: Final = "sessions_ended_before"
+"""The Unix second before which their sessions have ended altogether."""
+MAX_ENDED: Final = 1000
+"""Sign-outs of one key in 12 hours that are stored one by one: a script must not fill the store."""
+MAX_REMEMBERED: Final = 10_000
 """Ended sessions that one worker remembers, for while the store is unavailable."""
 MAX_TOKEN: Final = 512
 """Characters; a token has about 250."""
@@ -60,6 +74,16 @@ class Session:
     """Unix seconds."""
     key_id: str | None = None
     """Of a key's holder."""
+
+    @property
+    def owner(self) -> str:
+        """Whose sessions are counted together: the key's id, or `admin`."""
+        return self.key_id or self.kind
+
+    @property
+    def started_at(self) -> int:
+        """Unix seconds."""
+        return self.expires_at - SESSION_SECONDS
 
 
 # ── tokens, pure ────────────────────────────────────────────────────────────────────────────
@@ -163,8 +187,14 @@ class Sessions:
     async def end(self, session: Session) -> None:
         """Signs out, on every worker. Raises `StoreUnavailable`: then it holds on this one only."""
         self._remember_ended(session.id)
-        seconds = max(1.0, session.expires_at - self._clock())
-        await execute(self._store, SetValue(ENDED, session.id, b"1", seconds))
+        count = AdvanceCounter(ENDED_COUNTS, session.owner, 1, 2**31, SESSION_SECONDS)
+        if await execute(self._store, count) < MAX_ENDED:
+            seconds = max(1.0, session.expires_at - self._clock())
+            await execute(self._store, SetValue(ENDED, session.id, b"1", seconds))
+        else:
+            before = str(int(self._clock())).encode()
+            end_all = SetValue(ENDED_BEFORE, session.owner, before, SESSION_SECONDS)
+            await execute(self._store, end_all)
 
     async def refresh(self) -> None:
         """Reads the signing secret, so that this worker has it when the store is not available.
@@ -199,17 +229,21 @@ class Sessions:
     async def _has_ended(self, session: Session) -> bool:
         if session.id in self._ended:
             return True
+        batch = Batch(self._store)
+        ended = batch.add(GetValue(ENDED, session.id))
+        ended_before = batch.add(GetValue(ENDED_BEFORE, session.owner))
         try:
-            has_ended = await execute(self._store, GetValue(ENDED, session.id)) is not None
+            await batch.execute()
         except StoreUnavailable:
-            return False  # an outage does not sign anybody out
+            return False  # an outage ends no session
+        has_ended = ended.value is not None or session.started_at < int(ended_before.value or 0)
         if has_ended:
             self._remember_ended(session.id)
         return has_ended
 
     def _remember_ended(self, session_id: str) -> None:
         self._ended[session_id] = None
-        if len(self._ended) > MAX_ENDED:
+        if len(self._ended) > MAX_REMEMBERED:
             self._ended.popitem(last=False)
 
     async def _read(self) -> None:

@@ -30,7 +30,7 @@ async def create_sign_in_link(store: Store, base_url: str) -> str:
 
 
 async def use_sign_in_link(store: Store, secret: str) -> bool:
-    """Whether this is the secret of a link that nobody has used. Raises `StoreUnavailable`."""
+    """Whether this is the secret of an unused link. Raises `StoreUnavailable`."""
     if len(secret) > MAX_SECRET:
         return False
     # One command, so that of two requests at once only one signs in. The mark of a used link

@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.api.auth import CREDENTIAL, KEY
+from gateway.api.auth import CREDENTIAL, KEY, SESSION
 from gateway.api.exchange import EXCHANGE, Exchange
 from gateway.api.http.body import read_body
 from gateway.api.http.json import JSON, json_response
@@ -39,6 +39,9 @@ from gateway.proxy.result import Answer, DryRun
 
 JOIN_BYTES: Final = 64 * 1024
 """Bodies up to this size are joined and sent in one piece; larger ones are not copied."""
+
+BY_ADMIN: Final = "by_admin"
+"""The flag of a request that an admin made with a holder's key, in the dashboard."""
 
 DRY_RUN_HEADERS: Final = {"Preference-Applied": "dry-run", COST: show_usd(0)}
 
@@ -80,6 +83,7 @@ async def _answer(
 def _create_context(request: web.Request, services: Services, place: Place) -> RequestContext:
     key, exchange = request[KEY], request[EXCHANGE]
     request_id, now = exchange.request_id, services.clock()
+    is_admin = SESSION in request and request[SESSION].kind == "admin"
 
     async def enter_and_read() -> bytes:
         # Here, because an error of the body is recorded, and nothing was stored or bought yet.
@@ -101,7 +105,7 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
             request_id=request_id,
             time=now,
             client_address=exchange.client_address,
-        ),
+        ).but(flags=(BY_ADMIN,) if is_admin else ()),
         trace=exchange.trace,
     )
 

@@ -37,7 +37,8 @@ def is_own_origin(request: web.Request, origin: str) -> bool:
     scheme, authority = _split(origin)
     if settings.is_public_url_set and settings.public_url is not None:
         # A proxy may have cut the port from the host, and with it what tells two servers apart.
-        return (scheme, authority) == _split(settings.public_url.lower())
+        public_scheme, _, public = settings.public_url.lower().partition("://")
+        return (scheme, authority) == _split(f"{public_scheme}://{public.partition('/')[0]}")
     return is_same_host(request, origin)
 
 
@@ -50,7 +51,7 @@ def is_same_host(request: web.Request, origin: str) -> bool:
     return authority == requested and scheme in _DEFAULT_PORTS and known in (None, scheme)
 
 
-def _split(url: str) -> tuple[str, str]:
+def _split(origin: str) -> tuple[str, str]:
     """Scheme and host, without the port that the scheme has by default."""
-    scheme, _, rest = url.partition("://")
-    return scheme, rest.partition("/")[0].removesuffix(_DEFAULT_PORTS.get(scheme, ""))
+    scheme, _, authority = origin.partition("://")
+    return scheme, authority.removesuffix(_DEFAULT_PORTS.get(scheme, ""))

@@ -30,6 +30,7 @@ from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.limit_states import CounterUse
 from gateway.billing.quota import LimitState
 from gateway.billing.recent_days import RecentDays
+from gateway.billing.recent_requests import RecentRequests
 from gateway.billing.reports import Reports
 from gateway.billing.running_totals import RunningTotals
 from gateway.cache.blobs import Blobs
@@ -167,8 +168,11 @@ class Services:
     upstream_health: UpstreamHealth
     request_search: RequestSearch
     recent_days: RecentDays
+    recent_requests: RecentRequests
     kept_events: KeptEvents
     inspection: Inspection
+    doctor: SingleFlight[None, Sequence[ShownFinding]]
+    """One at a time."""
     overview_caches: OverviewCaches
     tracer: Tracer | None
     """None if traces are off: then requests have no spans."""

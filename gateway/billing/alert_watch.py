@@ -117,6 +117,8 @@ class AlertWatch:
         self._watched: Sequence[Watched] = ()
         self._watched_at: float | None = None
         self._looked_at: float | None = None
+        self._models_looked_on = ""
+        """The day on which models were looked at without a webhook."""
         self._refusing: dict[tuple[str, str], None] = {}
         self._history: tuple[str, Mapping[str, Mapping[float, int]]] = ("", {})
         """The day for which it was read, and cost by subject and day."""
@@ -319,6 +321,10 @@ class AlertWatch:
 
     async def _look_at_models(self, now: float) -> None:
         today = span_at(self.calendar, "day", now)
+        # For a model that is not in use, 30 days are read each time.
+        if not self._publisher.has_webhooks and self._models_looked_on == today.label:
+            return
+        self._models_looked_on = today.label
         since = today.starts_at - IN_USE_SECONDS
         for model, shutdown in self._retiring_models().items():
             # As if it were in use: most of the time, the event was sent, and nothing is read.

@@ -23,8 +23,8 @@ from gateway.store.batch import Batch
 from gateway.store.commands import LruTotals, MeasureStore, ReadLruTotals, StoreUse
 from gateway.store.protocol import Store
 
-IMAGE_OVERHEAD_BYTES: Final = 2400
-"""What entry, image index and LRU index take in Redis for one image, measured."""
+IMAGE_OVERHEAD_BYTES: Final = 3400
+"""What entry, image index, lists, hits and LRU index take in Redis for one image, measured."""
 
 MIN_IMAGES_SHARE: Final = 1 / 2
 MAX_IMAGES_SHARE: Final = 3 / 4

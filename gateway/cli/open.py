@@ -41,8 +41,8 @@ def open(  # noqa: A001 - the name of the command
 ) -> None:
     """Prints a link that signs you in to the dashboard, and opens it.
 
-    It works once, within a minute, and is opened where there is a browser. Whoever has it can do
-    all that an admin can.
+    The link works once, within a minute, and is opened where there is a browser. Treat it like the
+    admin token.
     """
     settings = find_configuration(config).read_settings()
     with errors_as_messages():

@@ -77,14 +77,20 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
     """
     settings, policy = configuration.read_settings(), configuration.read_policy()
     files = configuration.files
+    return [
+        Finding("configuration", "ok", f"{files.gateway}, {files.models}"),
+        *await examine_settings(settings, policy.catalog),
+    ]
+
+
+async def examine_settings(settings: Settings, catalog: Catalog | None) -> Sequence[Finding]:
+    """Every check but that of the files. Without a catalog, prices are not checked."""
     on_store = await _examine_store(settings)
     findings = [
-        Finding("configuration", "ok", f"{files.gateway}, {files.models}"),
         *on_store,
         *await _examine_images(settings),
         await check_upstream(settings),
-        judge_prices(policy.catalog.prices_as_of, today=datetime.now(UTC).date()),
-        *judge_unknown_prices(policy.catalog),
+        *(() if catalog is None else judge_catalog(catalog)),
         judge_parser(is_compiled=has_compiled_parser()),
         *judge_settings(settings),
         *judge_admin_token(settings),
@@ -93,6 +99,12 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
     if on_store[0].level == "ok":
         findings.append(await check_own_link(settings))
     return findings
+
+
+def judge_catalog(catalog: Catalog) -> Sequence[Finding]:
+    """Whether prices are known, and not too old."""
+    today = datetime.now(UTC).date()
+    return [judge_prices(catalog.prices_as_of, today=today), *judge_unknown_prices(catalog)]
 
 
 async def check_before_serving(settings: Settings) -> Sequence[Finding]:

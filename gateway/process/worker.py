@@ -29,6 +29,7 @@ from gateway.configuration.settings import Settings
 from gateway.maintenance import open_running_gateway
 from gateway.net.client_address import TrustedProxies
 from gateway.net.server_tls import ServerTls
+from gateway.process.inspection import create_inspection
 from gateway.process.listener import Listeners
 from gateway.tuning import tune_process
 
@@ -70,7 +71,9 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGUSR1):
         loop.add_signal_handler(number, signals.put_nowait, number)
     async with (
-        open_running_gateway(settings, configuration) as gateway,
+        open_running_gateway(
+            settings, configuration, inspection=create_inspection(configuration, settings)
+        ) as gateway,
         open_sites(settings, gateway, listeners) as sites,
     ):
         loop.add_signal_handler(signal.SIGHUP, gateway.reload_requested.set)

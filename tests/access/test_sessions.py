@@ -9,10 +9,11 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
-from gateway.access import sign_in_links
+from gateway.access import sessions, sign_in_links
 from gateway.access.key_spaces import Credential, hash_secret
 from gateway.access.sessions import (
-    MAX_ENDED,
+    ENDED,
+    MAX_REMEMBERED,
     REREAD_SECONDS,
     SESSION_SECONDS,
     Session,
@@ -92,9 +93,31 @@ async def test_a_sign_out_holds_on_every_worker(workers: Workers) -> None:
         await _assert_refused(worker, token)
         await worker.read(other)
     # Those that a worker remembers are bounded.
-    for number in range(MAX_ENDED + 1):
+    for number in range(MAX_REMEMBERED + 1):
         workers.here._remember_ended(f"session-{number}")
     await _assert_refused(workers.here, token)
+
+
+async def test_a_script_that_signs_out_all_the_time_stores_a_bounded_number(
+    workers: Workers, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "MAX_ENDED", 3)
+    alice, bob = Credential.of("gk-alice"), Credential.of("gk-bob")
+    _, token_of_bob = await workers.here.start_key("key_b", bob)
+    ended, tokens = [], []
+    for _ in range(5):
+        session, token = await workers.here.start_key("key_a", alice)
+        clock.now += 1
+        await workers.here.end(session)
+        ended.append(await execute(workers.store, GetValue(ENDED, session.id)))
+        tokens.append(token)
+    assert ended == [b"1"] * 3 + [None] * 2
+    for token in tokens:
+        await _assert_refused(workers.there, token)
+    # The next session is not among those that ended altogether.
+    _, later = await workers.here.start_key("key_a", alice)
+    await workers.there.read(later)
+    await workers.there.read(token_of_bob)
 
 
 async def test_another_admin_token_ends_admins_sessions(workers: Workers, clock: Clock) -> None:
@@ -157,7 +180,7 @@ async def test_a_link_works_once_and_not_when_it_has_expired(
         assert not await use_sign_in_link(here, late)
 
 
-async def _assert_refused(sessions: Sessions, token: str) -> None:
+async def _assert_refused(worker: Sessions, token: str) -> None:
     with pytest.raises(GatewayError) as refused:
-        await sessions.read(token)
+        await worker.read(token)
     assert refused.value.code == "session_required"

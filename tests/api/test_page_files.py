@@ -35,6 +35,7 @@ NAMESPACES = {"http://www.w3.org/2000/svg"}
 """An address that is a name: nothing is loaded from it."""
 
 _IMPORT = re.compile(r"""\s*import\b[^;'"]*['"]([^'"]+)['"];""")
+_LAZY = re.compile(r"\bimport\('([^']+)'\)")
 _STYLESHEET = re.compile(r"\bstylesheet\('([^']+)'\)")
 _HOST = re.compile(r"""(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}[^\s'"`)]*""")
 _LINKED = re.compile(r"""(?:src|href)="([^"]+)\"""")
@@ -56,6 +57,15 @@ def imports(module: Path) -> Iterator[Path]:
         at, name = found.end(), found[1]
         assert name.startswith(("./", "../")), f"{module.name} imports {name}"
         yield (module.parent / name).resolve()
+
+
+def lazy_imports() -> set[Path]:
+    """The modules that are loaded when they are needed, such as those of dialogs."""
+    return {
+        (module.parent / name).resolve()
+        for module in own("*.js")
+        for name in _LAZY.findall(_COMMENT.sub("", module.read_text(encoding="utf-8")))
+    }
 
 
 def reachable(modules: set[Path]) -> set[Path]:
@@ -103,7 +113,7 @@ def test_every_import_resolves_and_every_module_is_reachable() -> None:
     scripts = {path for path in linked() if path.suffix == ".js"}
     views = {module_of(view) for view in VIEWS}
     # `ui/plot.js` loads uPlot, which is a classic script.
-    assert reachable(scripts | views) | {PLOT} == set(files("*.js"))
+    assert reachable(scripts | views | lazy_imports()) | {PLOT} == set(files("*.js"))
 
 
 def test_what_the_page_links_exists() -> None:

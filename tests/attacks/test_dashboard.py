@@ -90,6 +90,7 @@ OTHER_PAGES = {
     "no scheme": {"Origin": "HOST"},
     "our host as a user": {"Origin": "http://HOST@evil.example"},
     "our host as a subdomain": {"Origin": "http://HOST.evil.example"},
+    "our origin with a path": {"Origin": "http://HOST/dashboard"},
     "our host as a suffix": {"Origin": "http://evilHOST"},
     "two origins in one": {"Origin": "http://HOST http://evil.example"},
     "a referer only": {"Referer": "http://HOST/dashboard"},

@@ -46,9 +46,11 @@ assert.deepEqual([facts.fingerprint, facts.costUsd, facts.savedUsd], ['ab', 0, n
 // ── errors ────────────────────────────────────────────────────────────────────────────────────
 
 const message = "Limit usd_per_month of key 'a' reached: limit $1.00, used $1.00, reserved $0.00. It resets in 29h4m12s.";
-const quota = adviceOf({code: 'insufficient_quota', status: 429, message});
-assert.deepEqual([quota.limit, quota.resetsInSeconds, quota.retry], ['usd_per_month', 29 * 3600 + 4 * 60 + 12, false]);
-assert.equal(adviceOf({code: 'upstream_error', status: 502, message: 'x', canRetry: false}).retry, false);
+const quota = adviceOf({code: 'insufficient_quota', status: 429, message, at: 1000});
+assert.deepEqual([quota.limit, quota.isOfKey, quota.retry], ['usd_per_month', true, false]);
+assert.equal(quota.resetsAt, 1000 + 29 * 3600 + 4 * 60 + 12);
+const failed = adviceOf({code: 'upstream_error', status: 502, message: 'x', canRetry: false});
+assert.deepEqual([failed.retry, failed.mayCostAgain, failed.resetsAt], [true, true, null]);
 assert.deepEqual(['1s', '120ms', '6m0s', 'soon', ''].map(goSeconds), [1, 0.12, 360, null, null]);
 
 // ── combinations ──────────────────────────────────────────────────────────────────────────────

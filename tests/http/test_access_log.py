@@ -13,7 +13,8 @@ import pytest
 from aiohttp import ServerDisconnectedError, web
 from structlog.testing import capture_logs
 
-from gateway.api.routes import ALL_TABLES, health_routes
+from gateway.api.dashboard.routes import dashboard_admin_routes, dashboard_routes
+from gateway.api.routes import ALL_TABLES, admin_routes, health_routes
 from tests.docs.pages import codes, read_page, rows_with
 from tests.gateways import ADMIN_TOKEN, InProcess, Reply, Upstream, make_settings, run_gateway
 from tests.http.image_links import open_album
@@ -42,9 +43,13 @@ async def until_logged(log: Log, count: int) -> Log:
     return lines_of(log)
 
 
+def _under_sessions() -> list[web.RouteDef]:
+    return dashboard_admin_routes(admin_routes())
+
+
 def every_path() -> Iterator[tuple[str, str]]:
     """A method and a path for each route."""
-    for table in (*ALL_TABLES, health_routes):
+    for table in (*ALL_TABLES, dashboard_routes, _under_sessions, health_routes):
         for route in table():
             path = re.sub(r"\{_[^}]*\}", "/", route.path)
             path = re.sub(r"\{link:.*\}$", f"kid.1790000000.{SIGNATURE}/img-x.png", path)

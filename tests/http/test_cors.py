@@ -15,6 +15,7 @@ import pytest_asyncio
 from yarl import URL
 
 from gateway.api.cors import EXPOSED, METHODS, Cors, is_covered
+from gateway.api.dashboard.routes import dashboard_routes
 from gateway.api.routes import admin_routes, client_routes, health_routes
 from tests.docs.pages import codes, read_page, rows_below
 from tests.gateways import (
@@ -346,7 +347,11 @@ def test_exactly_the_paths_of_clients_are_covered() -> None:
         return re.sub(r"\{\w+(?::[^{}]*)?\}", "/", path.replace("{_prefix:", "{_p:"))
 
     covered = {sample(route.path) for route in client_routes()} - {"/openapi.json"}
-    others = {sample(route.path) for table in (admin_routes, health_routes) for route in table()}
+    others = {
+        sample(route.path)
+        for table in (admin_routes, dashboard_routes, health_routes)
+        for route in table()
+    }
 
     assert all(map(is_covered, covered)), covered
     assert not any(map(is_covered, others)), others

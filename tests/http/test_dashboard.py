@@ -89,7 +89,7 @@ async def test_any_other_path_is_404(embedded: InProcess, path: str) -> None:
         *(("*", False), ("gzipped", False)),
     ],
 )
-def test_gzip_is_sent_only_to_who_accepts_it(accepted: str, *, expected: bool) -> None:
+def test_gzip_is_sent_only_to_clients_that_accept_it(accepted: str, *, expected: bool) -> None:
     assert accepts_gzip(accepted) == expected
 
 
@@ -121,6 +121,7 @@ async def test_an_admin_signs_in_and_uses_the_admin_api(open_gateway: OpenGatewa
         assert bought.status == 200, bought.body
         (record,) = [r for r in await there.ledger() if r.outcome == "bought"]
         assert (record.key, record.team) == ("alice", "art")
+        assert record.flags == ("by_admin",)
         unknown = await admin.send("POST", f"{API}/admin/keys/key_1/images/generations", {})
         assert (unknown.status, unknown.error["code"]) == (404, "key_not_found")
 
@@ -377,6 +378,10 @@ async def test_with_an_address_for_operators_admins_sign_in_there_only(
         for path in ("/admin/keys", "/admin/nope"):
             reply = await clients.send("GET", f"{API}{path}")
             assert (reply.status, reply.error["code"]) == (401, "session_required")
+
+        # It ends everywhere, whichever address the sign-out came to.
+        assert (await there.send("DELETE", SESSION)).status == 204
+        assert not await admin.is_signed_in()
 
         alice = await gateway.client.with_key("alice")
         for browser in (clients, operators):

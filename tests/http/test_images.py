@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
-from tests.gateways import ADMIN_TOKEN, Client, InProcess, Reply
+from tests.gateways import ADMIN_TOKEN, Client, InProcess, Reply, Upstream
+from tests.http.conftest import OpenGateway
+from tests.http.test_dashboard import Browser
+from tests.waiting import eventually
 
 
 async def listed(client: Client, **query: Any) -> list[Mapping[str, Any]]:
@@ -161,3 +167,143 @@ class TestBytes:
         assert shown.headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
         again = await admin_get(alice, path, **{"If-None-Match": shown.headers["ETag"]})
         assert (again.status, again.body) == (304, b"")
+
+    async def test_a_file_is_the_image_and_can_do_nothing(
+        self, gateway: InProcess, alice: Client
+    ) -> None:
+        bought = await alice.ask("an otter")
+        path = f"/admin/images/{id_of(bought)}/file"
+        shown = await admin_get(alice, path)
+        assert shown.body == base64.b64decode(bought.images[0])
+        wanted = {
+            "Content-Type": "image/png",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "default-src 'none'; sandbox",
+            "Cache-Control": "private, no-cache",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
+        assert {name: shown.headers[name] for name in wanted} == wanted
+        assert shown.headers["Content-Disposition"].startswith("inline")
+        saved = await admin_get(alice, f"{path}?download")
+        name = f'attachment; filename="img-{id_of(bought)}.png"'
+        assert saved.headers["Content-Disposition"] == name
+        part = await admin_get(alice, path, Range="bytes=1-3")
+        assert (part.status, part.body) == (206, b"PNG")
+        again = await admin_get(alice, path, **{"If-None-Match": shown.headers["ETag"]})
+        assert (again.status, again.body) == (304, b"")
+
+    async def test_an_image_that_cannot_be_decoded_has_no_thumbnail(
+        self, gateway: InProcess, alice: Client
+    ) -> None:
+        bought = await alice.ask("an otter")
+        indexed = await gateway.gateway.cache.image_index.find(id_of(bought))
+        assert indexed is not None
+        thumbnails = gateway.gateway.cache.thumbnails
+        assert await thumbnails.load(indexed.digest, "svg") == b""
+        thumbnails._remember(indexed.digest, b"")
+        shown = await admin_get(alice, f"/admin/images/{id_of(bought)}/thumbnail")
+        assert (shown.status, shown.error["code"]) == (404, "no_thumbnail")
+
+
+class TestChanges:
+    async def test_a_transcoded_image_belongs_to_the_buyer_of_its_source(
+        self, open_gateway: OpenGateway
+    ) -> None:
+        async with open_gateway(cache={"derive_formats": True}) as here:
+            bob = await here.client.with_key("bob")
+            alice = await here.client.with_key("alice")
+            bought = await bob.ask(headers={"X-Gateway-Tags": "a"})
+            made = await alice.ask(output_format="webp", output_compression=80)
+            await here.gateway.cache.image_hits.write()
+            webp, png = await by_id(alice, made, bought)
+            assert (webp["transcoded"], webp["cost_usd"], webp["hits"]) == (True, 0.0, 1)
+            assert webp["saved_usd"] == png["cost_usd"] > 0
+            assert (webp["key"], webp["tags"], webp["format"]) == ("bob", [], "webp")
+            assert webp["created_at"] == png["created_at"]
+            await alice.admin("POST", "/admin/cache/takedown", {"image": id_of(bought)})
+            assert await listed(alice) == []
+
+    async def test_followers_and_links_count_as_hits(
+        self, gateway: InProcess, alice: Client, upstream: Upstream
+    ) -> None:
+        async with upstream.hold():
+            asked = [asyncio.create_task(alice.ask("an otter")) for _ in range(4)]
+            await gateway.until_leased(4)
+        bought = [await each for each in asked]
+        await alice.ask("an otter", response_format="url", model="dall-e-3")
+        again = await alice.ask("an otter", response_format="url", model="dall-e-3")
+        await gateway.gateway.cache.image_hits.write()
+        link, otter = await by_id(alice, again, bought[0])
+        assert (otter["hits"], link["hits"]) == (3, 1)
+        records = await gateway.ledger()
+        saved = sum(record.saved_micros for record in records)
+        assert round(otter["saved_usd"] + link["saved_usd"], 6) == saved / 1e6
+
+    async def test_an_evicted_image_leaves_the_list_and_an_expired_one_stays(
+        self, open_gateway: OpenGateway
+    ) -> None:
+        async with open_gateway(cache={"ttl": "1s"}) as here:
+            alice = await here.client.with_key("alice")
+            first, second = [await alice.ask(prompt) for prompt in ("a", "b")]
+            await eventually(partial(has_states, alice, {"expired"}))
+            (kept,) = [one for one in await listed(alice) if one["id"] == id_of(second)]
+            here.gateway.cache.blobs._total_bytes = kept["bytes"] + 1
+            await here.gateway.cache.blobs.evict_to_bound()
+            assert [one["id"] for one in await listed(alice)] == [id_of(second)]
+            gone = await admin_get(alice, f"/admin/images/{id_of(first)}")
+            assert gone.status == 410
+
+    async def test_prompts_are_stored_only_if_that_is_switched_on(
+        self, open_gateway: OpenGateway
+    ) -> None:
+        prompt = {"model": "dall-e-3", "prompt": "a secret otter " + 60 * "in a pond "}
+        async with open_gateway() as off:
+            alice = await off.client.with_key("alice")
+            before = await alice.ask(**prompt)
+        async with open_gateway(cache={"store_prompts": True}) as on:
+            alice = replace(alice, url=on.client.url, session=on.client.session)
+            bought = await alice.ask(**prompt, headers={"Cache-Control": "no-cache"})
+            with_prompt, without = await by_id(alice, bought, before)
+            assert with_prompt["prompt"] == prompt["prompt"][:500]
+            assert with_prompt["revised_prompt"]
+            assert (without["prompt"], without["revised_prompt"]) == (None, None)
+            whole = await admin_get(alice, f"/admin/images/{id_of(bought)}")
+            assert whole.json["prompt"] == prompt["prompt"]
+        async with open_gateway() as off:
+            alice = replace(alice, url=off.client.url, session=off.client.session)
+            assert {one["prompt"] for one in await listed(alice)} == {None}
+
+
+class TestOwnImages:
+    async def test_the_holder_of_a_key_sees_what_this_key_bought(
+        self, gateway: InProcess, alice: Client
+    ) -> None:
+        """Also if another key's image is its hit: the scope is global."""
+        bob = await alice.with_key("bob")
+        mine, hers = await bob.ask("mine"), await alice.ask("hers")
+        hit = await bob.ask("hers")
+        assert hit.cache_status.startswith("hit")
+        browser = await Browser(gateway.client).sign_in(token=bob.secret)
+        shown = await browser.send("GET", "/dashboard/api/images?size=1024x1024&tag=")
+        assert [one["id"] for one in shown.json["data"]] == [id_of(mine)]
+        for path in ("", "/thumbnail", "/file"):
+            own = await browser.send("GET", f"/dashboard/api/images/{id_of(mine)}{path}")
+            assert own.status == 200
+            other = await browser.send("GET", f"/dashboard/api/images/{id_of(hers)}{path}")
+            unknown = await browser.send("GET", f"/dashboard/api/images/unknown{path}")
+            assert (
+                (other.status, other.error) == (unknown.status, unknown.error) == (404, other.error)
+            )
+        for refused in ("key=alice", "key_id=x"):
+            reply = await browser.send("GET", f"/dashboard/api/images?{refused}")
+            assert reply.status == 400
+        assert (await browser.send("GET", "/dashboard/api/admin/images")).status in (401, 403)
+
+
+async def by_id(client: Client, *replies: Reply) -> list[Mapping[str, Any]]:
+    found = {one["id"]: one for one in await listed(client)}
+    return [found[id_of(reply)] for reply in replies]
+
+
+async def has_states(client: Client, states: set[str]) -> bool:
+    return {one["state"] for one in await listed(client)} == states

@@ -89,6 +89,22 @@ async def refused(store: Store) -> list[dict[str, Any]]:
     return [json.loads(record) for record in await ledger(store)]
 
 
+async def test_the_ledger_is_read_back_from_its_end_in_pages(store: Store) -> None:
+    for number in range(4):
+        await execute(store, Append(numbered(3)))
+        await bought(store, f"p{number}", b"charged %d" % number, images=1)
+    forwards = list(await execute(store, commands.ReadLedger()))
+    before, backwards = "", []
+    while page := await execute(store, commands.ReadLedgerBack(before, 5)):
+        backwards += page
+        before = page[-1][0]
+    assert backwards == forwards[::-1]
+    assert len(backwards) == 16
+    day = forwards[0][0].partition("/")[0]
+    assert list(await execute(store, commands.ReadLedgerBack(f"{day}/", 5))) == []
+    assert list(await execute(store, commands.ReadLedgerBack("9999-12-31/", 1))) == forwards[-1:]
+
+
 # ── searches ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -524,13 +540,19 @@ async def test_redis_works_as_much_for_many_records_as_for_few(redis_url: str, c
             await bought(store, f"p{i}", RECORD, usd_micros=1)
         with redis.Redis.from_url(redis_url) as client:
             work = []
-            for command in (trim(), trim(keep_free=0, limit=200), commands.ReadLedger(limit=100)):
+            for command in (
+                trim(),
+                trim(keep_free=0, limit=200),
+                commands.ReadLedger(limit=100),
+                commands.ReadLedgerBack(limit=100),
+            ):
                 before = _calls(client)
                 await execute(store, command)
                 work.append(_calls(client) - before)
     assert work[0] < 20
     assert work[1] < 30
     assert work[2] < 12
+    assert work[3] < 12
 
 
 @pytest.mark.parametrize("count", [1000, 50_000])
@@ -546,6 +568,7 @@ def test_sqlite_works_as_much_for_many_records_as_for_few(sqlite_path: Path, cou
         trim(),
         trim(keep_free=0, limit=200),
         commands.ReadLedger(after, 100),
+        commands.ReadLedgerBack(after, 100),
         Append((RECORD,) * 10, (refusals(),)),
         commands.AppendRefusals(10),
     ):

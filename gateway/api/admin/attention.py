@@ -186,7 +186,7 @@ def of_models(
             f"{model} {when}, and was used in the last 30 days. Move its users to another model, "
             "or give it an alias in models.yaml."
         )
-        action = open_view("Show who uses it", "spend", model=model, group_by="key")
+        action = open_view("Show who uses it", "spend", model=model, by="key")
         yield Attention("warning", title, text, action)
 
 

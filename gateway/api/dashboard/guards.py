@@ -57,6 +57,8 @@ def with_session(handler: Handler, kind: Kind | None = None) -> Handler:
 
     async def admitted(request: web.Request) -> web.StreamResponse:
         request[SESSION] = session = await read_session(request)
+        if session.kind == "admin":
+            check_admin_address(request)
         if kind is not None and session.kind != kind:
             raise _wrong_session(kind)
         if session.kind == "admin":
@@ -95,14 +97,11 @@ def with_named_key(
 
 
 async def read_session(request: web.Request) -> Session:
-    """The session of the request's cookie. Raises 401, or 403 for an admin's at another address."""
+    """The session of the request's cookie. Raises 401."""
     token = read_cookie(request)
     if token is None:
         raise session_required()
-    session = await request.app[SERVICES].sessions.read(token)
-    if session.kind == "admin":
-        check_admin_address(request)
-    return session
+    return await request.app[SERVICES].sessions.read(token)
 
 
 def check_admin_address(request: web.Request) -> None:

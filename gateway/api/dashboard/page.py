@@ -1,4 +1,4 @@
-"""The page itself: static files, the same for everybody, without any data.
+"""The page itself: static files without any data.
 
 They are read once, when a worker starts, and compressed once, when a client first asks. Their names
 never change, so browsers ask each time and get a 304 for what they have.

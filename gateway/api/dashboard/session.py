@@ -56,7 +56,7 @@ async def sign_out(request: web.Request) -> web.Response:
     try:
         session = await read_session(request)
     except GatewayError as error:
-        if error.code in (ErrorCode.SESSION_REQUIRED, ErrorCode.ADMIN_ELSEWHERE):
+        if error.code == ErrorCode.SESSION_REQUIRED:
             return web.Response(status=HTTPStatus.NO_CONTENT)
         raise
     await request.app[SERVICES].sessions.end(session)

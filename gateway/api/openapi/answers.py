@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from gateway.api.openapi.images import CACHED_IMAGE
 from gateway.api.openapi.requests import Schema, reference
 from gateway.billing import organization
 from gateway.billing.usage_rows import COLUMNS, MONEY, MORE_COLUMNS, WHAT_IF
 from gateway.errors import ErrorCode
+from gateway.events import EVENT_KINDS
+from gateway.images import Outcome
 from gateway.limits import LIMITS
 
 _AMOUNT: Final[Schema] = {"type": "number"}
@@ -65,6 +67,10 @@ def _page(result: Schema) -> Schema:
 
 def _or_null(schema: Schema) -> Schema:
     return {"oneOf": [schema, {"type": "null"}]}
+
+
+def _paged(item: str) -> Schema:
+    return _object({"data": {"type": "array", "items": reference(item)}, "after": _TEXT_OR_NULL})
 
 
 _TIME: Final = {"type": "number", "description": "Unix seconds."}
@@ -338,6 +344,46 @@ ANSWERS: Final[Mapping[str, Schema]] = {
             },
         }
     ),
+    "RequestList": _paged("RecentRequest"),
+    "RecentRequest": _object(
+        {
+            "id": _TEXT,
+            "record": {"type": "string", "description": "The id of the ledger record."},
+            "time": _TIME,
+            **dict.fromkeys(("team", "user", "model", "size", "quality", "reason"), _TEXT_OR_NULL),
+            "key": _TEXT,
+            "n": {"type": ["integer", "null"]},
+            "outcome": {"enum": list(get_args(Outcome))},
+            "message": _TEXT,
+            "flags": {"type": "array", "items": _TEXT},
+            "count": {"type": "integer", "description": "Of refusals that share the record."},
+            **dict.fromkeys(("cost_usd", "saved_usd"), _USD),
+            "latency_ms": _INTEGER,
+            "upstream": _TEXT_OR_NULL,
+        }
+    ),
+    "EventList": _paged("KeptEvent"),
+    "KeptEvent": _object(
+        {
+            "id": _TEXT,
+            "kind": {"enum": list(EVENT_KINDS)},
+            "time": _TIME,
+            "team": _TEXT_OR_NULL,
+            "text": _TEXT,
+            "data": {"type": "object"},
+        }
+    ),
+    "SettingList": _object({"data": {"type": "array", "items": reference("Setting")}}),
+    "Setting": _object(
+        {
+            "key": _TEXT,
+            "value": {"description": "As in JSON; `***` for a secret."},
+            "source": {"enum": ["default", "file", "environment", "secret file"]},
+            "origin": _TEXT_OR_NULL,
+        }
+    ),
+    "FindingList": _object({"data": {"type": "array", "items": reference("Finding")}}),
+    "Finding": _object({"check": _TEXT, "level": _STATE, "finding": _TEXT}),
     "Spender": _object({"name": _TEXT, "cost_usd": _USD, "saved_usd": _USD}),
     "OverviewDay": _object(
         {

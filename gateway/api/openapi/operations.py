@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from gateway.api.admin.keys import STATES
 from gateway.api.openapi.answers import (
@@ -21,7 +21,8 @@ from gateway.api.openapi.requests import Schema
 from gateway.billing import focus, organization
 from gateway.billing.reports import DIMENSIONS, LABEL
 from gateway.billing.usage_rows import WIDTHS
-from gateway.images import MAX_SLOTS
+from gateway.events import EVENT_KINDS
+from gateway.images import MAX_SLOTS, Outcome
 from gateway.request.headers import (
     IDEMPOTENCY_KEY,
     MAX_COST,
@@ -224,6 +225,14 @@ _GENERATIONS: Final = Operation(
     errors=(400, 401, 403, 408, 413, 429, 500, 502, 503, 504),
 )
 
+
+def _page_size(largest: int) -> Schema:
+    return _query(
+        "limit", "At most so many.", {"type": "integer", "minimum": 1, "maximum": largest}
+    )
+
+
+_AFTER: Final = _query("after", "What the previous page has as `after`.", _TEXT)
 _WITH_LIMITS: Final = _query(
     "with", "`limits` adds what is used of each limit, and when it resets.", {"enum": ["limits"]}
 )
@@ -572,6 +581,48 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         _ok("Overview", "What could be read; while the store is unavailable, the rest is null."),
         credential="admin",
         errors=(400, *_READ_ERRORS),
+    ),
+    "admin_requests": Operation(
+        "List the latest requests, and why some were refused or failed",
+        "admin",
+        _ok("RequestList", "Newest first. A page reads a bounded part of the ledger."),
+        credential="admin",
+        parameters=(
+            _query("outcome", f"Comma-separated: {', '.join(get_args(Outcome))}.", _TEXT),
+            _query("key", "The name of a key.", _TEXT),
+            _query("model", "A model.", _TEXT),
+            _query("flag", "A flag of the record, such as `over_estimate`.", _TEXT),
+            _query("since", "From when on: `1h` before now, a date in UTC, Unix seconds.", _TEXT),
+            _page_size(500),
+            _AFTER,
+        ),
+        errors=(400, *_READ_ERRORS),
+    ),
+    "admin_events": Operation(
+        "List events, newest first, whether or not a webhook got them",
+        "admin",
+        _ok("EventList", "The events that are kept."),
+        credential="admin",
+        parameters=(
+            _query("kind", f"Comma-separated: {', '.join(EVENT_KINDS)}.", _TEXT),
+            _page_size(500),
+            _AFTER,
+        ),
+        errors=(400, *_READ_ERRORS),
+    ),
+    "admin_settings": Operation(
+        "Show the settings that hold, and where each comes from",
+        "admin",
+        _ok("SettingList", "Every setting; secrets are masked."),
+        credential="admin",
+        errors=(400, 401, 429),
+    ),
+    "admin_doctor": Operation(
+        "Check everything that the gateway depends on",
+        "admin",
+        _ok("FindingList", "A finding for each check. It takes seconds."),
+        credential="admin",
+        errors=(400, 401, 429),
     ),
     "admin_request": Operation(
         "Show the cost of a request, why it was refused, and what served it",

@@ -90,6 +90,17 @@ class ReadLedger(Command[Sequence[tuple[str, bytes]]]):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadLedgerBack(Command[Sequence[tuple[str, bytes]]]):
+    """Up to `limit` pairs of id and record before the id `before` ("": from the end).
+
+    The newest first. As for `ReadLedger`, `<yyyy-mm-dd>/` comes before all ids of its day.
+    """
+
+    before: str = ""
+    limit: int = 200
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerMatches:
     """What a `SearchLedger` found."""
 

@@ -49,6 +49,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "append": ("books", "ledger", "refusals"),
         "append_refusals": ("books", "ledger", "refusals"),
         "read_ledger": ("books", "ledger"),
+        "read_ledger_back": ("books", "ledger"),
         "search_ledger": ("books", "ledger"),
         "search_refusals": ("books", "refusals"),
         "trim_ledger": ("books", "ledger"),

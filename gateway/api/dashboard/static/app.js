@@ -12,7 +12,7 @@ import {del, get, post} from './lib/http.js';
 import {Loader} from './lib/loader.js';
 import {readQuery, writeQuery} from './lib/query.js';
 import {link, place, show, takeLinkSecret, watchPlace} from './lib/router.js';
-import {skeleton} from './ui/feedback.js';
+import {failure, skeleton} from './ui/feedback.js';
 import {shell} from './ui/shell.js';
 import {groupsFor, openedView, openView, rowNamed} from './views/index.js';
 import {signin} from './views/signin.js';
@@ -225,7 +225,13 @@ function main() {
 function viewContents() {
   const {view, query, session} = state;
   const {data, error, loading, loadedAt} = loader;
-  return view.render({data, error, loading, loadedAt, query, session, setQuery, refresh: reload, app});
+  try {
+    return view.render({data, error, loading, loadedAt, query, session, setQuery, refresh: reload, app});
+  } catch (fault) {
+    // A mistake in one view leaves the rest of the page alone.
+    console.error(fault);
+    return failure(fault, reload);
+  }
 }
 
 start();

@@ -47,14 +47,23 @@ def _append_refusals(command: commands.AppendRefusals, keys: Keys) -> RedisComma
 
 @encode.register
 def _read_ledger(command: commands.ReadLedger, keys: Keys) -> RedisCommand:
-    def read(reply: Sequence[bytes]) -> Sequence[tuple[str, bytes]]:
-        fields = iter(reply)
-        triples = zip(*[fields] * 3, strict=True)
-        return [(_id_of(day, stream_id), record) for day, stream_id, record in triples]
-
     day, _, position = command.after.partition("/")
     arguments = (day, _range_start(position), command.limit, int(command.charged_only))
-    return script_command("read_ledger", [keys.books], arguments, read=read)
+    return script_command("read_ledger", [keys.books], arguments, read=_read_records)
+
+
+@encode.register
+def _read_ledger_back(command: commands.ReadLedgerBack, keys: Keys) -> RedisCommand:
+    day, _, position = command.before.partition("/")
+    end = _range_start(position) if position else ""
+    arguments = (day, end, command.limit)
+    return script_command("read_ledger_back", [keys.books], arguments, read=_read_records)
+
+
+def _read_records(reply: Sequence[bytes]) -> Sequence[tuple[str, bytes]]:
+    fields = iter(reply)
+    triples = zip(*[fields] * 3, strict=True)
+    return [(_id_of(day, stream_id), record) for day, stream_id, record in triples]
 
 
 @encode.register

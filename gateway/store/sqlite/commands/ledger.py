@@ -17,6 +17,8 @@ from gateway.store.sqlite.transaction import Transaction
 
 _SECOND: Final = 1_000_000
 _DAY: Final = 86_400 * _SECOND
+_END: Final = 2**63 - 1
+"""After every position."""
 _FIRST_DAY: Final = date(1970, 1, 1).toordinal()
 
 _REMOVED: Final = ("ledger", "removed")
@@ -144,6 +146,22 @@ def read_ledger(tx: Transaction, command: commands.ReadLedger) -> Sequence[tuple
         " UNION ALL SELECT position, record FROM ledger_free WHERE position > ?"
         " ORDER BY position LIMIT ?",
         (after, after, command.limit),
+    )
+    return [(ledger_id_of(position), record) for position, record in rows]
+
+
+@reads(commands.ReadLedgerBack)
+def read_ledger_back(
+    tx: Transaction, command: commands.ReadLedgerBack
+) -> Sequence[tuple[str, bytes]]:
+    day, _, position = command.before.partition("/")
+    # The position of a whole day is the one before its first record.
+    before = _position(command.before) + (not position) if day else _END
+    rows = tx.fetch_all(
+        "SELECT position, record FROM ledger_charged WHERE position < ?"
+        " UNION ALL SELECT position, record FROM ledger_free WHERE position < ?"
+        " ORDER BY position DESC LIMIT ?",
+        (before, before, command.limit),
     )
     return [(ledger_id_of(position), record) for position, record in rows]
 

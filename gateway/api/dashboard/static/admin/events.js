@@ -6,7 +6,7 @@ import {amountLeft, limitLabel} from '../lib/limits.js';
 import {link} from '../lib/router.js';
 import {badge} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
-import {openRaise} from './limits.js';
+import {openRaise} from './dialogs.js';
 
 export const KINDS = {
   asked_for_more: {label: 'Asked for more', icon: 'plus', level: 'info'},

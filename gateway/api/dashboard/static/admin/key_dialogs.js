@@ -4,12 +4,13 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import {ago, day, fullTime, zone} from '../lib/format.js';
 import {del, get, patch, post} from '../lib/http.js';
-import {keyFields, labelLines, lastDay, overlapsOf, patchFields} from '../lib/keys.js';
+import {keyFields, labelLines, lastDay, patchFields} from '../lib/key_form.js';
+import {overlapsOf} from '../lib/keys.js';
 import {code, secret} from '../ui/copy.js';
 import {confirm, dialog} from '../ui/dialog.js';
 import {banner} from '../ui/feedback.js';
 import {checkField, choice, field, onSubmit, selectField, textField} from '../ui/form.js';
-import {atLimit, limitFields} from './limits.js';
+import {atLimit, limitFields} from './limit_dialogs.js';
 
 const LIFETIMES = [
   {value: 'never', label: 'Never'},
@@ -30,7 +31,7 @@ const OVERLAPS = [
 ];
 
 /** Opens the form for a new key. `preset`: fields that are filled in. */
-export function makeKeyDialog(view, preset = {}) {
+export function makeKey(view, preset = {}) {
   return openForm(view, preset, {
     title: 'Make a key',
     submit: 'Make the key',
@@ -41,7 +42,7 @@ export function makeKeyDialog(view, preset = {}) {
 }
 
 /** Opens the form of a key. Only what was changed is sent. */
-export function editKeyDialog(view, key) {
+export function editKey(view, key) {
   const {app, refresh} = view;
   return openForm(view, key, {
     title: `Edit ${key.name}`,
@@ -58,7 +59,7 @@ export function editKeyDialog(view, key) {
   });
 }
 
-export function rotateDialog(view, key) {
+export function rotateKey(view, key) {
   const {app, refresh} = view;
   const submit = onSubmit(async ({overlap}) => {
     const rotated = await post(`/admin/keys/${encodeURIComponent(key.id)}/rotate`, {overlap});
@@ -84,7 +85,7 @@ function overlapNote(key) {
   return html`<p class="note">${text} Five secrets at once are the most.</p>`;
 }
 
-export function revokeDialog({app, refresh}, key) {
+export function revokeKey({app, refresh}, key) {
   const used = key.last_used_at ? `It was last used ${ago(key.last_used_at)}.` : 'It was never used.';
   confirm(app, {
     title: `Revoke ${key.name}?`,
@@ -102,17 +103,13 @@ export function revokeDialog({app, refresh}, key) {
 
 async function openForm(view, key, {title, submit, save, saved}) {
   const {app} = view;
-  try {
-    const [teams, models] = await Promise.all([get('/admin/teams'), loadModels()]);
-    const run = onSubmit(async (_, form) => {
-      const fields = keyFields(new FormData(form), {zone: zone(), former: key});
-      saved(await atField(() => save(fields)), models);
-    });
-    const body = keyForm(key, {teams: teams.data, models: models.data});
-    app.dialog(dialog({title, body, onSubmit: run, submit, close: app.closeDialog}));
-  } catch (error) {
-    app.toast(error.message, 'fault');
-  }
+  const [teams, models] = await Promise.all([get('/admin/teams'), loadModels()]);
+  const run = onSubmit(async (_, form) => {
+    const fields = keyFields(new FormData(form), {zone: zone(), former: key});
+    saved(await atField(() => save(fields)), models);
+  });
+  const body = keyForm(key, {teams: teams.data, models: models.data});
+  app.dialog(dialog({title, body, onSubmit: run, submit, close: app.closeDialog}));
 }
 
 const loadModels = () => get('/models');

@@ -10,7 +10,7 @@ import {banner, skeleton} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {card, page} from '../ui/page.js';
 import {auditList} from './audit.js';
-import {editKeyDialog, revokeDialog, rotateDialog} from './key_dialogs.js';
+import {editKey, revokeKey, rotateKey} from './dialogs.js';
 import {limitCard, loadLimits} from './limits.js';
 import {attempt, stateBadge} from './parts.js';
 import {loadUsage, usageCard} from './usage.js';
@@ -58,9 +58,9 @@ const summary = (key) => html`
 function actions(view, key) {
   if (readOnlyReason(key)) return nothing;
   return html`
-    <button class="button" @click=${() => editKeyDialog(view, key)}>${icon('edit')} Edit</button>
-    <button class="button" @click=${() => rotateDialog(view, key)}>${icon('refresh')} Rotate</button>
-    <button class="button quiet-danger" @click=${() => revokeDialog(view, key)}>${icon('trash')} Revoke</button>
+    <button class="button" @click=${() => editKey(view, key)}>${icon('edit')} Edit</button>
+    <button class="button" @click=${() => rotateKey(view, key)}>${icon('refresh')} Rotate</button>
+    <button class="button quiet-danger" @click=${() => revokeKey(view, key)}>${icon('trash')} Revoke</button>
   `;
 }
 

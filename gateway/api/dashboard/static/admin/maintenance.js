@@ -13,7 +13,7 @@ const WHAT = [
   {value: 'all', label: 'Everything'},
 ];
 
-export async function purgeDialog({app, refresh}) {
+export async function purgeCache({app, refresh}) {
   let what = 'tag';
   const models = await get('/models').then(({data}) => data.map(({id}) => id), () => []);
   const choose = (value) => {
@@ -49,7 +49,7 @@ const FIELDS = {
 
 const fieldOf = (what, models) => FIELDS[what]?.(models) ?? nothing;
 
-export function rotateSigningDialog({app, refresh}) {
+export function rotateSigningKeys({app, refresh}) {
   confirm(app, {
     title: 'Rotate the signing keys?',
     text: 'A new key signs links from now on, in every worker. Links that were signed before stay valid until they expire.',

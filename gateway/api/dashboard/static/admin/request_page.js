@@ -24,7 +24,8 @@ const paramsOf = ({from}) => ({since: from});
 /** An unknown id is an answer too: the page then says what to do. */
 export async function loadRequest(query, signal) {
   try {
-    return await get(`/admin/requests/${encodeURIComponent(query.id)}`, paramsOf(query), {signal});
+    const found = await get(`/admin/requests/${encodeURIComponent(query.id)}`, paramsOf(query), {signal});
+    return {open_purchases: [], followed: [], ...found};
   } catch (error) {
     if (error.status === 404 || error.param === 'since') return {missing: error};
     throw error;

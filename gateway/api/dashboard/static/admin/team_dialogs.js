@@ -2,15 +2,15 @@
 
 import {html} from '../vendor/lit-html.js';
 import {del, get, patch, post} from '../lib/http.js';
-import {patchFields, teamFields} from '../lib/keys.js';
+import {patchFields, teamFields} from '../lib/key_form.js';
 import {confirm, dialog} from '../ui/dialog.js';
 import {onSubmit, textField} from '../ui/form.js';
 import {labelsField, modelsField, scopeField} from './key_dialogs.js';
-import {atLimit, limitFields} from './limits.js';
+import {atLimit, limitFields} from './limit_dialogs.js';
 
 const pathOf = (team) => `/admin/teams/${encodeURIComponent(team.name)}`;
 
-export const makeTeamDialog = (view) =>
+export const makeTeam = (view) =>
   openForm(view, {}, {
     title: 'Make a team',
     submit: 'Make the team',
@@ -18,7 +18,7 @@ export const makeTeamDialog = (view) =>
     said: (made) => `Team ${made.name} is made. Name it in its keys.`,
   });
 
-export const editTeamDialog = (view, team) =>
+export const editTeam = (view, team) =>
   openForm(view, team, {
     title: `Edit team ${team.name}`,
     submit: 'Save',
@@ -31,7 +31,7 @@ function saveChanges(team, fields) {
   return Object.keys(changes).length ? patch(pathOf(team), changes) : null;
 }
 
-export function removeTeamDialog({app, refresh, navigate}, team) {
+export function removeTeam({app, refresh, navigate}, team) {
   const {keys} = team;
   const text = keys
     ? `It has ${keys} active ${keys === 1 ? 'key' : 'keys'}: revoke them first, or move them to another team.`
@@ -49,18 +49,14 @@ export function removeTeamDialog({app, refresh, navigate}, team) {
 }
 
 async function openForm({app, refresh}, team, {title, submit, save, said}) {
-  try {
-    const models = await get('/models');
-    const run = onSubmit(async (_, form) => {
-      const saved = await atLimit(() => save(teamFields(new FormData(form))));
-      app.closeDialog();
-      app.toast(said(saved));
-      refresh();
-    });
-    app.dialog(dialog({title, body: teamForm(team, models.data), onSubmit: run, submit, close: app.closeDialog}));
-  } catch (error) {
-    app.toast(error.message, 'fault');
-  }
+  const models = await get('/models');
+  const run = onSubmit(async (_, form) => {
+    const saved = await atLimit(() => save(teamFields(new FormData(form))));
+    app.closeDialog();
+    app.toast(said(saved));
+    refresh();
+  });
+  app.dialog(dialog({title, body: teamForm(team, models.data), onSubmit: run, submit, close: app.closeDialog}));
 }
 
 const teamForm = (team, models) => html`

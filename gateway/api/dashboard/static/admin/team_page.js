@@ -9,9 +9,9 @@ import {banner, skeleton} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {card, page} from '../ui/page.js';
 import {auditCard, labels, loadAudit, orError} from './key_page.js';
+import {editTeam, removeTeam} from './dialogs.js';
 import {limitCard, loadLimits} from './limits.js';
 import {attempt, declaredBadge} from './parts.js';
-import {editTeamDialog, removeTeamDialog} from './team_dialogs.js';
 import {loadUsage, usageCard} from './usage.js';
 
 const pathOf = (name) => `/admin/teams/${encodeURIComponent(name)}`;
@@ -44,8 +44,8 @@ const summary = (team) => html`
 `;
 
 const actions = (view, team) => html`
-  <button class="button" @click=${() => editTeamDialog(view, team)}>${icon('edit')} Edit</button>
-  <button class="button quiet-danger" @click=${() => removeTeamDialog({...view, navigate: () => view.app.navigate('teams')}, team)}>
+  <button class="button" @click=${() => editTeam(view, team)}>${icon('edit')} Edit</button>
+  <button class="button quiet-danger" @click=${() => removeTeam({...view, navigate: () => view.app.navigate('teams')}, team)}>
     ${icon('trash')} Remove
   </button>
 `;

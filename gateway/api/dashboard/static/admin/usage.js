@@ -57,7 +57,7 @@ function seriesOf(rows, groups, by) {
   const names = groups.length > MAX_SERIES ? [...shown, OTHERS] : shown;
   const values = new Map(names.map((name) => [name, dates.map(() => 0)]));
   for (const row of rows) {
-    const index = dates.indexOf(dateIn(Date.parse(row.from) / 1000, zone()));
+    const index = dates.indexOf(dateIn(secondsOf(row.from), zone()));
     const series = values.get(shown.includes(row[by]) ? row[by] : OTHERS);
     if (index >= 0 && series) series[index] += row.cost_usd;
   }
@@ -70,6 +70,9 @@ function seriesOf(rows, groups, by) {
     })),
   };
 }
+
+/** Buckets begin at a time such as `2026-11-28T00:00:00+01:00`. */
+const secondsOf = (from) => (typeof from === 'number' ? from : Date.parse(from) / 1000);
 
 function groupTable(groups, by, linkOf) {
   const most = Math.max(...groups.map((group) => group.cost_usd + group.saved_usd)) || 1;

@@ -19,12 +19,14 @@ const VERBS = {
   'cache.takedown': 'took down',
   'backup.restore': 'restored a backup into',
   'signing_key.rotate': 'rotated',
+  'sign_in_link.create': 'made a one-time link to',
 };
 
 const THINGS = {
   all: 'the whole cache',
   store: 'the store',
   'signing-keys': 'the keys that sign links',
+  dashboard: 'the dashboard',
 };
 
 const FIELDS = {
@@ -40,7 +42,7 @@ const HIDDEN = new Set(['id', 'prefix', 'purge']);
 
 /** Who did it: `admin (API, 10.0.0.7)`, `ada@build (command)`. */
 export function actorText({via, by, address}) {
-  const how = {api: 'API', cli: 'command', file: 'file'}[via] ?? via;
+  const how = {api: 'API', cli: 'command'}[via] ?? via;
   return `${by} (${[how, address].filter(Boolean).join(', ')})`;
 }
 

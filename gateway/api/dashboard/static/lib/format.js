@@ -22,27 +22,24 @@ const isMissing = (value) => value === null || value === undefined || Number.isN
 const formatter = (format) => (value) => (isMissing(value) ? MISSING : format(value));
 
 const cents = new Intl.NumberFormat(LOCALE, {minimumFractionDigits: 2, maximumFractionDigits: 2});
-const small = new Intl.NumberFormat(LOCALE, {
-  minimumFractionDigits: 2,
-  maximumFractionDigits: 6,
-  maximumSignificantDigits: 4,
-  roundingPriority: 'lessPrecision',
-});
 const whole = new Intl.NumberFormat(LOCALE, {maximumFractionDigits: 0});
 const tenths = new Intl.NumberFormat(LOCALE, {maximumFractionDigits: 1});
 const compact = new Intl.NumberFormat(LOCALE, {notation: 'compact', maximumFractionDigits: 1});
 
-/** "$1,234.50"; below $1 up to four digits that count: "$0.0411" */
+/** "$1,234.50"; below $1 up to four digits that count, but two decimals: "$0.0411", "$0.40" */
 export const usd = formatter((value) => {
   const amount = Math.abs(value);
-  const text = amount >= 1 || amount === 0 ? cents.format(amount) : small.format(amount);
+  const text = amount >= 1 || amount === 0 ? cents.format(amount) : smallAmount(amount);
   return `${value < 0 ? '−' : ''}$${text}`;
 });
 
-/** For axes: "$0", "$0.05", "$12", "$1.2K" */
-export const usdShort = formatter((value) =>
-  Math.abs(value) >= 1000 || Number.isInteger(value) ? `$${compact.format(value)}` : usd(value),
-);
+function smallAmount(amount) {
+  const decimals = Math.min(3 - Math.floor(Math.log10(amount)), 6);
+  return amount.toFixed(decimals).replace(/(\.\d\d\d*?)0+$/, '$1');
+}
+
+/** For axes: "$0", "$12", "$1.2K"; with cents where a step has some: "$0.00", "$0.05" */
+export const usdShort = (value, cents = false) => (cents ? usd(value) : `$${compact.format(value)}`);
 
 /** "1,234" */
 export const count = formatter((value) => whole.format(value));

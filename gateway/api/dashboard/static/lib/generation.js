@@ -50,8 +50,8 @@ export async function generate({path, body, headers, signal, onPartial, onHead})
   const items = isStream ? [answer] : answer.data;
   return {
     ...facts,
-    images: items.map(item => imageBlob(item.b64_json, answer.output_format)),
-    revisedPrompts: items.map(item => item.revised_prompt),
+    images: items.map((item) => imageBlob(item.b64_json, answer.output_format)),
+    revisedPrompts: items.map((item) => item.revised_prompt),
   };
 }
 
@@ -107,11 +107,13 @@ export function headerFacts(headers) {
 
 /** The parameters of RFC 9211 for one cache: `image-gateway; fwd=miss; stored; key="…"`. */
 export function parseCacheStatus(text) {
-  const [, ...parameters] = text.split(';').map(part => part.trim());
-  return Object.fromEntries(parameters.map(parameter => {
-    const [name, value] = parameter.split('=', 2);
-    return [name, value === undefined ? true : value.replaceAll('"', '')];
-  }));
+  const [, ...parameters] = text.split(';').map((part) => part.trim());
+  return Object.fromEntries(
+    parameters.map((parameter) => {
+      const [name, value] = parameter.split('=', 2);
+      return [name, value === undefined ? true : value.replaceAll('"', '')];
+    }),
+  );
 }
 
 function handlingOf({hit, fwd, collapsed}) {
@@ -142,6 +144,7 @@ function failure(error, status, headers = new Headers()) {
     costUsd: numberOf(headers, 'x-gateway-cost-usd'),
     source: headers.get('x-gateway-error-source'),
     requestId: headers.get('x-request-id') ?? '',
+    at: Date.now() / 1000,
   });
 }
 
@@ -149,12 +152,12 @@ function failure(error, status, headers = new Headers()) {
 
 /** An image as a blob, whose kind its first bytes tell. */
 function imageBlob(base64, format) {
-  const bytes = Uint8Array.fromBase64?.(base64) ?? Uint8Array.from(atob(base64), c => c.charCodeAt(0));
+  const bytes = Uint8Array.fromBase64?.(base64) ?? Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   return new Blob([bytes], {type: typeOf(bytes) ?? `image/${format ?? 'png'}`});
 }
 
 function typeOf(bytes) {
   if (bytes[0] === 0x89) return 'image/png';
   if (bytes[0] === 0xff) return 'image/jpeg';
-  return bytes[0] === 0x52 ? 'image/webp' : null;  // RIFF
+  return bytes[0] === 0x52 ? 'image/webp' : null; // RIFF
 }

@@ -24,7 +24,7 @@ export function readHistory(keyId) {
     const stored = JSON.parse(localStorage.getItem(PREFIX + keyId));
     return Array.isArray(stored?.entries) ? stored.entries : [];
   } catch {
-    return [];  // blocked, or written by another version
+    return []; // blocked, or written by another version
   }
 }
 
@@ -51,15 +51,17 @@ function store(keyId, entries) {
     localStorage.setItem(PREFIX + keyId, JSON.stringify({at: Date.now(), entries}));
     return true;
   } catch {
-    return false;  // full
+    return false; // full
   }
 }
 
 /** An admin may try many keys: the histories used longest ago go. */
 function forgetOtherKeys(keyId) {
   try {
-    const names = Object.keys(localStorage).filter(n => n.startsWith(PREFIX) && n !== PREFIX + keyId);
-    const byUse = names.map(name => [JSON.parse(localStorage[name])?.at ?? 0, name]).sort((a, b) => b[0] - a[0]);
+    const names = Object.keys(localStorage).filter((n) => n.startsWith(PREFIX) && n !== PREFIX + keyId);
+    const byUse = names
+      .map((name) => [JSON.parse(localStorage[name])?.at ?? 0, name])
+      .sort((a, b) => b[0] - a[0]);
     for (const [, name] of byUse.slice(MAX_KEYS - 1)) localStorage.removeItem(name);
   } catch {
     // Storage is blocked or holds something else.
@@ -71,7 +73,9 @@ export async function thumbnailOf(blob) {
   try {
     const bitmap = await createImageBitmap(blob);
     const scale = THUMBNAIL_EDGE / Math.max(bitmap.width, bitmap.height);
-    const [width, height] = [bitmap.width, bitmap.height].map(edge => Math.max(1, Math.round(edge * scale)));
+    const [width, height] = [bitmap.width, bitmap.height].map((edge) =>
+      Math.max(1, Math.round(edge * scale)),
+    );
     const canvas = new OffscreenCanvas(width, height);
     canvas.getContext('2d').drawImage(bitmap, 0, 0, width, height);
     bitmap.close();

@@ -50,16 +50,8 @@ export function amountLeft({max, used, reserved}) {
   return max === null || max === undefined ? null : Math.max(0, max - used - reserved);
 }
 
-/** `limits` of a record as one line: `$50.00 a month · 100 images a day`. */
-export function limitsText(limits) {
-  return Object.entries(limits ?? {}).map(([name, value]) => limitText(name, value)).join(' · ');
-}
-
-/** One limit as a phrase. */
-export function limitText(name, value) {
-  const {max, mode} = limitParts(value);
-  const {unit, period} = limitNamed(name);
-  const amount = unit === 'usd' ? usd(max) : `${count(max)} ${unit}`;
-  const per = {now: ' at once', '': ` (${name})`}[period] ?? ` a ${period}`;
-  return `${amount}${per}${mode === 'shadow' ? ' (shadow)' : ''}`;
+/** `key:alice` → `alice`, `team:art` → `team art` */
+export function scopeText(scope) {
+  const [kind, ...name] = scope.split(':');
+  return kind === 'key' ? name.join(':') : [kind, name.join(':')].filter(Boolean).join(' ');
 }

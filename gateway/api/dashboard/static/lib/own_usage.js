@@ -29,11 +29,16 @@ export function dailySeries(rows, days) {
   const named = models.length > MAX_SERIES ? models.slice(0, MAX_SERIES - 1) : models;
   const others = models.filter((model) => !named.includes(model));
   const series = named.map((model, i) => ({label: model, colour: i + 1, values: costs(rows, days, [model])}));
-  return others.length ? [...series, {label: 'others', colour: 'other', values: costs(rows, days, others)}] : series;
+  return others.length
+    ? [...series, {label: 'others', colour: 'other', values: costs(rows, days, others)}]
+    : series;
 }
 
 function costs(rows, days, models) {
-  const byDay = Object.groupBy(rows.filter((row) => models.includes(row.model)), (row) => row.from.slice(0, 10));
+  const byDay = Object.groupBy(
+    rows.filter((row) => models.includes(row.model)),
+    (row) => row.from.slice(0, 10),
+  );
   return days.map((day) => totalOf(byDay[day] ?? []).cost_usd);
 }
 
@@ -41,5 +46,7 @@ function costs(rows, days, models) {
 export function lastDays(count, zone, now = Date.now()) {
   const today = new Intl.DateTimeFormat('sv-SE', {timeZone: zone, dateStyle: 'short'}).format(now);
   const noon = Date.parse(`${today}T12:00:00Z`);
-  return Array.from({length: count}, (_, i) => new Date(noon - (count - 1 - i) * 86_400_000).toISOString().slice(0, 10));
+  return Array.from({length: count}, (_, i) =>
+    new Date(noon - (count - 1 - i) * 86_400_000).toISOString().slice(0, 10),
+  );
 }

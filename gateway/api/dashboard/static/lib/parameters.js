@@ -4,6 +4,8 @@
  * A model is a row of `/dashboard/api/models`. No model is named here.
  */
 
+import {needsBase64} from './snippets.js';
+
 /** Parameters that the form does not show as they are: it decides them, or has an own field. */
 const OWN_FIELDS = new Set(['n', 'stream', 'partial_images', 'response_format']);
 
@@ -13,7 +15,7 @@ const PRESET_SIZES = ['1024x1024', '1536x1024', '1024x1536', '2048x2048'];
 
 const PARTIAL_IMAGES = 2;
 
-export const parameterOf = (model, name) => model.parameters.find(p => p.name === name);
+export const parameterOf = (model, name) => model.parameters.find((p) => p.name === name);
 
 /** The fields of a model: those that most people use, and the others. */
 export function fieldsOf(model) {
@@ -43,7 +45,7 @@ export function canStream(model, values) {
 }
 
 /** How many partial images a new form asks for. */
-export const initialPartialImages = model => Math.min(PARTIAL_IMAGES, model.partial_images_max ?? 0);
+export const initialPartialImages = (model) => Math.min(PARTIAL_IMAGES, model.partial_images_max ?? 0);
 
 /** The body of a request. Values at their default are left out. */
 export function bodyOf({model, prompt, values}) {
@@ -59,15 +61,13 @@ export function bodyOf({model, prompt, values}) {
   return {...body, stream: true, ...(partials ? {partial_images: partials} : {})};
 }
 
-/** The page shows bytes: a link would be fetched from another address. */
-export const needsBase64 = model => Boolean(parameterOf(model, 'response_format'));
-
 // ── combinations ──────────────────────────────────────────────────────────────────────────────
 
 /** The rules that values break, as `{param, message, names}`. */
 export function brokenRules(model, values) {
-  return (model.rules ?? []).filter(rule => Object.entries(rule.when)
-    .every(([name, condition]) => holds(condition, valueOf(model, values, name))));
+  return (model.rules ?? []).filter((rule) =>
+    Object.entries(rule.when).every(([name, condition]) => holds(condition, valueOf(model, values, name))),
+  );
 }
 
 function holds({equals, above, below}, value) {
@@ -85,7 +85,7 @@ export function setValue(model, values, name, value) {
   const next = {...values, [name]: value};
   const reset = [];
   for (const rule of brokenRules(model, next)) {
-    const other = Object.keys(rule.when).find(n => n !== name && n !== 'stream');
+    const other = Object.keys(rule.when).find((n) => n !== name && n !== 'stream');
     if (!other || next[other] === undefined) continue;
     delete next[other];
     reset.push(other);
@@ -97,20 +97,22 @@ export function setValue(model, values, name, value) {
 export function whyFixed(model, values, parameter) {
   if (parameter.type !== 'integer') return null;
   if (parameter.min === parameter.max) return `This model takes ${parameter.default} only.`;
-  const others = [parameter.min, parameter.max].filter(value => value !== parameter.default);
-  const broken = others.map(value => brokenRules(model, {...values, [parameter.name]: value})[0]);
+  const others = [parameter.min, parameter.max].filter((value) => value !== parameter.default);
+  const broken = others.map((value) => brokenRules(model, {...values, [parameter.name]: value})[0]);
   return broken.every(Boolean) ? broken[0].message : null;
 }
 
 /** The values of another model that this one has too. */
 export function carriedOver(values, model) {
-  return Object.fromEntries(Object.entries(values).filter(([name, value]) => {
-    const parameter = parameterOf(model, name);
-    if (!parameter) return false;
-    if (parameter.type === 'enum') return parameter.values.includes(value);
-    if (parameter.type === 'integer') return value >= parameter.min && value <= parameter.max;
-    return parameter.type === typeof value || parameter.type === 'size';
-  }));
+  return Object.fromEntries(
+    Object.entries(values).filter(([name, value]) => {
+      const parameter = parameterOf(model, name);
+      if (!parameter) return false;
+      if (parameter.type === 'enum') return parameter.values.includes(value);
+      if (parameter.type === 'integer') return value >= parameter.min && value <= parameter.max;
+      return parameter.type === typeof value || parameter.type === 'size';
+    }),
+  );
 }
 
 /** Width and height that an answer will probably have; square if nobody knows. */

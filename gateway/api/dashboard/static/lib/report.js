@@ -47,22 +47,28 @@ export async function loadReport(query, {signal}) {
   const filters = filtersOf(query);
   const width = isOneDay(period) ? '1h' : '1d';
   const usage = (params) => get(PATH, params, {signal});
-  const overTime = (params) => usage({...asked(period), ...filters, ...params, bucket_width: width});
-  const [table, times, previous] = await Promise.all([
+  const earlier = before(period, query.range);
+  const overTime = (params, of = period) => usage({...asked(of), ...filters, ...params, bucket_width: width});
+  const [table, times, previous, previousTimes] = await Promise.all([
     usage(tableParams(query)),
     overTime({}),
-    query.compare ? usage({...tableParams(query), ...asked(before(period, query.range)), what_if: ''}) : null,
+    query.compare ? usage({...tableParams(query), ...asked(earlier), what_if: ''}) : null,
+    query.compare ? overTime({}, earlier) : null,
   ]);
   const rows = withPrevious(table.usage, previous?.usage, query);
   const names = query.by === 'day' ? [] : mostSpent(rows);
   const dimension = dimensionOf(query);
   const parts = names.length ? await overTime({[dimension]: names.map((name) => name ?? ''), group_by: dimension}) : null;
   return {
+    query,
     rows,
     whatIf: table.what_if ?? null,
     total: sumOf(table.usage),
     previousTotal: previous && sumOf(previous.usage),
-    chart: chartOf(bucketsOf(period), times.usage, parts?.usage, names, query),
+    chart: {
+      ...chartOf(bucketsOf(period), times.usage, parts?.usage, names, query),
+      before: previousTimes && valuesOf(bucketsOf(earlier), previousTimes.usage, 'cost_usd'),
+    },
   };
 }
 
@@ -94,18 +100,20 @@ export const sumOf = (rows) =>
   Object.fromEntries(SUMS.map((name) => [name, rows.reduce((sum, row) => sum + (row[name] ?? 0), 0)]));
 
 /** Values for each bucket: all that was spent and saved, and what each of the largest groups spent */
-function chartOf(times, totals, parts, names, query) {
-  const values = (rows, field) => {
-    const found = new Map(rows.map((row) => [unix(row.from), row[field]]));
-    return times.map((time) => found.get(time) ?? 0);
-  };
-  const spent = values(totals, 'cost_usd');
+function chartOf(times, totals, parts = [], names = [], query = {}) {
+  const spent = valuesOf(times, totals, 'cost_usd');
   const groups = names.map((name) => ({
     name,
-    values: values((parts ?? []).filter((row) => nameOf(row, query) === name), 'cost_usd'),
+    values: valuesOf(times, parts.filter((row) => nameOf(row, query) === name), 'cost_usd'),
   }));
-  const other = spent.map((total, index) => groups.reduce((rest, {values: each}) => rest - each[index], total));
-  return {times, spent, saved: values(totals, 'saved_usd'), groups, other: other.map(positive)};
+  const other = spent.map((total, index) => groups.reduce((rest, {values}) => rest - values[index], total));
+  return {times, spent, saved: valuesOf(times, totals, 'saved_usd'), groups, other: other.map(positive)};
+}
+
+/** A bucket without a row is zero. */
+function valuesOf(times, rows, field) {
+  const found = new Map(rows.map((row) => [unix(row.from), row[field]]));
+  return times.map((time) => found.get(time) ?? 0);
 }
 
 /** Differences of floats that are no amount of micro-dollars are none. */

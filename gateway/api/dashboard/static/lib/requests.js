@@ -23,6 +23,7 @@ const FLAGS = {
   unreserved: 'The store had lost the reservation.',
   shadow_limit: 'A limit in shadow mode would have refused it.',
   unknown_price: 'The model has no known price; the configured worst case was charged.',
+  by_admin: 'An admin made this request with the key, in the dashboard.',
   flight_failed: 'The purchase that it followed failed.',
 };
 

@@ -15,6 +15,9 @@ export const LANGUAGES = [
   {id: 'javascript', label: 'JavaScript', write: javascript},
 ];
 
+/** Whether a model answers with links unless it is told otherwise. */
+export const needsBase64 = (model) => model.parameters.some(({name}) => name === 'response_format');
+
 const DELIVERY = new Set(['stream', 'partial_images', 'response_format']);
 
 /**
@@ -33,7 +36,7 @@ function gatewayHeaders({variation}) {
 // ── curl ──────────────────────────────────────────────────────────────────────────────────────
 
 function curl(request) {
-  const headers = {'Authorization': 'Bearer $GATEWAY_KEY', 'Content-Type': 'application/json'};
+  const headers = {Authorization: 'Bearer $GATEWAY_KEY', 'Content-Type': 'application/json'};
   const own = Object.entries(gatewayHeaders(request));
   const options = [
     `curl -sS ${shellQuoted(`${request.publicUrl}/images/generations`)}`,
@@ -63,8 +66,11 @@ function shellQuoted(text) {
 
 /** The arguments that `images.generate` of the package `openai` has. Others go into `extra_body`. */
 const PACKAGE_ARGUMENTS = new Set(
-  ('background model moderation n output_compression output_format prompt quality response_format '
-    + 'size style user').split(' '));
+  (
+    'background model moderation n output_compression output_format prompt quality response_format ' +
+    'size style user'
+  ).split(' '),
+);
 
 function python(request) {
   const entries = Object.entries(snippetBody(request));
@@ -109,7 +115,7 @@ function pythonString(text) {
 
 function javascript(request) {
   const headers = {
-    'Authorization': `Bearer ${KEY_PLACEHOLDER}`,
+    Authorization: `Bearer ${KEY_PLACEHOLDER}`,
     'Content-Type': 'application/json',
     ...gatewayHeaders(request),
   };
@@ -133,11 +139,11 @@ function scriptLiteral(value) {
   return JSON.stringify(value, null, 2).replace(/[\u007f-\u009f\u2028\u2029]/g, asEscape);
 }
 
-const indented = text => text.replaceAll('\n', '\n  ');
+const indented = (text) => text.replaceAll('\n', '\n  ');
 
 // ── shared ────────────────────────────────────────────────────────────────────────────────────
 
-const asEscape = character => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`;
+const asEscape = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`;
 
 function extension({body}) {
   return body.output_format ?? 'png';

@@ -6,7 +6,8 @@
  * @returns {AsyncGenerator<{event: string, data: string}>}
  */
 export async function* readEvents(body) {
-  let event = '', data = [];
+  let event = '',
+    data = [];
   for await (const line of readLines(body)) {
     if (line === '') {
       if (data.length) yield {event: event || 'message', data: data.join('\n')};
@@ -30,7 +31,8 @@ function field(line) {
 async function* readLines(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   // An image is one line of megabytes in many chunks: join its parts once, at its end.
-  let parts = [], endedWithCr = false;
+  let parts = [],
+    endedWithCr = false;
   try {
     for (let read; !(read = await reader.read()).done;) {
       // The LF of a CRLF may come with the next chunk.
@@ -44,6 +46,6 @@ async function* readLines(body) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {});  // the reader stopped early, or the body failed
+    reader.cancel().catch(() => {}); // the reader stopped early, or the body failed
   }
 }

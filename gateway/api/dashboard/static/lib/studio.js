@@ -11,6 +11,7 @@ import * as form from './parameters.js';
 
 export const MAX_SIDE_BY_SIDE = 4;
 export const MAX_VARIATION = 63;
+export const VARIATION = 'X-Gateway-Variation';
 
 /** An estimate counts as a request of the key: ask only when typing has stopped. */
 const ESTIMATE_DELAY_MS = 600;
@@ -67,7 +68,7 @@ export class Studio {
     const isSame = owner.id === this.owner?.id;
     Object.assign(this, {owner, models});
     const wanted = this.model?.id ?? standard;
-    this.#useModel(models.find(m => m.id === wanted) ?? models[0] ?? null);
+    this.#useModel(models.find((m) => m.id === wanted) ?? models[0] ?? null);
     if (isSame) return;
     this.history = readHistory(owner.id);
     this.#scheduleEstimate();
@@ -80,8 +81,16 @@ export class Studio {
     clearTimeout(this.#estimateTimer);
     this.#estimateAborter.abort();
     Object.assign(this, {
-      owner: null, model: null, prompt: '', values: {}, variation: 0, side: 1, history: [],
-      estimate: {state: 'none'}, faults: {}, note: '',
+      owner: null,
+      model: null,
+      prompt: '',
+      values: {},
+      variation: 0,
+      side: 1,
+      history: [],
+      estimate: {state: 'none'},
+      faults: {},
+      note: '',
     });
   }
 
@@ -93,25 +102,26 @@ export class Studio {
   }
 
   setModel(id) {
-    this.#useModel(this.models.find(model => model.id === id) ?? this.model);
+    this.#useModel(this.models.find((model) => model.id === id) ?? this.model);
     this.#edited();
   }
 
   set(name, value) {
     const {values, reset} = form.setValue(this.model, this.values, name, value);
     this.values = values;
-    const standards = reset.map(other => `${label(other)} is back to ${form.parameterOf(this.model, other).default}`);
+    const standards = reset.map(
+      (other) => `${label(other)} is back to ${form.parameterOf(this.model, other).default}`,
+    );
     this.#edited(standards.length ? `${standards.join(', ')}: the two do not go together.` : '');
   }
 
   setVariation(variation) {
-    this.variation = clamp(variation, 0, this.lastVariation);
+    this.variation = variation;
     this.#edited();
   }
 
   setSide(side) {
     this.side = clamp(side, 1, MAX_SIDE_BY_SIDE);
-    this.variation = Math.min(this.variation, this.lastVariation);
     this.#edited();
   }
 
@@ -121,7 +131,7 @@ export class Studio {
   }
 
   use({model, prompt, values, variation, side}) {
-    const known = this.models.find(each => each.id === model);
+    const known = this.models.find((each) => each.id === model);
     if (!known) return false;
     Object.assign(this, {prompt, variation, side});
     this.model = known;
@@ -159,11 +169,17 @@ export class Studio {
   }
 
   get canGenerate() {
-    return Boolean(this.model && this.prompt && !this.isRunning && this.promptLength <= this.model.prompt_max);
+    return Boolean(
+      this.model && this.prompt && !this.isRunning && this.promptLength <= this.model.prompt_max,
+    );
+  }
+
+  hasField(name) {
+    return ['model', 'prompt', VARIATION].includes(name) || Boolean(form.parameterOf(this.model, name));
   }
 
   get isRunning() {
-    return this.runs.some(run => run.status === 'running');
+    return this.runs.some((run) => run.status === 'running');
   }
 
   #useModel(model) {
@@ -172,7 +188,7 @@ export class Studio {
   }
 
   #edited(note = '') {
-    Object.assign(this, {note, faults: {}});
+    Object.assign(this, {note, faults: {}, variation: clamp(this.variation, 0, this.lastVariation)});
     this.#scheduleEstimate();
     this.#changed();
   }
@@ -193,20 +209,25 @@ export class Studio {
   async #askEstimate() {
     const {signal} = (this.#estimateAborter = new AbortController());
     try {
-      const found = await Promise.all(this.#slots().map(slot => estimate({...slot, signal})));
+      const found = await Promise.all(this.#slots().map((slot) => estimate({...slot, signal})));
       this.estimate = {
         state: 'ready',
-        usd: sum(found.map(each => each.usd)),
-        hits: found.filter(each => each.isHit).length,
+        usd: sum(found.map((each) => each.usd)),
+        hits: found.filter((each) => each.isHit).length,
         total: found.length,
         remainingUsd: found[0].remainingUsd,
       };
     } catch (error) {
       if (signal.aborted) return;
       this.estimate = {state: 'failed', error};
-      if (error.param) this.faults = {[error.param]: error.message};
+      this.#markField(error);
     }
     this.#changed();
+  }
+
+  /** Shows an error at the field that it names, if the form has it. */
+  #markField({param, message}) {
+    if (this.hasField(param)) this.faults = {[param]: message};
   }
 
   /** The requests of one click: each takes the slots behind those of the one before. */
@@ -217,7 +238,7 @@ export class Studio {
         path: this.owner.generations,
         body: this.body,
         variation,
-        headers: {'X-Gateway-Variation': String(variation)},
+        headers: {[VARIATION]: String(variation)},
       };
     });
   }
@@ -228,7 +249,7 @@ export class Studio {
     if (!this.canGenerate) return;
     this.#freeRuns();
     this.faults = {};
-    this.runs = this.#slots().map(slot => this.#start(slot));
+    this.runs = this.#slots().map((slot) => this.#start(slot));
     this.#changed();
   }
 
@@ -245,9 +266,9 @@ export class Studio {
   another() {
     const last = this.runs.at(-1).slot;
     const variation = last.variation + (last.body.n ?? 1);
-    const headers = {'X-Gateway-Variation': String(variation)};
+    const headers = {[VARIATION]: String(variation)};
     const kept = this.runs.slice(1 - MAX_SIDE_BY_SIDE);
-    this.runs.filter(run => !kept.includes(run)).forEach(free);
+    this.runs.filter((run) => !kept.includes(run)).forEach(free);
     this.runs = [...kept, this.#start({...last, variation, headers})];
     this.#changed();
   }
@@ -279,9 +300,19 @@ export class Studio {
 
   #start(slot) {
     const run = {
-      slot, status: 'running', settings: this.settings, startedAt: Date.now(), endedAt: 0,
-      size: form.expectedSize(this.model, this.values), partials: 0, previewUrl: null, images: [],
-      outcome: null, error: null, again: null, aborter: new AbortController(),
+      slot,
+      status: 'running',
+      settings: this.settings,
+      startedAt: Date.now(),
+      endedAt: 0,
+      size: form.expectedSize(this.model, this.values),
+      partials: 0,
+      previewUrl: null,
+      images: [],
+      outcome: null,
+      error: null,
+      again: null,
+      aborter: new AbortController(),
     };
     this.#run(run);
     this.#tick();
@@ -293,14 +324,16 @@ export class Studio {
       const outcome = await generate({
         ...run.slot,
         signal: run.aborter.signal,
-        onHead: facts => { run.outcome = facts; },
-        onPartial: image => this.#showPartial(run, image),
+        onHead: (facts) => {
+          run.outcome = facts;
+        },
+        onPartial: (image) => this.#showPartial(run, image),
       });
       this.#finish(run, outcome);
     } catch (error) {
       run.status = run.aborter.signal.aborted ? 'stopped' : 'failed';
       run.error = error;
-      if (error.status === 400 && error.param) this.faults = {[error.param]: error.message};
+      if (error.status === 400) this.#markField(error);
     }
     run.endedAt = Date.now();
     this.#scheduleEstimate();
@@ -319,7 +352,9 @@ export class Studio {
     revoke(run.previewUrl);
     Object.assign(run, {status: 'done', outcome, previewUrl: null});
     run.images = outcome.images.map((blob, i) => ({
-      blob, url: URL.createObjectURL(blob), revisedPrompt: outcome.revisedPrompts[i],
+      blob,
+      url: URL.createObjectURL(blob),
+      revisedPrompt: outcome.revisedPrompts[i],
     }));
   }
 
@@ -343,10 +378,12 @@ export class Studio {
     const {images} = this.owner;
     for (const delay of SETTLE_DELAYS_MS) {
       if (outcome.costUsd !== null) return;
-      await new Promise(resolve => setTimeout(resolve, delay));
+      await new Promise((resolve) => setTimeout(resolve, delay));
       const {data} = await images().catch(() => ({data: []}));
-      const isThis = ({fingerprint, slot}) => fingerprint === outcome.fingerprint && slot === run.slot.variation;
-      outcome.costUsd = data.find(isThis)?.cost_usd ?? null;
+      const isThis = ({fingerprint, slot}) =>
+        fingerprint === outcome.fingerprint && slot === run.slot.variation;
+      const found = data.find(isThis);
+      if (found) Object.assign(outcome, {costUsd: found.cost_usd, ids: [found.id]});
       this.#changed();
     }
   }
@@ -369,7 +406,7 @@ export class Studio {
 }
 
 /** Where a key's holder generates, and where the cost of a live stream is found. */
-export const holder = key => ({
+export const holder = (key) => ({
   id: key.id,
   name: key.name,
   generations: '/images/generations',
@@ -377,11 +414,11 @@ export const holder = key => ({
 });
 
 /** The same for a key that an admin picked. */
-export const picked = key => ({
+export const picked = (key) => ({
   id: key.id,
   name: key.name,
   generations: `/admin/keys/${encodeURIComponent(key.id)}/images/generations`,
-  images: () => get('/admin/images', {key: key.name, limit: RECENT_IMAGES}),
+  images: () => get('/admin/images', {key_id: key.id, limit: RECENT_IMAGES}),
 });
 
 function free(run) {
@@ -400,5 +437,5 @@ export function label(name) {
   return words[0].toUpperCase() + words.slice(1);
 }
 
-const sum = numbers => numbers.reduce((total, number) => total + number, 0);
+const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);

@@ -4,10 +4,11 @@
  *   chart({
  *     title: 'Spend',                       its caption
  *     times: [unix, …],                     one for each bar or point, oldest first
- *     series: [{label, values: […], colour: 'spend' | 'saved' | 1…8 | 'other', line: false}],
+ *     series: [{label, values: […], colour: 'spend' | 'saved' | 1…8 | 'other'}],
+ *                                           with line: true a dashed line over the bars
  *     stacked: true,                        bars stand on each other, the first lowest
  *     format: usd,                          of values, in tooltip and table
- *     axis: usdShort,                       of values at the axis
+ *     axis: usdShort,                       of values at the axis; its second argument: some have decimals
  *     label: dayShort,                      of times, in tooltip and table
  *     tall: true,                           320 px instead of 220 px
  *     csv: href,                            the table as CSV
@@ -52,7 +53,7 @@ export function chart(options) {
   `;
 }
 
-const swatch = (colour) => html`<svg class="swatch chart-${colour}" viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" rx="2.5" /></svg>`;
+const swatch = (colour) => html`<svg class="swatch" viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" rx="2.5" fill="var(--chart-${colour})" /></svg>`;
 
 const legend = (series) => html`
   <ul class="legend">
@@ -117,13 +118,14 @@ class ChartElement extends HTMLElement {
   /** Nothing is drawn again while the figures stay the same. */
   #draw({anew = false} = {}) {
     if (!globalThis.uPlot || !this.isConnected || !this.clientWidth || !this.#options) return;
-    const {times, series, stacked} = this.#options;
-    const drawn = JSON.stringify([times, series, stacked]);
+    const {times} = this.#options;
+    const drawn = JSON.stringify(this.#options);
     if (drawn === this.#drawn && !anew) return;
     this.#drawn = drawn;
     this.#plot?.destroy();
-    const size = {width: this.clientWidth, height: this.clientHeight};
-    this.#plot = new uPlot(plotOptions(this, this.#options, size, (plot) => this.#showTip(plot)), plotData(this.#options), this);
+    const series = drawnSeries(this.#options);
+    const options = plotOptions(this, this.#options, series, (plot) => this.#showTip(plot));
+    this.#plot = new uPlot(options, [times, ...series.map((each) => each.values)], this);
     this.append(this.#tip);
     this.classList.toggle('pickable', Boolean(this.#options.onPick));
   }
@@ -167,18 +169,19 @@ const tipOf = ({times, series, format = usd, label = day}, index) => html`
   </dl>
 `;
 
-/** Stacked bars reach from zero to their sum; uPlot draws the highest first, the lowest over it. */
-function plotData({times, series, stacked}) {
-  if (!stacked) return [times, ...series.map((each) => each.values)];
+/** In the order of drawing: stacked bars from the highest to the lowest, then lines over them. */
+function drawnSeries({times, series, stacked}) {
+  if (!stacked) return series;
   const sums = times.map(() => 0);
-  const stacks = series.map((each) => each.values.map((value, index) => (sums[index] += value ?? 0)));
-  return [times, ...stacks.reverse()];
+  const stand = (each) => ({...each, values: each.values.map((value, index) => (sums[index] += value ?? 0))});
+  const bars = series.filter((each) => !each.line).map(stand);
+  return [...bars.reverse(), ...series.filter((each) => each.line)];
 }
 
-function plotOptions(element, {times, series, stacked, axis = usdShort}, size, showTip) {
-  const drawn = stacked ? [...series].reverse() : series;
+function plotOptions(element, {times, axis = usdShort}, drawn, showTip) {
   return {
-    ...size,
+    width: element.clientWidth,
+    height: element.clientHeight,
     padding: [12, 8, 0, 0],
     tzDate: (time) => uPlot.tzDate(new Date(time * 1000), zone()),
     legend: {show: false},
@@ -206,7 +209,7 @@ function snap(plot, left, top) {
 function plotSeries(element, {label, colour, line}) {
   const paint = paintOf(element, `--chart-${colour}`);
   return line
-    ? {label, stroke: paint, width: 2, points: {show: false}}
+    ? {label, stroke: paint, width: 1.5, dash: [4, 4], points: {show: false}}
     : {label, fill: paint, stroke: paint, width: 0, points: {show: false}, paths: uPlot.paths.bars({size: [0.72, 48], radius: 0.12})};
 }
 
@@ -230,7 +233,7 @@ const valueAxis = (element, format) => ({
   size: 52,
   gap: 8,
   space: 40,
-  values: (_, splits) => splits.map(format),
+  values: (_, splits) => splits.map((value) => format(value, splits.some((each) => each % 1))),
 });
 
 /** A CSS variable as a colour: light-dark() is resolved only where a property uses it. */

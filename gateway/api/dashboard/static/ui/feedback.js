@@ -43,8 +43,8 @@ export const banner = ({level = 'info', title, text = '', action = nothing}) => 
 `;
 
 const STILL_WORKS =
-  'Images that a worker has in memory are still delivered, and recently used keys without limits ' +
-  'go on buying. Reports, changes and other requests wait for the store; this page goes on by itself.';
+  'Keys without limits that were used within the last hour go on making images. Other requests, ' +
+  'reports and changes wait for the store. This page comes back by itself.';
 
 export const storeBanner = (error, action = nothing) =>
   error?.storeDown

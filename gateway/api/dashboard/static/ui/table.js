@@ -64,6 +64,7 @@ function compare(a, b) {
 const classes = ({number, hide}) => `${number ? 'number' : ''} ${hide ? 'hide-narrow' : ''}`;
 
 function heading(column, sort, setSort) {
+  if (!column.label) return html`<td class=${classes(column)}></td>`;
   const plain = column.sort === false || !setSort;
   const order = !sort || plain ? null : {[column.name]: 'ascending', [`-${column.name}`]: 'descending'};
   const down = `-${column.name}`;

@@ -10,7 +10,10 @@ const MAX_REASON = 500;
 const SAID = {
   sent: ['Your request was sent to the operators.', 'ok'],
   already_sent: ['You have asked already; the operators have it.', 'ok'],
-  no_receiver: ['The operators see it under Events. No webhook tells them at once, so write to them too.', 'warning'],
+  no_receiver: [
+    'The operators see it under Events. No webhook tells them at once, so write to them too.',
+    'warning',
+  ],
 };
 
 /** Opens the dialog. Without `limits` it reads those of the key. */

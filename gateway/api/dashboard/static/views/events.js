@@ -33,7 +33,7 @@ const OBJECTS = [
   {value: 'team', label: 'Teams'},
   {value: 'limits', label: 'Limits and raises'},
   {value: 'cache', label: 'Cache'},
-  {value: 'backup,signing_key', label: 'Backups and signing keys'},
+  {value: 'backup,signing_key,sign_in_link', label: 'Backups and secrets'},
 ];
 
 /** Of the audit, where only the page filters, it reads so many events at once. */

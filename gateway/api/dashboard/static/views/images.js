@@ -11,16 +11,19 @@ import {checkField, filter, onSubmit} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
 import {stylesheet} from '../ui/styles.js';
+import {altOf, thumbnail} from '../ui/thumbnail.js';
 
 await stylesheet('studio');
 
 const PAGE_SIZE = 60;
+const LISTED_PROMPT = 500;
 const FILTERS = ['model', 'size', 'key', 'tag'];
 const STATES = {cached: ['Cached', 'ok'], expired: ['Expired', 'warning'], purged: ['Purged', 'neutral']};
 
-/** Pages behind the first one, and the image whose dialog is open. */
+/** Pages behind the first one, the first one itself, and the image whose dialog is open. */
 let further = {data: [], after: null, isLoading: false};
-let opened = null;
+let shown = null;
+let opened = '';
 
 const listOf = (session) => (session.kind === 'admin' ? '/admin/images' : '/images');
 
@@ -28,12 +31,18 @@ export const images = {
   defaults: {model: '', size: '', key: '', tag: '', image: ''},
 
   async load(query, {signal, session}) {
+    const list = href(listOf(session), listQuery(query));
+    const isSameList = shown?.list === list && shown.image !== query.image;
+    shown = {...shown, list, image: query.image};
+    // An image was opened or closed: what is on the screen stays.
+    if (isSameList) return shown.data;
     const [first, models] = await Promise.all([
       get(listOf(session), listQuery(query), {signal}),
       get('/models', {}, {signal}).catch(() => ({data: []})),
     ]);
     further = {data: [], after: first.after, isLoading: false};
-    return {...first, models: models.data};
+    shown.data = {...first, models: models.data};
+    return shown.data;
   },
 
   render(view) {
@@ -41,7 +50,10 @@ export const images = {
     openNamed(view);
     return page({
       title: 'Images',
-      lead: session.kind === 'admin' ? 'What the cache holds, newest first.' : 'The images that your key bought, newest first.',
+      lead:
+        session.kind === 'admin'
+          ? 'What the cache holds, newest first.'
+          : 'The images that your key bought, newest first.',
       json: href(listOf(session), listQuery(query)),
       filters: filters(view),
       view,
@@ -51,7 +63,10 @@ export const images = {
   },
 };
 
-const listQuery = (query) => ({limit: PAGE_SIZE, ...Object.fromEntries(FILTERS.map((name) => [name, query[name]]))});
+const listQuery = (query) => ({
+  limit: PAGE_SIZE,
+  ...Object.fromEntries(FILTERS.map((name) => [name, query[name]])),
+});
 
 // ── filters ───────────────────────────────────────────────────────────────────────────────────
 
@@ -59,14 +74,23 @@ function filters({query, setQuery, session, data}) {
   const models = data?.models ?? [];
   const select = (label, name, values) =>
     filter({
-      label, name, value: query[name], onChange: (value) => setQuery({[name]: value}),
+      label,
+      name,
+      value: query[name],
+      onChange: (value) => setQuery({[name]: value}),
       options: [{value: '', label: 'All'}, ...new Set([...values, query[name]].filter(Boolean))],
     });
   const set = FILTERS.filter((name) => query[name]);
   const clear = () => setQuery(Object.fromEntries(FILTERS.map((name) => [name, ''])));
   return html`
-    ${select('Model', 'model', models.map(({id}) => id))} ${select('Size', 'size', sizesOf(models, data?.data ?? []))}
-    ${session.kind === 'admin' ? typed('Key', 'key', query, setQuery) : nothing} ${typed('Tag', 'tag', query, setQuery)}
+    ${select(
+      'Model',
+      'model',
+      models.map(({id}) => id),
+    )}
+    ${select('Size', 'size', sizesOf(models, data?.data ?? []))}
+    ${session.kind === 'admin' ? typed('Key', 'key', query, setQuery) : nothing}
+    ${typed('Tag', 'tag', query, setQuery)}
     ${set.length ? html`<button class="button quiet small" @click=${clear}>Clear filters</button>` : nothing}
   `;
 }
@@ -81,8 +105,13 @@ const typed = (label, name, query, setQuery) => html`
   <div class="filter typed ${query[name] ? 'set' : ''}">
     <label for="filter-${name}">${label}</label>
     <input
-      id="filter-${name}" type="search" placeholder="All" autocomplete="off" spellcheck="false"
-      .value=${query[name]} @change=${(event) => setQuery({[name]: event.target.value.trim()})}
+      id="filter-${name}"
+      type="search"
+      placeholder="All"
+      autocomplete="off"
+      spellcheck="false"
+      .value=${query[name]}
+      @change=${(event) => setQuery({[name]: event.target.value.trim()})}
     />
   </div>
 `;
@@ -92,18 +121,24 @@ const typed = (label, name, query, setQuery) => html`
 function gallery(view, list) {
   if (!list.length) return nothingHere(view);
   return html`
-    <ul class="gallery">${list.map((image) => html`<li>${tile(view, image)}</li>`)}</ul>
+    <ul class="gallery">
+      ${list.map((image) => html`<li>${tile(view, image)}</li>`)}
+    </ul>
     ${further.after ? loadMore(view) : html`<p class="note gallery-end">${format.count(list.length)} images</p>`}
   `;
 }
 
 function nothingHere({query, session}) {
   const isFiltered = FILTERS.some((name) => query[name]);
-  if (isFiltered) return empty({icon: 'filter', title: 'No image matches', text: 'Change a filter, or clear all of them.'});
+  if (isFiltered)
+    return empty({icon: 'filter', title: 'No image matches', text: 'Change a filter, or clear all of them.'});
   return empty({
     icon: 'images',
     title: 'No images yet',
-    text: session.kind === 'admin' ? 'Images appear here as soon as a key buys the first one.' : 'Images that your key buys appear here.',
+    text:
+      session.kind === 'admin'
+        ? 'Images appear here as soon as a key buys the first one.'
+        : 'Images that your key buys appear here.',
     action: html`<a class="button primary" href=${link('playground')}>Make one in the playground</a>`,
   });
 }
@@ -114,34 +149,23 @@ function tile(view, image) {
     <button class="gallery-item" @click=${() => setQuery({image: image.id})}>
       ${thumbnail(listOf(session), image)}
       <span class="gallery-text">
-        <span class="row nowrap between">
-          <span class="ellipsis">${session.kind === 'admin' ? (image.key ?? '–') : image.model}</span>
-          <span class="note">${format.ago(image.created_at)}</span>
+        <span class="ellipsis">${session.kind === 'admin' ? (image.key ?? '–') : image.model}</span>
+        <span class="row nowrap between note">
+          <span class="ellipsis">${format.usd(image.cost_usd)}${image.hits ? ` · ${hits(image)}` : ''}</span>
+          <span>${shortAgo(image.created_at)}</span>
         </span>
-        <span class="note">${format.usd(image.cost_usd)}${image.hits ? ` · ${hits(image)}` : ''}</span>
       </span>
       ${image.state === 'cached' ? nothing : stateBadge(image)}
     </button>
   `;
 }
 
+/** "9 h ago" */
+const shortAgo = (at) => format.ago(at).replace(/ h \d+ min/, ' h');
+
 const hits = ({hits: n}) => `${format.count(n)} ${n === 1 ? 'hit' : 'hits'}`;
 
 const stateBadge = ({state}) => badge(...(STATES[state] ?? [state, 'neutral']));
-
-/** A square of fixed size, so that nothing jumps while thumbnails come. */
-export const thumbnail = (list, image) => html`
-  <span class="thumbnail">
-    <img
-      src=${href(`${list}/${image.id}/thumbnail`)} loading="lazy" decoding="async" alt=${altOf(image)}
-      width="320" height="320" @error=${(event) => event.target.classList.add('missing')}
-    />
-  </span>
-`;
-
-function altOf({prompt, model, size, created_at: at}) {
-  return prompt ? prompt.slice(0, 200) : `${model}, ${size}, ${format.time(at)}`;
-}
 
 function loadMore({query, session, app}) {
   const load = async () => {
@@ -171,27 +195,30 @@ function loadMore({query, session, app}) {
 
 /** The URL names the open image, so that details can be linked and Back closes them. */
 function openNamed(view) {
-  const {query, data} = view;
-  if (!data || query.image === (opened ?? '')) return;
-  opened = query.image || null;
-  queueMicrotask(() => (opened ? showDetails(view, opened) : view.app.closeDialog()));
+  const {query, data, app} = view;
+  if (!data || query.image === opened) return;
+  opened = query.image;
+  queueMicrotask(() => (opened ? showDetails(view, opened) : app.closeDialog()));
 }
 
 async function showDetails(view, id) {
-  const {session, app, data, setQuery} = view;
-  const known = [...data.data, ...further.data].find((image) => image.id === id);
-  const onClose = () => {
-    if (opened !== id) return;
-    opened = null;
-    setQuery({image: ''}, {replace: true});
-  };
+  const {session, app, data} = view;
   try {
-    const image = known ?? (await get(`${listOf(session)}/${id}`));
-    if (opened === id) app.dialog(details(view, image), {onClose});
+    const known = [...data.data, ...further.data].find((image) => image.id === id);
+    // A list has only the beginning of a long prompt.
+    const isWhole = known && (known.prompt ?? '').length < LISTED_PROMPT;
+    const image = isWhole ? known : await get(`${listOf(session)}/${id}`);
+    if (opened === id) app.dialog(details(view, image), {onClose: () => closed(view)});
   } catch (error) {
     app.toast(error.message, 'fault');
-    onClose();
+    closed(view);
   }
+}
+
+function closed({setQuery}) {
+  if (!opened) return;
+  opened = '';
+  setQuery({image: ''}, {replace: true});
 }
 
 function details(view, image) {
@@ -203,12 +230,17 @@ function details(view, image) {
       <header class="dialog-head">
         <h2 id="dialog-title">${image.model} · ${image.size.replace('x', ' × ')}</h2>
         ${stateBadge(image)}
-        <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>${icon('close')}</button>
+        <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>
+          ${icon('close')}
+        </button>
       </header>
       <div class="dialog-body">
         <img
-          class="image-large" src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)} alt=${altOf(image)}
-          width=${image.width} height=${image.height}
+          class="image-large"
+          src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)}
+          alt=${altOf(image)}
+          width=${image.width}
+          height=${image.height}
         />
         <div class="stack small">
           ${image.prompt ? html`<blockquote class="prompt">${image.prompt}</blockquote>` : nothing}
@@ -229,38 +261,60 @@ function facts({session}, image) {
   const isAdmin = session.kind === 'admin';
   const pairs = [
     ['Cost', html`<strong>${format.usd(image.cost_usd)}</strong>`],
-    ['Saved', image.hits ? html`<span class="ok-text">${format.usd(image.saved_usd)}</span> by ${hits(image)}` : 'Nothing yet'],
+    ['Saved', saved(image)],
     ['Last hit', image.last_hit_at ? dated(image.last_hit_at) : null],
     ['Made', dated(image.created_at)],
     ['Expires', image.expires_at ? dated(image.expires_at) : null],
     ['Quality', image.quality],
     ['File', `${image.format}, ${image.width} × ${image.height}, ${format.bytes(image.bytes)}`],
-    ['Key', isAdmin && image.key ? html`<a href=${link('images', {key: image.key})}>${image.key}</a>${image.team ? ` of team ${image.team}` : ''}` : null],
-    ['Model', html`<a href=${link('images', {model: image.model})}>${image.model}</a>`],
-    ['Tags', image.tags?.length ? image.tags.map((tag) => html`<a class="badge" href=${link('images', {tag})}>${tag}</a> `) : null],
-    ['Fingerprint', html`<span class="row nowrap"><code class="ellipsis" title=${image.fingerprint}>${image.fingerprint}</code>${copyButton(image.fingerprint)}</span>`],
+    ['Key', isAdmin && image.key ? html`${filterLink('key', image.key)} ${teamText(image)}` : null],
+    ['Model', filterLink('model', image.model)],
+    ['Tags', image.tags?.length ? image.tags.map((tag) => html`${filterLink('tag', tag)} `) : null],
+    ['Fingerprint', copied(html`<code class="ellipsis">${image.fingerprint}</code>`, image.fingerprint)],
     ['Slot', image.slot === null ? null : String(image.slot)],
-    ['Link', image.url ? html`<span class="row nowrap"><a class="ellipsis" href=${image.url} target="_blank" rel="noopener noreferrer">${image.id}</a>${copyButton(image.url)}</span>` : null],
+    ['Link', image.url ? copied(imageLink(image), image.url) : null],
   ];
-  return html`<dl class="pairs">${pairs.filter(([, value]) => value).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;
+  const known = pairs.filter(([, value]) => value);
+  return html`<dl class="pairs">
+    ${known.map(
+      ([name, value]) =>
+        html`<dt>${name}</dt>
+          <dd>${value}</dd>`,
+    )}
+  </dl>`;
 }
 
-const dated = (at) => html`<span title=${format.fullTime(at)}>${format.ago(at)}</span> <span class="note">${format.time(at)}</span>`;
+const saved = (image) =>
+  image.hits
+    ? html`<span class="ok-text">${format.usd(image.saved_usd)}</span> by ${hits(image)}`
+    : 'Nothing yet';
+
+const filterLink = (name, value) => html`<a href=${link('images', {[name]: value})}>${value}</a>`;
+const teamText = ({team}) => (team ? `of team ${team}` : '');
+const copied = (shown, text) => html`<span class="row nowrap">${shown}${copyButton(text)}</span>`;
+const imageLink = ({url, id}) =>
+  html`<a class="ellipsis" href=${url} target="_blank" rel="noopener noreferrer">${id}</a>`;
+
+const dated = (at) => html`
+  <span title=${format.fullTime(at)}>${format.ago(at)}</span> <span class="note">${format.time(at)}</span>
+`;
 
 // ── take down and purge ───────────────────────────────────────────────────────────────────────
 
 const adminActions = (view, image) => html`
   <div class="row nowrap grow">
     <button class="button danger" @click=${() => askTakeDown(view, image)}>Take down</button>
-    <button class="button" ?disabled=${image.state !== 'cached'} @click=${() => askPurge(view, image)}>Purge</button>
+    <button class="button" ?disabled=${image.state !== 'cached'} @click=${() => askPurge(view, image)}>
+      Purge
+    </button>
   </div>
 `;
 
 function askTakeDown(view, image) {
   ask(view, {
     title: 'Take this image down?',
-    text: `Its link stops working at once, the cache forgets it, and the same bytes are refused from now on,
-      also if they are bought again. It cannot be undone.`,
+    text: `Within a second its link stops working, and the cache forgets it, also in other formats. The same
+      bytes are refused from now on; a purchase that yields them is charged all the same. It cannot be undone.`,
     more: checkField({
       label: 'Also refuse the prompt',
       name: 'prompt',
@@ -283,14 +337,22 @@ function askPurge(view, image) {
   });
 }
 
-function ask({app, refresh}, {title, text, more = nothing, action, run, said}) {
+function ask(view, {title, text, more = nothing, action, run, said}) {
+  const {app, refresh} = view;
   const confirmed = onSubmit(async (values) => {
     await run(values);
     app.closeDialog();
     app.toast(said);
     refresh();
   });
-  app.dialog(dialog({
-    title, body: html`<p>${text}</p> ${more}`, onSubmit: confirmed, submit: action, danger: true, close: app.closeDialog,
-  }));
+  const contents = dialog({
+    title,
+    body: html`<p>${text}</p>
+      ${more}`,
+    onSubmit: confirmed,
+    submit: action,
+    danger: true,
+    close: app.closeDialog,
+  });
+  app.dialog(contents, {onClose: () => closed(view)});
 }

@@ -1,9 +1,8 @@
 /** Keys: a list with their limits, and a page for each key (`?key=ID`). */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {editKeyDialog, makeKeyDialog, revokeDialog, rotateDialog} from '../admin/key_dialogs.js';
-import {keyPage, loadKey} from '../admin/key_page.js';
-import {limitBars, openRaise, raiseBanner, tightest} from '../admin/limits.js';
+import {editKey, makeKey, openRaise, revokeKey, rotateKey} from '../admin/dialogs.js';
+import {isLimit, limitsCell, raiseBanner} from '../admin/limits.js';
 import {menu, pager, searchBox, stateBadge} from '../admin/parts.js';
 import {ago, fullTime} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
@@ -20,9 +19,6 @@ await stylesheet('admin');
 
 const PAGE_ROWS = 50;
 
-/** Limits that a row shows; the key's page has all. */
-const MAX_BARS = 2;
-
 const STATES = [
   {value: 'active', label: 'Active'},
   {value: 'expired', label: 'Expired'},
@@ -34,9 +30,19 @@ export const keys = {
   refreshSeconds: 30,
   defaults: {state: 'active', search: '', after: '', key: '', limit: ''},
   partOf: (query) => query.key,
-  load: (query, {signal}) => (query.key ? loadKey(query.key, signal) : loadList(query, signal)),
-  render: (view) => (view.query.key ? keyPage(view) : list(view)),
+  load: (query, {signal}) => (query.key ? loadOne(query.key, signal) : loadList(query, signal)),
+  render: (view) => (view.query.key ? one(view) : list(view)),
 };
+
+/** The page of one key, with its chart: loaded when a key is first opened. */
+let keyPages;
+
+async function loadOne(id, signal) {
+  keyPages ??= await import('../admin/key_page.js');
+  return keyPages.loadKey(id, signal);
+}
+
+const one = (view) => keyPages?.keyPage(view) ?? page({title: 'Key', view, skeleton: skeleton('tiles', 4)});
 
 const paramsOf = ({state, search, after}) => ({state, search, after, limit: PAGE_ROWS, with: 'limits'});
 
@@ -47,7 +53,7 @@ const list = (view) =>
     title: 'Keys',
     lead: 'Each person or service has one. What it may spend is set here, and holds from its next request on.',
     json: href('/admin/keys', paramsOf(view.query)),
-    actions: html`<button class="button primary" @click=${() => makeKeyDialog(view)}>${icon('plus')} Make a key</button>`,
+    actions: html`<button class="button primary" @click=${() => makeKey(view)}>${icon('plus')} Make a key</button>`,
     filters: filters(view),
     view,
     skeleton: skeleton('table', 10),
@@ -70,7 +76,7 @@ const rowClass = (key) => `key-row ${key.revoked_at ? 'dim' : ''}`;
 const columns = (view) => [
   {name: 'name', label: 'Key', cell: nameCell},
   {name: 'state', label: 'State', cell: stateBadge},
-  {name: 'limits', label: 'Limits', cell: limitsCell},
+  {name: 'limits', label: 'Limits', cell: (key) => (key.revoked_at ? '–' : limitsCell(key))},
   {name: 'last_used_at', label: 'Last used', cell: usedCell},
   {name: 'actions', label: 'Actions', cell: (key) => actions(view, key)},
 ];
@@ -84,16 +90,6 @@ const nameCell = (key) => html`
   </div>
 `;
 
-function limitsCell({used = [], revoked_at: revokedAt}) {
-  if (revokedAt) return html`<span class="note">–</span>`;
-  if (!used.length) return html`<span class="note">No limit of its own</span>`;
-  const more = used.length - MAX_BARS;
-  return html`
-    ${limitBars(tightest(used, MAX_BARS))}
-    ${more > 0 ? html`<span class="note">and ${more} more ${more === 1 ? 'limit' : 'limits'}</span>` : nothing}
-  `;
-}
-
 const usedCell = ({last_used_at: at}) =>
   at ? html`<time title=${fullTime(at)}>${ago(at)}</time>` : html`<span class="note">never</span>`;
 
@@ -101,14 +97,14 @@ const usedCell = ({last_used_at: at}) =>
 const actions = (view, key) =>
   menu(`Actions for ${key.name}`, [
     {label: 'Its requests', icon: 'requests', href: link('requests', {key: key.name, outcome: ''})},
-    {label: 'Raise a limit', icon: 'bolt', hidden: Boolean(key.revoked_at) || !key.used?.length, run: () => openRaise(view, `key:${key.name}`)},
+    {label: 'Raise a limit', icon: 'bolt', hidden: Boolean(key.revoked_at) || !key.used?.some(isLimit), run: () => openRaise(view, `key:${key.name}`)},
     ...(readOnlyReason(key) ? [] : changes(view, key)),
   ]);
 
 const changes = (view, key) => [
-  {label: 'Edit', icon: 'edit', run: () => editKeyDialog(view, key)},
-  {label: 'Rotate the secret', icon: 'refresh', run: () => rotateDialog(view, key)},
-  {label: 'Revoke', icon: 'trash', danger: true, run: () => revokeDialog(view, key)},
+  {label: 'Edit', icon: 'edit', run: () => editKey(view, key)},
+  {label: 'Rotate the secret', icon: 'refresh', run: () => rotateKey(view, key)},
+  {label: 'Revoke', icon: 'trash', danger: true, run: () => revokeKey(view, key)},
 ];
 
 function nothingFound(view) {
@@ -125,6 +121,6 @@ function nothingFound(view) {
     icon: 'key',
     title: 'Make the first key',
     text: 'Give each person or service a key of its own: you see what each one spends, and limit it.',
-    action: html`<button class="button primary" @click=${() => makeKeyDialog(view)}>Make a key</button>`,
+    action: html`<button class="button primary" @click=${() => makeKey(view)}>Make a key</button>`,
   });
 }

@@ -13,7 +13,7 @@ import {icon} from '../ui/icons.js';
 import {card, page, tile} from '../ui/page.js';
 import {stylesheet} from '../ui/styles.js';
 
-await stylesheet('admin');
+await stylesheet('overview');
 
 const {usd, count, percent, bytes} = format;
 const PATH = '/admin/overview';
@@ -218,7 +218,7 @@ const topLists = ({teams, keys, models}) => html`
 function topList(title, by, rows) {
   const most = Math.max(...rows.map((row) => row.cost_usd + row.saved_usd));
   const all = html`<a href=${link('spend', {by})}>All</a>`;
-  return html`<div class="third">
+  return html`<div class="third top-list">
     ${card({
       title,
       note: '30 days',
@@ -256,7 +256,7 @@ const firstSteps = (data, session) => html`
             <strong>Make a key</strong>
             <p class="muted">Each team or person gets a key of their own, with limits if you like.</p>
           </div>
-          <a class="button" href=${link('keys', {dialog: 'new'})}>${icon('plus')} Make a key</a>
+          <a class="button" href=${link('keys')}>${icon('plus')} Make a key</a>
         </li>
         <li>
           <div>

@@ -2,8 +2,17 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import * as format from '../lib/format.js';
 import {get} from '../lib/http.js';
-import {canStream, fieldsOf, initialPartialImages, maxImages, parameterOf, sizeChoices, valueOf, whyFixed} from '../lib/parameters.js';
-import {label, MAX_SIDE_BY_SIDE} from '../lib/studio.js';
+import {
+  canStream,
+  fieldsOf,
+  initialPartialImages,
+  maxImages,
+  parameterOf,
+  sizeChoices,
+  valueOf,
+  whyFixed,
+} from '../lib/parameters.js';
+import {label, MAX_SIDE_BY_SIDE, VARIATION} from '../lib/studio.js';
 import {badge} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {problem} from './playground_results.js';
@@ -61,8 +70,13 @@ export function keyPicker(view, data) {
     hint: `Images are charged to this key${data.key?.team ? ` of team ${data.key.team}` : ''}.`,
     control: html`
       <input
-        id="field-playground-key" list="playground-keys" type="search" autocomplete="off" spellcheck="false"
-        .value=${data.key?.name ?? ''} placeholder="Search keys"
+        id="field-playground-key"
+        list="playground-keys"
+        type="search"
+        autocomplete="off"
+        spellcheck="false"
+        .value=${data.key?.name ?? ''}
+        placeholder="Search keys"
         @input=${(event) => suggestKeys(view, data, event.target.value)}
         @change=${(event) => pickKey(view, data, event.target)}
       />
@@ -103,25 +117,38 @@ function modelField(studio) {
     fault: studio.faults.model,
     control: html`
       <select id="field-model" name="model" @change=${(event) => studio.setModel(event.target.value)}>
-        ${studio.models.map(({id}) => html`<option value=${id} ?selected=${id === model.id}>${id}</option>`)}
+        ${studio.models.map(({id}) => html`<option value=${id} .selected=${id === model.id}>${id}</option>`)}
       </select>
     `,
   });
 }
 
 function promptField(studio) {
-  const {promptLength: length, model: {prompt_max: most}} = studio;
-  const tooLong = length > most ? `This model reads ${format.count(most)} characters; ${format.count(length - most)} are too many.` : '';
+  const {
+    promptLength: length,
+    model: {prompt_max: most},
+  } = studio;
+  const tooLong =
+    length > most
+      ? `This model reads ${format.count(most)} characters; ${format.count(length - most)} are too many.`
+      : '';
   return field({
     name: 'prompt',
     label: 'Prompt',
     fault: tooLong || studio.faults.prompt,
-    note: html`<span class="counter ${tooLong ? 'fault-text' : ''}">${format.count(length)} / ${format.count(most)}</span>`,
+    note: html`<span class="counter ${tooLong ? 'fault-text' : ''}"
+      >${format.count(length)} / ${format.count(most)}</span
+    >`,
     control: html`
       <textarea
-        id="field-prompt" name="prompt" rows="5" placeholder="A lighthouse in the fog, oil on canvas"
-        aria-describedby="error-prompt" aria-invalid=${tooLong || studio.faults.prompt ? 'true' : nothing}
-        .value=${studio.prompt} @input=${(event) => studio.setPrompt(event.target.value)}
+        id="field-prompt"
+        name="prompt"
+        rows="5"
+        placeholder="A lighthouse in the fog, oil on canvas"
+        aria-describedby="error-prompt"
+        aria-invalid=${tooLong || studio.faults.prompt ? 'true' : nothing}
+        .value=${studio.prompt}
+        @input=${(event) => studio.setPrompt(event.target.value)}
       ></textarea>
     `,
   });
@@ -134,10 +161,16 @@ function parameterField(studio, parameter) {
   return CONTROLS[parameter.type]?.(studio, parameter) ?? nothing;
 }
 
-const CONTROLS = {enum: enumField, integer: integerField, string: textField, boolean: booleanField, size: sizeField};
+const CONTROLS = {
+  enum: enumField,
+  integer: integerField,
+  string: textField,
+  boolean: enumField,
+  size: sizeField,
+};
 
 function enumField(studio, parameter) {
-  const options = autoFirst(parameter.values).map((value) => ({value, label: value}));
+  const options = autoFirst(parameter.values).map((value) => ({value, label: String(value)}));
   return chooser(studio, parameter, options);
 }
 
@@ -160,7 +193,10 @@ const radios = ({name, value, options, choose}) => html`
       (option) => html`
         <label>
           <input
-            type="radio" name=${name} value=${option.value} .checked=${option.value === value}
+            type="radio"
+            name=${name}
+            value=${option.value}
+            .checked=${option.value === value}
             @change=${() => choose(option.value)}
           /><span>${option.icon ?? nothing}${option.label}</span>
         </label>
@@ -171,7 +207,7 @@ const radios = ({name, value, options, choose}) => html`
 
 const select = ({name, value, options, choose}) => html`
   <select id="field-${name}" name=${name} @change=${(event) => choose(event.target.value)}>
-    ${options.map((option) => html`<option value=${option.value} ?selected=${option.value === value}>${option.label}</option>`)}
+    ${options.map((option) => html`<option value=${option.value} .selected=${option.value === value}>${option.label}</option>`)}
   </select>
 `;
 
@@ -186,8 +222,15 @@ function integerField(studio, parameter) {
     fault: studio.faults[name],
     control: html`
       <input
-        id="field-${name}" name=${name} type="number" inputmode="numeric" min=${min} max=${max} step="1"
-        ?disabled=${fixed !== null} .value=${String(valueOf(studio.model, studio.values, name) ?? '')}
+        id="field-${name}"
+        name=${name}
+        type="number"
+        inputmode="numeric"
+        min=${min}
+        max=${max}
+        step="1"
+        ?disabled=${fixed !== null}
+        .value=${String(valueOf(studio.model, studio.values, name) ?? '')}
         @change=${set}
       />
     `,
@@ -209,8 +252,14 @@ function textField(studio, {name}) {
     fault: studio.faults[name],
     control: html`
       <input
-        id="field-${name}" name=${name} type="text" autocomplete="off" spellcheck="false" maxlength="512"
-        .value=${studio.values[name] ?? ''} @input=${(event) => studio.set(name, event.target.value)}
+        id="field-${name}"
+        name=${name}
+        type="text"
+        autocomplete="off"
+        spellcheck="false"
+        maxlength="512"
+        .value=${studio.values[name] ?? ''}
+        @input=${(event) => studio.set(name, event.target.value)}
       />
     `,
   });
@@ -220,19 +269,6 @@ const HINTS = {
   user: 'Your name for the end user. It does not change the image.',
   safety_identifier: 'The same under its newer name.',
 };
-
-function booleanField(studio, {name}) {
-  return html`
-    <div class="field check">
-      <input
-        id="field-${name}" name=${name} type="checkbox"
-        .checked=${Boolean(valueOf(studio.model, studio.values, name))}
-        @change=${(event) => studio.set(name, event.target.checked)}
-      />
-      <label for="field-${name}">${label(name)}</label>
-    </div>
-  `;
-}
 
 const autoFirst = (values) => [...values].sort((a, b) => (b === 'auto') - (a === 'auto'));
 
@@ -264,12 +300,22 @@ function customSize(studio, value, rule) {
     studio.set('size', [...inputs].map((input) => Number(input.value) || 0).join('x'));
   };
   const edge = (name, edgeValue) => html`
-    <label><span class="hidden">${name}</span>
-      <input type="number" inputmode="numeric" min="16" step="16" aria-describedby="size-rule" .value=${edgeValue} />
+    <label
+      ><span class="hidden">${name}</span>
+      <input
+        type="number"
+        inputmode="numeric"
+        min="16"
+        step="16"
+        aria-describedby="size-rule"
+        .value=${edgeValue}
+      />
     </label>
   `;
   return html`
-    <div class="custom-size" @change=${set}>${edge('Width', width)}<span aria-hidden="true">×</span>${edge('Height', height)}</div>
+    <div class="custom-size" @change=${set}>
+      ${edge('Width', width)}<span aria-hidden="true">×</span>${edge('Height', height)}
+    </div>
     ${rule ? html`<p class="hint" id="size-rule">${rule}</p>` : nothing}
   `;
 }
@@ -291,7 +337,8 @@ function shape(size) {
 // ── how many ──────────────────────────────────────────────────────────────────────────────────
 
 function amountFields(studio) {
-  const numbers = (last) => Array.from({length: last}, (_, i) => ({value: String(i + 1), label: String(i + 1)}));
+  const numbers = (last) =>
+    Array.from({length: last}, (_, i) => ({value: String(i + 1), label: String(i + 1)}));
   const most = maxImages(studio.model);
   return html`
     <div class="field-row">
@@ -301,14 +348,20 @@ function amountFields(studio) {
         fault: studio.faults.n,
         hint: most === 1 ? 'This model makes one.' : nothing,
         control: select({
-          name: 'n', value: String(studio.images), options: numbers(most), choose: (n) => studio.set('n', Number(n)),
+          name: 'n',
+          value: String(studio.images),
+          options: numbers(most),
+          choose: (n) => studio.set('n', Number(n)),
         }),
       })}
       ${field({
         name: 'side',
         label: 'Variations side by side',
         control: select({
-          name: 'side', value: String(studio.side), options: numbers(MAX_SIDE_BY_SIDE), choose: (n) => studio.setSide(Number(n)),
+          name: 'side',
+          value: String(studio.side),
+          options: numbers(MAX_SIDE_BY_SIDE),
+          choose: (n) => studio.setSide(Number(n)),
         }),
       })}
     </div>
@@ -319,7 +372,10 @@ function amountFields(studio) {
 function partialImagesField(studio) {
   const {model, values} = studio;
   if (!model.partial_images_max || !parameterOf(model, 'partial_images')) return nothing;
-  const options = Array.from({length: model.partial_images_max + 1}, (_, i) => ({value: String(i), label: i ? String(i) : 'None'}));
+  const options = Array.from({length: model.partial_images_max + 1}, (_, i) => ({
+    value: String(i),
+    label: i ? String(i) : 'None',
+  }));
   if (!canStream(model, values)) {
     return html`<p class="hint">Partial images come with one image a request.</p>`;
   }
@@ -343,11 +399,17 @@ function variationField(studio) {
     name: 'variation',
     label: 'First variation',
     hint: `0 to ${studio.lastVariation}. The same prompt has up to 64 images; each number is always the same one.`,
-    fault: studio.faults['X-Gateway-Variation'],
+    fault: studio.faults[VARIATION],
     control: html`
       <input
-        id="field-variation" name="variation" type="number" inputmode="numeric" min="0" max=${studio.lastVariation}
-        .value=${String(studio.variation)} @change=${(event) => studio.setVariation(clamped(event.target, parameter))}
+        id="field-variation"
+        name="variation"
+        type="number"
+        inputmode="numeric"
+        min="0"
+        max=${studio.lastVariation}
+        .value=${String(studio.variation)}
+        @change=${(event) => studio.setVariation(clamped(event.target, parameter))}
       />
     `,
   });
@@ -357,21 +419,29 @@ function variationField(studio) {
 
 function estimateLine(studio, view) {
   const {estimate} = studio;
-  if (estimate.state === 'failed' && !estimate.error.param) return problem(estimate.error, {view});
+  if (estimate.state === 'failed' && !studio.hasField(estimate.error.param))
+    return problem(estimate.error, {view, owner: studio.owner});
   return html`<div class="estimate ${estimate.state}" role="status">${estimateText(studio)}</div>`;
 }
 
 function estimateText({estimate, prompt, faults, isRunning}) {
   if (estimate.usd !== undefined && estimate.state !== 'none') return foundEstimate(estimate);
-  if (Object.keys(faults).length) return html`<span class="note">Change the marked field to see the price.</span>`;
+  if (Object.keys(faults).length)
+    return html`<span class="note">Change the marked field to see the price.</span>`;
   if (isRunning) return html`<span class="note">Working…</span>`;
-  return html`<span class="note">${prompt ? 'Looking up the price…' : 'Write a prompt to see what it costs.'}</span>`;
+  return html`<span class="note"
+    >${prompt ? 'Looking up the price…' : 'Write a prompt to see what it costs.'}</span
+  >`;
 }
 
 function foundEstimate({usd, hits, total, remainingUsd}) {
-  const left = remainingUsd === null || remainingUsd === undefined ? '' : `${format.usd(remainingUsd)} left of the budget`;
+  const left =
+    remainingUsd === null || remainingUsd === undefined
+      ? ''
+      : `${format.usd(remainingUsd)} left of the budget`;
   if (hits === total) {
-    return html`${badge('Hit', 'ok')} <strong>Free</strong> <span class="note">from the cache${left ? ` · ${left}` : ''}</span>`;
+    return html`${badge('Hit', 'ok')} <strong>Free</strong>
+      <span class="note">from the cache${left ? ` · ${left}` : ''}</span>`;
   }
   const isOver = left && usd > remainingUsd;
   return html`
@@ -389,7 +459,7 @@ function buttons(studio) {
   `;
   return html`
     <div class="row">
-      <button class="button primary grow" ?disabled=${!studio.canGenerate}>
+      <button class="button primary grow" title="Ctrl+Enter" ?disabled=${!studio.canGenerate}>
         ${icon('playground')} ${studio.isRunning ? 'Generating…' : 'Generate'}
       </button>
       ${studio.isRunning ? stop : nothing}
@@ -402,9 +472,11 @@ function field({name, label: text, control, hint = nothing, note = nothing, faul
   return html`
     <div class="field ${fault ? 'invalid' : ''}">
       <div class="field-label">
-        ${isGroup
-          ? html`<span class="label" id="label-${name}">${text}</span>`
-          : html`<label for="field-${name}">${text}</label>`}
+        ${
+          isGroup
+            ? html`<span class="label" id="label-${name}">${text}</span>`
+            : html`<label for="field-${name}">${text}</label>`
+        }
         ${note}
       </div>
       ${control} ${hint === nothing ? nothing : html`<p class="hint">${hint}</p>`}

@@ -2,9 +2,9 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import {adviceOf} from '../lib/advice.js';
 import * as format from '../lib/format.js';
-import {bodyOf, needsBase64} from '../lib/parameters.js';
+import {bodyOf} from '../lib/parameters.js';
 import {link} from '../lib/router.js';
-import {LANGUAGES} from '../lib/snippets.js';
+import {LANGUAGES, needsBase64} from '../lib/snippets.js';
 import {code, copyButton} from '../ui/copy.js';
 import {badge} from '../ui/feedback.js';
 import {choice} from '../ui/form.js';
@@ -47,7 +47,8 @@ const invitation = (studio) => html`
     <p class="note">Write a prompt, or begin with one of these.</p>
     <div class="row center">
       ${EXAMPLES.map(
-        (prompt) => html`<button class="button small" @click=${() => studio.setPrompt(prompt)}>${prompt}</button>`,
+        (prompt) =>
+          html`<button class="button small" @click=${() => studio.setPrompt(prompt)}>${prompt}</button>`,
       )}
     </div>
   </section>
@@ -80,7 +81,8 @@ function runCard(studio, run, view) {
 const RUNS = {
   running: (studio, run) => html`${frame(run, preview(run))} ${progress(run)}`,
   done: (studio, run, view) => html`${pictures(run, view)} ${facts(run, view)} ${actions(studio, run)}`,
-  failed: (studio, run, view) => problem(run.error, {view, retry: () => studio.retry(run)}),
+  failed: (studio, run, view) =>
+    problem(run.error, {view, owner: studio.owner, retry: () => studio.retry(run)}),
   stopped: (studio, run) => stopped(studio, run),
 };
 
@@ -119,10 +121,12 @@ const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(1)} s`;
 const stopped = (studio, run) => html`
   ${frame(run, run.previewUrl ? preview(run) : html`<span class="frame-text">Stopped</span>`)}
   <p class="note">
-    Stopped after ${seconds(run.endedAt - run.startedAt)}. If the image was already being made, it is charged and
-    comes from the cache next time.
+    Stopped after ${seconds(run.endedAt - run.startedAt)}. If the image was already being made, it is charged
+    and comes from the cache next time.
   </p>
-  <div class="row"><button class="button" @click=${() => studio.retry(run)}>${icon('refresh')} Go on</button></div>
+  <div class="row">
+    <button class="button" @click=${() => studio.retry(run)}>${icon('refresh')} Go on</button>
+  </div>
 `;
 
 // ── when it is there ──────────────────────────────────────────────────────────────────────────
@@ -132,13 +136,25 @@ const pictures = (run, view) => html`
     ${run.images.map(
       (image, i) => html`
         <figure class="picture">
-          <button class="picture-open" aria-label="Open large" @click=${() => openLarge(view.app, run, image)}>
+          <button
+            class="picture-open"
+            aria-label="Open large"
+            @click=${() => openLarge(view.app, run, image)}
+          >
             <img
-              src=${image.url} width=${run.size.width} height=${run.size.height}
+              src=${image.url}
+              width=${run.size.width}
+              height=${run.size.height}
               alt="Image ${i + 1} of: ${run.slot.body.prompt}"
             />
           </button>
-          <a class="icon-button picture-save" href=${image.url} download=${fileName(run, i, image.blob)} aria-label="Download" title="Download">
+          <a
+            class="icon-button picture-save"
+            href=${image.url}
+            download=${fileName(run, i, image.blob)}
+            aria-label="Download"
+            title="Download"
+          >
             ${icon('download')}
           </a>
         </figure>
@@ -152,7 +168,9 @@ function openLarge(app, run, {url}) {
     <div class="large">
       <header class="dialog-head">
         <h2 id="dialog-title">${run.slot.body.model}</h2>
-        <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>${icon('close')}</button>
+        <button type="button" class="icon-button" aria-label="Close" @click=${app.closeDialog}>
+          ${icon('close')}
+        </button>
       </header>
       <img src=${url} alt=${run.slot.body.prompt} />
     </div>
@@ -160,7 +178,12 @@ function openLarge(app, run, {url}) {
 }
 
 function fileName(run, i, blob) {
-  const words = run.slot.body.prompt.toLowerCase().match(/[a-z0-9]+/g)?.slice(0, 5).join('-') ?? 'image';
+  const words =
+    run.slot.body.prompt
+      .toLowerCase()
+      .match(/[a-z0-9]+/g)
+      ?.slice(0, 5)
+      .join('-') ?? 'image';
   const kind = blob.type.split('/')[1] ?? 'png';
   return `${words.slice(0, 48)}-${run.slot.variation + i}.${kind}`;
 }
@@ -201,9 +224,10 @@ function revised(run) {
 }
 
 function requestLine({requestId, ageSeconds}, {session}) {
-  const id = session.kind === 'admin'
-    ? html`<a href=${link('requests', {id: requestId})} title=${requestId}>${requestId}</a>`
-    : html`<code title=${requestId}>${requestId}</code>`;
+  const id =
+    session.kind === 'admin'
+      ? html`<a href=${link('requests', {id: requestId})} title=${requestId}>${requestId}</a>`
+      : html`<code title=${requestId}>${requestId}</code>`;
   return html`
     <p class="request-line note">
       ${ageSeconds === null ? nothing : html`<span>Made ${format.duration(ageSeconds)} ago ·</span>`}
@@ -214,48 +238,69 @@ function requestLine({requestId, ageSeconds}, {session}) {
 
 function actions(studio, run) {
   if (studio.isRunning) return nothing;
-  const isAllowed = !/ignored/.test(run.again?.notice);
+  const {
+    again,
+    outcome: {ids},
+  } = run;
+  const mayNot = html`<span class="note">This key may not buy an image again that is cached.</span>`;
   return html`
     <div class="row">
-      ${isAllowed
-        ? html`<button class="button" ?disabled=${!run.again} @click=${() => studio.buyAgain(run)}>
-            ${icon('refresh')} Buy again ${run.again ? html`<span class="note">${format.usd(run.again.usd)}</span>` : nothing}
-          </button>`
-        : html`<span class="note">This key may not buy an image again that is cached.</span>`}
+      ${/ignored/.test(again?.notice) ? mayNot : buyAgain(studio, run)}
+      ${ids.length ? html`<a class="button quiet" href=${link('images', {image: ids[0]})}>Details</a>` : nothing}
     </div>
   `;
 }
 
+const buyAgain = (studio, run) => html`
+  <button class="button" ?disabled=${!run.again} @click=${() => studio.buyAgain(run)}>
+    ${icon('refresh')} Buy again
+    ${run.again ? html`<span class="note">at most ${format.usd(run.again.usd)}</span>` : nothing}
+  </button>
+`;
+
 // ── errors ────────────────────────────────────────────────────────────────────────────────────
 
 /** An error and what to do: retry, ask for more, raise the limit, sign in. */
-export function problem(error, {view, retry}) {
+export function problem(error, {view, owner, retry}) {
   const advice = adviceOf(error);
   return html`
     <div class="problem" role="alert">
       <h3>${icon('alert')} ${advice.title}</h3>
       <p>${error.message}</p>
-      <p class="note">${advice.text} ${resetText(advice)}</p>
+      <p class="note">
+        ${advice.text} ${advice.mayCostAgain ? 'It may be charged again.' : ''} ${resetText(advice)}
+      </p>
       ${error.costUsd ? html`<p class="note">It was charged ${format.usd(error.costUsd)} all the same.</p>` : nothing}
-      <div class="row">${problemActions(advice, {view, retry})}</div>
-      ${error.requestId ? html`<p class="request-line note"><code>${error.requestId}</code>${copyButton(error.requestId, 'Copy id')}</p>` : nothing}
+      <div class="row">
+        ${advice.retry && retry ? problemButton('Try again', retry) : nothing}
+        ${error.status === 401 ? problemButton('Sign in', view.refresh) : nothing}
+        ${advice.limit ? limitButton(advice, view, owner) : nothing}
+      </div>
+      ${
+        error.requestId
+          ? html`<p class="request-line note">
+              <code>${error.requestId}</code>${copyButton(error.requestId, 'Copy id')}
+            </p>`
+          : nothing
+      }
     </div>
   `;
 }
 
-function resetText({resetsInSeconds}) {
-  if (!resetsInSeconds) return '';
-  const at = Date.now() / 1000 + resetsInSeconds;
-  return resetsInSeconds < 60 ? `Free again in ${Math.ceil(resetsInSeconds)} s.` : `It resets at ${format.fullTime(at)}.`;
+const problemButton = (text, click) =>
+  html`<button type="button" class="button" @click=${click}>${text}</button>`;
+
+function limitButton({limit, isOfKey}, {app, session}, owner) {
+  if (session.kind === 'key') return problemButton('Ask for more', () => askForMore(app, {limit}));
+  const address = isOfKey ? link('keys', {search: owner.name, limit}) : link('teams');
+  return html`<a class="button" href=${address}>Raise the limit</a>`;
 }
 
-function problemActions({limit, retry: canRetry}, {view: {app, session}, retry}) {
-  const again = html`<button type="button" class="button" @click=${retry}>${icon('refresh')} Try again</button>`;
-  const ask = html`<button type="button" class="button" @click=${() => askForMore(app, {limit})}>Ask for more</button>`;
-  const raise = html`<a class="button" href=${link('keys')}>Raise the limit</a>`;
-  return html`
-    ${canRetry && retry ? again : nothing} ${limit ? (session.kind === 'key' ? ask : raise) : nothing}
-  `;
+function resetText({resetsAt}) {
+  if (resetsAt === null) return '';
+  const left = resetsAt - Date.now() / 1000;
+  if (left < 0) return 'It has reset by now.';
+  return left < 60 ? `Free again in ${Math.ceil(left)} s.` : `It resets on ${format.fullTime(resetsAt)}.`;
 }
 
 // ── code ──────────────────────────────────────────────────────────────────────────────────────
@@ -282,8 +327,8 @@ export function codeCard(studio, {session}) {
       <div class="stack small">
         ${code(text, `The request in ${language.label}`)}
         <p class="hint">
-          It gets the same image, from the cache if it is there. Put a key in place of the placeholder; partial
-          images are left out.
+          It gets the same image, from the cache if it is there. Put a key in place of the placeholder;
+          partial images are left out.
         </p>
       </div>
     `,
@@ -297,8 +342,12 @@ export function historyCard(studio, {app}) {
   return card({
     title: 'History',
     note: 'kept in this browser only',
-    actions: html`<button class="button small" @click=${() => studio.forget()}>${icon('trash')} Clear</button>`,
-    body: html`<ul class="history">${studio.history.map((entry) => historyItem(studio, entry, app))}</ul>`,
+    actions: html`<button class="button small" @click=${() => studio.forget()}>
+      ${icon('trash')} Clear
+    </button>`,
+    body: html`<ul class="history">
+      ${studio.history.map((entry) => historyItem(studio, entry, app))}
+    </ul>`,
   });
 }
 
@@ -313,9 +362,13 @@ function historyItem(studio, {at, settings, thumbnail, costUsd, handling}, app) 
       ${thumbnail ? html`<img src=${thumbnail} alt="" width="56" height="56" />` : html`<span class="no-thumbnail">${icon('images')}</span>`}
       <div class="history-text">
         <span class="history-prompt" title=${settings.prompt}>${settings.prompt}</span>
-        <span class="note">${settings.model} · ${name}${costUsd ? ` · ${format.usd(costUsd)}` : ''} · ${format.ago(at)}</span>
+        <span class="note"
+          >${settings.model} · ${name}${costUsd ? ` · ${format.usd(costUsd)}` : ''} · ${format.ago(at)}</span
+        >
       </div>
-      <button class="button small" @click=${use}>Use<span class="hidden"> these settings: ${settings.prompt}</span></button>
+      <button class="button small" @click=${use}>
+        Use<span class="hidden"> these settings: ${settings.prompt}</span>
+      </button>
     </li>
   `;
 }

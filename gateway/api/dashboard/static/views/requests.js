@@ -141,7 +141,8 @@ function costCell({cost_usd: cost, saved_usd: saved}) {
   return cost ? usd(cost) : html`<span class="note">–</span>`;
 }
 
-function nothingFound({query, setQuery}) {
+function nothingFound({query, setQuery, data}) {
+  if (data.after) return empty({title: 'Nothing on this page', text: 'A page looks at some thousand requests. “Next” looks at earlier ones.'});
   const isFiltered = query.key || query.model || query.flag || query.since || query.after;
   const all = html`<button class="button" @click=${() => setQuery({outcome: '', key: '', model: '', flag: '', since: '', after: ''})}>Show all requests</button>`;
   if (query.outcome === TROUBLE && !isFiltered) {

@@ -1,9 +1,9 @@
 /** Settings: what holds and where it comes from; the doctor; signing keys, purges and links. */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {purgeDialog, rotateSigningDialog} from '../admin/maintenance.js';
+import {purgeCache, rotateSigningKeys} from '../admin/dialogs.js';
 import {attempt, searchBox} from '../admin/parts.js';
-import {bytes, count, fullTime, zone} from '../lib/format.js';
+import {bytes, count, duration, fullTime, zone} from '../lib/format.js';
 import {get, href, post} from '../lib/http.js';
 import {link} from '../lib/router.js';
 import {badge, empty, skeleton, state} from '../ui/feedback.js';
@@ -76,7 +76,14 @@ const doctorCard = (view) =>
 function doctorBody() {
   if (doctor.error) return html`<p class="fault-text">${doctor.error.message}</p>`;
   if (!doctor.findings) return html`<p class="note">Nothing is changed, and nothing is bought. It takes some seconds.</p>`;
-  return html`<ul class="findings">${doctor.findings.map(finding)}</ul>`;
+  return html`<p>${verdict(doctor.findings)}</p>
+    <ul class="findings">${doctor.findings.map(finding)}</ul>`;
+}
+
+function verdict(findings) {
+  const [faults, warnings] = ['fault', 'warning'].map((level) => findings.filter((each) => each.level === level).length);
+  if (!faults && !warnings) return html`<strong>Nothing is wrong.</strong> ${count(findings.length)} checks.`;
+  return html`<strong>${count(faults)} ${faults === 1 ? 'fault' : 'faults'}, ${count(warnings)} ${warnings === 1 ? 'warning' : 'warnings'}.</strong> Mend the first one first.`;
 }
 
 const finding = ({check, level, finding: text}) => html`
@@ -109,7 +116,7 @@ function cacheCard(view, cache) {
         : html`<p><strong>${count(images)}</strong> images, ${bytes(size)}${bound ? html` <span class="note">of at most ${bytes(bound)}</span>` : nothing}</p>`}
       <p class="note">A purge empties slots: the next request buys anew. Links that clients have keep working.</p>
       <div class="row">
-        <button class="button small" @click=${() => purgeDialog(view)}>${icon('trash')} Purge…</button>
+        <button class="button small" @click=${() => purgeCache(view)}>${icon('trash')} Purge…</button>
         <a class="button small" href=${link('images')}>${icon('images')} Images</a>
       </div>
     `,
@@ -121,7 +128,7 @@ const signingCard = (view) =>
     title: 'Signing keys',
     body: html`
       <p>Links to images are signed. After a rotation a new key signs, and links of the former keys stay valid until they expire.</p>
-      <div class="row"><button class="button small" @click=${() => rotateSigningDialog(view)}>${icon('refresh')} Rotate…</button></div>
+      <div class="row"><button class="button small" @click=${() => rotateSigningKeys(view)}>${icon('refresh')} Rotate…</button></div>
     `,
   });
 
@@ -149,10 +156,12 @@ function settingsTable({query, setQuery}, all) {
         ${choice({label: 'Which', name: 'shown', value: query.shown, options: SHOWN, onChange: (shown) => setQuery({shown})})}
         <span class="note">${count(rows.length)} of ${count(all.length)}</span>
       </div>
-      ${rows.length ? [...Map.groupBy(rows, ({key}) => key.split('.')[0])].map(groupTable) : NOTHING_FOUND}
+      ${rows.length ? [...Map.groupBy(rows, groupOf)].map(groupTable) : NOTHING_FOUND}
     </section>
   `;
 }
+
+const groupOf = ({key}) => (key.includes('.') ? key.split('.')[0] : 'general');
 
 const groupTable = ([name, rows]) => html`
   <h3>${name}</h3>
@@ -168,14 +177,25 @@ function matches({key, value, source, origin}, {search, shown}) {
 
 const COLUMNS = [
   {name: 'key', label: 'Setting', cell: ({key}) => html`<code class="break">${key}</code>`},
-  {name: 'value', label: 'Value', cell: ({value}) => valueCell(value)},
+  {name: 'value', label: 'Value', cell: valueCell},
   {name: 'source', label: 'Source', cell: ({source}) => badge(source, SOURCE_LEVELS[source])},
-  {name: 'origin', label: 'From', hide: true, cell: ({origin}) => html`<span class="note break">${origin ?? ''}</span>`},
+  {name: 'origin', label: 'From', hide: true, cell: ({origin}) => html`<span class="note break" title=${origin ?? nothing}>${origin?.split('/').at(-1) ?? ''}</span>`},
 ];
 
-function valueCell(value) {
+function valueCell({key, value}) {
   const text = valueText(value);
-  return text === '' ? html`<span class="note">not set</span>` : html`<span class="mono break">${text}</span>`;
+  if (text === '') return html`<span class="note">not set</span>`;
+  return html`<span class="mono break">${text}</span> <span class="note">${inUnits(key, value)}</span>`;
+}
+
+/** Settings whose values are bytes, or seconds. */
+const BYTES = /(bytes|max_body|max_head|max_image|max_body_memory)$/;
+const SECONDS = /(ttl|timeout|heartbeat|dead_after|keep_alive|stale_if_error|breaker\.open|keep_\w+)$/;
+
+function inUnits(key, value) {
+  if (typeof value !== 'number' || value < 60) return nothing;
+  if (BYTES.test(key)) return bytes(value);
+  return SECONDS.test(key) ? duration(value) : nothing;
 }
 
 function valueText(value) {

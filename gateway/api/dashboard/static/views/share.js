@@ -5,9 +5,8 @@ import * as format from '../lib/format.js';
 import {get, href} from '../lib/http.js';
 import {amountLeft, inOrder, limitAmount, limitLabel} from '../lib/limits.js';
 import {dailySeries, lastDays, sumsBy, totalOf} from '../lib/own_usage.js';
-import {needsBase64} from '../lib/parameters.js';
 import {link} from '../lib/router.js';
-import {LANGUAGES} from '../lib/snippets.js';
+import {LANGUAGES, needsBase64} from '../lib/snippets.js';
 import {limitBar, shareBar} from '../ui/bar.js';
 import {chart} from '../ui/chart.js';
 import {code, copyButton} from '../ui/copy.js';
@@ -16,8 +15,8 @@ import {choice} from '../ui/form.js';
 import {card, page, tile} from '../ui/page.js';
 import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
+import {thumbnail} from '../ui/thumbnail.js';
 import {askForMore} from './ask_for_more.js';
-import {thumbnail} from './images.js';
 
 await stylesheet('studio');
 
@@ -48,7 +47,9 @@ export const share = {
       title: 'Your share',
       lead: `What key ${key.name}${key.team ? ` of team ${key.team}` : ''} has used, and what is left.`,
       actions: html`
-        <a class="button quiet" href=${href('/usage', usageQuery(query))} target="_blank" rel="noopener">JSON</a>
+        <a class="button quiet" href=${href('/usage', usageQuery(query))} target="_blank" rel="noopener"
+          >JSON</a
+        >
         <button class="button quiet" ?disabled=${!data} @click=${() => saveTable(data, query)}>CSV</button>
         ${data?.usage.limits.length ? askButton(app, data.usage) : nothing}
       `,
@@ -80,7 +81,8 @@ function content(view, {usage, images, model}) {
         <div class="third">${limitsCard(usage.limits)}</div>
         <div class="two-thirds">${usage.usage.length ? chartCard(view, usage) : nothingYet()}</div>
       </div>
-      ${usage.usage.length ? modelTable(view, usage.usage) : nothing} ${imagesCard(images)} ${useCard(view, model)}
+      ${usage.usage.length ? modelTable(view, usage.usage) : nothing} ${imagesCard(images)}
+      ${useCard(view, model)}
     </div>
   `;
 }
@@ -88,7 +90,14 @@ function content(view, {usage, images, model}) {
 // ── figures ───────────────────────────────────────────────────────────────────────────────────
 
 function tiles(rows) {
-  const {cost_usd: cost, saved_usd: saved, requests, hits, images_bought: bought, images_served: served} = totalOf(rows);
+  const {
+    cost_usd: cost,
+    saved_usd: saved,
+    requests,
+    hits,
+    images_bought: bought,
+    images_served: served,
+  } = totalOf(rows);
   return html`
     <div class="tiles">
       ${tile({label: 'Spent', value: format.usd(cost), note: `${format.count(bought)} images bought`})}
@@ -100,13 +109,17 @@ function tiles(rows) {
 }
 
 function spentBanner({limits}, app) {
-  const spent = limits.find((limit) => limit.limit.startsWith('usd_') && amountLeft(limit) === 0 && limit.max !== null);
+  const spent = limits.find(
+    (limit) => limit.limit.startsWith('usd_') && amountLeft(limit) === 0 && limit.max !== null,
+  );
   if (!spent) return nothing;
   return banner({
     level: 'warning',
     title: 'The budget is used up.',
     text: `${limitLabel(spent.limit)} of ${scopeText(spent.scope)}${resets(spent)}. Images that are in the cache are still free.`,
-    action: html`<button class="button small" @click=${() => askForMore(app, {limits, limit: spent.limit})}>Ask for more</button>`,
+    action: html`<button class="button small" @click=${() => askForMore(app, {limits, limit: spent.limit})}>
+      Ask for more
+    </button>`,
   });
 }
 
@@ -124,13 +137,18 @@ function scopeText(scope) {
 }
 
 function limitsCard(limits) {
-  const scopes = [...new Set(limits.map(({scope}) => scope))].sort((a, b) => SCOPES.indexOf(kindOf(a)) - SCOPES.indexOf(kindOf(b)));
+  const scopes = [...new Set(limits.map(({scope}) => scope))].sort(
+    (a, b) => SCOPES.indexOf(kindOf(a)) - SCOPES.indexOf(kindOf(b)),
+  );
   const group = (scope) => html`
     <h3>Of ${scopeText(scope)}</h3>
     ${inOrder(limits.filter((limit) => limit.scope === scope)).map(bar)}
   `;
   const none = html`<p class="note">No limit holds for this key: nothing stops its requests.</p>`;
-  return card({title: 'Limits', body: html`<div class="stack">${scopes.length ? scopes.map(group) : none}</div>`});
+  return card({
+    title: 'Limits',
+    body: html`<div class="stack">${scopes.length ? scopes.map(group) : none}</div>`,
+  });
 }
 
 function bar(row) {
@@ -146,11 +164,14 @@ function bar(row) {
     reserved: row.reserved,
     max: row.max,
     format: (amount) => limitAmount(row.limit, amount),
-    note: html`<span title=${row.resets_at ? format.fullTime(row.resets_at) : ''}>${parts.filter(Boolean).join(' · ')}</span>`,
+    note: html`<span title=${row.resets_at ? format.fullTime(row.resets_at) : ''}
+      >${parts.filter(Boolean).join(' · ')}</span
+    >`,
   });
 }
 
-const resetTime = (at) => (at - Date.now() / 1000 < 86_400 ? format.ago(at) : `${format.dayShort(at)}, ${format.clock(at)}`);
+const resetTime = (at) =>
+  at - Date.now() / 1000 < 86_400 ? format.ago(at) : `${format.dayShort(at)}, ${format.clock(at)}`;
 
 // ── by day and model ──────────────────────────────────────────────────────────────────────────
 
@@ -176,15 +197,23 @@ const COLUMNS = [
   {name: 'saved_usd', label: 'Saved', number: true, cell: (row) => format.usd(row.saved_usd)},
   {name: 'requests', label: 'Requests', number: true, cell: (row) => format.count(row.requests)},
   {name: 'images_bought', label: 'Bought', number: true, cell: (row) => format.count(row.images_bought)},
-  {name: 'images_served', label: 'From the cache', number: true, cell: (row) => format.count(row.images_served)},
+  {
+    name: 'images_served',
+    label: 'From the cache',
+    number: true,
+    cell: (row) => format.count(row.images_served),
+  },
 ];
 
 function modelTable({query, setQuery}, rows) {
   const sums = sumsBy(rows, 'model');
   const total = totalOf(rows);
   const footer = {
-    model: 'All', cost_usd: format.usd(total.cost_usd), saved_usd: format.usd(total.saved_usd),
-    requests: format.count(total.requests), images_bought: format.count(total.images_bought),
+    model: 'All',
+    cost_usd: format.usd(total.cost_usd),
+    saved_usd: format.usd(total.saved_usd),
+    requests: format.count(total.requests),
+    images_bought: format.count(total.images_bought),
     images_served: format.count(total.images_served),
   };
   return card({
@@ -212,7 +241,16 @@ const nothingYet = () =>
   });
 
 function saveTable({usage}, {days}) {
-  const names = ['from', 'model', 'requests', 'hits', 'images_bought', 'images_served', 'cost_usd', 'saved_usd'];
+  const names = [
+    'from',
+    'model',
+    'requests',
+    'hits',
+    'images_bought',
+    'images_served',
+    'cost_usd',
+    'saved_usd',
+  ];
   const columns = names.map((name) => ({label: name, value: (row) => row[name]}));
   save(`usage-${days}-days.csv`, csvText(columns, usage.usage));
 }
@@ -224,7 +262,9 @@ function imagesCard(images) {
   return card({
     title: 'Your latest images',
     actions: html`<a class="button small" href=${link('images')}>All of them</a>`,
-    body: html`<ul class="strip">${images.map((image) => html`<li><a href=${link('images', {image: image.id})}>${thumbnail('/images', image)}</a></li>`)}</ul>`,
+    body: html`<ul class="strip">
+      ${images.map((image) => html`<li><a href=${link('images', {image: image.id})}>${thumbnail('/images', image)}</a></li>`)}
+    </ul>`,
   });
 }
 
@@ -241,7 +281,10 @@ function useCard({session, app}, model) {
   return card({
     title: 'Use this key',
     actions: choice({
-      label: 'Language', name: 'use-language', value: language.id, onChange: choose,
+      label: 'Language',
+      name: 'use-language',
+      value: language.id,
+      onChange: choose,
       options: LANGUAGES.map(({id, label}) => ({value: id, label})),
     }),
     body: html`

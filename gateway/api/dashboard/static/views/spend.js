@@ -15,7 +15,7 @@ import {page, tile} from '../ui/page.js';
 import {stylesheet} from '../ui/styles.js';
 import {table} from '../ui/table.js';
 
-await stylesheet('admin');
+await stylesheet('overview');
 
 const MAX_ROWS = 50;
 
@@ -23,21 +23,43 @@ export const spend = {
   refreshSeconds: 30,
   defaults: {range: '30d', by: 'team', label: 'cost_center', sort: '-cost_usd', show: 'groups'},
   async load(query, {signal}) {
-    const [report, qualities] = await Promise.all([loadReport(query, {signal}), knownQualities()]);
+    const [report, qualities] = await Promise.all([loadReport(asChosen(query), {signal}), knownQualities()]);
     return {...report, qualities};
   },
-  render: (view) =>
-    page({
-      title: 'Spend',
-      lead: periodText(periodOf(view.query)),
-      json: href(PATH, tableParams(view.query)),
-      csv: href(PATH, {...tableParams(view.query), format: 'csv'}),
-      filters: filters(view),
-      view,
-      skeleton: html`<div class="stack">${skeleton('tiles', 4)} ${skeleton('chart')} ${skeleton('table', 8)}</div>`,
-      content: (data) => (data.rows.length ? contents(view, data) : nothingSpent(view)),
-    }),
+  render: (view) => spendPage({...view, query: asChosen(view.query)}),
 };
+
+/** Links may name a label as reports do: `by=label:cost_center`. */
+function asChosen(query) {
+  const [by, label = query.label] = query.by.split(/:(.*)/);
+  return {...query, by, label};
+}
+
+const spendPage = (view) =>
+  page({
+    title: 'Spend',
+    lead: periodText(periodOf(view.query)),
+    json: href(PATH, tableParams(view.query)),
+    csv: href(PATH, {...tableParams(view.query), format: 'csv'}),
+    filters: filters(view),
+    view,
+    skeleton: html`<div class="stack">${skeleton('tiles', 4)} ${skeleton('chart')} ${skeleton('table', 8)}</div>`,
+    actions: focusLink(view.query),
+    content: (data) => (data.rows.length ? contents(ofData(view, data), data) : nothingSpent(view)),
+  });
+
+/** The data on the screen are those of an earlier query until the new ones arrive. */
+function ofData(view, data) {
+  const {sort, show, all} = view.query;
+  return {...view, query: {...data.query, sort, show, all}};
+}
+
+/** Months can be exported as FOCUS 1.2, too. */
+function focusLink(query) {
+  if (!query.range.endsWith('month')) return nothing;
+  const month = periodOf(query).from.slice(0, 7);
+  return html`<a class="button quiet" href=${href('/admin/usage/focus.csv', {month})} download>FOCUS</a>`;
+}
 
 function periodText(period) {
   const {from, to} = period;
@@ -153,7 +175,7 @@ const nothingSpent = ({setQuery}) =>
   </div>`;
 
 function figures({total, previousTotal}) {
-  const against = (field) => previousTotal && `${change(total[field], previousTotal[field])} against ${usd(previousTotal[field])} before`;
+  const against = (field) => previousTotal && comparisonText(total[field], previousTotal[field]);
   const images = total.images_bought + total.images_served;
   return html`
     ${tile({label: 'Spent', value: usd(total.cost_usd), note: against('cost_usd') ?? `${usd(total.presumed_usd)} of it presumed`})}
@@ -162,6 +184,9 @@ function figures({total, previousTotal}) {
     ${tile({label: 'Images', value: count(images), note: `${count(total.images_bought)} bought, ${count(total.images_served)} from the cache`})}
   `;
 }
+
+const comparisonText = (now, earlier) =>
+  earlier ? `${change(now, earlier)} against ${usd(earlier)} before` : 'Nothing in the period before';
 
 const ratio = (part, whole) => (whole ? part / whole : null);
 const savedPart = ({cost_usd: cost, saved_usd: saved}) => `${percent(ratio(saved, cost + saved))} of ${usd(cost + saved)} without it`;
@@ -199,7 +224,7 @@ function spendChart({query, setQuery}, data) {
     times: data.times,
     stacked: true,
     tall: true,
-    series: grouped ? groupSeries(data, query.by) : totalSeries(data),
+    series: [...(grouped ? groupSeries(data, query) : totalSeries(data)), ...beforeSeries(data)],
     label: hourly ? clock : day,
     note: data.groups.length ? showChoice(query, setQuery) : nothing,
     csv: href(PATH, {...tableParams(query), bucket_width: hourly ? '1h' : '1d', format: 'csv'}),
@@ -226,8 +251,11 @@ const totalSeries = ({spent, saved}) => [
   {label: 'Saved by the cache', colour: 'saved', values: saved},
 ];
 
-function groupSeries({groups, other}, by) {
-  const named = groups.map(({name, values}, index) => ({label: name ?? `no ${by}`, colour: index + 1, values}));
+const beforeSeries = ({before}) =>
+  before ? [{label: 'Period before', colour: 'before', values: before, line: true}] : [];
+
+function groupSeries({groups, other}, query) {
+  const named = groups.map(({name, values}, index) => ({label: name ?? nameless(query), colour: index + 1, values}));
   return other.some(Boolean) ? [...named, {label: 'Others', colour: 'other', values: other}] : named;
 }
 
@@ -255,15 +283,17 @@ function rowsTable({query, setQuery}, {rows, total, previousTotal}) {
 /** The rows that are shown first: the largest by cost, whatever the order on the screen. */
 const largest = (rows) => [...rows].sort((a, b) => b.cost_usd - a.cost_usd).slice(0, MAX_ROWS);
 
+const titleOf = ({by, label}) => (by === 'label' ? label : (GROUPS.find(({value}) => value === by)?.label ?? by));
+
+const nameless = (query) => `no ${titleOf(query).toLowerCase()}`;
+
 function columnsFor(query, most, compared) {
-  const {by, what_if: asked} = query;
-  const title = by === 'label' ? query.label : GROUPS.find(({value}) => value === by)?.label;
   return [
-    {name: 'name', label: title, cell: (row) => groupLink(row.name, query)},
+    {name: 'name', label: titleOf(query), cell: (row) => groupLink(row.name, query)},
     {name: 'cost_usd', label: 'Cost', number: true, cell: (row) => usd(row.cost_usd)},
     {name: 'share', label: 'Spent and saved', sort: false, hide: true, cell: (row) => (row.name === undefined ? '' : shareBar(row.cost_usd / most, row.saved_usd / most))},
     ...(compared ? comparison : []),
-    ...(asked ? whatIfColumns : []),
+    ...(query.what_if ? whatIfColumns : []),
     {name: 'saved_usd', label: 'Saved', number: true, cell: (row) => usd(row.saved_usd)},
     {name: 'requests', label: 'Requests', number: true, cell: (row) => count(row.requests)},
     {name: 'hits', label: 'Hits', number: true, value: (row) => ratio(row.hits, row.requests), cell: (row) => percent(ratio(row.hits, row.requests))},
@@ -307,6 +337,6 @@ function groupLink(name, query) {
   const dimension = dimensionOf(query);
   const narrowed = name === null ? {without: [without, dimension].filter(Boolean).join(',')} : {[dimension]: name};
   const changes = by === 'day' ? oneDay(name) : narrowed;
-  const text = by === 'day' ? day(name) : (name ?? `no ${by}`);
+  const text = by === 'day' ? day(name) : (name ?? nameless(query));
   return html`<a class="ellipsis name ${name === null ? 'muted' : ''}" href="/dashboard/spend${writeQuery({...query, ...changes, by: next, all: ''}, spend.defaults)}">${text}</a>`;
 }

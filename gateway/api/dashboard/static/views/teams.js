@@ -1,10 +1,9 @@
 /** Teams and everyone: limits that count many keys together; a page for each team (`?team=NAME`). */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {limitBars, limitCard, limitsDialog, loadLimits, openRaise, raiseBanner, tightest} from '../admin/limits.js';
+import {changeLimits, editTeam, makeTeam, openRaise, removeTeam} from '../admin/dialogs.js';
+import {isLimit, limitCard, limitsCell, loadLimits, raiseBanner} from '../admin/limits.js';
 import {attempt, declaredBadge, menu, searchBox} from '../admin/parts.js';
-import {editTeamDialog, makeTeamDialog, removeTeamDialog} from '../admin/team_dialogs.js';
-import {loadTeam, teamPage} from '../admin/team_page.js';
 import {count} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
 import {readOnlyReason} from '../lib/keys.js';
@@ -17,15 +16,23 @@ import {table} from '../ui/table.js';
 
 await stylesheet('admin');
 
-const MAX_BARS = 2;
-
 export const teams = {
   refreshSeconds: 30,
   defaults: {search: '', team: '', scope: '', limit: ''},
   partOf: (query) => query.team,
-  load: (query, {signal}) => (query.team ? loadTeam(query.team, signal) : loadList(signal)),
-  render: (view) => (view.query.team ? teamPage(view) : list(view)),
+  load: (query, {signal}) => (query.team ? loadOne(query.team, signal) : loadList(signal)),
+  render: (view) => (view.query.team ? one(view) : list(view)),
 };
+
+/** The page of one team, with its chart: loaded when a team is first opened. */
+let teamPages;
+
+async function loadOne(name, signal) {
+  teamPages ??= await import('../admin/team_page.js');
+  return teamPages.loadTeam(name, signal);
+}
+
+const one = (view) => teamPages?.teamPage(view) ?? page({title: 'Team', view, skeleton: skeleton('tiles', 4)});
 
 async function loadList(signal) {
   const [{data}, everyone] = await Promise.all([
@@ -40,7 +47,7 @@ const list = (view) =>
     title: 'Teams',
     lead: 'Limits over many keys together: those of a team, and those of everyone.',
     json: href('/admin/teams', {with: 'limits'}),
-    actions: html`<button class="button primary" @click=${() => makeTeamDialog(view)}>${icon('plus')} Make a team</button>`,
+    actions: html`<button class="button primary" @click=${() => makeTeam(view)}>${icon('plus')} Make a team</button>`,
     view,
     skeleton: html`<div class="stack">${skeleton('tiles', 1)}${skeleton('table', 6)}</div>`,
     content: (data) => contents(view, data),
@@ -59,7 +66,7 @@ const contents = (view, {teams: all, everyone}) => html`
 
 function everyoneCard(view, everyone) {
   if (everyone.error) return banner({level: 'warning', title: 'The limits of everyone are unknown.', text: everyone.error.message});
-  const edit = html`<button class="button small" @click=${() => limitsDialog(view, everyone)}>${icon('edit')} Edit</button>`;
+  const edit = html`<button class="button small" @click=${() => changeLimits(view, everyone)}>${icon('edit')} Edit</button>`;
   return limitCard({
     title: 'Everyone',
     note: html`all keys together ${declaredBadge(everyone)}`,
@@ -91,17 +98,11 @@ const nameCell = (team) => html`
 
 const keysCell = ({name, keys}) => html`<a href=${link('keys', {search: name})}>${count(keys)} active</a>`;
 
-function limitsCell({used = []}) {
-  if (!used.length) return html`<span class="note">No limits of its own</span>`;
-  const more = used.length - MAX_BARS;
-  return html`${limitBars(tightest(used, MAX_BARS))} ${more > 0 ? html`<span class="note">and ${more} more</span>` : nothing}`;
-}
-
 const actions = (view, team) =>
   menu(`Actions for ${team.name}`, [
-    {label: 'Raise a limit', icon: 'bolt', hidden: !team.used?.length, run: () => openRaise(view, `team:${team.name}`)},
-    {label: 'Edit', icon: 'edit', hidden: Boolean(readOnlyReason(team)), run: () => editTeamDialog(view, team)},
-    {label: 'Remove', icon: 'trash', danger: true, hidden: Boolean(readOnlyReason(team)), run: () => removeTeamDialog(view, team)},
+    {label: 'Raise a limit', icon: 'bolt', hidden: !team.used?.some(isLimit), run: () => openRaise(view, `team:${team.name}`)},
+    {label: 'Edit', icon: 'edit', hidden: Boolean(readOnlyReason(team)), run: () => editTeam(view, team)},
+    {label: 'Remove', icon: 'trash', danger: true, hidden: Boolean(readOnlyReason(team)), run: () => removeTeam(view, team)},
     {label: 'Its spend', icon: 'spend', href: link('spend', {team: team.name})},
   ]);
 
@@ -111,6 +112,6 @@ function nothingFound(view, all) {
     icon: 'teams',
     title: 'No teams yet',
     text: 'A team gives its keys common limits, models and labels. Make one, then name it in keys.',
-    action: html`<button class="button primary" @click=${() => makeTeamDialog(view)}>Make a team</button>`,
+    action: html`<button class="button primary" @click=${() => makeTeam(view)}>Make a team</button>`,
   });
 }
