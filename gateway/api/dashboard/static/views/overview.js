@@ -47,9 +47,9 @@ const loadingPage = () => html`
 `;
 
 const contents = (data, app) => html`
-  ${data.spend ? nothing : storeBanner({storeDown: true}, data.attention.slice(0, 1).map(actionLink))}
+  ${isStoreDown(data) ? storeBanner({storeDown: true}, data.attention.slice(0, 1).map(actionLink)) : nothing}
   <div class="stack">
-    ${data.spend && data.attention.length ? attention(data.attention) : nothing}
+    ${!isStoreDown(data) && data.attention.length ? attention(data.attention) : nothing}
     <div class="tiles">${figures(data)}</div>
     <div class="grid">
       <div class="card two-thirds">${data.days ? dailySpend(data.days, app) : waiting('Spend and savings by day')}</div>
@@ -58,6 +58,9 @@ const contents = (data, app) => html`
     </div>
   </div>
 `;
+
+/** Without amounts alone it is not: a worker that has just started reads them first. */
+const isStoreDown = ({health}) => health.store.state === 'fault';
 
 const waiting = (title) => html`
   <div class="card-head"><h2>${title}</h2></div>
