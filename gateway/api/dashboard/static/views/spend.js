@@ -306,7 +306,7 @@ function columnsFor(query, most, compared) {
   return [
     {name: 'name', label: titleOf(query), cell: (row) => groupLink(row.name, query)},
     {name: 'cost_usd', label: 'Cost', number: true, cell: (row) => usd(row.cost_usd)},
-    {name: 'share', label: 'Spent and saved', sort: false, hide: true, cell: (row) => shareOf(row, most)},
+    ...(compared && query.what_if ? [] : [shareColumn(most)]),
     ...(compared ? comparison : []),
     ...(query.what_if ? whatIfColumns : []),
     {name: 'saved_usd', label: 'Saved', number: true, cell: (row) => usd(row.saved_usd)},
@@ -318,6 +318,15 @@ function columnsFor(query, most, compared) {
 }
 
 const hitRatio = ({hits, requests}) => ratio(hits, requests);
+
+/** It is left out where other columns need its room. */
+const shareColumn = (most) => ({
+  name: 'share',
+  label: 'Spent and saved',
+  sort: false,
+  hide: true,
+  cell: (row) => shareOf(row, most),
+});
 
 /** The totals, which have no name, need no bar. */
 const shareOf = ({name, cost_usd: cost, saved_usd: saved}, most) =>
