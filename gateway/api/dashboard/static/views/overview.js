@@ -192,12 +192,17 @@ function health({health: {store, upstreams, books}, live, cache, now}) {
           healthRow(`Upstream ${name}`, level, text, failed && `last failure ${format.ago(failed)}`),
         )}
         ${healthRow('Books', books.state, books.text, books.checked_at && `checked ${checkedAt(books.checked_at)}`)}
-        ${healthRow('Right now', 'ok', `${plural(live.requests, 'request')}, ${plural(live.purchases, 'purchase')}, ${count(live.queue)} queued`, plural(live.workers, 'worker'))}
-        ${cache ? healthRow('Cache', 'ok', plural(cache.images, 'image'), `${bytes(cache.bytes)} of ${bytes(cache.total_bytes)}`) : nothing}
+        ${healthRow('Right now', 'ok', liveText(live), plural(live.workers, 'worker'))}
+        ${cache ? healthRow('Cache', 'ok', plural(cache.images, 'image'), sizeText(cache)) : nothing}
       </dl>
     `,
   });
 }
+
+const liveText = ({requests, purchases, queue}) =>
+  `${plural(requests, 'request')}, ${plural(purchases, 'purchase')}, ${count(queue)} queued`;
+
+const sizeText = ({bytes: used, total_bytes: max}) => `${bytes(used)} of ${bytes(max)}`;
 
 const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? '' : 's'}`;
 
