@@ -22,11 +22,14 @@ const PREFIX = 'gateway-playground:';
 export function readHistory(keyId) {
   try {
     const stored = JSON.parse(localStorage.getItem(PREFIX + keyId));
-    return Array.isArray(stored?.entries) ? stored.entries : [];
+    return stored.entries.filter(isEntry);
   } catch {
-    return []; // blocked, or written by another version
+    return []; // blocked, none yet, or written by another version
   }
 }
+
+const isEntry = (entry) =>
+  typeof entry?.settings?.model === 'string' && typeof entry.settings.prompt === 'string';
 
 /** Adds an entry, and forgets the oldest ones that no longer fit. Returns what is kept. */
 export function addToHistory(keyId, entry) {

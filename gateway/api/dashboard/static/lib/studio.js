@@ -36,6 +36,8 @@ const RECENT_IMAGES = 20;
  */
 
 export class Studio {
+  /** What the view opened it with. */
+  opened = null;
   /** Whose key: `{id, name, generations, images}`, see `holder`. */
   owner = null;
   models = [];
@@ -70,6 +72,7 @@ export class Studio {
     const wanted = this.model?.id ?? standard;
     this.#useModel(models.find((m) => m.id === wanted) ?? models[0] ?? null);
     if (isSame) return;
+    this.#freeRuns(); // they are of another key
     this.history = readHistory(owner.id);
     this.#scheduleEstimate();
   }

@@ -5,7 +5,7 @@
  * `playground_results.js`.
  */
 import {html, nothing} from '../vendor/lit-html.js';
-import {get} from '../lib/http.js';
+import {get, href} from '../lib/http.js';
 import {holder, picked, Studio} from '../lib/studio.js';
 import {empty, skeleton} from '../ui/feedback.js';
 import {page} from '../ui/page.js';
@@ -38,6 +38,7 @@ export const playground = {
     return page({
       title: 'Playground',
       lead: 'Try a prompt, see what it costs before you click, and take the request with you as code.',
+      json: href('/models', {key: view.data?.keys && view.data.key?.id}),
       view,
       skeleton: html`<div class="studio">${skeleton('cards', 1)} ${skeleton('cards', 1)}</div>`,
       content: (data) => content(view, data),
@@ -45,9 +46,14 @@ export const playground = {
   },
 };
 
+/** The key that the URL names, or else the one that was picked last. */
 async function pickedKey(id, keys, signal) {
-  if (!id) return keys[0] ?? null;
-  return keys.find((key) => key.id === id) ?? get(`/admin/keys/${encodeURIComponent(id)}`, {}, {signal});
+  const wanted = id || studio.owner?.id;
+  if (!wanted) return keys[0] ?? null;
+  const known = keys.find((key) => key.id === wanted);
+  if (known) return known;
+  const found = get(`/admin/keys/${encodeURIComponent(wanted)}`, {}, {signal});
+  return id ? found : found.catch(() => keys[0] ?? null);
 }
 
 /** Another session never sees the prompts and images of the one before. */
