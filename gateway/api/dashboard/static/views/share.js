@@ -89,6 +89,8 @@ function content(view, {usage, images, model}) {
 
 // ── figures ───────────────────────────────────────────────────────────────────────────────────
 
+const imagesText = (number) => `${format.count(number)} ${number === 1 ? 'image' : 'images'}`;
+
 function tiles(rows) {
   const {
     cost_usd: cost,
@@ -100,8 +102,8 @@ function tiles(rows) {
   } = totalOf(rows);
   return html`
     <div class="tiles">
-      ${tile({label: 'Spent', value: format.usd(cost), note: `${format.count(bought)} images bought`})}
-      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${format.count(served)} images from the cache`})}
+      ${tile({label: 'Spent', value: format.usd(cost), note: `${imagesText(bought)} bought`})}
+      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${imagesText(served)} from the cache`})}
       ${tile({label: 'Requests', value: format.count(requests), note: `${format.count(hits)} from the cache`})}
       ${tile({label: 'Hit ratio', value: format.percent(requests ? hits / requests : null), note: 'of all requests'})}
     </div>
