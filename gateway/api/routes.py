@@ -76,20 +76,25 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
     app[SERVICES] = services
     # Of all tables, whichever of them this address has. Only the page calls the dashboard's API.
     app[DOCUMENTS] = Documents(route for table in (*ALL_TABLES, health_routes) for route in table())
-    app[ASSETS], app[SERVES_ADMIN] = load_assets(), admin_routes in tables
     # Not on an address of operators: no page may call them.
     app[CORS] = Cors(services.settings.cors_origins if client_routes in tables else ())
     app.on_response_prepare.append(add_headers)
     for table in (*tables, health_routes):
         app.add_routes(table())
-    app.add_routes(dashboard_routes())
-    is_admin = app[SERVES_ADMIN]
-    app.add_routes(
-        dashboard_admin_routes(admin_routes()) if is_admin else dashboard_elsewhere_routes()
-    )
+    _add_dashboard(app, serves_admin=admin_routes in tables)
     known = (resource.canonical for resource in app.router.resources())
     app[KNOWN_PATHS] = KnownPaths(path for path in known if not path.startswith(DASHBOARD_API))
     return app
+
+
+def _add_dashboard(app: web.Application, *, serves_admin: bool) -> None:
+    """Adds the dashboard, which is on every address, and its admin's part or where that is."""
+    app[ASSETS], app[SERVES_ADMIN] = load_assets(), serves_admin
+    app.add_routes(dashboard_routes())
+    if serves_admin:
+        app.add_routes(dashboard_admin_routes(admin_routes()))
+    else:
+        app.add_routes(dashboard_elsewhere_routes())
 
 
 def client_routes() -> list[web.RouteDef]:

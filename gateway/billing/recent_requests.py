@@ -25,7 +25,7 @@ from gateway.stored import read_stored
 PAGE_RECORDS: Final = 500
 SLICE_RECORDS: Final = 50
 """Records that are looked at at once. It takes less than a millisecond of the event loop."""
-MAX_SCANNED: Final = 20_000
+MAX_SCANNED: Final = 10_000
 """Records that one page reads."""
 _LATE_SECONDS: Final = 3600.0
 """How much later than its time a record may be in the ledger, unless it is a correction."""

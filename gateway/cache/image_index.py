@@ -92,9 +92,9 @@ class ImageIndex:
         ttl = self._ttl_seconds
         for image in images.values():
             indexed, bare = (IndexedImage.of(image, fingerprint, each) for each in (origin, None))
-            # `only_if_absent`: a batch that is repeated late must not replace a tombstone. A record
-            # without an origin may be there: links were given before the images were stored.
-            expected = () if origin is None else (bare.encode(),)
+            # `only_if_absent`: a batch that is repeated late must not replace a tombstone. One
+            # without an origin may be there: links were given before the image was stored.
+            expected = (bare.but_evicted().encode(), bare.encode())
             batch.add(SetValue(IMAGES, image.id, indexed.encode(), ttl, True, expected))
             batch.add(AddToSet(IMAGES_BY_DIGEST, image.digest, (image.id,), ttl))
             self.add_to_source(batch, image)
@@ -163,7 +163,8 @@ class ImageIndex:
 
     def shorten_evicted(self, batch: Batch, image_id: str, indexed: IndexedImage) -> None:
         """Keeps the record only as long as a link that was given: until then it answers 410."""
-        batch.add(SetValue(IMAGES, image_id, indexed.encode(), self._link_seconds))
+        encoded = indexed.but_evicted().encode()
+        batch.add(SetValue(IMAGES, image_id, encoded, self._link_seconds))
 
     async def find(self, image_id: str) -> IndexedImage | None:
         """The record of an image; None for an unknown id."""

@@ -138,6 +138,10 @@ class IndexedImage:
         named = {"model": self.model, "size": self.size, "key": self.key_id, "name": self.key}
         return (ALL, *(list_name(kind, value) for kind, value in named.items() if value), *tags)
 
+    def but_evicted(self) -> IndexedImage:
+        """The record that stays of an image that was evicted, while a link to it may be open."""
+        return IndexedImage(self.digest, self.format, self.fingerprint)
+
     def but_tombstone(self) -> IndexedImage:
         """The record that stays of an image that was taken down: nothing of its origin."""
         return IndexedImage(self.digest, self.format, self.fingerprint, is_tombstone=True)

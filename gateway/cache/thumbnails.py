@@ -107,7 +107,7 @@ class Thumbnails:
         free = [self._makers.get_nowait() for _ in range(self._makers.qsize())]
         for maker in free:
             try:
-                if ends(maker):
+                if maker.process.is_running and ends(maker):  # else there is no thread either
                     await maker.thread.run(maker.process.close)
             finally:
                 self._makers.put_nowait(maker)

@@ -43,6 +43,11 @@ class ThumbnailProcess:
         self._used_at = 0.0
 
     @property
+    def is_running(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None
+
+    @property
     def idle_seconds(self) -> float:
         """How long it has made none; 0 if there is no process."""
         return 0.0 if self._process is None else self._clock() - self._used_at

@@ -79,7 +79,7 @@ def test_only_models_that_are_used_retire() -> None:
     assert found[1].action == {
         "label": "Show who uses it",
         "view": "spend",
-        "query": {"model": "soon", "group_by": "key"},
+        "query": {"model": "soon", "by": "key"},
     }
 
 
@@ -157,4 +157,7 @@ def test_a_faulty_file_and_bills_above_their_estimate_are_said() -> None:
     assert bills is not None
     assert bills.text.startswith("2 purchases of the last 24 hours cost more")
     assert bills.action is not None
-    assert bills.action["query"] == {"flag": "over_estimate"}
+    assert bills.action["query"] == {
+        "flag": "over_estimate",
+        "outcome": "bought",
+    }

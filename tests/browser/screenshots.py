@@ -23,7 +23,7 @@ from tests.browser import seeds
 from tests.browser.problems import problems
 from tests.browser.running import Scripts, Steps, find_scripts
 from tests.browser.sessions import Session, admin, holder
-from tests.gateways import make_settings, run_gateway, run_upstream
+from tests.gateways import make_settings, run_gateway, run_processes, run_upstream
 from tests.redis_server import run_durable_redis
 
 KINDS = ("empty", "full", "down")
@@ -62,10 +62,12 @@ Opened = tuple[str, Sequence[Session], Callable[[], object]]
 @asynccontextmanager
 async def open_empty(folder: Path) -> AsyncIterator[Opened]:
     """A gateway with one key, for the view of its holder."""
-    settings = make_settings(folder, "http://127.0.0.1:9/v1")
-    async with run_gateway(settings) as here:
-        alice = await here.client.with_key("alice")
-        yield here.client.url, [admin(), holder(alice.secret)], lambda: None
+    async with (
+        run_upstream() as upstream,
+        run_processes(folder, upstream.base_url, workers=2) as (_, client),
+    ):
+        alice = await client.with_key("alice")
+        yield client.url, [admin(), holder(alice.secret)], lambda: None
 
 
 @asynccontextmanager
@@ -73,24 +75,28 @@ async def open_full(folder: Path) -> AsyncIterator[Opened]:
     """A gateway of `seeds.FULL`. Another one on the same store has bought the small images."""
     async with run_upstream() as small, run_upstream(small_images=False) as upstream:
         began = time.time()
-        async with run_gateway(make_settings(folder, small.base_url)) as first:
+        async with run_gateway(make_settings(folder / "data", small.base_url)) as first:
             clients = await seeds.seed(first, seeds.FULL)
-        async with run_gateway(make_settings(folder, upstream.base_url)) as here:
-            alice = clients[0]
-            await seeds.draw_images(here, alice, seeds.DRAWN)
-            await seeds.until_folded(here, began)
+        alice = clients[0]
+        async with run_processes(folder, upstream.base_url, workers=2) as (_, client):
+            await seeds.draw_images(client, alice, seeds.DRAWN)
+            await seeds.until_folded(client, began)
             pages = f"keys?key={alice.key_id}", "teams?team=art", "events?tab=audit"
-            yield here.client.url, [admin(*pages), holder(alice.secret)], lambda: None
+            yield client.url, [admin(*pages), holder(alice.secret)], lambda: None
 
 
 @asynccontextmanager
 async def open_down(folder: Path) -> AsyncIterator[Opened]:
+    """A gateway whose Redis is killed when everyone has signed in."""
     with run_durable_redis(folder) as server:
         async with run_upstream() as upstream:
             settings = make_settings(folder / "data", upstream.base_url, server.url)
-            async with run_gateway(settings) as here:
-                clients = await seeds.seed(here, seeds.SMALL)
-                yield here.client.url, [admin(), holder(clients[0].secret)], server.kill
+            async with run_gateway(settings) as first:
+                clients = await seeds.seed(first, seeds.SMALL)
+            async with run_processes(
+                folder, upstream.base_url, workers=2, redis_url=server.url
+            ) as (_, client):
+                yield client.url, [admin(), holder(clients[0].secret)], server.kill
 
 
 async def main(folder: Path, kinds: Sequence[str]) -> int:

@@ -55,7 +55,7 @@ class Size:
 
 
 SMALL = Size(keys=30, images=40, records=600)
-FULL = Size(keys=500, images=10_000, records=60_000)
+FULL = Size(keys=500, images=10_000, records=20_000)
 DRAWN = 90
 """Images in full size, for which `draw_images` needs an upstream that draws them."""
 
@@ -162,9 +162,9 @@ async def buy_images(clients: Sequence[Client], count: int) -> None:
     await _at_once([buy(number) for number in range(count // 10)])
 
 
-async def draw_images(gateway: InProcess, owner: Client, count: int) -> None:
-    """Images with their prompts below them, of a gateway that another one has filled."""
-    client = replace(owner, url=gateway.client.url, session=gateway.client.session)
+async def draw_images(there: Client, owner: Client, count: int) -> None:
+    """Images with their prompts below them, of a gateway on a store that another one has filled."""
+    client = replace(owner, url=there.url, session=there.session)
 
     async def draw(number: int) -> None:
         size = ("1024x1024", "1024x1536", "1536x1024")[number % 3]
@@ -195,11 +195,11 @@ async def be_refused(alice: Client, bob: Client) -> None:
     assert (await alice.send("POST", "/v1/usage/ask-for-more", json=more)).status == 200
 
 
-async def until_folded(gateway: InProcess, since: float) -> None:
+async def until_folded(client: Client, since: float) -> None:
     """Waits until the reports have all that was written."""
 
     async def are_balanced() -> bool:
-        reply = await gateway.client.admin("GET", "/admin/overview")
+        reply = await client.admin("GET", "/admin/overview")
         checked_at = reply.json["health"]["books"]["checked_at"]
         return checked_at is not None and checked_at >= since
 

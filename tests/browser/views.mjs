@@ -22,7 +22,7 @@ async function lookAtAll(page, {name, theme, views}) {
 }
 
 async function lookAt(page, about) {
-  const findings = given.axe ? await examine(page, about.dialog ? 'dialog' : 'body') : [];
+  const findings = given.axe ? await examine(page, about) : [];
   say('view', {...about, ...(await measure(page)), axe: findings});
   if (!given.save) return;
   await loadAllImages(page);
@@ -89,14 +89,17 @@ const measure = (page) =>
     moved: window.shifts.flatMap(({moved}) => moved).slice(0, 5),
   }));
 
-/** The serious and critical findings of axe-core in an element. */
-const examine = (page, selector) =>
-  page.evaluate(async (inside) => {
-    const {violations} = await axe.run(inside === 'body' ? document : inside, {resultTypes: ['violations']});
+/** The serious and critical findings of axe-core in an element. A second theme has other colours only. */
+const examine = (page, {dialog, theme}) =>
+  page.evaluate(async ({inside, runOnly}) => {
+    const {violations} = await axe.run(inside, {resultTypes: ['violations'], preload: false, ...runOnly});
     return violations
       .filter(({impact}) => impact === 'serious' || impact === 'critical')
       .map(({id, nodes}) => ({id, nodes: nodes.slice(0, 4).map(({html, failureSummary}) => `${html.slice(0, 160)} ${failureSummary}`)}));
-  }, selector);
+  }, {
+    inside: dialog ? 'dialog' : 'html',
+    runOnly: theme === given.themes[0] ? {} : {runOnly: ['color-contrast']},
+  });
 
 await browse(async (browser) => {
   const opened = [];

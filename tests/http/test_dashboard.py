@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ async def test_the_page_is_served_without_data_with_etag_and_gzip(embedded: InPr
 async def test_any_other_path_is_404(embedded: InProcess, path: str) -> None:
     reply = await Browser(embedded.client).send("GET", path)
     assert (reply.status, reply.error["code"]) == (404, "unknown_url")
+
+
+def test_every_view_of_the_page_has_a_path() -> None:
+    table = (STATIC / "views" / "index.js").read_text(encoding="utf-8")
+    assert set(re.findall(r"\{name: '(\w+)'", table)) == set(VIEWS)
 
 
 @pytest.mark.parametrize(

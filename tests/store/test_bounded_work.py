@@ -228,8 +228,8 @@ async def test_no_command_works_longer_the_more_there_is(
 ) -> None:
     few = await work_with(measured, rows, range(FEW), expired=expired)
     many = await work_with(measured, rows, range(FEW, MANY), expired=expired)
-    # A tree of twice the rows may be a little deeper.
-    longer = {c: (few[c], many[c]) for c in few if many[c] > 1.3 * few[c] + 200}
+    # A tree of twice the rows may be a little deeper, and the commands leave some rows themselves.
+    longer = {c: (few[c], many[c]) for c in few if many[c] > 1.3 * few[c] + 400}
     assert not longer
 
 

@@ -291,5 +291,5 @@ def of_over_estimates(count: int) -> Attention | None:
         f"{bills} of the last 24 hours cost more than the estimate, so a budget can be exceeded by "
         "the difference. Compare the prices in models.yaml with upstream's."
     )
-    action = open_view("Show them", "requests", flag="over_estimate")
+    action = open_view("Show them", "requests", flag="over_estimate", outcome="bought")
     return Attention("warning", "Bills were higher than estimated", text, action)

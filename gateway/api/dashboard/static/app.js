@@ -12,6 +12,7 @@ import {del, get, post} from './lib/http.js';
 import {Loader} from './lib/loader.js';
 import {readQuery, writeQuery} from './lib/query.js';
 import {link, place, show, takeLinkSecret, watchPlace} from './lib/router.js';
+import {mayBeSignedIn, noteSignedIn} from './lib/signed_in.js';
 import {failure, skeleton} from './ui/feedback.js';
 import {shell} from './ui/shell.js';
 import {groupsFor, openedView, openView, rowNamed} from './views/index.js';
@@ -92,6 +93,7 @@ const app = {
   },
   async signOut() {
     await del('/session').catch(() => null); // without an answer, the page forgets all the same
+    noteSignedIn(false);
     leave('');
   },
 };
@@ -112,16 +114,19 @@ async function start() {
   addEventListener('keydown', closeMenuByKey);
   await resume();
   state.started = true;
-  update();
+  if (state.session) update();
+  else focusSoon('#field-token');
 }
 
 /** Continues a session, or begins one with the one-time link in the address. */
 async function resume() {
   const secret = takeLinkSecret();
   if (!secret && state.session) return;
+  if (!secret && !mayBeSignedIn()) return leave('');
   try {
     begin(secret ? await post('/session', {link: secret}) : await get('/session'));
   } catch (error) {
+    noteSignedIn(!error.signedOut);
     leave(secret || !error.signedOut ? error.message : '');
   }
 }
@@ -131,6 +136,7 @@ async function signIn(token) {
 }
 
 function begin(session) {
+  noteSignedIn(true);
   Object.assign(state, {session, notice: ''});
   setTimeZone(session.time_zone);
   enter();
@@ -141,7 +147,7 @@ function leave(notice) {
   Object.assign(state, {session: null, view: null, notice, menuOpen: false});
   document.getElementById('dialog')?.close();
   document.title = 'Sign in · Image Gateway';
-  update();
+  focusSoon('#field-token');
 }
 
 // Views
@@ -176,7 +182,7 @@ function arrive() {
   loader.reset();
   document.getElementById('dialog')?.close();
   scrollTo(0, 0);
-  queueMicrotask(() => state.started && root.querySelector('h1')?.focus({preventScroll: true}));
+  if (state.started) focusSoon('h1');
 }
 
 function reload() {
@@ -185,7 +191,10 @@ function reload() {
 }
 
 function loaded() {
-  if (loader.error?.signedOut) leave('Your session has ended. Sign in again.');
+  if (loader.error?.signedOut) {
+    noteSignedIn(false);
+    leave('Your session has ended. Sign in again.');
+  }
   update();
 }
 
@@ -203,6 +212,12 @@ function closeMenuByKey(event) {
 // Rendering
 
 let renderDue = false;
+
+/** Focuses what the next rendering shows. */
+function focusSoon(selector) {
+  update(); // first
+  queueMicrotask(() => root.querySelector(selector)?.focus({preventScroll: true}));
+}
 
 function update() {
   if (renderDue) return;

@@ -25,6 +25,11 @@ export class ApiError extends Error {
     return this.code === 'store_unavailable';
   }
 
+  /** It passes by itself: another attempt is worth while. */
+  get passes() {
+    return this.storeDown || this.status === 0;
+  }
+
   get signedOut() {
     return this.status === 401;
   }

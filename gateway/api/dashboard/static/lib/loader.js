@@ -3,6 +3,8 @@
  * that nothing jumps; a newer load cancels an older one. Pages in the background do not refresh.
  */
 
+const RETRY_SECONDS = 10;
+
 export class Loader {
   #changed;
   #aborter = new AbortController();
@@ -23,6 +25,7 @@ export class Loader {
   reset() {
     this.#aborter.abort();
     clearTimeout(this.#timer);
+    this.#due = false;
     Object.assign(this, {data: undefined, error: null, loading: false, loadedAt: null});
   }
 
@@ -43,7 +46,8 @@ export class Loader {
     }
     this.loading = false;
     this.#changed();
-    if (refreshSeconds) this.#schedule(() => this.run(load, refreshSeconds), refreshSeconds);
+    const seconds = this.error?.passes ? RETRY_SECONDS : refreshSeconds;
+    if (seconds) this.#schedule(() => this.run(load, refreshSeconds), seconds);
   }
 
   #schedule(refresh, seconds) {

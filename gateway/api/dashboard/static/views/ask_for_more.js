@@ -10,7 +10,7 @@ const MAX_REASON = 500;
 const SAID = {
   sent: ['Your request was sent to the operators.', 'ok'],
   already_sent: ['You have asked already; the operators have it.', 'ok'],
-  no_receiver: [
+  kept: [
     'The operators see it under Events. No webhook tells them at once, so write to them too.',
     'warning',
   ],

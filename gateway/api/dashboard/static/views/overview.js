@@ -47,9 +47,9 @@ const loadingPage = () => html`
 `;
 
 const contents = (data, app) => html`
-  ${data.spend ? nothing : storeBanner({storeDown: true}, data.attention.slice(0, 1).map(actionLink))}
+  ${isStoreDown(data) ? storeBanner({storeDown: true}, data.attention.slice(0, 1).map(actionLink)) : nothing}
   <div class="stack">
-    ${data.spend && data.attention.length ? attention(data.attention) : nothing}
+    ${!isStoreDown(data) && data.attention.length ? attention(data.attention) : nothing}
     <div class="tiles">${figures(data)}</div>
     <div class="grid">
       <div class="card two-thirds">${data.days ? dailySpend(data.days, app) : waiting('Spend and savings by day')}</div>
@@ -58,6 +58,9 @@ const contents = (data, app) => html`
     </div>
   </div>
 `;
+
+/** Without amounts alone it is not: a worker that has just started reads them first. */
+const isStoreDown = ({health}) => health.store.state === 'fault';
 
 const waiting = (title) => html`
   <div class="card-head"><h2>${title}</h2></div>
@@ -189,12 +192,17 @@ function health({health: {store, upstreams, books}, live, cache, now}) {
           healthRow(`Upstream ${name}`, level, text, failed && `last failure ${format.ago(failed)}`),
         )}
         ${healthRow('Books', books.state, books.text, books.checked_at && `checked ${checkedAt(books.checked_at)}`)}
-        ${healthRow('Right now', 'ok', `${plural(live.requests, 'request')}, ${plural(live.purchases, 'purchase')}, ${count(live.queue)} queued`, plural(live.workers, 'worker'))}
-        ${cache ? healthRow('Cache', 'ok', plural(cache.images, 'image'), `${bytes(cache.bytes)} of ${bytes(cache.total_bytes)}`) : nothing}
+        ${healthRow('Right now', 'ok', liveText(live), plural(live.workers, 'worker'))}
+        ${cache ? healthRow('Cache', 'ok', plural(cache.images, 'image'), sizeText(cache)) : nothing}
       </dl>
     `,
   });
 }
+
+const liveText = ({requests, purchases, queue}) =>
+  `${plural(requests, 'request')}, ${plural(purchases, 'purchase')}, ${count(queue)} queued`;
+
+const sizeText = ({bytes: used, total_bytes: max}) => `${bytes(used)} of ${bytes(max)}`;
 
 const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? '' : 's'}`;
 
