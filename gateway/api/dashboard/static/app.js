@@ -12,6 +12,7 @@ import {del, get, post} from './lib/http.js';
 import {Loader} from './lib/loader.js';
 import {readQuery, writeQuery} from './lib/query.js';
 import {link, place, show, takeLinkSecret, watchPlace} from './lib/router.js';
+import {mayBeSignedIn, noteSignedIn} from './lib/signed_in.js';
 import {failure, skeleton} from './ui/feedback.js';
 import {shell} from './ui/shell.js';
 import {groupsFor, openedView, openView, rowNamed} from './views/index.js';
@@ -92,6 +93,7 @@ const app = {
   },
   async signOut() {
     await del('/session').catch(() => null); // without an answer, the page forgets all the same
+    noteSignedIn(false);
     leave('');
   },
 };
@@ -120,9 +122,11 @@ async function start() {
 async function resume() {
   const secret = takeLinkSecret();
   if (!secret && state.session) return;
+  if (!secret && !mayBeSignedIn()) return leave('');
   try {
     begin(secret ? await post('/session', {link: secret}) : await get('/session'));
   } catch (error) {
+    noteSignedIn(!error.signedOut);
     leave(secret || !error.signedOut ? error.message : '');
   }
 }
@@ -132,6 +136,7 @@ async function signIn(token) {
 }
 
 function begin(session) {
+  noteSignedIn(true);
   Object.assign(state, {session, notice: ''});
   setTimeZone(session.time_zone);
   enter();
@@ -186,7 +191,10 @@ function reload() {
 }
 
 function loaded() {
-  if (loader.error?.signedOut) leave('Your session has ended. Sign in again.');
+  if (loader.error?.signedOut) {
+    noteSignedIn(false);
+    leave('Your session has ended. Sign in again.');
+  }
   update();
 }
 
