@@ -8,6 +8,7 @@ all refusals they are counted, not kept one by one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,6 +28,8 @@ SLICE_RECORDS: Final = 50
 """Records that are looked at at once. It takes less than a millisecond of the event loop."""
 MAX_SCANNED: Final = 10_000
 """Records that one page reads."""
+MAX_SECONDS: Final = 1.0
+"""How long a page reads on. The next one goes on where it stopped."""
 _LATE_SECONDS: Final = 3600.0
 """How much later than its time a record may be in the ledger, unless it is a correction."""
 _DEFAULT_OUTCOME: Final = Record._field_defaults["outcome"]
@@ -78,8 +81,10 @@ class RecentRequests:
         page = RequestPage(after=after or LEDGER_END)
         if after is None:
             page.records += (await self._of_this_minute(wanted))[:limit]
-        scanned = 0
+        scanned, stops_at = 0, time.monotonic() + MAX_SECONDS
         while page.after is not None and len(page.records) < limit and scanned < MAX_SCANNED:
+            if scanned and time.monotonic() > stops_at:
+                break
             scanned += await self._read_page(page, wanted, limit)
         # Free records are in the ledger up to a second later than charged ones.
         page.records.sort(key=lambda record: record.time, reverse=True)

@@ -3,7 +3,7 @@ import {html, nothing} from '../vendor/lit-html.js';
 import * as format from '../lib/format.js';
 import {get, href, post} from '../lib/http.js';
 import {parameterOf} from '../lib/parameters.js';
-import {link} from '../lib/router.js';
+import {link, place} from '../lib/router.js';
 import {copyButton} from '../ui/copy.js';
 import {dialog} from '../ui/dialog.js';
 import {badge, empty, skeleton} from '../ui/feedback.js';
@@ -32,16 +32,17 @@ export const images = {
 
   async load(query, {signal, session}) {
     const list = href(listOf(session), listQuery(query));
-    const isSameList = shown?.list === list && shown.image !== query.image;
-    shown = {...shown, list, image: query.image};
-    // An image was opened or closed: what is on the screen stays.
-    if (isSameList) return shown.data;
+    if (shown?.list === list && shown.image !== query.image) {
+      // An image was opened or closed: what is on the screen stays.
+      shown.image = query.image;
+      return shown.data;
+    }
     const [first, models] = await Promise.all([
       get(listOf(session), listQuery(query), {signal}),
       get('/models', {}, {signal}).catch(() => ({data: []})),
     ]);
     further = {data: [], after: first.after, isLoading: false};
-    shown.data = {...first, models: models.data};
+    shown = {list, image: query.image, data: {...first, models: models.data}};
     return shown.data;
   },
 
@@ -218,13 +219,14 @@ async function showDetails(view, id) {
 function closed({setQuery}) {
   if (!opened) return;
   opened = '';
-  setQuery({image: ''}, {replace: true});
+  // Another view closed it, and the list will be an old one when this view is opened again.
+  if (place().name !== 'images') shown = null;
+  else setQuery({image: ''}, {replace: true});
 }
 
 function details(view, image) {
   const {session, app} = view;
   const file = `${listOf(session)}/${image.id}/file`;
-  const isThere = image.state === 'cached';
   return html`
     <div class="dialog-wide image-dialog">
       <header class="dialog-head">
@@ -237,7 +239,7 @@ function details(view, image) {
       <div class="dialog-body">
         <img
           class="image-large"
-          src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)}
+          src=${href(file)}
           alt=${altOf(image)}
           width=${image.width}
           height=${image.height}
@@ -341,6 +343,7 @@ function ask(view, {title, text, more = nothing, action, run, said}) {
   const {app, refresh} = view;
   const confirmed = onSubmit(async (values) => {
     await run(values);
+    shown = null; // the list has changed
     app.closeDialog();
     app.toast(said);
     refresh();

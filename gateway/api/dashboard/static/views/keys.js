@@ -97,6 +97,8 @@ const usedCell = ({last_used_at: at}) =>
 const actions = (view, key) =>
   menu(`Actions for ${key.name}`, [
     {label: 'Its requests', icon: 'requests', href: link('requests', {key: key.name, outcome: ''})},
+    {label: 'Its images', icon: 'images', href: link('images', {key: key.name})},
+    {label: 'Playground', icon: 'playground', hidden: Boolean(key.revoked_at), href: link('playground', {key: key.id})},
     {label: 'Raise a limit', icon: 'bolt', hidden: Boolean(key.revoked_at) || !key.used?.some(isLimit), run: () => openRaise(view, `key:${key.name}`)},
     ...(readOnlyReason(key) ? [] : changes(view, key)),
   ]);

@@ -125,7 +125,7 @@ const timeCell = ({id, time}) => html`
 
 function outcomeCell({outcome, count: times}) {
   const {label, level} = outcomeOf(outcome);
-  return html`<span class="row badges">${badge(label, level)}${times > 1 ? html`<span class="note" title="Refusals of one reason share a record in each minute">× ${count(times)}</span>` : nothing}</span>`;
+  return html`<span class="row badges outcome">${badge(label, level)}${times > 1 ? html`<span class="note" title="Refusals of one reason share a record in each minute">× ${count(times)}</span>` : nothing}</span>`;
 }
 
 const reasonCell = ({reason, message, flags = []}) => html`
