@@ -56,7 +56,7 @@ function render(view) {
   const isAudit = view.query.tab === 'audit';
   return page({
     title: 'Events',
-    lead: isAudit ? 'Who changed what, and when.' : 'What the gateway noticed: limits, spikes, retiring models, and keys that ask for more.',
+    lead: isAudit ? 'Who changed what, and when.' : 'What the gateway noticed: budgets, unusual spending, retiring models, and keys that ask for more.',
     json: href(pathOf(view.query), paramsOf(view.query)),
     filters: filters(view, isAudit),
     view,
@@ -94,7 +94,7 @@ const clear = ({setQuery}) => html`<button class="button" @click=${() => setQuer
 const nothingHappened = (view) =>
   view.query.kind
     ? empty({icon: 'events', title: 'No such event', text: 'Choose another kind.', action: clear(view)})
-    : empty({icon: 'events', title: 'Nothing has happened yet', text: 'Crossed and exhausted limits, unusual days, and keys that ask for more appear here. Set limits on keys to be told in time.'});
+    : empty({icon: 'events', title: 'Nothing has happened yet', text: 'Budgets that are used up or will not last, unusual spending, and keys that ask for more appear here. Set limits on keys to be told in time.'});
 
 const nothingChanged = (view) =>
   empty({
