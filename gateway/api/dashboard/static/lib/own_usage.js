@@ -1,4 +1,5 @@
 /** The usage of one key, as the rows of `GET /dashboard/api/usage` by model and day have it. */
+import {addDays, dateIn} from './zone.js';
 
 const SUMMED = ['requests', 'hits', 'images_bought', 'images_served', 'cost_usd', 'saved_usd'];
 const MAX_SERIES = 5;
@@ -44,9 +45,6 @@ function costs(rows, days, models) {
 
 /** The dates of the last days, oldest first, in a time zone: `2026-11-28`. */
 export function lastDays(count, zone, now = Date.now()) {
-  const today = new Intl.DateTimeFormat('sv-SE', {timeZone: zone, dateStyle: 'short'}).format(now);
-  const noon = Date.parse(`${today}T12:00:00Z`);
-  return Array.from({length: count}, (_, i) =>
-    new Date(noon - (count - 1 - i) * 86_400_000).toISOString().slice(0, 10),
-  );
+  const today = dateIn(now / 1000, zone);
+  return Array.from({length: count}, (_, i) => addDays(today, i + 1 - count));
 }
