@@ -57,7 +57,7 @@ export function patchFields(former, fields) {
 }
 
 /** Changed limits for a PATCH, in which a number alone would leave the mode as it was. */
-export function wholeLimits(limits) {
+function wholeLimits(limits) {
   const whole = (value) => (typeof value === 'number' ? {max: value, mode: null, warn_at: null} : value);
   return Object.fromEntries(Object.entries(limits).map(([name, value]) => [name, whole(value)]));
 }

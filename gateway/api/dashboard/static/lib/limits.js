@@ -21,7 +21,7 @@ export const LIMITS = Object.freeze([
 const BY_NAME = new Map(LIMITS.map((limit, position) => [limit.name, {...limit, position}]));
 
 /** A limit that only a newer gateway knows keeps its own name. */
-export function limitNamed(name) {
+function limitNamed(name) {
   return BY_NAME.get(name) ?? {name, label: name, unit: 'requests', period: '', position: 99};
 }
 

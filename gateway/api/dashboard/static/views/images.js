@@ -125,7 +125,7 @@ function gallery(view, list) {
     <ul class="gallery">
       ${list.map((image) => html`<li>${tile(view, image)}</li>`)}
     </ul>
-    ${further.after ? loadMore(view) : html`<p class="note gallery-end">${format.count(list.length)} images</p>`}
+    ${further.after ? loadMore(view) : html`<p class="note gallery-end">${format.plural(list.length, 'image')}</p>`}
   `;
 }
 
@@ -164,7 +164,7 @@ function tile(view, image) {
 /** "9 h ago" */
 const shortAgo = (at) => format.ago(at).replace(/ h \d+ min/, ' h');
 
-const hits = ({hits: n}) => `${format.count(n)} ${n === 1 ? 'hit' : 'hits'}`;
+const hits = ({hits: n}) => format.plural(n, 'hit');
 
 const stateBadge = ({state}) => badge(...(STATES[state] ?? [state, 'neutral']));
 

@@ -89,8 +89,6 @@ function content(view, {usage, images, model}) {
 
 // ── figures ───────────────────────────────────────────────────────────────────────────────────
 
-const imagesText = (number) => `${format.count(number)} ${number === 1 ? 'image' : 'images'}`;
-
 function tiles(rows) {
   const {
     cost_usd: cost,
@@ -102,8 +100,8 @@ function tiles(rows) {
   } = totalOf(rows);
   return html`
     <div class="tiles">
-      ${tile({label: 'Spent', value: format.usd(cost), note: `${imagesText(bought)} bought`})}
-      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${imagesText(served)} from the cache`})}
+      ${tile({label: 'Spent', value: format.usd(cost), note: `${format.plural(bought, 'image')} bought`})}
+      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${format.plural(served, 'image')} from the cache`})}
       ${tile({label: 'Requests', value: format.count(requests), note: `${format.count(hits)} from the cache`})}
       ${tile({label: 'Hit ratio', value: format.percent(requests ? hits / requests : null), note: 'of all requests'})}
     </div>
@@ -146,7 +144,7 @@ function limitsCard(limits) {
     <h3>Of ${scopeText(scope)}</h3>
     ${inOrder(limits.filter((limit) => limit.scope === scope)).map(bar)}
   `;
-  const none = html`<p class="note">No limit holds for this key: nothing stops its requests.</p>`;
+  const none = html`<p class="note">This key has no limits.</p>`;
   return card({
     title: 'Limits',
     body: html`<div class="stack">${scopes.length ? scopes.map(group) : none}</div>`,
