@@ -26,6 +26,7 @@ const loader = new Loader(() => loaded());
 const state = {
   started: false,
   session: null,
+  holder: null, // of the last session
   notice: '',
   view: null,
   query: {},
@@ -137,7 +138,10 @@ async function signIn(token) {
 
 function begin(session) {
   noteSignedIn(true);
-  Object.assign(state, {session, notice: ''});
+  const holder = session.key?.id ?? session.kind;
+  // Views keep data in their modules. Another holder must not see those of the one before.
+  if (state.holder && state.holder !== holder) return location.reload();
+  Object.assign(state, {session, holder, notice: ''});
   setTimeZone(session.time_zone);
   enter();
 }
@@ -201,6 +205,7 @@ function loaded() {
 /** Merges filters into the URL; null or '' takes one away. Back leads to the filters before. */
 function setQuery(changes, {replace = false} = {}) {
   const {view, query} = state;
+  if (!view) return; // signed out meanwhile
   show(`/dashboard/${view.name}${writeQuery({...query, ...changes}, view.defaults)}`, {replace});
   enter();
 }
