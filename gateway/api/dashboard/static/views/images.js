@@ -120,7 +120,8 @@ const typed = (label, name, query, setQuery) => html`
 // ── the gallery ───────────────────────────────────────────────────────────────────────────────
 
 function gallery(view, list) {
-  if (!list.length) return nothingHere(view);
+  // A page may be empty although the search goes on.
+  if (!list.length && !further.after) return nothingHere(view);
   return html`
     <ul class="gallery">
       ${list.map((image) => html`<li>${tile(view, image)}</li>`)}
@@ -286,8 +287,11 @@ function facts({session}, image) {
   </dl>`;
 }
 
+/** Null for the holder of a key, who does not learn of others' hits. */
 const saved = (image) =>
-  image.hits
+  image.hits === null
+    ? null
+    : image.hits
     ? html`<span class="ok-text">${format.usd(image.saved_usd)}</span> by ${hits(image)}`
     : 'Nothing yet';
 
