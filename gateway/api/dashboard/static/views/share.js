@@ -4,7 +4,7 @@ import {csvText, save} from '../lib/csv.js';
 import * as format from '../lib/format.js';
 import {get, href} from '../lib/http.js';
 import {amountLeft, inOrder, limitAmount, limitLabel} from '../lib/limits.js';
-import {dailySeries, lastDays, sumsBy, totalOf} from '../lib/own_usage.js';
+import {dailySeries, lastDays, sumsBy, totalOf} from '../lib/usage.js';
 import {link} from '../lib/router.js';
 import {LANGUAGES, needsBase64} from '../lib/snippets.js';
 import {limitBar, shareBar} from '../ui/bar.js';
@@ -191,7 +191,7 @@ function chartCard({query, session}, {usage}) {
 }
 
 const COLUMNS = [
-  {name: 'model', label: 'Model'},
+  {name: 'model', label: 'Model', cell: ({model}) => model ?? 'none'},
   {name: 'cost_usd', label: 'Spent', number: true, cell: (row) => format.usd(row.cost_usd)},
   {name: 'share', label: 'Share', sort: false, hide: true, cell: (row) => shareBar(row.share)},
   {name: 'saved_usd', label: 'Saved', number: true, cell: (row) => format.usd(row.saved_usd)},
