@@ -45,6 +45,15 @@ export function limitParts(value) {
   return typeof value === 'number' ? {max: value, mode: 'enforce'} : value;
 }
 
+const DEFAULT_WARN_AT = [0.5, 0.8, 1];
+
+/** A limit as the API shows it: a number if mode and warnings are the default. */
+export function limitValue({max, mode, warn_at: warnAt}) {
+  const parts = warnAt ?? DEFAULT_WARN_AT;
+  const isDefault = mode !== 'shadow' && JSON.stringify(parts) === JSON.stringify(DEFAULT_WARN_AT);
+  return isDefault ? max : {max, mode: mode ?? 'enforce', warn_at: parts};
+}
+
 /** What is left of a limit, never below zero; null without a maximum. */
 export function amountLeft({max, used, reserved}) {
   return max === null || max === undefined ? null : Math.max(0, max - used - reserved);
