@@ -152,7 +152,7 @@ class Alerts:
 
     def _crossed(self, use: LimitUse, threshold: float) -> Alert:
         text = (
-            f"{_who(use.watched)} has used {_percent(use.used / use.rule.maximum)} of "
+            f"{show_scope(use.watched.scope)} has used {_percent(use.used / use.rule.maximum)} of "
             f"{_limit_of(use)}: {_used_of(use)}. {self._reset(use.span)}"
         )
         return self._of_limit(use, "limit_crossed", text, threshold=threshold)
@@ -169,14 +169,14 @@ class Alerts:
             effect = f"Purchases are refused until {self._show(use.span.ends_at)}."
         else:
             effect = f"The purchase was refused. {self._reset(use.span)}"
-        text = f"{_who(use.watched)} has {happened}{reserved}. {effect}"
+        text = f"{show_scope(use.watched.scope)} has {happened}{reserved}. {effect}"
         return self._of_limit(use, "limit_exhausted", text)
 
     def _projected_over(self, use: LimitUse, projected: int) -> Alert:
         text = (
-            f"{_who(use.watched)} is projected to exceed {_limit_of(use)}: {_used_of(use)} by day "
-            f"{use.span.day} make {_show_amount(use.limit, projected)} at the end. "
-            f"{self._reset(use.span)}"
+            f"{show_scope(use.watched.scope)} is projected to exceed {_limit_of(use)}: "
+            f"{_used_of(use)} by day {use.span.day} make {_show_amount(use.limit, projected)} at "
+            f"the end. {self._reset(use.span)}"
         )
         more = {"projected": amount_in_unit(use.limit, projected)}
         return self._of_limit(use, "projected_over", text, more=more)
@@ -238,7 +238,7 @@ class Alerts:
             once=once("spike", watched.subject.name, today.label),
             until=today.ends_at,
             text=(
-                f"{_who(watched)} has spent {show_usd(cost_micros)} on {today.label} "
+                f"{show_scope(watched.scope)} has spent {show_usd(cost_micros)} on {today.label} "
                 f"({self._zone_name}), more than {SPIKE_FACTOR} times the {show_usd(mean)} of its "
                 "average active day."
             ),
@@ -330,8 +330,9 @@ class Alerts:
             once=once("revoked_key_in_use", watched.subject.name),
             until=now + REVOKED_SECONDS,
             text=(
-                f"{_who(watched)} is in use although it was revoked at {self._show(revoked_at)}: "
-                f"{requests:,} requests were refused, the last one from {address or 'unknown'}."
+                f"{show_scope(watched.scope)} is in use although it was revoked at "
+                f"{self._show(revoked_at)}: {requests:,} requests were refused, the last one "
+                f"from {address or 'unknown'}."
             ),
             data={
                 **self._about(watched),
@@ -364,7 +365,7 @@ class Alerts:
             "asked_for_more",
             once=once("asked_for_more", watched.subject.name, limit.name, span.label),
             until=span.ends_at,
-            text=f"{_who(watched)} asks for more {limit.words}{wanted}.{why}",
+            text=f"{show_scope(watched.scope)} asks for more {limit.words}{wanted}.{why}",
             data={
                 **self._about(watched),
                 "limit": limit.name,
@@ -412,10 +413,10 @@ def clean(text: str | None, length: int = MAX_NAME) -> str:
     return _CONTROL.sub(" ", text or "")[:length]
 
 
-def _who(watched: Watched) -> str:
-    """`Key alice`, `Team art`, `Everyone`."""
+def show_scope(scope: str) -> str:
+    """A scope at the start of a sentence: `Key alice`, `Team art`, `Everyone`."""
     # The dashboard's `admin/events.js` makes a link of these words.
-    kind, _, name = watched.scope.partition(":")
+    kind, _, name = scope.partition(":")
     return f"{kind.capitalize()} {name}".rstrip()
 
 

@@ -50,7 +50,7 @@ async def test_requests_are_listed_newest_first_with_the_reason(
     # Three refusals of a minute, or of two.
     assert refused["count"] in (1, 2, 3)
     assert sum(r["count"] for r in found["data"] if r["key"] == "poor") == 3
-    assert refused["message"] == "Limit usd_per_day of key:poor was reached."
+    assert refused["message"] == "Key poor has reached its limit of dollars per day."
     assert refused["team"] == "art"
     assert (
         rows["refused", "integer_above_max_value"]["message"] == "An integer exceeds its maximum."

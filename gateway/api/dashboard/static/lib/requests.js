@@ -2,6 +2,7 @@
  * Records of the books in words: outcomes, flags, the time line and the cost of one request.
  */
 import {duration, latency, plural, usd} from './format.js';
+import {limitLabel, scopeText} from './limits.js';
 
 export const OUTCOMES = {
   bought: {label: 'Bought', level: 'ok', text: 'All requested images were bought.'},
@@ -104,7 +105,7 @@ function resultText({images, images_served: served, cost_usd: cost, saved_usd: s
   if (images) parts.push(`${plural(images, 'image')} bought for ${usd(cost)}`);
   else if (cost) parts.push(`charged ${usd(cost)}`);
   if (served) parts.push(`${plural(served, 'image')} served, ${usd(saved)} saved`);
-  if (limit) parts.push(`limit ${limit} of ${scope}`);
+  if (limit) parts.push(`over ${limitLabel(limit).toLowerCase()} of ${scopeText(scope)}`);
   return parts.join(', ');
 }
 
