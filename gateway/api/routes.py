@@ -43,6 +43,7 @@ from gateway.api.dashboard.routes import (
     dashboard_elsewhere_routes,
     dashboard_routes,
 )
+from gateway.api.dashboard.turns import TURNS, Turns
 from gateway.api.http.body import defer_continue
 from gateway.api.middleware import add_headers, answer_errors, observe
 from gateway.api.openapi.document import DOCUMENTS, Documents, show_document
@@ -89,7 +90,7 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
 
 def _add_dashboard(app: web.Application, *, serves_admin: bool) -> None:
     """Adds the dashboard, which is on every address, and its admin's part or where that is."""
-    app[ASSETS], app[SERVES_ADMIN] = load_assets(), serves_admin
+    app[ASSETS], app[SERVES_ADMIN], app[TURNS] = load_assets(), serves_admin, Turns()
     app.add_routes(dashboard_routes())
     if serves_admin:
         app.add_routes(dashboard_admin_routes(admin_routes()))
