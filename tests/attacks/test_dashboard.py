@@ -469,3 +469,17 @@ async def test_few_requests_of_one_key_are_at_work_at_a_time() -> None:
     with pytest.raises(GatewayError, match="256 requests") as refused:
         await asyncio.gather(*(work() for _ in range(MAX_AT_ONCE + MAX_WAITING + 1)))
     assert refused.value.code == "overloaded"
+
+
+@in_module
+async def test_of_many_who_use_a_link_at_once_one_signs_in(attacked: Attacked) -> None:
+    secret = await new_link_secret(attacked.gateway.gateway.store)
+    headers = {**OF_THE_PAGE, **_from_another_address()}
+    replies = await asyncio.gather(
+        *(
+            attacked.stranger.send("POST", SESSION, {"link": secret}, headers=headers)
+            for _ in range(30)
+        )
+    )
+    assert sorted(reply.status for reply in replies) == [201, *[401] * 29]
+    assert sum("Set-Cookie" in reply.headers for reply in replies) == 1

@@ -92,8 +92,9 @@ const app = {
     update();
   },
   async signOut() {
-    await del('/session').catch(() => null); // without an answer, the page forgets all the same
-    leave('');
+    const error = await del('/session').catch((failed) => failed);
+    // The page forgets what it has all the same, but only an answer deletes the cookie.
+    leave(error?.status === 0 ? 'No answer: this browser is still signed in. Reload, and sign out again.' : '');
   },
 };
 
