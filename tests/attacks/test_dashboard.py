@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from gateway.access.attempts import ATTEMPTS_PER_MINUTE
-from gateway.api.dashboard.turns import MAX_AT_ONCE, MAX_WAITING, TURNS, Turns
+from gateway.api.turns import MAX_AT_ONCE, MAX_WAITING, TURNS, Turns
 from gateway.errors import GatewayError
 from tests.dashboards import (
     API,
@@ -446,6 +446,8 @@ async def test_a_holder_who_floods_the_page_keeps_nobody_else_waiting(attacked: 
             assert reply.headers["Retry-After"] == "1"
         for browser, path in ((bob, "/images"), (bob, "/usage"), (attacked.admin, "/admin/images")):
             await browser.get(path)
+        refused = await attacked.alice.send("GET", "/v1/usage")
+        assert (refused.status, refused.error["code"]) == (503, "overloaded")
         ask = {"prompt": "a flood"}
         made = await attacked.holder.send("POST", f"{API}/images/generations", ask)
         assert made.status == 200

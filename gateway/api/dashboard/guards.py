@@ -13,9 +13,8 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.access.sessions import Kind, Session, session_required
-from gateway.api.auth import KEY, SESSION, use_key
+from gateway.api.auth import SESSION, use_key
 from gateway.api.dashboard.cookie import read_cookie
-from gateway.api.dashboard.turns import TURNS
 from gateway.api.exchange import EXCHANGE
 from gateway.api.middleware import Handler
 from gateway.api.origin import is_own_origin, is_same_host
@@ -71,18 +70,6 @@ def with_session(handler: Handler, kind: Kind | None = None) -> Handler:
             raise session_required() from None
 
     return admitted
-
-
-def in_turn(handler: Handler) -> Handler:
-    """Lets the requests of one key wait for each other: see `turns`. Those of admins never wait."""
-
-    async def taking_turns(request: web.Request) -> web.StreamResponse:
-        if KEY not in request:
-            return await handler(request)
-        async with request.app[TURNS].take(request[KEY].principal.key_id):
-            return await handler(request)
-
-    return taking_turns
 
 
 def id_in_path(request: web.Request) -> str:

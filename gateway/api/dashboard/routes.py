@@ -15,12 +15,13 @@ from gateway.access.sessions import Kind
 from gateway.api import images, usage
 from gateway.api.admin import images as cached_images
 from gateway.api.ask_for_more import ask_for_more
-from gateway.api.dashboard.guards import in_turn, of_the_page, with_named_key, with_session
+from gateway.api.dashboard.guards import of_the_page, with_named_key, with_session
 from gateway.api.dashboard.models import list_models
 from gateway.api.dashboard.page import VIEWS, show_asset, show_page
 from gateway.api.dashboard.session import show_session, sign_in, sign_out
 from gateway.api.http.body import defer_continue
 from gateway.api.middleware import Handler
+from gateway.api.turns import in_turn
 from gateway.errors import InternalError
 
 API: Final = "/dashboard/api"

@@ -1,7 +1,8 @@
-"""Turns of the holders of keys: each key has a few requests of the page at work in a worker.
+"""Turns of keys: each key has a few reading requests at work in a worker.
 
-The others of the same key wait. So a holder who sends thousands of them at once, each of which
-reads much of the store or makes a thumbnail, keeps only their own page waiting.
+The others of the same key wait. So a client who sends thousands of them at once, each of which
+reads much of the store or makes a thumbnail, keeps only itself waiting. Image requests have bounds
+of their own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.api.auth import KEY
+from gateway.api.middleware import Handler
 from gateway.errors import ErrorCode, GatewayError
 
 MAX_AT_ONCE: Final = 6
@@ -46,8 +49,8 @@ class Turns:
         key = self._keys.setdefault(key_id, _Key())
         if key.count >= MAX_AT_ONCE + MAX_WAITING:
             raise GatewayError(
-                f"This key has {key.count} requests of the dashboard open at this worker. Please "
-                f"try again in {RETRY_SECONDS}s.",
+                f"This key has {key.count} requests for usage or images of the dashboard open at "
+                f"this worker. Please try again in {RETRY_SECONDS}s.",
                 code=ErrorCode.OVERLOADED,
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )
@@ -62,3 +65,15 @@ class Turns:
 
 
 TURNS: Final = web.AppKey("turns", Turns)
+
+
+def in_turn(handler: Handler) -> Handler:
+    """Lets the requests of one key wait for each other. Those of admins never wait."""
+
+    async def taking_turns(request: web.Request) -> web.StreamResponse:
+        if KEY not in request:
+            return await handler(request)
+        async with request.app[TURNS].take(request[KEY].principal.key_id):
+            return await handler(request)
+
+    return taking_turns
