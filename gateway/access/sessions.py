@@ -48,7 +48,7 @@ ENDED: Final = "ended_sessions"
 ENDED_COUNTS: Final = "ended_session_counts"
 """How many of these an admin, or the holder of a key, has made."""
 ENDED_BEFORE: Final = "sessions_ended_before"
-"""The Unix second before which their sessions have ended altogether."""
+"""Until when, in Unix seconds, all sessions started that have ended altogether."""
 MAX_ENDED: Final = 1000
 """Sign-outs of one key in 12 hours that are stored one by one: a script must not fill the store."""
 MAX_REMEMBERED: Final = 10_000
@@ -74,16 +74,13 @@ class Session:
     """Unix seconds."""
     key_id: str | None = None
     """Of a key's holder."""
+    started_at: float = 0.0
+    """Unix seconds, with fractions: sessions of one second end one by one."""
 
     @property
     def owner(self) -> str:
         """Whose sessions are counted together: the key's id, or `admin`."""
         return self.key_id or self.kind
-
-    @property
-    def started_at(self) -> int:
-        """Unix seconds."""
-        return self.expires_at - SESSION_SECONDS
 
 
 # ── tokens, pure ────────────────────────────────────────────────────────────────────────────
@@ -152,10 +149,10 @@ class Sessions:
         """A new session of an admin, and its token. Raises `StoreUnavailable`."""
         return await self._start("admin", self._admin, key_id=None)
 
-    async def start_with_link(self, secret: str) -> tuple[Session, str] | None:
-        """As `start_admin`, by the secret of a one-time link; None if it does not sign in."""
+    async def use_link(self, secret: str) -> bool:
+        """Whether the secret of a one-time link signs an admin in, now and never again."""
         await self.load_secret()  # first: a link must not be used up without a session
-        return await self.start_admin() if await use_sign_in_link(self._store, secret) else None
+        return await use_sign_in_link(self._store, secret)
 
     async def start_key(self, key_id: str, credential: Credential) -> tuple[Session, str]:
         """A new session of a key's holder, and its token. Raises `StoreUnavailable`."""
@@ -192,8 +189,8 @@ class Sessions:
             seconds = max(1.0, session.expires_at - self._clock())
             await execute(self._store, SetValue(ENDED, session.id, b"1", seconds))
         else:
-            before = str(int(self._clock())).encode()
-            end_all = SetValue(ENDED_BEFORE, session.owner, before, SESSION_SECONDS)
+            now = str(self._clock()).encode()
+            end_all = SetValue(ENDED_BEFORE, session.owner, now, SESSION_SECONDS)
             await execute(self._store, end_all)
 
     async def refresh(self) -> None:
@@ -212,13 +209,14 @@ class Sessions:
         return self._secret
 
     async def _start(self, kind: Kind, binding: str, *, key_id: str | None) -> tuple[Session, str]:
-        secret = await self.load_secret()
+        secret, now = await self.load_secret(), self._clock()
         session = Session(
             id=secrets.token_urlsafe(16),
             kind=kind,
             binding=_bind(secret, binding),
-            expires_at=int(self._clock()) + SESSION_SECONDS,
+            expires_at=int(now) + SESSION_SECONDS,
             key_id=key_id,
+            started_at=now,
         )
         return session, sign_session(secret, session)
 
@@ -236,7 +234,9 @@ class Sessions:
             await batch.execute()
         except StoreUnavailable:
             return False  # an outage ends no session
-        has_ended = ended.value is not None or session.started_at < int(ended_before.value or 0)
+        has_ended = ended.value is not None or (
+            ended_before.value is not None and session.started_at <= float(ended_before.value)
+        )
         if has_ended:
             self._remember_ended(session.id)
         return has_ended

@@ -22,7 +22,7 @@ from gateway.stored import read_stored
 
 PAGE_RECORDS: Final = 500
 
-_POSITION: Final = re.compile(r"\d{4}-\d{2}-\d{2}(?:/(?:\d{15}-\d{6}|\d{16})?)?")
+_POSITION: Final = re.compile(r"\d{4}-\d{2}-\d{2}(?:/(?:\d{15}-\d{6}|\d{16})?)?", re.ASCII)
 
 
 class ForeignPosition(ValueError):

@@ -28,7 +28,7 @@ SLICE_RECORDS: Final = 50
 """Records that are looked at at once. It takes less than a millisecond of the event loop."""
 MAX_SCANNED: Final = 10_000
 """Records that one page reads."""
-MAX_SECONDS: Final = 1.0
+MAX_SECONDS: Final = 0.2
 """How long a page reads on. The next one goes on where it stopped."""
 _LATE_SECONDS: Final = 3600.0
 """How much later than its time a record may be in the ledger, unless it is a correction."""

@@ -67,8 +67,11 @@ class SearchTerms:
 
     def lists(self) -> list[str]:
         """The names of the lists that have every image that matches."""
+        if self.key_id is not None:
+            # No other one, although it may be shorter: a cursor names an image of the list, and
+            # the holder of the key must not learn of images of other keys.
+            return [list_name("key", self.key_id)]
         named = {
-            "key": self.key_id,
             "name": self.key,
             "tag": self.tag,
             "size": self.size,

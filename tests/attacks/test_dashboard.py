@@ -356,3 +356,54 @@ async def test_what_somebody_sends_to_sign_in_is_never_repeated(attacked: Attack
         reply = await attacked.stranger.send("POST", SESSION, body, headers=headers)
         assert reply.status in (400, 401)
         assert b"my-other" not in reply.body
+
+
+# ── lists ───────────────────────────────────────────────────────────────────────────────────
+
+LONG_LIMITS = ("101", "000000001999", "00000000000000001", "1" * 300, "1e2", "+5", "٣")
+
+CURSORS = (
+    *("2026-99-99/1-1", "2026-11-29/99999999999999999999-9999", "0000-00-00/", "9999-12-31/0-0"),
+    *("2026-11-29", "2026-11-29/-", "2026-11-29/1", "x", "٢٠٢٦-11-29/"),
+)
+
+
+@in_module
+@pytest.mark.parametrize("limit", LONG_LIMITS)
+async def test_no_list_is_longer_than_its_bound(attacked: Attacked, limit: str) -> None:
+    paths = {"images": attacked.holder, "admin/images": attacked.admin}
+    for path, browser in paths.items():
+        reply = await browser.send("GET", f"{API}/{path}?limit={limit}")
+        assert (reply.status, reply.error["param"]) == (400, "limit"), path
+
+
+@in_module
+@pytest.mark.parametrize("cursor", CURSORS)
+async def test_a_cursor_that_no_page_gave_is_refused(attacked: Attacked, cursor: str) -> None:
+    for path in ("requests", "events", "audit", "images"):
+        reply = await attacked.admin.send("GET", f"{API}/admin/{path}?after={cursor}")
+        assert (reply.status, reply.error["param"]) == (400, "after"), path
+
+
+@in_module
+async def test_a_cursor_of_another_kind_of_store_is_no_fault(attacked: Attacked) -> None:
+    for position in ("001795968405991-000001", "1795968405991379", ""):
+        path = f"{API}/admin/requests?after=2026-11-29/{position}"
+        assert (await attacked.admin.send("GET", path)).status == 200
+
+
+# ── other keys ──────────────────────────────────────────────────────────────────────────────
+
+
+@in_module
+async def test_a_buyer_does_not_learn_when_others_ask_for_the_same(attacked: Attacked) -> None:
+    bob = await attacked.gateway.client.with_key("a-watched-key")
+    bought = await attacked.alice.ask("a secret product")
+    image_id = bought.headers["x-gateway-image-ids"]
+    before = (await attacked.holder.send("GET", f"{API}/images/{image_id}")).json
+    assert (await bob.ask("a secret product")).cache_status.startswith("hit")
+    await attacked.gateway.gateway.cache.image_hits.write()
+    assert (await attacked.admin.get(f"/admin/images/{image_id}"))["hits"] == 1
+    assert (await attacked.holder.send("GET", f"{API}/images/{image_id}")).json == before
+    listed = (await attacked.holder.get("/images"))["data"]
+    assert next(image for image in listed if image["id"] == image_id) == before

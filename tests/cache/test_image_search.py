@@ -314,6 +314,29 @@ async def test_no_search_looks_at_more_than_a_bounded_part(
     assert pages == [1, 0, 0]
 
 
+async def test_a_search_of_one_key_tells_nothing_of_images_of_other_keys(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does its cursor, which names the image where the search goes on."""
+    monkeypatch.setattr(image_search, "SCAN_PAGE", 10)
+    monkeypatch.setattr(image_search, "MAX_SCANNED", 20)
+    cache = make_cache(tmp_path, store)
+    own = set()
+    for n in range(90):
+        key, tags = ("bob", ["secret"]) if n % 3 == 0 else ("alice", [])
+        stored = make_image(age=n, entry=n, key=key, tags=tags)
+        await store_image(cache, store, stored)
+        if key == "alice":
+            own.add(stored.image.id)
+    after: str | None = ""
+    terms = SearchTerms(key_id="id-of-alice", tag="secret")
+    while after is not None:
+        page = await cache.image_search.search(terms, limit=10, after=after)
+        assert page.images == []
+        after = page.after
+        assert after is None or after[16:] in own
+
+
 async def test_a_link_that_was_given_before_the_image_was_stored_keeps_no_origin_away(
     tmp_path: Path, store: Store
 ) -> None:

@@ -121,6 +121,8 @@ async def _public(
 ) -> dict[str, Any]:
     """The image's JSON object."""
     indexed, services = image.indexed, request.app[SERVICES]
+    # Most hits are those of other keys: when they ask for it is not the buyer's business.
+    hits = image.hits if owner_of(request) is None else None
     is_shown = services.settings.stores_prompts and indexed.prompt is not None
     path = f"/images/img-{image.id}.{indexed.format}"
     return {
@@ -138,9 +140,9 @@ async def _public(
         "team": indexed.team,
         "tags": list(indexed.tags),
         "cost_usd": 0.0 if indexed.is_transcoded else indexed.cost_micros / 1e6,
-        "hits": image.hits.total,
-        "saved_usd": image.hits.total * indexed.cost_micros / 1e6,
-        "last_hit_at": image.hits.last_at or None,
+        "hits": None if hits is None else hits.total,
+        "saved_usd": None if hits is None else hits.total * indexed.cost_micros / 1e6,
+        "last_hit_at": None if hits is None else hits.last_at or None,
         "fingerprint": indexed.fingerprint,
         "slot": image.slot,
         "expires_at": image.expires_at,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final, get_args
 
@@ -12,6 +11,7 @@ from gateway.api.admin.requests import check_query, invalid_value, read_limit, r
 from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES, Services
 from gateway.billing.alerts import dollars
+from gateway.billing.export import parse_position
 from gateway.billing.recent_requests import RequestFilter, message_of, reason_of
 from gateway.errors import StoreUnavailable
 from gateway.images import Outcome, Record
@@ -21,14 +21,12 @@ DEFAULT_LIMIT: Final = 50
 PARAMETERS: Final = ("outcome", "key", "model", "flag", "since", "limit", "after")
 OUTCOMES: Final[Collection[str]] = get_args(Outcome)
 
-_CURSOR: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9-]{0,40}", re.ASCII)
-
 
 async def list_requests(request: web.Request) -> web.Response:
     """`GET /admin/requests`: newest first. `after` is what the previous page said."""
     check_query(request, PARAMETERS)
     services, after = request.app[SERVICES], request.query.get("after")
-    if after is not None and not _CURSOR.fullmatch(after):
+    if after is not None and not _is_cursor(after):
         raise invalid_value("after", "what the previous page has as 'after'")
     page = await services.recent_requests.read(
         _read_filter(request), limit=read_limit(request, MAX_LISTED) or DEFAULT_LIMIT, after=after
@@ -36,6 +34,13 @@ async def list_requests(request: web.Request) -> web.Response:
     said = await _read_said(services, page.records)
     data = [_public(record, said.get(record.request_id, "")) for record in page.records]
     return json_response({"data": data, "after": page.after})
+
+
+def _is_cursor(text: str) -> bool:
+    try:
+        return parse_position(text) == text
+    except ValueError:
+        return False
 
 
 def _read_filter(request: web.Request) -> RequestFilter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import partial
+from typing import Final
 
 from aiohttp import hdrs, web
 
@@ -15,6 +16,8 @@ from gateway.api.services import SERVICES
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 from gateway.request.body import MAX_INLINE_BYTES, parse_body
 from gateway.values import nearest
+
+MAX_LIMIT_DIGITS: Final = 9
 
 
 async def read_object(request: web.Request) -> dict[str, object]:
@@ -45,9 +48,11 @@ def read_limit(request: web.Request, largest: int) -> int | None:
     limit = request.query.get("limit")
     if limit is None:
         return None
-    if not (limit.isascii() and limit.isdecimal() and 0 < int(limit[:9]) <= largest):
+    # A few digits: Python reads no number of thousands of them.
+    is_number = limit.isascii() and limit.isdecimal() and len(limit) <= MAX_LIMIT_DIGITS
+    if not is_number or not 0 < (number := int(limit)) <= largest:
         raise invalid_value("limit", f"a whole number from 1 to {largest}")
-    return int(limit)
+    return number
 
 
 def read_time(request: web.Request, name: str, *, now: float) -> float | None:

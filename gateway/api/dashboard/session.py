@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
 from aiohttp import web
 
@@ -24,6 +25,9 @@ from gateway.api.origin import public_url
 from gateway.api.services import SERVICES
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, IncorrectKey
 
+_Start: TypeAlias = Callable[[], Awaitable[tuple[Session, str]]]
+"""Starts a session: the caller has proved who they are."""
+
 
 async def sign_in(request: web.Request) -> web.Response:
     """Starts a session with `token`, the admin token or a gateway key, or with a one-time `link`.
@@ -36,9 +40,11 @@ async def sign_in(request: web.Request) -> web.Response:
     ((name, secret),) = given.items()
     if not isinstance(secret, str) or not secret:
         raise invalid_value(name, "a text")
-    session, token, key = await (_use_link if name == "link" else _use_token)(request, secret)
+    start, key = await (_use_link if name == "link" else _use_token)(request, secret)
+    # Before the new one: a sign-out may end all sessions that have started.
     with suppress(GatewayError):
         await request.app[SERVICES].sessions.end(await read_session(request))
+    session, token = await start()
     set_cookie(request, token)
     return json_response(_session_object(request, session, key), status=HTTPStatus.CREATED)
 
@@ -63,12 +69,12 @@ async def sign_out(request: web.Request) -> web.Response:
     return web.Response(status=HTTPStatus.NO_CONTENT)
 
 
-async def _use_token(request: web.Request, secret: str) -> tuple[Session, str, Key | None]:
+async def _use_token(request: web.Request, secret: str) -> tuple[_Start, Key | None]:
     services, given = request.app[SERVICES], secret.strip()
     expected = services.settings.admin_token.get_secret_value().encode()
     if hmac.compare_digest(given.encode("utf-8", "surrogatepass"), expected):
         check_admin_address(request)
-        return *await services.sessions.start_admin(), None
+        return services.sessions.start_admin, None
     try:
         key = await confirm_key(request, given)
     except IncorrectKey:
@@ -76,28 +82,27 @@ async def _use_token(request: web.Request, secret: str) -> tuple[Session, str, K
             "This is neither the admin token nor an active key of this gateway."
         ) from None
     request[EXCHANGE].key_name = key.principal.key_name
-    started = await services.sessions.start_key(key.principal.key_id, Credential.of(given))
-    return *started, key
+    key_id, credential = key.principal.key_id, Credential.of(given)
+    return partial(services.sessions.start_key, key_id, credential), key
 
 
-async def _use_link(request: web.Request, secret: str) -> tuple[Session, str, Key | None]:
+async def _use_link(request: web.Request, secret: str) -> tuple[_Start, Key | None]:
     services = request.app[SERVICES]
     try:
-        use = partial(_start_with_link, services.sessions, secret)
-        started = await services.attempts.look_up(client_of(request), use)
+        use = partial(_try_link, services.sessions, secret)
+        await services.attempts.look_up(client_of(request), use)
     except IncorrectKey:
         raise _sign_in_failed(
             "This link was used before, or is older than a minute. Make a new one with "
             "`gateway open`, or sign in with a token."
         ) from None
     check_admin_address(request)
-    return *started, None
+    return services.sessions.start_admin, None
 
 
-async def _start_with_link(sessions: Sessions, secret: str) -> tuple[Session, str]:
-    if (started := await sessions.start_with_link(secret)) is None:
+async def _try_link(sessions: Sessions, secret: str) -> None:
+    if not await sessions.use_link(secret):
         raise IncorrectKey("***")  # which counts as a failed attempt
-    return started
 
 
 def _sign_in_failed(message: str) -> GatewayError:

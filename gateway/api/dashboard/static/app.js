@@ -26,6 +26,7 @@ const loader = new Loader(() => loaded());
 const state = {
   started: false,
   session: null,
+  holder: null, // of the last session
   notice: '',
   view: null,
   query: {},
@@ -124,7 +125,7 @@ async function resume() {
   if (!secret && state.session) return;
   if (!secret && !mayBeSignedIn()) return leave('');
   try {
-    begin(secret ? await post('/session', {link: secret}) : await get('/session'));
+    await begin(secret ? await post('/session', {link: secret}) : await get('/session'));
   } catch (error) {
     noteSignedIn(!error.signedOut);
     leave(secret || !error.signedOut ? error.message : '');
@@ -132,14 +133,17 @@ async function resume() {
 }
 
 async function signIn(token) {
-  begin(await post('/session', {token}));
+  await begin(await post('/session', {token}));
 }
 
-function begin(session) {
+async function begin(session) {
   noteSignedIn(true);
-  Object.assign(state, {session, notice: ''});
+  const holder = session.key?.id ?? session.kind;
+  // Views keep data in their modules. Another holder must not see those of the one before.
+  if (state.holder && state.holder !== holder) return void location.reload();
+  Object.assign(state, {session, holder, notice: ''});
   setTimeZone(session.time_zone);
-  enter();
+  return enter();
 }
 
 function leave(notice) {
@@ -182,7 +186,7 @@ function arrive() {
   loader.reset();
   document.getElementById('dialog')?.close();
   scrollTo(0, 0);
-  if (state.started) focusSoon('h1');
+  if (state.started) focusSoon('h1'); // at first, Tab begins at the top of the page
 }
 
 function reload() {
@@ -201,6 +205,7 @@ function loaded() {
 /** Merges filters into the URL; null or '' takes one away. Back leads to the filters before. */
 function setQuery(changes, {replace = false} = {}) {
   const {view, query} = state;
+  if (!view) return; // signed out meanwhile
   show(`/dashboard/${view.name}${writeQuery({...query, ...changes}, view.defaults)}`, {replace});
   enter();
 }

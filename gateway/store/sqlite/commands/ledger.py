@@ -216,8 +216,10 @@ def _day(number: int) -> str:
 def _position(ledger_id: str) -> int:
     """The position of an id of the ledger; of a whole day that before its first record."""
     day, _, position = ledger_id.partition("/")
+    # One of Redis, such as an old cursor, has milliseconds and a count.
+    milliseconds, dash, _ = position.partition("-")
     if position:
-        return int(position)
+        return int(milliseconds) * 1000 if dash else int(position)
     if not day:
         return 0
     return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) * _SECOND - 1

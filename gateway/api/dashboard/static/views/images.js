@@ -290,8 +290,11 @@ function facts({session}, image) {
   </dl>`;
 }
 
+/** Null for the holder of a key, who does not learn of others' hits. */
 const saved = (image) =>
-  image.hits
+  image.hits === null
+    ? null
+    : image.hits
     ? html`<span class="ok-text">${format.usd(image.saved_usd)}</span> by ${hits(image)}`
     : 'Nothing yet';
 
