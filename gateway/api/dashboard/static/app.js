@@ -102,7 +102,7 @@ const app = {
 };
 
 /** What a dialog's keyboard begins at, best first: its first field, or the button that does nothing. */
-const DIALOG_FOCUS = ['[autofocus]', '.secret button', '.dialog-body :is(input:not([type="hidden"]), select, textarea)', '.dialog-foot button'];
+const DIALOG_FOCUS = ['[autofocus]', '.secret button', '.dialog-body :is(input:not([type="hidden"]), select, textarea)', '.dialog-foot :is(a, button):not(.danger, .row *)', '.dialog-head button'];
 
 function focusDialog(element) {
   const found = DIALOG_FOCUS.map((selector) => element.querySelector(selector)).find(Boolean);
