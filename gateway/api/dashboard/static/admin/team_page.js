@@ -75,6 +75,6 @@ const settingsCard = (team) =>
       <dt>Models</dt><dd>${team.models?.join(', ') ?? 'all'}</dd>
       <dt>Labels</dt><dd>${labels(team.labels)}</dd>
       <dt>Scope</dt><dd>${team.scope ?? html`<span class="note">default</span>`}</dd>
-      <dt>Made</dt><dd>${team.created_at ? fullTime(team.created_at) : 'by its keys alone, or by a file'}</dd>
+      <dt>Made</dt><dd>${team.created_at ? fullTime(team.created_at) : 'not made here: keys or a file name it'}</dd>
     </dl>`,
   });
