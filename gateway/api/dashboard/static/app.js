@@ -93,14 +93,16 @@ const app = {
     update();
   },
   async signOut() {
-    await del('/session').catch(() => null); // without an answer, the page forgets all the same
-    noteSignedIn(false);
-    leave('');
+    const error = await del('/session').catch((failed) => failed);
+    const isUnanswered = error?.status === 0;
+    // The page forgets what it has all the same, but only an answer deletes the cookie.
+    noteSignedIn(isUnanswered);
+    leave(isUnanswered ? 'No answer: this browser is still signed in. Reload, and sign out again.' : '');
   },
 };
 
 /** What a dialog's keyboard begins at, best first: its first field, or the button that does nothing. */
-const DIALOG_FOCUS = ['[autofocus]', '.secret button', '.dialog-body :is(input:not([type="hidden"]), select, textarea)', '.dialog-foot button'];
+const DIALOG_FOCUS = ['[autofocus]', '.secret button', '.dialog-body :is(input:not([type="hidden"]), select, textarea)', '.dialog-foot :is(a, button):not(.danger, .row *)', '.dialog-head button'];
 
 function focusDialog(element) {
   const found = DIALOG_FOCUS.map((selector) => element.querySelector(selector)).find(Boolean);

@@ -7,9 +7,9 @@
  *   raiseBanner(view, scope, limit)        a limit that needs attention, and what to do
  */
 import {html, nothing} from '../vendor/lit-html.js';
-import {clock, dayShort, fullTime} from '../lib/format.js';
+import {fullTime} from '../lib/format.js';
 import {get} from '../lib/http.js';
-import {amountLeft, inOrder, limitAmount, limitLabel, scopeText} from '../lib/limits.js';
+import {amountLeft, inOrder, limitAmount, limitLabel, resetText, scopeText} from '../lib/limits.js';
 import {limitBar} from '../ui/bar.js';
 import {badge, banner} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
@@ -59,16 +59,13 @@ function noteOf(row) {
   const parts = isLimit(row) ? [`${amount(amountLeft(row))} left`] : [];
   if (row.reserved) parts.push(`${amount(row.reserved)} reserved`);
   if (row.raised) parts.push(`${amount(row.raised)} of it raised`);
-  if (resetText(row)) parts.push(resetText(row));
+  const reset = resetText(row);
+  if (reset) parts.push(reset);
   const title = row.resets_at ? fullTime(row.resets_at) : nothing;
   return html`${row.mode === 'shadow' ? shadowBadge() : nothing} <span title=${title}>${parts.join(' · ')}</span>`;
 }
 
 const shadowBadge = () => html`<span title="Shadow mode: it counts and reports, and refuses nothing">${badge('Shadow', 'info')}</span>`;
-
-/** Token buckets fill all the time: their reset is no news. */
-const resetText = ({limit, resets_at: at}) =>
-  at && !limit.endsWith('_per_minute') ? `resets ${dayShort(at)}, ${clock(at)}` : '';
 
 // One scope
 

@@ -70,7 +70,7 @@ function groupTable(groups, by, linkOf) {
     columns: [
       {name: 'name', label, cell: nameOf},
       {name: 'bar', label: 'Spent and saved', sort: false, hide: true, cell: (row) => shareBar(row.cost_usd / most, row.saved_usd / most)},
-      {name: 'requests', label: 'Requests', number: true, cell: (row) => count(row.requests)},
+      {name: 'requests', label: 'Requests', number: true, hide: true, cell: (row) => count(row.requests)},
       {name: 'images', label: 'Images', number: true, hide: true, cell: (row) => count(row.images_bought + row.images_served)},
       {name: 'cost_usd', label: 'Cost', number: true, cell: (row) => usd(row.cost_usd)},
       {name: 'saved_usd', label: 'Saved', number: true, cell: (row) => usd(row.saved_usd)},

@@ -2,7 +2,7 @@
  * The table of limits, as people read and write them. It mirrors `gateway/limits.py`.
  * Money is in dollars.
  */
-import {count, usd} from './format.js';
+import {clock, count, dayShort, usd} from './format.js';
 
 /** @typedef {{name: string, label: string, unit: 'requests'|'images'|'tokens'|'usd'|'purchases', period: string}} Limit */
 
@@ -58,6 +58,10 @@ export function limitValue({max, mode, warn_at: warnAt}) {
 export function amountLeft({max, used, reserved}) {
   return max === null || max === undefined ? null : Math.max(0, max - used - reserved);
 }
+
+/** When a limit begins anew, in one piece. Token buckets fill all the time: their reset is no news. */
+export const resetText = ({limit, resets_at: at}) =>
+  at && !limit.endsWith('_per_minute') ? `resets ${dayShort(at)}, ${clock(at)}`.replaceAll(' ', '\u00a0') : '';
 
 /** `key:alice` → `alice`, `team:art` → `team art` */
 export function scopeText(scope) {

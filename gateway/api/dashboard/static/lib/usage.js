@@ -21,7 +21,7 @@ export function sumsBy(rows, name) {
 }
 
 /**
- * Daily cost as stacked series, one for each model; those that cost least are "others".
+ * Daily cost as stacked series, one for each model; those that cost least are "Others".
  * @param {string[]} days  the dates of the chart, oldest first, also those without a row
  */
 export function dailySeries(rows, days) {
@@ -30,7 +30,7 @@ export function dailySeries(rows, days) {
   const others = models.filter((model) => !named.includes(model));
   const series = named.map((model, i) => ({label: model ?? 'none', colour: i + 1, values: costs(rows, days, [model])}));
   return others.length
-    ? [...series, {label: 'others', colour: 'other', values: costs(rows, days, others)}]
+    ? [...series, {label: 'Others', colour: 'other', values: costs(rows, days, others)}]
     : series;
 }
 

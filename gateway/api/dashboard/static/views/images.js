@@ -2,6 +2,7 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import * as format from '../lib/format.js';
 import {get, href, post} from '../lib/http.js';
+import {getPage} from '../lib/pages.js';
 import {parameterOf} from '../lib/parameters.js';
 import {link, place} from '../lib/router.js';
 import {copyButton} from '../ui/copy.js';
@@ -38,7 +39,7 @@ export const images = {
       return shown.data;
     }
     const [first, models] = await Promise.all([
-      get(listOf(session), listQuery(query), {signal}),
+      getPage(listOf(session), listQuery(query), {signal}),
       get('/models', {}, {signal}).catch(() => ({data: []})),
     ]);
     further = {data: [], after: first.after, isLoading: false};
@@ -120,15 +121,22 @@ const typed = (label, name, query, setQuery) => html`
 // ── the gallery ───────────────────────────────────────────────────────────────────────────────
 
 function gallery(view, list) {
-  // A page may be empty although the search goes on.
-  if (!list.length && !further.after) return nothingHere(view);
+  if (!list.length) return further.after ? nothingYet(view) : nothingHere(view);
   return html`
     <ul class="gallery">
       ${list.map((image) => html`<li>${tile(view, image)}</li>`)}
     </ul>
-    ${further.after ? loadMore(view) : html`<p class="note gallery-end">${format.plural(list.length, 'image')}</p>`}
+    ${further.after ? html`<div class="row center gallery-end">${loadMore(view, 'Load more')}</div>` : html`<p class="note gallery-end">${format.plural(list.length, 'image')}</p>`}
   `;
 }
+
+const nothingYet = (view) =>
+  empty({
+    icon: 'filter',
+    title: 'Nothing so far',
+    text: 'No image that was looked at matches. There are older ones.',
+    action: loadMore(view, 'Look further'),
+  });
 
 function nothingHere({query, session}) {
   const isFiltered = FILTERS.some((name) => query[name]);
@@ -154,7 +162,7 @@ function tile(view, image) {
         <span class="ellipsis">${session.kind === 'admin' ? (image.key ?? '–') : image.model}</span>
         <span class="row nowrap between note">
           <span class="ellipsis">${format.usd(image.cost_usd)}${image.hits ? ` · ${hits(image)}` : ''}</span>
-          <span>${shortAgo(image.created_at)}</span>
+          <span class="made">${format.ago(image.created_at)}</span>
         </span>
       </span>
       ${image.state === 'cached' ? nothing : stateBadge(image)}
@@ -162,20 +170,17 @@ function tile(view, image) {
   `;
 }
 
-/** "9 h ago" */
-const shortAgo = (at) => format.ago(at).replace(/ h \d+ min/, ' h');
-
 const hits = ({hits: n}) => format.plural(n, 'hit');
 
 const stateBadge = ({state}) => badge(...(STATES[state] ?? [state, 'neutral']));
 
-function loadMore({query, session, app}) {
+function loadMore({query, session, app}, label) {
   const load = async () => {
     const page = further;
     page.isLoading = true;
     app.update();
     try {
-      const {data, after} = await get(listOf(session), {...listQuery(query), after: page.after});
+      const {data, after} = await getPage(listOf(session), {...listQuery(query), after: page.after});
       // Another filter may have been set meanwhile.
       if (further === page) further = {data: [...page.data, ...data], after, isLoading: false};
     } catch (error) {
@@ -185,11 +190,9 @@ function loadMore({query, session, app}) {
     app.update();
   };
   return html`
-    <div class="row center gallery-end">
-      <button class="button" ?disabled=${further.isLoading} @click=${load}>
-        ${further.isLoading ? 'Loading…' : 'Load more'}
-      </button>
-    </div>
+    <button class="button" ?disabled=${further.isLoading} @click=${load}>
+      ${further.isLoading ? 'Loading…' : label}
+    </button>
   `;
 }
 

@@ -120,7 +120,7 @@ function forecastTile(spend) {
   const {month_forecast_usd: forecast, previous_month_usd: previous, month_limit_usd: limit, month_from: from} = spend ?? {};
   const over = limit && forecast > limit;
   return tile({
-    label: spend ? `Forecast for ${format.month(from)}` : 'Forecast',
+    label: spend ? `${format.month(from)} forecast` : 'Forecast',
     value: usd(forecast),
     level: over ? 'warning' : '',
     note: spend ? forecastNote(forecast, previous, over) : nothing,

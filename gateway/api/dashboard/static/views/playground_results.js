@@ -35,7 +35,7 @@ export function stage(studio, view) {
       <h2 class="hidden">Images</h2>
       ${studio.runs.map((run) => runCard(studio, run, view))}
     </section>
-    ${studio.canVaryMore ? anotherButton(studio) : nothing}
+    ${studio.isRunning || studio.canVaryMore ? anotherButton(studio) : nothing}
     <p class="hidden" role="status">${spoken(studio.runs)}</p>
   `;
 }
@@ -56,7 +56,7 @@ const invitation = (studio) => html`
 
 const anotherButton = (studio) => html`
   <div class="row center">
-    <button class="button" @click=${() => studio.another()}>${icon('plus')} Another variation</button>
+    <button class="button" ?disabled=${studio.isRunning} @click=${() => studio.another()}>${icon('plus')} Another variation</button>
   </div>
 `;
 

@@ -5,6 +5,7 @@ import {pager} from '../admin/parts.js';
 import {loadRequest, requestPage} from '../admin/request_page.js';
 import {ago, clock, count, dayShort, fullTime, latency, usd} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
+import {getPage} from '../lib/pages.js';
 import {OUTCOMES, flagText, outcomeOf} from '../lib/requests.js';
 import {link} from '../lib/router.js';
 import {badge, empty, skeleton} from '../ui/feedback.js';
@@ -43,7 +44,7 @@ export const requests = {
 const paramsOf = ({outcome, key, model, flag, since, after}) => ({outcome, key, model, flag, since, after, limit: PAGE_ROWS});
 
 async function loadList(query, signal) {
-  const [found, models] = await Promise.all([get('/admin/requests', paramsOf(query), {signal}), get('/models', {}, {signal})]);
+  const [found, models] = await Promise.all([getPage('/admin/requests', paramsOf(query), {signal}), get('/models', {}, {signal})]);
   return {...found, models: models.data.map(({id}) => id)};
 }
 
@@ -142,7 +143,10 @@ function costCell({cost_usd: cost, saved_usd: saved}) {
 }
 
 function nothingFound({query, setQuery, data}) {
-  if (data.after) return empty({title: 'Nothing on this page', text: 'A page looks at some thousand requests. “Next” looks at earlier ones.'});
+  if (data.after) {
+    const further = html`<button class="button" @click=${() => setQuery({after: data.after})}>Look further</button>`;
+    return empty({title: 'Nothing so far', text: 'None of the requests that were looked at is like that. There are earlier ones.', action: further});
+  }
   const isFiltered = query.key || query.model || query.flag || query.since || query.after;
   const all = html`<button class="button" @click=${() => setQuery({outcome: '', key: '', model: '', flag: '', since: '', after: ''})}>Show all requests</button>`;
   if (query.outcome === TROUBLE && !isFiltered) {

@@ -193,7 +193,7 @@ function figures({total, previousTotal}) {
   const against = (field) => previousTotal && comparisonText(total[field], previousTotal[field]);
   const {cost_usd: cost, saved_usd: saved, images_bought: bought, images_served: served} = total;
   return html`
-    ${tile({label: 'Spent', value: usd(cost), note: against('cost_usd') ?? `${usd(total.presumed_usd)} of it presumed`})}
+    ${tile({label: 'Spent', value: usd(cost), note: against('cost_usd') ?? presumedPart(total)})}
     ${tile({label: 'Saved by the cache', value: usd(saved), level: 'saved', note: against('saved_usd') ?? savedPart(total)})}
     ${tile({label: 'Requests', value: count(total.requests), note: `${percent(ratio(total.hits, total.requests))} hits`})}
     ${tile({label: 'Images', value: count(bought + served), note: `${count(bought)} bought, ${count(served)} from the cache`})}
@@ -204,6 +204,7 @@ const comparisonText = (now, earlier) =>
   earlier ? `${change(now, earlier)} against ${usd(earlier)} before` : 'Nothing in the period before';
 
 const ratio = (part, whole) => (whole ? part / whole : null);
+const presumedPart = ({presumed_usd: presumed}) => (presumed ? `${usd(presumed)} of it presumed` : nothing);
 const savedPart = ({cost_usd: cost, saved_usd: saved}) => `${percent(ratio(saved, cost + saved))} of ${usd(cost + saved)} without it`;
 
 function whatIfAnswer({question, charged_usd: charged, what_if_usd: asked, uncomputed}) {
