@@ -43,7 +43,7 @@ class Inspection:
     """Functions that block: each is called in a thread."""
 
     settings: Callable[[], Sequence[ShownSetting]] = _nothing
-    """The settings that hold, and where each comes from."""
+    """The settings in use, and where each comes from."""
     judge: Callable[[], Sequence[ShownFinding]] = _nothing
     """What the settings alone show, such as plain text in public."""
     examine: Callable[[], Sequence[ShownFinding]] = _nothing

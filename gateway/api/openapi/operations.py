@@ -611,7 +611,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         errors=(400, *_READ_ERRORS),
     ),
     "admin_settings": Operation(
-        "Show the settings that hold, and where each comes from",
+        "Show the settings in use, and where each comes from",
         "admin",
         _ok("SettingList", "Every setting; secrets are masked."),
         credential="admin",

@@ -47,7 +47,7 @@ const raiseOption = ({limit, max}) => ({value: limit, label: `${limitLabel(limit
 export function endRaise({app, refresh}, raise, scope) {
   confirm(app, {
     title: `End this raise of ${scopeText(scope)}?`,
-    text: `${limitLabel(raise.limit)} loses ${limitAmount(raise.limit, raise.amount)} at once. It would have held until the end of ${raise.until}.`,
+    text: `${limitLabel(raise.limit)} loses ${limitAmount(raise.limit, raise.amount)} at once. It would have lasted until the end of ${raise.until}.`,
     action: 'End the raise',
     run: async () => {
       await del(`/admin/limits/raise/${encodeURIComponent(raise.id)}`);
@@ -69,7 +69,7 @@ export function changeLimits({app, refresh}, {scope, data}) {
   });
   app.dialog(dialog({
     title: `Limits of ${scopeText(scope)}`,
-    lead: 'They count all keys together. A change holds for the next request.',
+    lead: 'They count all keys together. A change applies from the next request on.',
     body: limitFields(former),
     onSubmit: submit,
     close: app.closeDialog,

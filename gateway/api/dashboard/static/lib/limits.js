@@ -59,7 +59,7 @@ export function amountLeft({max, used, reserved}) {
   return max === null || max === undefined ? null : Math.max(0, max - used - reserved);
 }
 
-/** When a limit begins anew, in one piece. Token buckets fill all the time: their reset is no news. */
+/** When a limit resets. Token buckets fill all the time: their reset is no news. */
 export const resetText = ({limit, resets_at: at}) =>
   at && !limit.endsWith('_per_minute') ? `resets ${dayShort(at)}, ${clock(at)}`.replaceAll(' ', '\u00a0') : '';
 

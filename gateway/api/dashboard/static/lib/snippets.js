@@ -6,7 +6,7 @@
  * base64 in one answer.
  */
 
-/** What stands in a program in place of a key. */
+/** What programs have in place of a key. */
 const KEY_PLACEHOLDER = 'YOUR_GATEWAY_KEY';
 
 export const LANGUAGES = [

@@ -51,7 +51,7 @@ const loadList = (query, signal) => get('/admin/keys', paramsOf(query), {signal}
 const list = (view) =>
   page({
     title: 'Keys',
-    lead: 'Each person or service has one. Its limits hold from the next request on.',
+    lead: 'Each person or service has one. Its limits apply from the next request on.',
     json: href('/admin/keys', paramsOf(view.query)),
     actions: html`<button class="button primary" @click=${() => makeKey(view)}>${icon('plus')} Make a key</button>`,
     filters: filters(view),
