@@ -156,6 +156,7 @@ async def measure_all(client: Client, ids: list[str]) -> tuple[Taken, dict[str, 
 
 
 @pytest.mark.long
+@pytest.mark.timed
 @pytest.mark.timeout(1800)
 @usually_on("redis", "redis_or_not")
 async def test_every_view_is_quick_under_load(

@@ -21,6 +21,7 @@ MISSING = "wrk is not installed: apt-get install wrk"
 SCRIPT = Path(__file__).with_name("flood.lua")
 PACED_SCRIPT = Path(__file__).with_name("paced.lua")
 CONNECTIONS = 8
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 MAX_SECONDS = 600
 """The test stops it long before."""
 FAULTS = ("Socket errors", "Non-2xx")
@@ -102,8 +103,8 @@ async def _run(
 
 
 def _read(output: str) -> Flood:
-    total = re.search(r"(\d+) requests in ([\d.]+)s", output)
+    total = re.search(r"(\d+) requests in ([\d.]+)([smh])", output)
     assert total is not None, output
     lines = [line.strip() for line in output.splitlines()]
     faults = [line for line in lines if line.startswith(FAULTS)]
-    return Flood(int(total[1]), float(total[2]), faults)
+    return Flood(int(total[1]), float(total[2]) * UNIT_SECONDS[total[3]], faults)

@@ -1,9 +1,8 @@
 """The URL tables: every route, and the credential that it needs.
 
 There is a table for clients and one for operators, which may have an address of its own. The
-dashboard is on both. API paths
-work with and without `/v1`, below `/openai` as Azure's clients write them, and with doubled and
-trailing slashes: `docs/reference/images-api.md#paths`.
+dashboard is on both. API paths work with and without `/v1`, below `/openai` as Azure's clients
+write them, and with doubled and trailing slashes: `docs/reference/images-api.md#paths`.
 """
 
 from __future__ import annotations

@@ -8,15 +8,18 @@ all refusals they are counted, not kept one by one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
+from gateway.billing.alerts import show_scope
 from gateway.billing.verified_sums import time_of_position
 from gateway.errors import ErrorCode
 from gateway.images import Record
+from gateway.limits import LIMITS
 from gateway.store.batch import execute
 from gateway.store.commands import LEDGER_END, ReadLedgerBack, SearchRefusals
 from gateway.store.protocol import Store
@@ -27,6 +30,8 @@ SLICE_RECORDS: Final = 50
 """Records that are looked at at once. It takes less than a millisecond of the event loop."""
 MAX_SCANNED: Final = 10_000
 """Records that one page reads."""
+MAX_SECONDS: Final = 0.2
+"""How long a page reads on. The next one goes on where it stopped."""
 _LATE_SECONDS: Final = 3600.0
 """How much later than its time a record may be in the ledger, unless it is a correction."""
 _DEFAULT_OUTCOME: Final = Record._field_defaults["outcome"]
@@ -78,8 +83,10 @@ class RecentRequests:
         page = RequestPage(after=after or LEDGER_END)
         if after is None:
             page.records += (await self._of_this_minute(wanted))[:limit]
-        scanned = 0
+        scanned, stops_at = 0, time.monotonic() + MAX_SECONDS
         while page.after is not None and len(page.records) < limit and scanned < MAX_SCANNED:
+            if scanned and time.monotonic() > stops_at:
+                break
             scanned += await self._read_page(page, wanted, limit)
         # Free records are in the ledger up to a second later than charged ones.
         page.records.sort(key=lambda record: record.time, reverse=True)
@@ -142,7 +149,9 @@ def message_of(record: Record, said: str = "") -> str:
     if said:
         return said
     if record.limit is not None:
-        return f"Limit {record.limit} of {record.scope or 'the key'} was reached."
+        limit = LIMITS.get(record.limit)
+        words = record.limit if limit is None else limit.words
+        return f"{show_scope(record.scope or 'the key')} has reached its limit of {words}."
     if record.error is not None and record.error in _MEANINGS:
         return _MEANINGS[record.error]
     if "presumed" in record.flags:

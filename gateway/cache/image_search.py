@@ -1,8 +1,8 @@
 """Finds the images of the cache, newest first, by model, size, key, tag and time.
 
 A search walks down the shortest list that it names (`indexed_image`) and compares the other
-conditions with each record. What is there is asked for each image anew, because the lists may have
-images that are not in the cache any more: those are left out, and removed from the lists.
+conditions with each record. The lists may have images that are not in the cache any more, so each
+image is looked up: those that are gone are left out, and removed from the lists.
 """
 
 from __future__ import annotations

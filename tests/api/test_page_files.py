@@ -96,10 +96,19 @@ def linked() -> set[Path]:
     return {STATIC / name.removeprefix(ASSETS) for name in _LINKED.findall(text)}
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_view_loads_at_most_200_kib(view: str) -> None:
-    """All that a browser gets to show it, before compression: the frame, the view and uPlot."""
-    loaded = linked() | {STATIC / "index.html"} | reachable({STATIC / "app.js", module_of(view)})
+@pytest.mark.parametrize(
+    ("view", "page"),
+    [*((view, None) for view in VIEWS), ("keys", "key_page"), ("teams", "team_page")],
+)
+def test_a_view_loads_at_most_200_kib(view: str, page: str | None) -> None:
+    """All that a browser gets to show it, before compression: the frame, the view and uPlot.
+
+    `page` is that of one key or team, which the view loads when one is opened.
+    """
+    modules = {STATIC / "app.js", module_of(view)}
+    if page is not None:
+        modules.add(STATIC / "admin" / f"{page}.js")
+    loaded = linked() | {STATIC / "index.html"} | reachable(modules)
     loaded |= styles(loaded)
     if STATIC / "ui" / "plot.js" in loaded:
         loaded.add(PLOT)

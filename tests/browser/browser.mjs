@@ -68,7 +68,7 @@ export async function openPage(browser, {theme = 'light', viewport = WIDE, axe =
   await context.addInitScript(observe);
   if (axe) await context.addInitScript({path: need.resolve('axe-core/axe.min.js')});
   const page = await context.newPage();
-  page.setDefaultTimeout(30_000);
+  page.setDefaultTimeout(given.timeout ?? 30_000);
   watch(page, faults);
   return Object.assign(page, {faults, expected: []});
 }

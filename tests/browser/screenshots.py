@@ -51,6 +51,7 @@ async def take(scripts: Scripts, kind: str, folder: Path) -> Steps:
                 expected=[UNAVAILABLE] if kind == "down" else [],
                 dialogs=kind == "full",
                 axe=True,
+                timeout=120_000,
                 save=str(shots),
             )
 

@@ -152,7 +152,7 @@ async def buy_images(clients: Sequence[Client], count: int) -> None:
 
     async def buy(number: int) -> None:
         client, model = clients[number % len(clients)], MODELS[number % 3]
-        body = {"model": model, "n": 10, "quality": ("low", "medium")[number % 2]}
+        body = {"model": model, "n": 10, "quality": "low"}
         headers = {"X-Gateway-Tags": ("spring", "hero", "web:2026")[number % 3]}
         prompt = f"{SUBJECTS[number % len(SUBJECTS)]} {number}"
         for _ in range(1 + (number % 5 == 0)):

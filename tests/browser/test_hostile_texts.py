@@ -37,7 +37,7 @@ async def leave_texts(here: InProcess) -> tuple[Client, str]:
     return mallory, bought.headers["x-request-id"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(360)
 async def test_texts_of_clients_and_upstream_are_shown_and_never_run(
     tmp_path: Path, scripts: Scripts
 ) -> None:

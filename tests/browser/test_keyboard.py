@@ -10,7 +10,7 @@ from tests.browser.running import Scripts, the
 from tests.gateways import ADMIN_TOKEN, make_settings, run_gateway, run_upstream
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(360)
 async def test_all_of_it_is_done_by_keyboard_with_a_focus_that_is_seen_and_returns(
     tmp_path: Path, scripts: Scripts
 ) -> None:

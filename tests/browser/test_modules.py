@@ -1,4 +1,4 @@
-"""The modules that need no page: `modules.mjs` is of the playground, `reports.mjs` of Spend."""
+"""Modules that need no page: of the playground, of Spend, and of the other views of an admin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.api.dashboard.page import STATIC
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("script", ["modules.mjs", "reports.mjs"])
+@pytest.mark.parametrize("script", ["modules.mjs", "reports.mjs", "admin_modules.mjs"])
 def test_the_modules_read_and_write_what_the_gateway_speaks(script: str, tmp_path: Path) -> None:
     if shutil.which("node") is None:
         pytest.skip("node is not installed: apt-get install nodejs")

@@ -11,7 +11,7 @@ from tests.gates import hold_streams
 from tests.gateways import run_processes, run_upstream
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(360)
 async def test_an_admin_makes_a_key_and_an_image_and_its_holder_sees_only_their_own(
     tmp_path: Path, scripts: Scripts
 ) -> None:

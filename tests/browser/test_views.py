@@ -14,7 +14,7 @@ from tests.browser.sessions import admin, holder
 from tests.gateways import make_settings, run_gateway, run_processes, run_upstream
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(360)
 async def test_each_view_fits_stands_still_and_has_no_finding_of_axe(
     tmp_path: Path, scripts: Scripts
 ) -> None:

@@ -35,7 +35,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
         (attention.RETIRES_DAYS, "within {} days"),
         (recent.DEFAULT_LIMIT, "({}, at most"),
         (recent.MAX_LISTED, "at most {})"),
-        (recent_requests.MAX_SCANNED, "at most\n{}:"),
+        (recent_requests.MAX_SCANNED, "at most\n{}, for a second"),
         (kept_events.MAX_KEPT, "at most {}, newest first"),
         (kept_events.KEEP_SECONDS / 86_400, "of the last {} days"),
         (alert_watch.LOOK_KEPT_SECONDS, "every {} seconds instead"),

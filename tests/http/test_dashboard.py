@@ -342,12 +342,17 @@ async def test_the_model_table_describes_every_parameter(embedded: InProcess) ->
         assert [p["name"] for p in shown["parameters"]] == list(model.parameters)
         assert shown["prompt_max"] == model.prompt_max_characters
         assert shown["streams"] == ("stream" in model.parameters)
+        assert [r["message"] for r in shown["rules"]] == [r.error.message for r in model.rules]
         assert {p["type"] for p in shown["parameters"]} <= {
             *("enum", "integer", "string", "boolean", "size")
         }
     gpt = {p["name"]: p for p in models["gpt-image-1.5"]["parameters"]}
     assert "high" in gpt["quality"]["values"]
     assert (gpt["n"]["min"], gpt["n"]["max"], gpt["n"]["default"]) == (1, 10, 1)
+    assert models["gpt-image-1.5"]["rules"][0]["when"] == {
+        "background": {"equals": "transparent"},
+        "output_format": {"equals": "jpeg"},
+    }
     free = {p["name"]: p for p in models["gpt-image-2"]["parameters"]}["size"]
     assert (free["type"], "multiples of 16" in free["rule"]) == ("size", True)
 

@@ -50,7 +50,7 @@ async def test_requests_are_listed_newest_first_with_the_reason(
     # Three refusals of a minute, or of two.
     assert refused["count"] in (1, 2, 3)
     assert sum(r["count"] for r in found["data"] if r["key"] == "poor") == 3
-    assert refused["message"] == "Limit usd_per_day of key:poor was reached."
+    assert refused["message"] == "Key poor has reached its limit of dollars per day."
     assert refused["team"] == "art"
     assert (
         rows["refused", "integer_above_max_value"]["message"] == "An integer exceeds its maximum."
@@ -80,6 +80,7 @@ async def test_pages_of_requests_read_a_bounded_part_of_the_ledger(
 ) -> None:
     monkeypatch.setattr(recent_requests, "PAGE_RECORDS", 3)
     monkeypatch.setattr(recent_requests, "MAX_SCANNED", 6)
+    monkeypatch.setattr(recent_requests, "MAX_SECONDS", 1e9)
     for number in range(10):
         assert (await alice.ask(f"pond {number // 5}", **IMAGE)).status == 200
     await gateway.gateway.ledger.write()
@@ -112,7 +113,7 @@ async def test_events_are_listed_newest_first(gateway: InProcess) -> None:
     assert [event["data"]["scope"] for event in found["data"]] == ["key:two", "key:one"]
     newest = found["data"][0]
     assert (newest["kind"], newest["team"]) == ("asked_for_more", "art")
-    assert newest["text"].startswith("key:two asks for more of usd_per_month: $5.00 more.")
+    assert newest["text"].startswith("Key two asks for more dollars per month: $5.00 more.")
     first = await listed(client, "limit=1&kind=asked_for_more", path=events)
     second = await listed(client, f"limit=1&after={first['after']}", path=events)
     assert [*first["data"], *second["data"]] == found["data"]

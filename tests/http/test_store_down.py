@@ -179,6 +179,7 @@ async def two_gateways(
         yield here, there
 
 
+@pytest.mark.timed
 async def test_the_overview_says_that_the_store_is_down(arena: Arena) -> None:
     client = arena.here.client
     assert (await client.admin("GET", "/admin/overview")).json["health"]["store"]["state"] == "ok"

@@ -475,7 +475,7 @@ def expiring_tables(path: Path) -> list[str]:
 
 def count_rows(path: Path) -> dict[str, int]:
     with sqlite3.connect(path) as db:
-        tables = [*expiring_tables(path), "set_members"]
+        tables = [*expiring_tables(path), "set_members", "ordered_members"]
         counts = {t: db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables}  # noqa: S608
     db.close()
     return counts
@@ -510,6 +510,8 @@ async def test_sweeps_keep_up_with_rows_of_every_kind(sqlite_path: Path) -> None
                         commands.AddToBoundedSets(
                             (commands.BoundedSet("s", f"b{n}", 9),), ("a",), 10
                         ),
+                        commands.AddToOrderedSets("s", (f"o{n}",), "a", 10, 9),
+                        commands.CountHits(((f"i{n}", 1),), 10),
                         commands.Track(f"d{n}", 5, 10, 1 << 40),
                         commands.Reserve(
                             f"p{n}", "w", (Consumption(subject, 1), Consumption(day, 1)), b""

@@ -12,6 +12,7 @@ import {del, get, post} from './lib/http.js';
 import {Loader} from './lib/loader.js';
 import {readQuery, writeQuery} from './lib/query.js';
 import {link, place, show, takeLinkSecret, watchPlace} from './lib/router.js';
+import {mayBeSignedIn, noteSignedIn} from './lib/signed_in.js';
 import {failure, skeleton} from './ui/feedback.js';
 import {shell} from './ui/shell.js';
 import {groupsFor, openedView, openView, rowNamed} from './views/index.js';
@@ -93,13 +94,15 @@ const app = {
   },
   async signOut() {
     const error = await del('/session').catch((failed) => failed);
+    const isUnanswered = error?.status === 0;
     // The page forgets what it has all the same, but only an answer deletes the cookie.
-    leave(error?.status === 0 ? 'No answer: this browser is still signed in. Reload, and sign out again.' : '');
+    noteSignedIn(isUnanswered);
+    leave(isUnanswered ? 'No answer: this browser is still signed in. Reload, and sign out again.' : '');
   },
 };
 
 /** What a dialog's keyboard begins at, best first: its first field, or the button that does nothing. */
-const DIALOG_FOCUS = ['[autofocus]', '.secret button', '.dialog-body :is(input:not([type="hidden"]), select, textarea)', '.dialog-foot button'];
+const DIALOG_FOCUS = ['[autofocus]', '.secret button', '.dialog-body :is(input:not([type="hidden"]), select, textarea)', '.dialog-foot :is(a, button):not(.danger, .row *)', '.dialog-head button'];
 
 function focusDialog(element) {
   const found = DIALOG_FOCUS.map((selector) => element.querySelector(selector)).find(Boolean);
@@ -122,24 +125,27 @@ async function start() {
 async function resume() {
   const secret = takeLinkSecret();
   if (!secret && state.session) return;
+  if (!secret && !mayBeSignedIn()) return leave('');
   try {
-    begin(secret ? await post('/session', {link: secret}) : await get('/session'));
+    await begin(secret ? await post('/session', {link: secret}) : await get('/session'));
   } catch (error) {
+    noteSignedIn(!error.signedOut);
     leave(secret || !error.signedOut ? error.message : '');
   }
 }
 
 async function signIn(token) {
-  begin(await post('/session', {token}));
+  await begin(await post('/session', {token}));
 }
 
-function begin(session) {
+async function begin(session) {
+  noteSignedIn(true);
   const holder = session.key?.id ?? session.kind;
   // Views keep data in their modules. Another holder must not see those of the one before.
-  if (state.holder && state.holder !== holder) return location.reload();
+  if (state.holder && state.holder !== holder) return void location.reload();
   Object.assign(state, {session, holder, notice: ''});
   setTimeZone(session.time_zone);
-  enter();
+  return enter();
 }
 
 function leave(notice) {
@@ -182,7 +188,7 @@ function arrive() {
   loader.reset();
   document.getElementById('dialog')?.close();
   scrollTo(0, 0);
-  if (state.started) focusSoon('h1');
+  if (state.started) focusSoon('h1'); // at first, Tab begins at the top of the page
 }
 
 function reload() {
@@ -191,7 +197,10 @@ function reload() {
 }
 
 function loaded() {
-  if (loader.error?.signedOut) leave('Your session has ended. Sign in again.');
+  if (loader.error?.signedOut) {
+    noteSignedIn(false);
+    leave('Your session has ended. Sign in again.');
+  }
   update();
 }
 

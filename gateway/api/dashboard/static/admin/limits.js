@@ -7,9 +7,9 @@
  *   raiseBanner(view, scope, limit)        a limit that needs attention, and what to do
  */
 import {html, nothing} from '../vendor/lit-html.js';
-import {clock, dayShort, fullTime} from '../lib/format.js';
+import {fullTime} from '../lib/format.js';
 import {get} from '../lib/http.js';
-import {amountLeft, inOrder, limitAmount, limitLabel, scopeText} from '../lib/limits.js';
+import {amountLeft, inOrder, limitAmount, limitLabel, resetText, scopeText} from '../lib/limits.js';
 import {limitBar} from '../ui/bar.js';
 import {badge, banner} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
@@ -21,7 +21,7 @@ const MAX_BARS = 2;
 
 // Bars
 
-export const limitBars = (rows) => html`<div class="limits">${inOrder(rows).map(bar)}</div>`;
+const limitBars = (rows) => html`<div class="limits">${inOrder(rows).map(bar)}</div>`;
 
 function tightest(rows, most) {
   return [...rows].sort((a, b) => share(b) - share(a)).slice(0, most);
@@ -59,16 +59,13 @@ function noteOf(row) {
   const parts = isLimit(row) ? [`${amount(amountLeft(row))} left`] : [];
   if (row.reserved) parts.push(`${amount(row.reserved)} reserved`);
   if (row.raised) parts.push(`${amount(row.raised)} of it raised`);
-  if (resetText(row)) parts.push(resetText(row));
+  const reset = resetText(row);
+  if (reset) parts.push(reset);
   const title = row.resets_at ? fullTime(row.resets_at) : nothing;
   return html`${row.mode === 'shadow' ? shadowBadge() : nothing} <span title=${title}>${parts.join(' · ')}</span>`;
 }
 
 const shadowBadge = () => html`<span title="Shadow mode: it counts and reports, and refuses nothing">${badge('Shadow', 'info')}</span>`;
-
-/** Token buckets fill all the time: their reset is no news. */
-const resetText = ({limit, resets_at: at}) =>
-  at && !limit.endsWith('_per_minute') ? `resets ${dayShort(at)}, ${clock(at)}` : '';
 
 // One scope
 
@@ -85,7 +82,7 @@ export function limitCard({title, note = nothing, limits, view, edit = nothing})
     actions: html`${edit}${data.length ? raise : nothing}`,
     body: data.length
       ? html`${limitBars(data)} ${raisesOf(data, scope, view)}`
-      : html`<p class="note">No limits: every request is allowed that the other limits allow.</p>`,
+      : html`<p class="note">No limits are set here.</p>`,
   });
 }
 
@@ -114,7 +111,7 @@ export const loadLimits = (scope, signal) => get('/admin/limits', {scope}, {sign
 export const raiseBanner = (view, scope, limit) =>
   banner({
     level: 'warning',
-    title: `${limitLabel(limit)} of ${scopeText(scope)}:`,
-    text: 'raise it until a day, or change the limit.',
+    title: `${limitLabel(limit)} of ${scopeText(scope)}.`,
+    text: 'Raise the limit until the end of a day, or change it for good.',
     action: html`<button class="button small" @click=${() => openRaise(view, scope, {limit})}>${icon('plus')} Raise</button>`,
   });

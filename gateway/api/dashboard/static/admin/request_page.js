@@ -100,7 +100,7 @@ function costCard({records, cost_usd: cost}) {
       {name: 'tokens', label: 'Tokens', number: true, cell: (row) => (row.tokens ? count(row.tokens) : '–')},
       {name: 'usd', label: 'Cost', number: true, cell: (row) => usd(row.usd)},
     ],
-    footer: {kind: 'Sum', usd: usd(cost)},
+    footer: {kind: 'Total', usd: usd(cost)},
     empty: html`<p class="note">Nothing was charged.</p>`,
   });
   const dates = [...new Set(records.map((record) => record.price_date).filter(Boolean))];

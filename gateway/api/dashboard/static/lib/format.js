@@ -44,8 +44,8 @@ export const usdShort = (value, cents = false) => (cents ? usd(value) : `$${comp
 /** "1,234" */
 export const count = formatter((value) => whole.format(value));
 
-/** "1.2K" */
-export const countShort = formatter((value) => compact.format(value));
+/** "1 image", "1,234 images" */
+export const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? '' : 's'}`;
 
 /** 0.423 → "42%", 0.042 → "4.2%" */
 export const percent = formatter((ratio) =>
@@ -82,12 +82,15 @@ export const latency = formatter((milliseconds) =>
   milliseconds < 1000 ? `${whole.format(milliseconds)} ms` : `${tenths.format(milliseconds / 1000)} s`,
 );
 
-/** "now", "5 min ago", "in 3 d" */
+/** "now", "5 min ago", "in 3 h": the largest unit alone, rounded down from an hour on */
 export const ago = formatter((time) => {
   const seconds = Date.now() / 1000 - time;
   if (Math.abs(seconds) < 5) return 'now';
-  return seconds > 0 ? `${duration(seconds)} ago` : `in ${duration(-seconds)}`;
+  const text = duration(wholeHours(Math.abs(seconds)));
+  return seconds > 0 ? `${text} ago` : `in ${text}`;
 });
+
+const wholeHours = (seconds) => (seconds < HOUR ? seconds : seconds - (seconds % HOUR));
 
 const dated = (options) =>
   formatter((time) => new Intl.DateTimeFormat(LOCALE, {timeZone, ...options}).format(time * 1000));

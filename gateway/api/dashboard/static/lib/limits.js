@@ -2,7 +2,7 @@
  * The table of limits, as people read and write them. It mirrors `gateway/limits.py`.
  * Money is in dollars.
  */
-import {count, usd} from './format.js';
+import {clock, count, dayShort, usd} from './format.js';
 
 /** @typedef {{name: string, label: string, unit: 'requests'|'images'|'tokens'|'usd'|'purchases', period: string}} Limit */
 
@@ -21,7 +21,7 @@ export const LIMITS = Object.freeze([
 const BY_NAME = new Map(LIMITS.map((limit, position) => [limit.name, {...limit, position}]));
 
 /** A limit that only a newer gateway knows keeps its own name. */
-export function limitNamed(name) {
+function limitNamed(name) {
   return BY_NAME.get(name) ?? {name, label: name, unit: 'requests', period: '', position: 99};
 }
 
@@ -45,10 +45,23 @@ export function limitParts(value) {
   return typeof value === 'number' ? {max: value, mode: 'enforce'} : value;
 }
 
+const DEFAULT_WARN_AT = [0.5, 0.8, 1];
+
+/** A limit as the API shows it: a number if mode and warnings are the default. */
+export function limitValue({max, mode, warn_at: warnAt}) {
+  const parts = warnAt ?? DEFAULT_WARN_AT;
+  const isDefault = mode !== 'shadow' && JSON.stringify(parts) === JSON.stringify(DEFAULT_WARN_AT);
+  return isDefault ? max : {max, mode: mode ?? 'enforce', warn_at: parts};
+}
+
 /** What is left of a limit, never below zero; null without a maximum. */
 export function amountLeft({max, used, reserved}) {
   return max === null || max === undefined ? null : Math.max(0, max - used - reserved);
 }
+
+/** When a limit begins anew, in one piece. Token buckets fill all the time: their reset is no news. */
+export const resetText = ({limit, resets_at: at}) =>
+  at && !limit.endsWith('_per_minute') ? `resets ${dayShort(at)}, ${clock(at)}`.replaceAll(' ', '\u00a0') : '';
 
 /** `key:alice` → `alice`, `team:art` → `team art` */
 export function scopeText(scope) {

@@ -27,6 +27,9 @@ import {loadPlot} from './plot.js';
 import {table} from './table.js';
 
 const DAY = 86_400;
+/** Right of its middle, a label of the time axis needs as much, some of it outside the plot. */
+const LABEL_ROOM = 14;
+const VALUES_WIDTH = 52;
 const AXIS_FONT = '11px system-ui, sans-serif';
 
 export function chart(options) {
@@ -94,7 +97,7 @@ class ChartElement extends HTMLElement {
     );
     this.#tip.className = 'chart-tip';
     this.#resizes.observe(this);
-    this.#stopWatching = watchTheme(() => this.#draw({anew: true}));
+    this.#stopWatching = watchTheme(() => this.#draw({isForced: true}));
     this.addEventListener('keydown', (event) => this.#moveByKey(event));
     this.addEventListener('blur', () => this.#plot?.setCursor({left: -10, top: -10}));
     // Before uPlot, which stops the event.
@@ -116,11 +119,11 @@ class ChartElement extends HTMLElement {
   }
 
   /** Nothing is drawn again while the figures stay the same. */
-  #draw({anew = false} = {}) {
+  #draw({isForced = false} = {}) {
     if (!globalThis.uPlot || !this.isConnected || !this.clientWidth || !this.#options) return;
     const {times} = this.#options;
     const drawn = JSON.stringify(this.#options);
-    if (drawn === this.#drawn && !anew) return;
+    if (drawn === this.#drawn && !isForced) return;
     this.#drawn = drawn;
     this.#plot?.destroy();
     const series = drawnSeries(this.#options);
@@ -224,13 +227,17 @@ const timeAxis = (element) => ({
   grid: {show: false},
   size: 28,
   space: 64,
-  values: (_, splits, __, ___, step) => splits.map((time) => (step < DAY ? clock(time) : dayShort(time))),
+  filter: (plot, splits) => splits.map((time) => (roomAfter(plot, time) < LABEL_ROOM ? null : time)),
+  values: (_, splits, __, ___, step) => splits.map((time) => (time === null ? '' : step < DAY ? clock(time) : dayShort(time))),
 });
+
+/** Before the plot is laid out, when `valToPos` knows nothing yet. */
+const roomAfter = ({scales: {x}, width}, time) => ((x.max - time) / (x.max - x.min)) * (width - VALUES_WIDTH);
 
 const valueAxis = (element, format) => ({
   ...axisLook(element),
   grid: {stroke: paintOf(element, '--border'), width: 1},
-  size: 52,
+  size: VALUES_WIDTH,
   gap: 8,
   space: 40,
   values: (_, splits) => splits.map((value) => format(value, splits.some((each) => each % 1))),

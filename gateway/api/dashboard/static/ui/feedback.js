@@ -26,7 +26,7 @@ export const empty = ({icon: name = 'search', title, text, action = nothing}) =>
 export const failure = (error, retry) => html`
   <div class="empty" role="alert">
     <span class="empty-icon fault">${icon('alert')}</span>
-    <h2>${error.storeDown ? 'The store does not answer' : 'This could not be loaded'}</h2>
+    <h2>This could not be loaded</h2>
     <p>${error.message}</p>
     <div class="row center">
       <button class="button" @click=${retry}>${icon('refresh')} Try again</button>

@@ -3,8 +3,8 @@
  *
  *   page({
  *     title: 'Spend', lead: 'one sentence' | template,
- *     json: href, csv: href,            links to the same data; optional
- *     actions: template,                buttons at the right; optional
+ *     json: href, csv: href,            links to the same data; optional; csv may be a function that saves it
+ *     actions: template,                buttons before those; optional, and may come with the data
  *     filters: template,                a row below the heading; optional
  *     view,                             the argument of render(): data, error, refresh, …
  *     skeleton: template,               shown until the first data arrive
@@ -28,12 +28,12 @@ export const page = ({title, lead = nothing, json, csv, actions = nothing, filte
       <h1 tabindex="-1">${title}</h1>
       ${lead === nothing ? nothing : html`<p class="lead">${lead}</p>`}
     </div>
-    <div class="row page-actions">
-      ${json ? dataLink('JSON', json) : nothing} ${csv ? dataLink('CSV', csv) : nothing}
+    ${actions === nothing ? nothing : html`<div class="row page-actions">${actions}</div>`}
+    <div class="row nowrap page-tools">
+      ${json ? dataLink('JSON', json) : nothing} ${dataOf(csv)}
       <button class="icon-button" aria-label="Refresh" title="Refresh" @click=${view.refresh}>
         ${icon('refresh')}
       </button>
-      ${actions}
     </div>
   </header>
   ${filters === nothing ? nothing : html`<div class="filters">${filters}</div>`}
@@ -43,23 +43,29 @@ export const page = ({title, lead = nothing, json, csv, actions = nothing, filte
 const dataLink = (label, href) =>
   html`<a class="button quiet" href=${href} target="_blank" rel="noopener">${label}</a>`;
 
+const dataOf = (csv) =>
+  typeof csv === 'function' ? html`<button class="button quiet" @click=${csv}>CSV</button>` : csv ? dataLink('CSV', csv) : nothing;
+
 function body(view, skeleton, content) {
   const {data, error, refresh} = view;
   if (data === undefined) {
-    return error ? html`${storeBanner(error)} ${failure(error, refresh)}` : skeleton;
+    if (error?.storeDown) return storeBanner(error, again(refresh));
+    return error ? failure(error, refresh) : skeleton;
   }
   return html`${error ? staleBanner(error, refresh) : nothing} ${content(data)}`;
 }
 
 const staleBanner = (error, refresh) =>
   error.storeDown
-    ? storeBanner(error)
+    ? storeBanner(error, again(refresh))
     : banner({
         level: 'warning',
         title: 'These data are not the newest.',
         text: error.message,
-        action: html`<button class="button small" @click=${refresh}>Try again</button>`,
+        action: again(refresh),
       });
+
+const again = (refresh) => html`<button class="button small" @click=${refresh}>Try again</button>`;
 
 export const card = ({title, note = nothing, actions = nothing, body, wide = false}) => html`
   <section class="card ${wide ? 'wide' : ''}">

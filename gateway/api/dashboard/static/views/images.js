@@ -2,8 +2,9 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import * as format from '../lib/format.js';
 import {get, href, post} from '../lib/http.js';
+import {getPage} from '../lib/pages.js';
 import {parameterOf} from '../lib/parameters.js';
-import {link} from '../lib/router.js';
+import {link, place} from '../lib/router.js';
 import {copyButton} from '../ui/copy.js';
 import {dialog} from '../ui/dialog.js';
 import {badge, empty, skeleton} from '../ui/feedback.js';
@@ -32,16 +33,17 @@ export const images = {
 
   async load(query, {signal, session}) {
     const list = href(listOf(session), listQuery(query));
-    const isSameList = shown?.list === list && shown.image !== query.image;
-    shown = {...shown, list, image: query.image};
-    // An image was opened or closed: what is on the screen stays.
-    if (isSameList) return shown.data;
+    if (shown?.list === list && shown.image !== query.image) {
+      // An image was opened or closed: what is on the screen stays.
+      shown.image = query.image;
+      return shown.data;
+    }
     const [first, models] = await Promise.all([
-      get(listOf(session), listQuery(query), {signal}),
+      getPage(listOf(session), listQuery(query), {signal}),
       get('/models', {}, {signal}).catch(() => ({data: []})),
     ]);
     further = {data: [], after: first.after, isLoading: false};
-    shown.data = {...first, models: models.data};
+    shown = {list, image: query.image, data: {...first, models: models.data}};
     return shown.data;
   },
 
@@ -119,15 +121,22 @@ const typed = (label, name, query, setQuery) => html`
 // ── the gallery ───────────────────────────────────────────────────────────────────────────────
 
 function gallery(view, list) {
-  // A page may be empty although the search goes on.
-  if (!list.length && !further.after) return nothingHere(view);
+  if (!list.length) return further.after ? nothingYet(view) : nothingHere(view);
   return html`
     <ul class="gallery">
       ${list.map((image) => html`<li>${tile(view, image)}</li>`)}
     </ul>
-    ${further.after ? loadMore(view) : html`<p class="note gallery-end">${format.count(list.length)} images</p>`}
+    ${further.after ? html`<div class="row center gallery-end">${loadMore(view, 'Load more')}</div>` : html`<p class="note gallery-end">${format.plural(list.length, 'image')}</p>`}
   `;
 }
+
+const nothingYet = (view) =>
+  empty({
+    icon: 'filter',
+    title: 'Nothing so far',
+    text: 'No image that was looked at matches. There are older ones.',
+    action: loadMore(view, 'Look further'),
+  });
 
 function nothingHere({query, session}) {
   const isFiltered = FILTERS.some((name) => query[name]);
@@ -153,7 +162,7 @@ function tile(view, image) {
         <span class="ellipsis">${session.kind === 'admin' ? (image.key ?? '–') : image.model}</span>
         <span class="row nowrap between note">
           <span class="ellipsis">${format.usd(image.cost_usd)}${image.hits ? ` · ${hits(image)}` : ''}</span>
-          <span>${shortAgo(image.created_at)}</span>
+          <span class="made">${format.ago(image.created_at)}</span>
         </span>
       </span>
       ${image.state === 'cached' ? nothing : stateBadge(image)}
@@ -161,20 +170,17 @@ function tile(view, image) {
   `;
 }
 
-/** "9 h ago" */
-const shortAgo = (at) => format.ago(at).replace(/ h \d+ min/, ' h');
-
-const hits = ({hits: n}) => `${format.count(n)} ${n === 1 ? 'hit' : 'hits'}`;
+const hits = ({hits: n}) => format.plural(n, 'hit');
 
 const stateBadge = ({state}) => badge(...(STATES[state] ?? [state, 'neutral']));
 
-function loadMore({query, session, app}) {
+function loadMore({query, session, app}, label) {
   const load = async () => {
     const page = further;
     page.isLoading = true;
     app.update();
     try {
-      const {data, after} = await get(listOf(session), {...listQuery(query), after: page.after});
+      const {data, after} = await getPage(listOf(session), {...listQuery(query), after: page.after});
       // Another filter may have been set meanwhile.
       if (further === page) further = {data: [...page.data, ...data], after, isLoading: false};
     } catch (error) {
@@ -184,11 +190,9 @@ function loadMore({query, session, app}) {
     app.update();
   };
   return html`
-    <div class="row center gallery-end">
-      <button class="button" ?disabled=${further.isLoading} @click=${load}>
-        ${further.isLoading ? 'Loading…' : 'Load more'}
-      </button>
-    </div>
+    <button class="button" ?disabled=${further.isLoading} @click=${load}>
+      ${further.isLoading ? 'Loading…' : label}
+    </button>
   `;
 }
 
@@ -219,13 +223,14 @@ async function showDetails(view, id) {
 function closed({setQuery}) {
   if (!opened) return;
   opened = '';
-  setQuery({image: ''}, {replace: true});
+  // Another view closed it, and the list will be an old one when this view is opened again.
+  if (place().name !== 'images') shown = null;
+  else setQuery({image: ''}, {replace: true});
 }
 
 function details(view, image) {
   const {session, app} = view;
   const file = `${listOf(session)}/${image.id}/file`;
-  const isThere = image.state === 'cached';
   return html`
     <div class="dialog-wide image-dialog">
       <header class="dialog-head">
@@ -238,7 +243,7 @@ function details(view, image) {
       <div class="dialog-body">
         <img
           class="image-large"
-          src=${href(isThere ? file : `${listOf(session)}/${image.id}/thumbnail`)}
+          src=${href(file)}
           alt=${altOf(image)}
           width=${image.width}
           height=${image.height}
@@ -345,6 +350,7 @@ function ask(view, {title, text, more = nothing, action, run, said}) {
   const {app, refresh} = view;
   const confirmed = onSubmit(async (values) => {
     await run(values);
+    shown = null; // the list has changed
     app.closeDialog();
     app.toast(said);
     refresh();

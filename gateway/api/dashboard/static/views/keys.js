@@ -51,7 +51,7 @@ const loadList = (query, signal) => get('/admin/keys', paramsOf(query), {signal}
 const list = (view) =>
   page({
     title: 'Keys',
-    lead: 'Each person or service has one. What it may spend is set here, and holds from its next request on.',
+    lead: 'Each person or service has one. Its limits hold from the next request on.',
     json: href('/admin/keys', paramsOf(view.query)),
     actions: html`<button class="button primary" @click=${() => makeKey(view)}>${icon('plus')} Make a key</button>`,
     filters: filters(view),
@@ -97,6 +97,8 @@ const usedCell = ({last_used_at: at}) =>
 const actions = (view, key) =>
   menu(`Actions for ${key.name}`, [
     {label: 'Its requests', icon: 'requests', href: link('requests', {key: key.name, outcome: ''})},
+    {label: 'Its images', icon: 'images', href: link('images', {key: key.name})},
+    {label: 'Playground', icon: 'playground', hidden: Boolean(key.revoked_at), href: link('playground', {key: key.id})},
     {label: 'Raise a limit', icon: 'bolt', hidden: Boolean(key.revoked_at) || !key.used?.some(isLimit), run: () => openRaise(view, `key:${key.name}`)},
     ...(readOnlyReason(key) ? [] : changes(view, key)),
   ]);
@@ -112,7 +114,7 @@ function nothingFound(view) {
   if (query.search || query.state !== 'active') {
     const clear = () => setQuery({search: '', state: 'active', after: '', limit: ''});
     return empty({
-      title: 'No key is like that',
+      title: 'No key matches',
       text: 'Search for another name, team or label, or among all states.',
       action: html`<button class="button" @click=${clear}>Show all active keys</button>`,
     });

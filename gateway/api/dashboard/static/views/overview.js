@@ -15,7 +15,7 @@ import {stylesheet} from '../ui/styles.js';
 
 await stylesheet('overview');
 
-const {usd, count, percent, bytes} = format;
+const {usd, count, percent, bytes, plural} = format;
 const PATH = '/admin/overview';
 const MAX_SHOWN = 3;
 const DAYS = {since: '29d', bucket_width: '1d', format: 'csv'};
@@ -105,7 +105,7 @@ const figures = ({spend, days, hit_ratio: hits}) => html`
 `;
 
 function monthTile(spend) {
-  const note = spend && html`Today ${usd(spend.today_usd)} · 7 days ${usd(spend.week_usd)} ${monthLimit(spend)}`;
+  const note = spend && html`Today ${usd(spend.today_usd)} · this week ${usd(spend.week_usd)} ${monthLimit(spend)}`;
   return tile({label: 'Spent this month', value: usd(spend?.month_usd), note: note ?? nothing});
 }
 
@@ -120,7 +120,7 @@ function forecastTile(spend) {
   const {month_forecast_usd: forecast, previous_month_usd: previous, month_limit_usd: limit, month_from: from} = spend ?? {};
   const over = limit && forecast > limit;
   return tile({
-    label: spend ? `Forecast for ${format.month(from)}` : 'Forecast',
+    label: spend ? `${format.month(from)} forecast` : 'Forecast',
     value: usd(forecast),
     level: over ? 'warning' : '',
     note: spend ? forecastNote(forecast, previous, over) : nothing,
@@ -192,14 +192,17 @@ function health({health: {store, upstreams, books}, live, cache, now}) {
           healthRow(`Upstream ${name}`, level, text, failed && `last failure ${format.ago(failed)}`),
         )}
         ${healthRow('Books', books.state, books.text, books.checked_at && `checked ${checkedAt(books.checked_at)}`)}
-        ${healthRow('Right now', 'ok', `${plural(live.requests, 'request')}, ${plural(live.purchases, 'purchase')}, ${count(live.queue)} queued`, plural(live.workers, 'worker'))}
-        ${cache ? healthRow('Cache', 'ok', plural(cache.images, 'image'), `${bytes(cache.bytes)} of ${bytes(cache.total_bytes)}`) : nothing}
+        ${healthRow('Right now', 'ok', liveText(live), plural(live.workers, 'worker'))}
+        ${cache ? healthRow('Cache', 'ok', plural(cache.images, 'image'), sizeText(cache)) : nothing}
       </dl>
     `,
   });
 }
 
-const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? '' : 's'}`;
+const liveText = ({requests, purchases, queue}) =>
+  `${plural(requests, 'request')}, ${plural(purchases, 'purchase')}, ${count(queue)} queued`;
+
+const sizeText = ({bytes: used, total_bytes: max}) => `${bytes(used)} of ${bytes(max)}`;
 
 /** Today the time is enough. */
 const checkedAt = (time) =>

@@ -459,7 +459,12 @@ function buttons(studio) {
   `;
   return html`
     <div class="row">
-      <button class="button primary grow" title="Ctrl+Enter" ?disabled=${!studio.canGenerate}>
+      <button
+        class="button primary grow"
+        title="Ctrl+Enter"
+        ?disabled=${!studio.canGenerate && !studio.isRunning}
+        aria-disabled=${studio.isRunning ? 'true' : nothing}
+      >
         ${icon('playground')} ${studio.isRunning ? 'Generating…' : 'Generate'}
       </button>
       ${studio.isRunning ? stop : nothing}

@@ -22,7 +22,7 @@ const HANDLINGS = {
   hit: ['Hit', 'ok', 'These images were in the cache.'],
   bought: ['Bought', 'info', 'These images were made now.'],
   partial: ['Partly bought', 'info', 'Some images were in the cache, the others were made now.'],
-  collapsed: ['Collapsed', 'ok', 'Another request was already buying them: you got the same ones.'],
+  collapsed: ['Followed', 'ok', 'Another request was already buying them: you got the same ones.'],
   bypass: ['Bought, not stored', 'warning', 'The cache was not used.'],
 };
 
@@ -35,7 +35,7 @@ export function stage(studio, view) {
       <h2 class="hidden">Images</h2>
       ${studio.runs.map((run) => runCard(studio, run, view))}
     </section>
-    ${studio.canVaryMore ? anotherButton(studio) : nothing}
+    ${studio.isRunning || studio.canVaryMore ? anotherButton(studio) : nothing}
     <p class="hidden" role="status">${spoken(studio.runs)}</p>
   `;
 }
@@ -56,7 +56,7 @@ const invitation = (studio) => html`
 
 const anotherButton = (studio) => html`
   <div class="row center">
-    <button class="button" @click=${() => studio.another()}>${icon('plus')} Another variation</button>
+    <button class="button" ?disabled=${studio.isRunning} @click=${() => studio.another()}>${icon('plus')} Another variation</button>
   </div>
 `;
 
@@ -80,7 +80,7 @@ function runCard(studio, run, view) {
 
 const RUNS = {
   running: (studio, run) => html`${frame(run, preview(run))} ${progress(run)}`,
-  done: (studio, run, view) => html`${pictures(run, view)} ${facts(run, view)} ${actions(studio, run)}`,
+  done: (studio, run, view) => html`${imagesOf(run, view)} ${facts(run, view)} ${actions(studio, run)}`,
   failed: (studio, run, view) =>
     problem(run.error, {view, owner: studio.owner, retry: () => studio.retry(run)}),
   stopped: (studio, run) => stopped(studio, run),
@@ -131,13 +131,13 @@ const stopped = (studio, run) => html`
 
 // ── when it is there ──────────────────────────────────────────────────────────────────────────
 
-const pictures = (run, view) => html`
-  <div class="pictures ${run.images.length > 1 ? 'many' : ''}">
+const imagesOf = (run, view) => html`
+  <div class="run-images ${run.images.length > 1 ? 'many' : ''}">
     ${run.images.map(
       (image, i) => html`
-        <figure class="picture">
+        <figure class="run-image">
           <button
-            class="picture-open"
+            class="run-image-open"
             aria-label="Open large"
             @click=${() => openLarge(view.app, run, image)}
           >
@@ -149,7 +149,7 @@ const pictures = (run, view) => html`
             />
           </button>
           <a
-            class="icon-button picture-save"
+            class="icon-button run-image-save"
             href=${image.url}
             download=${fileName(run, i, image.blob)}
             aria-label="Download"

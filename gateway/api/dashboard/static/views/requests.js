@@ -5,6 +5,7 @@ import {pager} from '../admin/parts.js';
 import {loadRequest, requestPage} from '../admin/request_page.js';
 import {ago, clock, count, dayShort, fullTime, latency, usd} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
+import {getPage} from '../lib/pages.js';
 import {OUTCOMES, flagText, outcomeOf} from '../lib/requests.js';
 import {link} from '../lib/router.js';
 import {badge, empty, skeleton} from '../ui/feedback.js';
@@ -43,7 +44,7 @@ export const requests = {
 const paramsOf = ({outcome, key, model, flag, since, after}) => ({outcome, key, model, flag, since, after, limit: PAGE_ROWS});
 
 async function loadList(query, signal) {
-  const [found, models] = await Promise.all([get('/admin/requests', paramsOf(query), {signal}), get('/models', {}, {signal})]);
+  const [found, models] = await Promise.all([getPage('/admin/requests', paramsOf(query), {signal}), get('/models', {}, {signal})]);
   return {...found, models: models.data.map(({id}) => id)};
 }
 
@@ -125,7 +126,7 @@ const timeCell = ({id, time}) => html`
 
 function outcomeCell({outcome, count: times}) {
   const {label, level} = outcomeOf(outcome);
-  return html`<span class="row badges">${badge(label, level)}${times > 1 ? html`<span class="note" title="Refusals of one reason share a record in each minute">× ${count(times)}</span>` : nothing}</span>`;
+  return html`<span class="row badges outcome">${badge(label, level)}${times > 1 ? html`<span class="note" title="Refusals of one reason share a record in each minute">× ${count(times)}</span>` : nothing}</span>`;
 }
 
 const reasonCell = ({reason, message, flags = []}) => html`
@@ -142,11 +143,14 @@ function costCell({cost_usd: cost, saved_usd: saved}) {
 }
 
 function nothingFound({query, setQuery, data}) {
-  if (data.after) return empty({title: 'Nothing on this page', text: 'A page looks at some thousand requests. “Next” looks at earlier ones.'});
+  if (data.after) {
+    const further = html`<button class="button" @click=${() => setQuery({after: data.after})}>Look further</button>`;
+    return empty({title: 'Nothing so far', text: 'None of the requests that were looked at is like that. There are earlier ones.', action: further});
+  }
   const isFiltered = query.key || query.model || query.flag || query.since || query.after;
   const all = html`<button class="button" @click=${() => setQuery({outcome: '', key: '', model: '', flag: '', since: '', after: ''})}>Show all requests</button>`;
   if (query.outcome === TROUBLE && !isFiltered) {
     return empty({icon: 'check', title: 'Nothing was refused, and nothing failed', text: 'Refusals and failures appear here with their reasons, a few seconds after they happen.', action: all});
   }
-  return empty({icon: 'requests', title: 'No requests are like that', text: 'Choose another outcome, model or time.', action: all});
+  return empty({icon: 'requests', title: 'No request matches', text: 'Choose another outcome, model or time.', action: all});
 }

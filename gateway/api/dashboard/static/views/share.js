@@ -3,8 +3,8 @@ import {html, nothing} from '../vendor/lit-html.js';
 import {csvText, save} from '../lib/csv.js';
 import * as format from '../lib/format.js';
 import {get, href} from '../lib/http.js';
-import {amountLeft, inOrder, limitAmount, limitLabel} from '../lib/limits.js';
-import {dailySeries, lastDays, sumsBy, totalOf} from '../lib/own_usage.js';
+import {amountLeft, inOrder, limitAmount, limitLabel, resetText} from '../lib/limits.js';
+import {dailySeries, lastDays, sumsBy, totalOf} from '../lib/usage.js';
 import {link} from '../lib/router.js';
 import {LANGUAGES, needsBase64} from '../lib/snippets.js';
 import {limitBar, shareBar} from '../ui/bar.js';
@@ -46,13 +46,9 @@ export const share = {
     return page({
       title: 'Your share',
       lead: `What key ${key.name}${key.team ? ` of team ${key.team}` : ''} has used, and what is left.`,
-      actions: html`
-        <a class="button quiet" href=${href('/usage', usageQuery(query))} target="_blank" rel="noopener"
-          >JSON</a
-        >
-        <button class="button quiet" ?disabled=${!data} @click=${() => saveTable(data, query)}>CSV</button>
-        ${data?.usage.limits.length ? askButton(app, data.usage) : nothing}
-      `,
+      json: href('/usage', usageQuery(query)),
+      csv: () => data && saveTable(data, query),
+      actions: data?.usage.limits.length ? askButton(app, data.usage) : nothing,
       filters: choice({
         label: 'Period',
         name: 'days',
@@ -100,8 +96,8 @@ function tiles(rows) {
   } = totalOf(rows);
   return html`
     <div class="tiles">
-      ${tile({label: 'Spent', value: format.usd(cost), note: `${format.count(bought)} images bought`})}
-      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${format.count(served)} images from the cache`})}
+      ${tile({label: 'Spent', value: format.usd(cost), note: `${format.plural(bought, 'image')} bought`})}
+      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${format.plural(served, 'image')} from the cache`})}
       ${tile({label: 'Requests', value: format.count(requests), note: `${format.count(hits)} from the cache`})}
       ${tile({label: 'Hit ratio', value: format.percent(requests ? hits / requests : null), note: 'of all requests'})}
     </div>
@@ -144,7 +140,7 @@ function limitsCard(limits) {
     <h3>Of ${scopeText(scope)}</h3>
     ${inOrder(limits.filter((limit) => limit.scope === scope)).map(bar)}
   `;
-  const none = html`<p class="note">No limit holds for this key: nothing stops its requests.</p>`;
+  const none = html`<p class="note">This key has no limits.</p>`;
   return card({
     title: 'Limits',
     body: html`<div class="stack">${scopes.length ? scopes.map(group) : none}</div>`,
@@ -156,7 +152,7 @@ function bar(row) {
   const parts = [
     left === null ? '' : `${limitAmount(row.limit, left)} left`,
     row.reserved ? `${limitAmount(row.limit, row.reserved)} reserved` : '',
-    row.used + row.reserved && row.resets_at ? `resets ${resetTime(row.resets_at)}` : '',
+    row.used + row.reserved ? resetText(row) : '',
   ];
   return limitBar({
     label: limitLabel(row.limit),
@@ -169,9 +165,6 @@ function bar(row) {
     >`,
   });
 }
-
-const resetTime = (at) =>
-  at - Date.now() / 1000 < 86_400 ? format.ago(at) : `${format.dayShort(at)}, ${format.clock(at)}`;
 
 // ── by day and model ──────────────────────────────────────────────────────────────────────────
 
@@ -191,7 +184,7 @@ function chartCard({query, session}, {usage}) {
 }
 
 const COLUMNS = [
-  {name: 'model', label: 'Model'},
+  {name: 'model', label: 'Model', cell: ({model}) => model ?? 'none'},
   {name: 'cost_usd', label: 'Spent', number: true, cell: (row) => format.usd(row.cost_usd)},
   {name: 'share', label: 'Share', sort: false, hide: true, cell: (row) => shareBar(row.share)},
   {name: 'saved_usd', label: 'Saved', number: true, cell: (row) => format.usd(row.saved_usd)},
@@ -209,7 +202,7 @@ function modelTable({query, setQuery}, rows) {
   const sums = sumsBy(rows, 'model');
   const total = totalOf(rows);
   const footer = {
-    model: 'All',
+    model: 'Total',
     cost_usd: format.usd(total.cost_usd),
     saved_usd: format.usd(total.saved_usd),
     requests: format.count(total.requests),

@@ -97,12 +97,22 @@ const filters = (view) => html`
 `;
 
 const periodFilter = ({query, setQuery}) => html`
-  ${filter({label: 'Period', name: 'range', value: query.range, set: false, options: RANGES, onChange: (range) => setQuery(rangeChange(range, query))})}
-  ${query.range === 'custom' ? html`${dateInput('from', 'From', query, setQuery)} ${dateInput('to', 'To', query, setQuery)}` : nothing}
+  ${filter({
+    label: 'Period',
+    name: 'range',
+    value: query.range,
+    set: false,
+    options: RANGES,
+    onChange: (range) => setQuery(rangeChange(range, query)),
+  })}
+  ${query.range === 'custom' ? dateInputs(query, setQuery) : nothing}
 `;
 
 /** Dates to choose begin with those of the period before the choice. */
 const rangeChange = (range, query) => ({range, from: '', to: '', ...(range === 'custom' ? periodOf(query) : {})});
+
+const dateInputs = (query, setQuery) =>
+  html`${dateInput('from', 'From', query, setQuery)} ${dateInput('to', 'To', query, setQuery)}`;
 
 const dateInput = (name, label, query, setQuery) => html`
   <div class="filter">
@@ -130,11 +140,16 @@ function whatIfFilter({query, data, setQuery}) {
     {value: 'cache=off', label: 'no cache'},
     ...(data?.qualities ?? []).map((name) => ({value: `quality=${name}`, label: `all in quality ${name}`})),
   ];
-  return filter({label: 'What if', name: 'what_if', value: query.what_if ?? '', options, onChange: (what_if) => setQuery({what_if})});
+  const onChange = (value) => setQuery({what_if: value});
+  return filter({label: 'What if', name: 'what_if', value: query.what_if ?? '', options, onChange});
 }
 
 const compareButton = ({query, setQuery}) => html`
-  <button class="button toggle" aria-pressed=${query.compare ? 'true' : 'false'} @click=${() => setQuery({compare: query.compare ? '' : '1'})}>
+  <button
+    class="button toggle"
+    aria-pressed=${query.compare ? 'true' : 'false'}
+    @click=${() => setQuery({compare: query.compare ? '' : '1'})}
+  >
     Compare with the period before
   </button>
 `;
@@ -176,12 +191,12 @@ const nothingSpent = ({setQuery}) =>
 
 function figures({total, previousTotal}) {
   const against = (field) => previousTotal && comparisonText(total[field], previousTotal[field]);
-  const images = total.images_bought + total.images_served;
+  const {cost_usd: cost, saved_usd: saved, images_bought: bought, images_served: served} = total;
   return html`
-    ${tile({label: 'Spent', value: usd(total.cost_usd), note: against('cost_usd') ?? `${usd(total.presumed_usd)} of it presumed`})}
-    ${tile({label: 'Saved by the cache', value: usd(total.saved_usd), level: 'saved', note: against('saved_usd') ?? savedPart(total)})}
+    ${tile({label: 'Spent', value: usd(cost), note: against('cost_usd') ?? presumedPart(total)})}
+    ${tile({label: 'Saved by the cache', value: usd(saved), level: 'saved', note: against('saved_usd') ?? savedPart(total)})}
     ${tile({label: 'Requests', value: count(total.requests), note: `${percent(ratio(total.hits, total.requests))} hits`})}
-    ${tile({label: 'Images', value: count(images), note: `${count(total.images_bought)} bought, ${count(total.images_served)} from the cache`})}
+    ${tile({label: 'Images', value: count(bought + served), note: `${count(bought)} bought, ${count(served)} from the cache`})}
   `;
 }
 
@@ -189,6 +204,7 @@ const comparisonText = (now, earlier) =>
   earlier ? `${change(now, earlier)} against ${usd(earlier)} before` : 'Nothing in the period before';
 
 const ratio = (part, whole) => (whole ? part / whole : null);
+const presumedPart = ({presumed_usd: presumed}) => (presumed ? `${usd(presumed)} of it presumed` : nothing);
 const savedPart = ({cost_usd: cost, saved_usd: saved}) => `${percent(ratio(saved, cost + saved))} of ${usd(cost + saved)} without it`;
 
 function whatIfAnswer({question, charged_usd: charged, what_if_usd: asked, uncomputed}) {
@@ -291,16 +307,31 @@ function columnsFor(query, most, compared) {
   return [
     {name: 'name', label: titleOf(query), cell: (row) => groupLink(row.name, query)},
     {name: 'cost_usd', label: 'Cost', number: true, cell: (row) => usd(row.cost_usd)},
-    {name: 'share', label: 'Spent and saved', sort: false, hide: true, cell: (row) => (row.name === undefined ? '' : shareBar(row.cost_usd / most, row.saved_usd / most))},
+    ...(compared && query.what_if ? [] : [shareColumn(most)]),
     ...(compared ? comparison : []),
     ...(query.what_if ? whatIfColumns : []),
     {name: 'saved_usd', label: 'Saved', number: true, cell: (row) => usd(row.saved_usd)},
     {name: 'requests', label: 'Requests', number: true, cell: (row) => count(row.requests)},
-    {name: 'hits', label: 'Hits', number: true, value: (row) => ratio(row.hits, row.requests), cell: (row) => percent(ratio(row.hits, row.requests))},
+    {name: 'hits', label: 'Hits', number: true, value: hitRatio, cell: (row) => percent(hitRatio(row))},
     {name: 'images_bought', label: 'Bought', number: true, cell: (row) => count(row.images_bought)},
     {name: 'images_served', label: 'From cache', number: true, cell: (row) => count(row.images_served)},
   ];
 }
+
+const hitRatio = ({hits, requests}) => ratio(hits, requests);
+
+/** It is left out where other columns need its room. */
+const shareColumn = (most) => ({
+  name: 'share',
+  label: 'Spent and saved',
+  sort: false,
+  hide: true,
+  cell: (row) => shareOf(row, most),
+});
+
+/** The totals, which have no name, need no bar. */
+const shareOf = ({name, cost_usd: cost, saved_usd: saved}, most) =>
+  name === undefined ? nothing : shareBar(cost / most, saved / most);
 
 const comparison = [
   {name: 'previous_usd', label: 'Before', number: true, cell: (row) => usd(row.previous_usd)},
@@ -338,5 +369,6 @@ function groupLink(name, query) {
   const narrowed = name === null ? {without: [without, dimension].filter(Boolean).join(',')} : {[dimension]: name};
   const changes = by === 'day' ? oneDay(name) : narrowed;
   const text = by === 'day' ? day(name) : (name ?? nameless(query));
-  return html`<a class="ellipsis name ${name === null ? 'muted' : ''}" href="/dashboard/spend${writeQuery({...query, ...changes, by: next, all: ''}, spend.defaults)}">${text}</a>`;
+  const search = writeQuery({...query, ...changes, by: next, all: ''}, spend.defaults);
+  return html`<a class="ellipsis name ${name === null ? 'muted' : ''}" href="/dashboard/spend${search}">${text}</a>`;
 }
