@@ -40,6 +40,11 @@ class Limit:
     """It counts each valid request; otherwise only purchases."""
 
     @property
+    def words(self) -> str:
+        """The name as people read it: `dollars per month`."""
+        return self.name.replace("usd", "dollars").replace("_", " ")
+
+    @property
     def is_rate(self) -> bool:
         """A refusal asks the client to come back soon. The other limits are budgets."""
         return self.period in ("minute", "concurrency")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from http.cookies import SimpleCookie
 from typing import Any, Final
 
+from gateway.access.audit import Actor
 from gateway.access.sign_in_links import create_sign_in_link
 from gateway.store.protocol import Store
 from tests.gateways import ADMIN_TOKEN, Client, Reply
@@ -67,7 +68,8 @@ async def sign_in_as_admin(client: Client) -> Browser:
 
 async def new_link_secret(store: Store) -> str:
     """The secret of a new one-time link."""
-    return (await create_sign_in_link(store, "http://x")).partition("#link=")[2]
+    link = await create_sign_in_link(store, "http://x", actor=Actor("cli", "a test"))
+    return link.partition("#link=")[2]
 
 
 def cookie_of(reply: Reply) -> str:

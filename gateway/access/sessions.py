@@ -4,7 +4,7 @@ A session is a signed token, so every worker can read it. It is bound to the adm
 secret of a key, and ends with that. The signing secret is a record of the store. A session that was
 signed out is a value of the store until it would have expired.
 
-Cookies are `api.dashboard.cookies`; links that sign in once are `access.sign_in_links`.
+Cookies are `api.dashboard.cookie`; links that sign in once are `access.sign_in_links`.
 """
 
 from __future__ import annotations
@@ -161,13 +161,13 @@ class Sessions:
     async def read(self, token: str) -> Session:
         """The session of a token.
 
-        An admin's is bound to the present admin token; of a key's holder the caller has still to
-        find the secret, with `is_bound`. Raises 401, or `StoreUnavailable`.
+        An admin's is bound to the present admin token. That of a key's holder needs another check:
+        `is_bound`, with the key's secret. Raises 401, or `StoreUnavailable`.
         """
         secret = await self.load_secret()
         session = verify_session(secret, token, now=self._clock())
         if session is None and self._clock() - self._read_at > REREAD_SECONDS:
-            # Another gateway may have made the secret anew, after the store was emptied.
+            # Another gateway may have made a new secret, after the store was emptied.
             with suppress(StoreUnavailable):
                 await self.refresh()
             session = verify_session(await self.load_secret(), token, now=self._clock())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Final
 
+from gateway.access.audit import Actor, Audit
 from gateway.access.key_spaces import hash_secret
 from gateway.store.batch import execute
 from gateway.store.commands import SetValue
@@ -22,10 +23,14 @@ _UNUSED: Final = b"unused"
 _USED: Final = b"used"
 
 
-async def create_sign_in_link(store: Store, base_url: str) -> str:
-    """A link to the dashboard of an admin, valid for a minute. Raises `StoreUnavailable`."""
+async def create_sign_in_link(store: Store, base_url: str, *, actor: Actor) -> str:
+    """A link to the dashboard of an admin, valid for a minute, with its event in the audit.
+
+    Raises `StoreUnavailable`.
+    """
     secret = secrets.token_urlsafe(32)
     await execute(store, SetValue(LINKS, hash_secret(secret), _UNUSED, LINK_SECONDS))
+    await Audit(store).note(actor, "sign_in_link.create", "dashboard", None)
     return f"{base_url}/dashboard#link={secret}"
 
 

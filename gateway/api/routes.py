@@ -1,9 +1,8 @@
 """The URL tables: every route, and the credential that it needs.
 
 There is a table for clients and one for operators, which may have an address of its own. The
-dashboard is on both. API paths
-work with and without `/v1`, below `/openai` as Azure's clients write them, and with doubled and
-trailing slashes: `docs/reference/images-api.md#paths`.
+dashboard is on both. API paths work with and without `/v1`, below `/openai` as Azure's clients
+write them, and with doubled and trailing slashes: `docs/reference/images-api.md#paths`.
 """
 
 from __future__ import annotations
@@ -48,6 +47,7 @@ from gateway.api.middleware import add_headers, answer_errors, observe
 from gateway.api.openapi.document import DOCUMENTS, Documents, show_document
 from gateway.api.services import SERVICES, Services
 from gateway.api.tracing import trace_request
+from gateway.api.turns import TURNS, Turns, in_turn
 from gateway.api.unknown_path import KNOWN_PATHS, KnownPaths
 from gateway.errors import InternalError
 
@@ -73,7 +73,7 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
     traced = () if services.tracer is None else (trace_request,)
     app = web.Application(middlewares=[observe, *traced, answer_errors])
     app._router = _Router()  # noqa: SLF001 - the argument `router` is deprecated
-    app[SERVICES] = services
+    app[SERVICES], app[TURNS] = services, Turns()
     # Of all tables, whichever of them this address has. Only the page calls the dashboard's API.
     app[DOCUMENTS] = Documents(route for table in (*ALL_TABLES, health_routes) for route in table())
     # Not on an address of operators: no page may call them.
@@ -107,7 +107,7 @@ def client_routes() -> list[web.RouteDef]:
         _post(_api(*_DEPLOYMENT), generate, name="generations.deployment"),
         web.get(_api("models"), with_confirmed_key(models.list_models), name="models"),
         web.get(_api("models", "{model}"), with_confirmed_key(models.show_model), name="model"),
-        web.get(_api("usage"), with_confirmed_key(usage.show_usage), name="usage"),
+        web.get(_api("usage"), with_confirmed_key(in_turn(usage.show_usage)), name="usage"),
         _post(_api("usage", "ask-for-more"), with_confirmed_key(ask_for_more), name="ask_for_more"),
         web.get(f"/images/{{link:{_LINK}}}", links.show_image, name="image"),
         web.get("/openapi.json", show_document, name="openapi"),

@@ -152,31 +152,31 @@ class Alerts:
 
     def _crossed(self, use: LimitUse, threshold: float) -> Alert:
         text = (
-            f"{use.watched.scope} has used {_percent(use.used / use.rule.maximum)} of "
-            f"{use.limit.name}: {_used_of(use)}. {self._end(use.span)}"
+            f"{show_scope(use.watched.scope)} has used {_percent(use.used / use.rule.maximum)} of "
+            f"{_limit_of(use)}: {_used_of(use)}. {self._reset(use.span)}"
         )
         return self._of_limit(use, "limit_crossed", text, threshold=threshold)
 
     def _exhausted(self, use: LimitUse) -> Alert:
-        name, is_used_up = use.limit.name, use.used >= use.rule.maximum
-        happened = f"used up {name}: {_used_of(use)}"
+        is_used_up = use.used >= use.rule.maximum
+        happened = f"used up {_limit_of(use)}: {_used_of(use)}"
         if not is_used_up:
-            happened = f"too little of {name} left for a purchase: {_used_of(use)} used"
+            happened = f"too little of {_limit_of(use)} left for a purchase: {_used_of(use)} used"
         reserved = f", and {_show_amount(use.limit, use.reserved)} reserved" if use.reserved else ""
         if use.rule.mode == "shadow":
             effect = "Nothing is refused, because the limit is in shadow mode."
         elif is_used_up:
             effect = f"Purchases are refused until {self._show(use.span.ends_at)}."
         else:
-            effect = f"It was refused. {self._end(use.span)}"
-        text = f"{use.watched.scope} has {happened}{reserved}. {effect}"
+            effect = f"The purchase was refused. {self._reset(use.span)}"
+        text = f"{show_scope(use.watched.scope)} has {happened}{reserved}. {effect}"
         return self._of_limit(use, "limit_exhausted", text)
 
     def _projected_over(self, use: LimitUse, projected: int) -> Alert:
         text = (
-            f"{use.watched.scope} is projected to exceed {use.limit.name}: {_used_of(use)} by day "
-            f"{use.span.day} make {_show_amount(use.limit, projected)} at the end. "
-            f"{self._end(use.span)}"
+            f"{show_scope(use.watched.scope)} is projected to exceed {_limit_of(use)}: "
+            f"{_used_of(use)} by day {use.span.day} make {_show_amount(use.limit, projected)} at "
+            f"the end. {self._reset(use.span)}"
         )
         more = {"projected": amount_in_unit(use.limit, projected)}
         return self._of_limit(use, "projected_over", text, more=more)
@@ -238,7 +238,7 @@ class Alerts:
             once=once("spike", watched.subject.name, today.label),
             until=today.ends_at,
             text=(
-                f"{watched.scope} has spent {show_usd(cost_micros)} on {today.label} "
+                f"{show_scope(watched.scope)} has spent {show_usd(cost_micros)} on {today.label} "
                 f"({self._zone_name}), more than {SPIKE_FACTOR} times the {show_usd(mean)} of its "
                 "average active day."
             ),
@@ -267,7 +267,7 @@ class Alerts:
             once=once("weekly_digest", f"team:{team}", week.label),
             until=week.ends_at + 7 * 86_400.0,  # it is sent in the week after
             text=(
-                f"team:{team} in {week.label} ({self._zone_name}): {show_usd(sums.cost)} spent, "
+                f"Team {team} in {week.label} ({self._zone_name}): {show_usd(sums.cost)} spent, "
                 f"{show_usd(sums.saved)} saved, {sums.requests:,} requests, {sums.bought:,} images "
                 f"bought, {sums.served:,} served from the cache. The week before: "
                 f"{show_usd(before.cost)} spent."
@@ -330,8 +330,9 @@ class Alerts:
             once=once("revoked_key_in_use", watched.subject.name),
             until=now + REVOKED_SECONDS,
             text=(
-                f"{watched.scope} is in use although it was revoked at {self._show(revoked_at)}: "
-                f"{requests:,} requests were refused, the last one from {address or 'unknown'}."
+                f"{show_scope(watched.scope)} is in use although it was revoked at "
+                f"{self._show(revoked_at)}: {requests:,} requests were refused, the last one "
+                f"from {address or 'unknown'}."
             ),
             data={
                 **self._about(watched),
@@ -364,7 +365,7 @@ class Alerts:
             "asked_for_more",
             once=once("asked_for_more", watched.subject.name, limit.name, span.label),
             until=span.ends_at,
-            text=f"{watched.scope} asks for more of {limit.name}{wanted}.{why}",
+            text=f"{show_scope(watched.scope)} asks for more {limit.words}{wanted}.{why}",
             data={
                 **self._about(watched),
                 "limit": limit.name,
@@ -391,8 +392,8 @@ class Alerts:
             "time_zone": self._zone_name,
         }
 
-    def _end(self, span: Span) -> str:
-        return f"{span.label} ends at {self._show(span.ends_at)}."
+    def _reset(self, span: Span) -> str:
+        return f"The limit resets at {self._show(span.ends_at)}."
 
     def _show(self, moment: float) -> str:
         return f"{datetime.fromtimestamp(moment, self._zone):%Y-%m-%d %H:%M} ({self._zone_name})"
@@ -410,6 +411,19 @@ def once(*parts: object) -> str:
 def clean(text: str | None, length: int = MAX_NAME) -> str:
     """A text of a client in one line, shortened."""
     return _CONTROL.sub(" ", text or "")[:length]
+
+
+def show_scope(scope: str) -> str:
+    """A scope at the start of a sentence: `Key alice`, `Team art`, `Everyone`."""
+    # The dashboard's `admin/events.js` makes a link of these words.
+    kind, _, name = scope.partition(":")
+    return f"{kind.capitalize()} {name}".rstrip()
+
+
+def _limit_of(use: LimitUse) -> str:
+    """`its dollars per month`."""
+    whose = "their" if use.watched.subject.kind == "everyone" else "its"
+    return f"{whose} {use.limit.words}"
 
 
 # ── windows ─────────────────────────────────────────────────────────────────────────────────
@@ -518,9 +532,11 @@ def _show_amount(limit: Limit, amount: int) -> str:
 
 
 def _used_of(use: LimitUse) -> str:
-    return f"{_show_amount(use.limit, use.used)} of {_show_amount(use.limit, use.rule.maximum)}"
+    maximum = _show_amount(use.limit, use.rule.maximum)
+    used = show_usd(use.used) if use.limit.unit == "usd_micros" else f"{use.used:,}"
+    return f"{used} of {maximum}"
 
 
 def _percent(ratio: float) -> str:
-    # Rounded down: 99.9 % is not all of it.
-    return f"{int(ratio * 100)} %"
+    # Rounded down: 99.9% is not all of it.
+    return f"{int(ratio * 100)}%"

@@ -15,9 +15,11 @@ from typing import Any, Final
 
 import orjson
 
+from gateway.billing.alerts import show_scope
 from gateway.billing.verified_sums import time_of_position
 from gateway.errors import ErrorCode
 from gateway.images import Record
+from gateway.limits import LIMITS
 from gateway.store.batch import execute
 from gateway.store.commands import LEDGER_END, ReadLedgerBack, SearchRefusals
 from gateway.store.protocol import Store
@@ -147,7 +149,9 @@ def message_of(record: Record, said: str = "") -> str:
     if said:
         return said
     if record.limit is not None:
-        return f"Limit {record.limit} of {record.scope or 'the key'} was reached."
+        limit = LIMITS.get(record.limit)
+        words = record.limit if limit is None else limit.words
+        return f"{show_scope(record.scope or 'the key')} has reached its limit of {words}."
     if record.error is not None and record.error in _MEANINGS:
         return _MEANINGS[record.error]
     if "presumed" in record.flags:

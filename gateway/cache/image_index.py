@@ -175,15 +175,20 @@ class ImageIndex:
 
     async def find_all(self, image_ids: Sequence[str]) -> Mapping[str, IndexedImage]:
         """Their records by id, without unknown and unreadable ones."""
+        return (await self.read_all(image_ids))[0]
+
+    async def read_all(self, image_ids: Sequence[str]) -> tuple[Mapping[str, IndexedImage], int]:
+        """As `find_all`, and the bytes that were read."""
         batch = Batch(self._store)
         records = {image_id: batch.add(GetValue(IMAGES, image_id)) for image_id in image_ids}
         await batch.execute()
-        return {
+        found = {
             image_id: indexed
             for image_id, record in records.items()
             if record.value is not None
             and (indexed := read_stored("image", record.value, IndexedImage.decode, name=image_id))
         }
+        return found, sum(len(record.value or b"") for record in records.values())
 
     async def open(self, image_id: str) -> ServedImage:
         """An image with its bytes. Raises 404 for an unknown id, 410 if the bytes are lost."""

@@ -1,8 +1,8 @@
 """Finds the images of the cache, newest first, by model, size, key, tag and time.
 
 A search walks down the shortest list that it names (`indexed_image`) and compares the other
-conditions with each record. What is there is asked for each image anew, because the lists may have
-images that are not in the cache any more: those are left out, and removed from the lists.
+conditions with each record. The lists may have images that are not in the cache any more, so each
+image is looked up: those that are gone are left out, and removed from the lists.
 """
 
 from __future__ import annotations
@@ -38,8 +38,15 @@ from gateway.store.protocol import Store
 MAX_SCANNED: Final = 1000
 """Images of a list that one search looks at. If more could match, it ends early, with a cursor."""
 
+MAX_SCANNED_BYTES: Final = 8 << 20
+"""Bytes of records after which a search ends early too: a record may have a prompt."""
+
+FIRST_PAGE: Final = 25
 SCAN_PAGE: Final = 100
-"""Records that are read at once: some two milliseconds of the event loop."""
+"""Records that are read at once, first and at most: some two milliseconds of the event loop."""
+
+PAGE_BYTES: Final = 512 << 10
+"""What the records of a page should have together. A prompt takes up to 128 KB."""
 
 ENTRIES_PAGE: Final = 15
 """Entries that are read at once. One has up to 64 images."""
@@ -150,16 +157,19 @@ class ImageSearch:
         before = min(filter(None, (after, _time_or_empty(terms.until))), default="")
         first = _time_or_empty(terms.since)
         found: list[FoundImage] = []
-        for _ in range(0, MAX_SCANNED, SCAN_PAGE):
-            page = await execute(self._store, ReadOrderedSet(LISTS, shortest, SCAN_PAGE, before))
+        scanned, scanned_bytes, count = 0, 0, min(FIRST_PAGE, SCAN_PAGE)
+        while scanned < MAX_SCANNED and scanned_bytes < MAX_SCANNED_BYTES:
+            page = await execute(self._store, ReadOrderedSet(LISTS, shortest, count, before))
             members = [member for member in page if member >= first]
-            wanted = await self._matching(shortest, members, terms)
+            wanted, size_bytes = await self._matching(shortest, members, terms)
+            scanned, scanned_bytes = scanned + len(members), scanned_bytes + size_bytes
             chosen = dict(list(wanted.items())[: limit - len(found)])
             found += await self._describe(chosen)
             is_cut = len(chosen) < len(wanted)
-            if not is_cut and len(members) < SCAN_PAGE:
+            if not is_cut and len(members) < count:
                 return ImagePage(found, None)
             before = next(reversed(chosen)) if is_cut else members[-1]
+            count = _next_page(count, size_bytes // len(members))
             if len(found) == limit:
                 break
         return ImagePage(found, before)
@@ -173,17 +183,21 @@ class ImageSearch:
 
     async def _matching(
         self, name: str, members: Sequence[str], terms: SearchTerms
-    ) -> dict[str, tuple[str, IndexedImage]]:
-        """Those that match, by member. Removes those without a record from the list `name`."""
+    ) -> tuple[dict[str, tuple[str, IndexedImage]], int]:
+        """Those that match, by member, and the bytes of all records.
+
+        Removes those without a record from the list `name`.
+        """
         ids = {m: named["id"] for m in members if (named := MEMBER.fullmatch(m)) is not None}
-        records = await self._image_index.find_all(list(ids.values()))
+        records, size_bytes = await self._image_index.read_all(list(ids.values()))
         gone = [m for m in members if _is_gone(records.get(ids.get(m, "")))]
         await self._remove(name, [member for member in gone if self._is_settled(member)])
-        return {
+        matching = {
             member: (image_id, records[image_id])
             for member, image_id in ids.items()
             if member not in gone and terms.matches(records[image_id])
         }
+        return matching, size_bytes
 
     async def _describe(self, images: Mapping[str, tuple[str, IndexedImage]]) -> list[FoundImage]:
         """The images whose bytes are stored, in order."""
@@ -239,6 +253,11 @@ class ImageSearch:
         for image_id, indexed in images:
             self._image_index.unlist(batch, image_id, indexed)
         await batch.execute()
+
+
+def _next_page(count: int, record_bytes: int) -> int:
+    """How many records to read next: more if they are small, twice as many at most."""
+    return max(1, min(2 * count, SCAN_PAGE, PAGE_BYTES // max(1, record_bytes)))
 
 
 def _is_gone(indexed: IndexedImage | None) -> bool:

@@ -80,8 +80,8 @@ def demo_settings(base_url: str, settings: Settings) -> Settings:
 async def prepare_demo(settings: Settings) -> tuple[str, str]:
     """The secret of a new key, and a link to the dashboard."""
     async with open_store(settings) as (store, _):
-        secret = await create_demo_key(store)
-        return secret, await create_sign_in_link(store, settings.server.dashboard_base_url)
+        secret, base_url = await create_demo_key(store), settings.server.dashboard_base_url
+        return secret, await create_sign_in_link(store, base_url, actor=command_actor())
 
 
 async def create_demo_key(store: Store) -> str:

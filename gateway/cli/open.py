@@ -11,7 +11,6 @@ from typing import Final
 
 import click
 
-from gateway.access.audit import Audit
 from gateway.access.sign_in_links import LINK_SECONDS, create_sign_in_link
 from gateway.cli.options import command_actor, config_option, find_configuration
 from gateway.cli.output import errors_as_messages
@@ -56,9 +55,7 @@ def open(  # noqa: A001 - the name of the command
 async def _create_link(settings: Settings, base_url: str) -> str:
     async with open_existing_store(settings) as store:
         print_name(store)
-        link = await create_sign_in_link(store, base_url)
-        await Audit(store).note(command_actor(), "sign_in_link.create", "dashboard", None)
-        return link
+        return await create_sign_in_link(store, base_url, actor=command_actor())
 
 
 def _has_browser() -> bool:

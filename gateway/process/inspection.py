@@ -21,7 +21,7 @@ def create_inspection(configuration: Configuration, settings: Settings) -> Inspe
     values = configuration.read_values()
 
     def examine() -> Sequence[Finding]:
-        # On an event loop of its own, in the thread of the caller: some checks read many files.
+        # On an event loop of its own, in a thread of its own: some checks read many files.
         return asyncio.run(examine_worker(configuration, settings))
 
     return Inspection(

@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from gateway.access import sessions, sign_in_links
+from gateway.access.audit import Actor, Audit
 from gateway.access.key_spaces import Credential, hash_secret
 from gateway.access.sessions import (
     ENDED,
@@ -32,6 +33,7 @@ from tests.waiting import eventually
 
 SECRET = b"a-signing-secret"
 SESSION = Session("id", "key", "binding", expires_at=1000, key_id="key_1")
+ACTOR = Actor("cli", "a test")
 TOKEN = SecretStr("an-admin-token-of-tests")
 
 
@@ -157,7 +159,7 @@ async def test_a_link_works_once_and_not_when_it_has_expired(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store() as here, open_store() as there:
-        link = await create_sign_in_link(here, "https://images.example.com")
+        link = await create_sign_in_link(here, "https://images.example.com", actor=ACTOR)
         start, _, secret = link.partition("#link=")
         assert start == "https://images.example.com/dashboard"
         assert len(secret) >= 43
@@ -170,7 +172,7 @@ async def test_a_link_works_once_and_not_when_it_has_expired(
             assert not await use_sign_in_link(store, hash_secret(secret))
 
         monkeypatch.setattr(sign_in_links, "LINK_SECONDS", 0.05)
-        late = (await create_sign_in_link(here, "x")).partition("#link=")[2]
+        late = (await create_sign_in_link(here, "x", actor=ACTOR)).partition("#link=")[2]
         name = hash_secret(late)
 
         async def has_expired() -> bool:
@@ -178,6 +180,14 @@ async def test_a_link_works_once_and_not_when_it_has_expired(
 
         await eventually(has_expired)
         assert not await use_sign_in_link(here, late)
+
+
+async def test_every_link_is_in_the_audit(open_store: OpenStore) -> None:
+    async with open_store() as store:
+        link = await create_sign_in_link(store, "x", actor=ACTOR)
+        (entry,) = await Audit(store).read()
+    assert (entry.event.actor, entry.event.action) == (ACTOR, "sign_in_link.create")
+    assert link.partition("#link=")[2] not in str(entry.public())
 
 
 async def _assert_refused(worker: Sessions, token: str) -> None:

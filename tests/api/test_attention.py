@@ -134,7 +134,7 @@ def test_upstream_is_described_by_what_concerns_all_purchases() -> None:
     own = FailedPurchase(NOW, "answer", "content_refused", message="no")
     state = UpstreamState("a", NOW - 9, failures_since_success=1, failures=(own,))
     assert attention.of_upstream(state) is None
-    assert text(state) == "The last purchase failed, for a reason of its own."
+    assert text(state) == "The last purchase failed, for a reason that concerns only that request."
     refused = FailedPurchase(NOW, "answer", "credential_refused", message="wrong\nkey")
     state = UpstreamState("a", NOW - 9, failures_since_success=1, failures=(refused,))
     found = attention.of_upstream(state)

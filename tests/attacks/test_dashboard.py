@@ -5,16 +5,20 @@ Each table has what an attacker may try, and may only grow.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import pytest
 import pytest_asyncio
 
 from gateway.access.attempts import ATTEMPTS_PER_MINUTE
+from gateway.api.turns import MAX_AT_ONCE, MAX_WAITING, TURNS, Turns
+from gateway.errors import GatewayError
 from tests.dashboards import (
     API,
     OF_THE_PAGE,
@@ -407,3 +411,77 @@ async def test_a_buyer_does_not_learn_when_others_ask_for_the_same(attacked: Att
     assert (await attacked.holder.send("GET", f"{API}/images/{image_id}")).json == before
     listed = (await attacked.holder.get("/images"))["data"]
     assert next(image for image in listed if image["id"] == image_id) == before
+
+
+# ── floods ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def _take_all(stack: AsyncExitStack, turns: Turns, key_id: str) -> None:
+    """Takes every turn of a key, and all places of those who wait."""
+    for _ in range(MAX_AT_ONCE):
+        await stack.enter_async_context(turns.take(key_id))
+
+    async def wait() -> None:
+        async with turns.take(key_id):
+            pass
+
+    for _ in range(MAX_WAITING):
+        waiting = asyncio.create_task(wait())
+        stack.callback(waiting.cancel)
+    await asyncio.sleep(0)
+
+
+@in_module
+async def test_a_holder_who_floods_the_page_keeps_nobody_else_waiting(attacked: Attacked) -> None:
+    client = attacked.gateway.client
+    bob = await attacked.stranger.sign_in(token=(await client.with_key("a-calm-key")).secret)
+    image_id = (await attacked.alice.ask("a flood")).headers["x-gateway-image-ids"]
+    turns = attacked.gateway.runner.app[TURNS]
+    async with AsyncExitStack() as stack:
+        await _take_all(stack, turns, attacked.alice.key_id)
+        image = f"/images/{image_id}"
+        for path in ("/images", image, f"{image}/thumbnail", f"{image}/file", "/usage", "/models"):
+            reply = await attacked.holder.send("GET", API + path)
+            assert (reply.status, reply.error["code"]) == (503, "overloaded"), path
+            assert reply.headers["Retry-After"] == "1"
+        for browser, path in ((bob, "/images"), (bob, "/usage"), (attacked.admin, "/admin/images")):
+            await browser.get(path)
+        refused = await attacked.alice.send("GET", "/v1/usage")
+        assert (refused.status, refused.error["code"]) == (503, "overloaded")
+        ask = {"prompt": "a flood"}
+        made = await attacked.holder.send("POST", f"{API}/images/generations", ask)
+        assert made.status == 200
+    await attacked.holder.get("/images")
+    assert len(turns) == 0
+
+
+async def test_few_requests_of_one_key_are_at_work_at_a_time() -> None:
+    turns, at_work, most = Turns(), 0, 0
+
+    async def work() -> None:
+        nonlocal at_work, most
+        async with turns.take("key_a"):
+            at_work += 1
+            most = max(most, at_work)
+            await asyncio.sleep(0)
+            at_work -= 1
+
+    await asyncio.gather(*(work() for _ in range(MAX_AT_ONCE + MAX_WAITING)))
+    assert (most, len(turns)) == (MAX_AT_ONCE, 0)
+    with pytest.raises(GatewayError, match="256 requests") as refused:
+        await asyncio.gather(*(work() for _ in range(MAX_AT_ONCE + MAX_WAITING + 1)))
+    assert refused.value.code == "overloaded"
+
+
+@in_module
+async def test_of_many_who_use_a_link_at_once_one_signs_in(attacked: Attacked) -> None:
+    secret = await new_link_secret(attacked.gateway.gateway.store)
+    headers = {**OF_THE_PAGE, **_from_another_address()}
+    replies = await asyncio.gather(
+        *(
+            attacked.stranger.send("POST", SESSION, {"link": secret}, headers=headers)
+            for _ in range(30)
+        )
+    )
+    assert sorted(reply.status for reply in replies) == [201, *[401] * 29]
+    assert sum("Set-Cookie" in reply.headers for reply in replies) == 1

@@ -202,7 +202,7 @@ def test_an_event_names_the_top_three_of_its_scope():
     event = as_event(crossed, top, now=NOVEMBER_9)
     first, *others = event.text.splitlines()
     assert first == (
-        "key:alice has used 60 % of usd_per_month: $60.00 of $100.00. 2026-11 ends at "
+        "Key alice has used 60% of its dollars per month: $60.00 of $100.00. The limit resets at "
         "2026-12-01 00:00 (Europe/Berlin)."
     )
     assert others == [

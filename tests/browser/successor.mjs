@@ -1,4 +1,5 @@
-// Two holders of keys, one after the other in the same tab: the second sees nothing of the first.
+// Two holders of keys, one after the other in the same tab: the second sees nothing of the first, and
+// learns that a sign-out without an answer was none.
 import {browse, given, openPage, say, settled, signIn} from './browser.mjs';
 
 const goTo = async (page, view) => {
@@ -26,4 +27,12 @@ await browse(async (browser) => {
   await page.getByRole('dialog').getByRole('img').waitFor();
   say('second', {images: await galleryOf(page)});
   say('end', {faults: page.faults});
+  await page.keyboard.press('Escape');
+  // Without an answer the cookie is still there.
+  await page.route('**/dashboard/api/session', (route) =>
+    route.request().method() === 'DELETE' ? route.abort() : route.continue(),
+  );
+  await page.getByRole('button', {name: 'Sign out'}).click();
+  await page.getByLabel('Admin token or gateway key').waitFor();
+  say('no answer', {said: await page.locator('main').innerText()});
 });

@@ -29,3 +29,4 @@ async def test_the_next_holder_sees_nothing_of_the_one_before(
     assert the(steps, "first")["images"] == ["the secret of alice"]
     assert the(steps, "second")["images"] == ["an otter of bob"]
     assert the(steps, "end")["faults"] == []
+    assert "still signed in" in the(steps, "no answer")["said"]

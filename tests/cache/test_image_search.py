@@ -337,6 +337,28 @@ async def test_a_search_of_one_key_tells_nothing_of_images_of_other_keys(
         assert after is None or after[16:] in own
 
 
+async def test_no_search_reads_many_long_prompts(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_search, "PAGE_BYTES", 45_000)
+    monkeypatch.setattr(image_search, "MAX_SCANNED_BYTES", 400_000)
+    cache, read = make_cache(tmp_path, store), []
+    for n in range(80):
+        stored = make_image(age=n, entry=n)
+        long = replace(stored, origin=replace(stored.origin, prompt="p" * 10_000))
+        await store_image(cache, store, long)
+    found = []
+    after: str | None = ""
+    while after is not None:
+        page = await cache.image_search.search(SearchTerms(), limit=100, after=after)
+        read.append(len(page.images))
+        found += [image.id for image in page.images]
+        after = page.after
+    # The first page is 25 images, and each further one has four.
+    assert read == [41, 39]
+    assert len(set(found)) == 80
+
+
 async def test_a_link_that_was_given_before_the_image_was_stored_keeps_no_origin_away(
     tmp_path: Path, store: Store
 ) -> None:

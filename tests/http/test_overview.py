@@ -70,14 +70,14 @@ async def test_what_needs_attention_is_said_with_what_to_do(gateway: InProcess) 
     assert found["spend"]["month_forecast_usd"] >= 0.016
     assert found["attention"][0]["level"] == "fault"
     used_up = by_title["A budget is used up"]
-    assert used_up["text"].startswith("key:bob has used up usd_per_month: $0.02 of $0.02.")
+    assert used_up["text"].startswith("Key bob has used up its dollars per month: $0.02 of $0.02.")
     assert used_up["action"] == {
         "label": "Raise the limit",
         "view": "keys",
         "query": {"search": "bob", "limit": "usd_per_month"},
     }
     nearly = by_title["A budget is nearly used"]
-    assert nearly["text"].startswith("everyone has used 80 % of usd_per_month")
+    assert nearly["text"].startswith("Everyone has used 80% of their dollars per month")
     assert "a launch on Friday" in by_title["A key asks for more"]["text"]
     assert by_title["A revoked key is in use"]["action"]["query"] == {
         "search": "gone",

@@ -50,7 +50,7 @@ async def test_requests_are_listed_newest_first_with_the_reason(
     # Three refusals of a minute, or of two.
     assert refused["count"] in (1, 2, 3)
     assert sum(r["count"] for r in found["data"] if r["key"] == "poor") == 3
-    assert refused["message"] == "Limit usd_per_day of key:poor was reached."
+    assert refused["message"] == "Key poor has reached its limit of dollars per day."
     assert refused["team"] == "art"
     assert (
         rows["refused", "integer_above_max_value"]["message"] == "An integer exceeds its maximum."
@@ -113,7 +113,7 @@ async def test_events_are_listed_newest_first(gateway: InProcess) -> None:
     assert [event["data"]["scope"] for event in found["data"]] == ["key:two", "key:one"]
     newest = found["data"][0]
     assert (newest["kind"], newest["team"]) == ("asked_for_more", "art")
-    assert newest["text"].startswith("key:two asks for more of usd_per_month: $5.00 more.")
+    assert newest["text"].startswith("Key two asks for more dollars per month: $5.00 more.")
     first = await listed(client, "limit=1&kind=asked_for_more", path=events)
     second = await listed(client, f"limit=1&after={first['after']}", path=events)
     assert [*first["data"], *second["data"]] == found["data"]

@@ -114,7 +114,7 @@ async def test_an_event_says_what_was_used_and_until_when(told_alice, receiver):
     assert (data["max"], data["used"], data["reserved"]) == (1, 1, 0)
     assert data["window"]["time_zone"] == "UTC"
     assert 0 < data["window"]["ends_at"] - time.time() <= DAY
-    assert data["text"].startswith("key:alice has used up images_per_day: 1 images of 1 images.")
+    assert data["text"].startswith("Key alice has used up its images per day: 1 of 1 images.")
     assert [key["name"] for key in data["top"]["keys"]] == ["alice"]
 
 
@@ -155,7 +155,7 @@ async def test_a_rate_that_refuses_makes_no_event_and_stops_no_other(
 @pytest.mark.parametrize(
     ("mode", "status", "says"),
     [
-        ("enforce", 429, "It was refused."),
+        ("enforce", 429, "The purchase was refused."),
         ("shadow", 400, "Nothing is refused, because the limit is in shadow mode."),
     ],
 )
@@ -170,7 +170,9 @@ async def test_a_purchase_that_does_not_fit_into_an_unused_budget_is_an_event(
     await until_told(receiver, "limit_exhausted")
     (event,) = receiver.events
     assert (event["data"]["scope"], event["data"]["mode"]) == ("key:bob", mode)
-    start = "key:bob has too little of usd_per_day left for a purchase: $0.00 of $1.00 used. "
+    start = (
+        "Key bob has too little of its dollars per day left for a purchase: $0.00 of $1.00 used. "
+    )
     assert event["data"]["text"].startswith(start + says)
 
 
@@ -251,7 +253,7 @@ async def test_a_key_asks_for_more_once_in_a_window(told_alice, receiver):
     assert event["data"]["amount"] == 3
     assert event["data"]["reason"] == body["reason"]
     assert event["data"]["text"].splitlines()[0] == (
-        "key:alice asks for more of images_per_day: 3 images more. Reason: <!channel> please"
+        "Key alice asks for more images per day: 3 images more. Reason: <!channel> please"
     )
     (state,) = event["data"]["limits"]
     assert (state["max"], state["used"]) == (1, 1)

@@ -114,12 +114,12 @@ def text_of_upstream(state: UpstreamState) -> str:
     if state.last_success_at is None and not state.failures:
         return "Nothing was bought yet."
     if state.failures_since_success:
-        return "The last purchase failed, for a reason of its own."
+        return "The last purchase failed, for a reason that concerns only that request."
     return "Purchases succeed."
 
 
 def of_books(verified: Verified | None, *, now: float, is_in_use: bool) -> Attention | None:
-    """The books disagree, or nobody knows."""
+    """The books do not balance, or were not verified lately."""
     if verified is None:
         if not is_in_use:
             return None

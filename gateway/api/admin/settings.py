@@ -1,4 +1,4 @@
-"""`/admin/settings` and `/admin/doctor`: the configuration that holds, and whether all works."""
+"""`/admin/settings` and `/admin/doctor`: the settings in use, and whether all works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def show_settings(request: web.Request) -> web.Response:
 async def run_doctor(request: web.Request) -> web.Response:
     """`POST /admin/doctor`: every check, as `gateway doctor` makes it. It takes seconds.
 
-    There is one at a time: who asks meanwhile gets its findings too.
+    There is one at a time: a request meanwhile gets the findings of that one.
     """
     check_query(request, ())
     services = request.app[SERVICES]

@@ -21,6 +21,7 @@ from gateway.api.dashboard.page import VIEWS, show_asset, show_page
 from gateway.api.dashboard.session import show_session, sign_in, sign_out
 from gateway.api.http.body import defer_continue
 from gateway.api.middleware import Handler
+from gateway.api.turns import in_turn
 from gateway.errors import InternalError
 
 API: Final = "/dashboard/api"
@@ -39,16 +40,16 @@ def dashboard_routes() -> list[web.RouteDef]:
         _post(f"{API}/session", of_the_page(sign_in), name="dashboard_session"),
         web.get(f"{API}/session", _signed_in(show_session), name="dashboard_session.show"),
         web.delete(f"{API}/session", of_the_page(sign_out), name="dashboard_session.end"),
-        web.get(f"{API}/models", _signed_in(list_models), name="dashboard_models"),
+        web.get(f"{API}/models", _signed_in(in_turn(list_models)), name="dashboard_models"),
         _post(
             f"{API}/images/generations",
             _signed_in(images.generate, "key"),
             name="dashboard_generations",
         ),
-        web.get(f"{API}/usage", _signed_in(usage.show_usage, "key"), name="dashboard_usage"),
+        web.get(f"{API}/usage", _of_holder(usage.show_usage), name="dashboard_usage"),
         _post(
             f"{API}/usage/ask-for-more",
-            _signed_in(ask_for_more, "key"),
+            _of_holder(ask_for_more),
             name="dashboard_ask_for_more",
         ),
         *_own_images(),
@@ -59,18 +60,16 @@ def _own_images() -> list[web.RouteDef]:
     """The handlers of `/admin/images`, which show the holder of a key only their own."""
     one = f"{API}/images/{{id}}"
     return [
-        web.get(
-            f"{API}/images", _signed_in(cached_images.list_images, "key"), name="dashboard_images"
-        ),
-        web.get(one, _signed_in(cached_images.show_image, "key"), name="dashboard_image"),
+        web.get(f"{API}/images", _of_holder(cached_images.list_images), name="dashboard_images"),
+        web.get(one, _of_holder(cached_images.show_image), name="dashboard_image"),
         web.get(
             f"{one}/thumbnail",
-            _signed_in(cached_images.show_thumbnail, "key"),
+            _of_holder(cached_images.show_thumbnail),
             name="dashboard_image_thumbnail",
         ),
         web.get(
             f"{one}/file",
-            _signed_in(cached_images.send_file, "key"),
+            _of_holder(cached_images.send_file),
             name="dashboard_image_file",
         ),
     ]
@@ -105,6 +104,11 @@ def _under_session(route: web.RouteDef) -> web.RouteDef:
 
 def _signed_in(handler: Handler, kind: Kind | None = None) -> Handler:
     return of_the_page(with_session(handler, kind))
+
+
+def _of_holder(handler: Handler) -> Handler:
+    """For paths that read much of the store. Image requests have bounds of their own."""
+    return _signed_in(in_turn(handler), "key")
 
 
 async def _not_called(_request: web.Request) -> web.StreamResponse:

@@ -93,9 +93,11 @@ const app = {
     update();
   },
   async signOut() {
-    await del('/session').catch(() => null); // without an answer, the page forgets all the same
-    noteSignedIn(false);
-    leave('');
+    const error = await del('/session').catch((failed) => failed);
+    const isUnanswered = error?.status === 0;
+    // The page forgets what it has all the same, but only an answer deletes the cookie.
+    noteSignedIn(isUnanswered);
+    leave(isUnanswered ? 'No answer: this browser is still signed in. Reload, and sign out again.' : '');
   },
 };
 

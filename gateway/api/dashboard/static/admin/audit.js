@@ -68,7 +68,7 @@ const changes = (event) => html`
 `;
 
 /** Fields that differ: what was there is red, what is there now is green, and signs say so too. */
-export const diffTable = (before, after) => html`
+const diffTable = (before, after) => html`
   <dl class="diff">
     ${differences(before, after).map(
       (each) => html`<dt>${each.path}</dt>

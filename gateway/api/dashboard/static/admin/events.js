@@ -2,7 +2,7 @@
 
 import {html, nothing} from '../vendor/lit-html.js';
 import {ago, fullTime} from '../lib/format.js';
-import {amountLeft, limitLabel} from '../lib/limits.js';
+import {amountLeft} from '../lib/limits.js';
 import {link} from '../lib/router.js';
 import {badge} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
@@ -10,10 +10,10 @@ import {openRaise} from './dialogs.js';
 
 export const KINDS = {
   asked_for_more: {label: 'Asked for more', icon: 'plus', level: 'info'},
-  limit_exhausted: {label: 'Limit exhausted', icon: 'alert', level: 'fault'},
-  limit_crossed: {label: 'Limit crossed', icon: 'spend', level: 'warning'},
-  projected_over: {label: 'Projected over', icon: 'clock', level: 'warning'},
-  spike: {label: 'Spike', icon: 'bolt', level: 'warning'},
+  limit_exhausted: {label: 'Budget used up', icon: 'alert', level: 'fault'},
+  limit_crossed: {label: 'Budget warning', icon: 'spend', level: 'warning'},
+  projected_over: {label: 'Budget will not last', icon: 'clock', level: 'warning'},
+  spike: {label: 'Unusual spending', icon: 'bolt', level: 'warning'},
   revoked_key_in_use: {label: 'Revoked key in use', icon: 'key', level: 'fault'},
   model_retires: {label: 'Model retires', icon: 'images', level: 'warning'},
   weekly_digest: {label: 'Weekly digest', icon: 'table', level: ''},
@@ -56,22 +56,20 @@ function actions(view, {kind, data}) {
   return html`<button class="button small ${style}" @click=${() => raise(view, data)}>${icon('bolt')} Raise</button>`;
 }
 
-/** The gateway's sentence, with a link in place of a scope such as `key:alice`, and the limit in words. */
-function sentenceOf(sentence, {scope = '', limit}) {
-  const words = limit ? sentence.replaceAll(limit, limitLabel(limit).toLowerCase()) : sentence;
+/** The gateway's sentence, whose first words are a link to what it is about. */
+function sentenceOf(sentence, {scope = ''}) {
   const [kind, ...rest] = scope.split(':');
-  const name = rest.join(':');
-  const named = scope && words.startsWith(scope) ? scope : name;
-  if (!TARGETS[kind] || !words.startsWith(named)) return words;
-  const shown = kind === 'team' ? `Team ${name}` : name || 'Everyone';
-  return html`<a href=${TARGETS[kind](name)}>${shown}</a>${words.slice(named.length)}`;
+  const [words, href] = SUBJECTS[kind]?.(rest.join(':')) ?? [];
+  if (!words || !sentence.startsWith(words)) return sentence;
+  return html`<a href=${href}>${words}</a>${sentence.slice(words.length)}`;
 }
 
-const TARGETS = {
-  key: (name) => link('keys', {search: name, state: 'all'}),
-  team: (name) => link('teams', {team: name}),
-  everyone: () => link('teams'),
-  model: (name) => link('spend', {model: name}),
+/** The first words of a sentence by the kind of its scope, as `gateway/billing/alerts.py` writes them. */
+const SUBJECTS = {
+  key: (name) => [`Key ${name}`, link('keys', {search: name, state: 'all'})],
+  team: (name) => [`Team ${name}`, link('teams', {team: name})],
+  everyone: () => ['Everyone', link('teams')],
+  model: (name) => [name, link('spend', {model: name})],
 };
 
 /** The limit that keeps the key from buying may be its team's, or that of everyone. */

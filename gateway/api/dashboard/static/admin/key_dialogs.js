@@ -82,7 +82,7 @@ function overlapNote(key) {
   const ends = overlapsOf(key);
   if (!ends.length) return nothing;
   const text = `${ends.length} former ${ends.length === 1 ? 'secret works' : 'secrets work'} still, the last one until ${fullTime(Math.max(...ends))}.`;
-  return html`<p class="note">${text} Five secrets at once are the most.</p>`;
+  return html`<p class="note">${text} A key has at most five secrets at once.</p>`;
 }
 
 export function revokeKey({app, refresh}, key) {
@@ -185,8 +185,8 @@ const advancedFields = (key) => html`
     ${selectField({label: 'Validation', name: 'validation', value: key.validation ?? '', options: withDefault('The gateway’s setting', [{value: 'strict', label: 'Strict: as OpenAI’s API'}, {value: 'lenient', label: 'Lenient: tolerate more clients'}])})}
     ${textField({label: 'Header of end users', name: 'user_header', value: key.user_header ?? '', placeholder: 'X-OpenWebUI-User-Email', hint: 'It names the user in records. It is trusted: only for keys of servers.'})}
   </div>
-  ${checkField({label: 'Answers from the cache report their tokens', name: 'hits_report_usage', checked: key.hits_report_usage !== false, hint: 'Without it, images that cost the key nothing count as no tokens.'})}
-  ${checkField({label: 'Cache-Control: no-cache is heeded', name: 'allow_no_cache', checked: key.allow_no_cache !== false, hint: 'Without it, no-cache and max-age of its requests have no effect.'})}
+  ${checkField({label: 'Answers from the cache report their tokens', name: 'hits_report_usage', checked: key.hits_report_usage !== false, hint: 'Otherwise images that cost the key nothing count as no tokens.'})}
+  ${checkField({label: 'Its requests may use Cache-Control: no-cache', name: 'allow_no_cache', checked: key.allow_no_cache !== false, hint: 'Otherwise no-cache and max-age of its requests have no effect.'})}
 `;
 
 export const scopeField = (value, otherwise) =>
@@ -197,7 +197,7 @@ export const scopeField = (value, otherwise) =>
     options: withDefault(otherwise, [
       {value: 'global', label: 'All keys'},
       {value: 'team', label: 'Its team'},
-      {value: 'key', label: 'Nobody'},
+      {value: 'key', label: 'No other key'},
     ]),
   });
 

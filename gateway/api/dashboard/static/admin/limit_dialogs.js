@@ -4,7 +4,7 @@ import {html, nothing} from '../vendor/lit-html.js';
 import {zone} from '../lib/format.js';
 import {del, patch, post} from '../lib/http.js';
 import {limitFields as readLimits, patchFields, warnText} from '../lib/key_form.js';
-import {LIMITS, inOrder, limitAmount, limitLabel, limitParts, scopeText} from '../lib/limits.js';
+import {LIMITS, inOrder, limitAmount, limitLabel, limitParts, limitValue, scopeText} from '../lib/limits.js';
 import {dateIn} from '../lib/zone.js';
 import {confirm, dialog} from '../ui/dialog.js';
 import {onSubmit, selectField, textField} from '../ui/form.js';
@@ -79,8 +79,7 @@ export function changeLimits({app, refresh}, {scope, data}) {
 /** The limit as it is set, without its raises. */
 function limitOf({max, raised, mode, warn_at: warnAt}) {
   const set = Number((max - (raised ?? 0)).toFixed(6));
-  const isDefault = mode === 'enforce' && JSON.stringify(warnAt) === '[0.5,0.8,1]';
-  return isDefault ? set : {max: set, mode, warn_at: warnAt};
+  return limitValue({max: set, mode, warn_at: warnAt});
 }
 
 // Fields

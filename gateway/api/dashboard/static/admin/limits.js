@@ -21,7 +21,7 @@ const MAX_BARS = 2;
 
 // Bars
 
-export const limitBars = (rows) => html`<div class="limits">${inOrder(rows).map(bar)}</div>`;
+const limitBars = (rows) => html`<div class="limits">${inOrder(rows).map(bar)}</div>`;
 
 function tightest(rows, most) {
   return [...rows].sort((a, b) => share(b) - share(a)).slice(0, most);
@@ -82,7 +82,7 @@ export function limitCard({title, note = nothing, limits, view, edit = nothing})
     actions: html`${edit}${data.length ? raise : nothing}`,
     body: data.length
       ? html`${limitBars(data)} ${raisesOf(data, scope, view)}`
-      : html`<p class="note">No limits: every request is allowed that the other limits allow.</p>`,
+      : html`<p class="note">No limits are set here.</p>`,
   });
 }
 
@@ -111,7 +111,7 @@ export const loadLimits = (scope, signal) => get('/admin/limits', {scope}, {sign
 export const raiseBanner = (view, scope, limit) =>
   banner({
     level: 'warning',
-    title: `${limitLabel(limit)} of ${scopeText(scope)}:`,
-    text: 'raise it until a day, or change the limit.',
+    title: `${limitLabel(limit)} of ${scopeText(scope)}.`,
+    text: 'Raise the limit until the end of a day, or change it for good.',
     action: html`<button class="button small" @click=${() => openRaise(view, scope, {limit})}>${icon('plus')} Raise</button>`,
   });

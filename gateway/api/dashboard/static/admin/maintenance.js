@@ -1,7 +1,7 @@
 /** The dialogs that purge the cache and rotate the keys that sign links. */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {count} from '../lib/format.js';
+import {plural} from '../lib/format.js';
 import {get, post} from '../lib/http.js';
 import {confirm, dialog} from '../ui/dialog.js';
 import {choice, onSubmit, selectField, textField} from '../ui/form.js';
@@ -24,12 +24,12 @@ export async function purgeCache({app, refresh}) {
     if (what === 'all' && !values.confirmed) throw new Error('Tick the box: this empties the whole cache.');
     const purge = await post('/admin/cache/purge', what === 'all' ? {all: true} : {[what]: values[what]});
     app.closeDialog();
-    app.toast(`${count(purge.images)} images are purged${purge.done ? '.' : ' so far; the rest follows, and is not served meanwhile.'}`);
+    app.toast(`Purged ${plural(purge.images, 'image')}${purge.done ? '.' : ' so far; the rest follows, and is not served meanwhile.'}`);
     refresh();
   });
   app.dialog(() => dialog({
     title: 'Purge the cache',
-    lead: 'What is purged is bought anew when it is requested again. Links that clients have keep working.',
+    lead: 'What is purged is bought again when it is next requested. Links that clients have keep working.',
     body: html`${choice({label: 'What', name: 'what', value: what, options: WHAT, onChange: choose})} ${fieldOf(what, models)}`,
     onSubmit: run,
     submit: 'Purge',
@@ -43,7 +43,7 @@ const FIELDS = {
   model: (models) => selectField({label: 'Model', name: 'model', value: models[0], options: models}),
   fingerprint: () => textField({label: 'Fingerprint', name: 'fingerprint', required: true, hint: 'It is in the header Cache-Status of answers, and in records.'}),
   all: () => html`
-    <label class="check-line"><input type="checkbox" name="confirmed" /> Empty the whole cache: every image is bought anew</label>
+    <label class="check-line"><input type="checkbox" name="confirmed" /> Empty the whole cache: every image is bought again</label>
   `,
 };
 

@@ -8,10 +8,10 @@ import {link} from '../lib/router.js';
 import {banner, skeleton} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {card, page} from '../ui/page.js';
-import {auditCard, labels, loadAudit, orError} from './key_page.js';
 import {editTeam, removeTeam} from './dialogs.js';
 import {limitCard, loadLimits} from './limits.js';
 import {attempt, declaredBadge} from './parts.js';
+import {auditCard, labels, loadAudit, orError} from './subject.js';
 import {loadUsage, usageCard} from './usage.js';
 
 const pathOf = (name) => `/admin/teams/${encodeURIComponent(name)}`;
@@ -75,6 +75,6 @@ const settingsCard = (team) =>
       <dt>Models</dt><dd>${team.models?.join(', ') ?? 'all'}</dd>
       <dt>Labels</dt><dd>${labels(team.labels)}</dd>
       <dt>Scope</dt><dd>${team.scope ?? html`<span class="note">default</span>`}</dd>
-      <dt>Made</dt><dd>${team.created_at ? fullTime(team.created_at) : 'by its keys alone, or by a file'}</dd>
+      <dt>Made</dt><dd>${team.created_at ? fullTime(team.created_at) : 'not made here: keys or a file name it'}</dd>
     </dl>`,
   });

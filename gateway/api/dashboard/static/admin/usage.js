@@ -2,8 +2,9 @@
  * What a key or a team used in the last 30 days: a chart by day and a table by model.
  */
 import {html, nothing} from '../vendor/lit-html.js';
-import {count, usd, zone} from '../lib/format.js';
+import {count, unix, usd, zone} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
+import {sumsBy} from '../lib/usage.js';
 import {addDays, dateIn, startOfDay} from '../lib/zone.js';
 import {shareBar} from '../ui/bar.js';
 import {chart} from '../ui/chart.js';
@@ -15,7 +16,6 @@ const DAYS = 30;
 const MAX_SERIES = 5;
 /** The series of all further groups. */
 const OTHERS = Symbol('others');
-const SUMS = ['requests', 'hits', 'images_bought', 'images_served', 'cost_usd', 'saved_usd'];
 
 const paramsOf = (filter, by) => ({since: `${DAYS - 1}d`, bucket_width: '1d', group_by: by, ...filter});
 
@@ -26,7 +26,7 @@ export async function loadUsage(filter, by, signal) {
 }
 
 export function usageCard({rows, by, filter}, {linkOf} = {}) {
-  const groups = grouped(rows, by);
+  const groups = sumsBy(rows, by).map((sums) => ({name: sums[by], ...sums}));
   const csv = href('/admin/usage', {...paramsOf(filter, by), format: 'csv'});
   if (!groups.length) {
     return card({title: 'Last 30 days', body: empty({icon: 'spend', title: 'No requests yet', text: 'Spend by day and model appears here with the first request.'})});
@@ -39,17 +39,6 @@ export function usageCard({rows, by, filter}, {linkOf} = {}) {
   `;
 }
 
-/** One row for each model or key, the most expensive first. */
-function grouped(rows, by) {
-  const groups = new Map();
-  for (const row of rows) {
-    const group = groups.get(row[by]) ?? {name: row[by], ...Object.fromEntries(SUMS.map((sum) => [sum, 0]))};
-    for (const sum of SUMS) group[sum] += row[sum];
-    groups.set(row[by], group);
-  }
-  return [...groups.values()].sort((a, b) => b.cost_usd - a.cost_usd || b.requests - a.requests);
-}
-
 function seriesOf(rows, groups, by) {
   const today = dateIn(Date.now() / 1000, zone());
   const dates = Array.from({length: DAYS}, (_, index) => addDays(today, index - DAYS + 1));
@@ -58,7 +47,7 @@ function seriesOf(rows, groups, by) {
   const names = paid.length > MAX_SERIES ? [...shown, OTHERS] : shown;
   const values = new Map(names.map((name) => [name, dates.map(() => 0)]));
   for (const row of rows) {
-    const index = dates.indexOf(dateIn(secondsOf(row.from), zone()));
+    const index = dates.indexOf(dateIn(unix(row.from), zone()));
     const series = values.get(shown.includes(row[by]) ? row[by] : OTHERS);
     if (index >= 0 && series) series[index] += row.cost_usd;
   }
@@ -71,9 +60,6 @@ function seriesOf(rows, groups, by) {
     })),
   };
 }
-
-/** Buckets begin at a time such as `2026-11-28T00:00:00+01:00`. */
-const secondsOf = (from) => (typeof from === 'number' ? from : Date.parse(from) / 1000);
 
 function groupTable(groups, by, linkOf) {
   const most = Math.max(...groups.map((group) => group.cost_usd + group.saved_usd)) || 1;

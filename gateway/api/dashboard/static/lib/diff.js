@@ -14,7 +14,7 @@ export function differences(before, after, path = '') {
 }
 
 /** The fields of `draft` that differ from `former`; null lifts what `draft` no longer has. */
-export function changedFields(former, draft) {
+function changedFields(former, draft) {
   const changes = {};
   for (const name of new Set([...Object.keys(former), ...Object.keys(draft)])) {
     if (!isSame(former[name], draft[name])) changes[name] = draft[name] ?? null;

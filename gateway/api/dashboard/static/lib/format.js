@@ -44,8 +44,8 @@ export const usdShort = (value, cents = false) => (cents ? usd(value) : `$${comp
 /** "1,234" */
 export const count = formatter((value) => whole.format(value));
 
-/** "1.2K" */
-export const countShort = formatter((value) => compact.format(value));
+/** "1 image", "1,234 images" */
+export const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? '' : 's'}`;
 
 /** 0.423 → "42%", 0.042 → "4.2%" */
 export const percent = formatter((ratio) =>

@@ -106,7 +106,7 @@ export function headerFacts(headers) {
 }
 
 /** The parameters of RFC 9211 for one cache: `image-gateway; fwd=miss; stored; key="…"`. */
-export function parseCacheStatus(text) {
+function parseCacheStatus(text) {
   const [, ...parameters] = text.split(';').map((part) => part.trim());
   return Object.fromEntries(
     parameters.map((parameter) => {

@@ -1,5 +1,5 @@
 /**
- * The last generations of a key, in this browser only: settings, a small picture and the cost.
+ * The last generations of a key, in this browser only: settings, a small image and the cost.
  *
  * Never a secret. Prompts are kept here and nowhere else, so there is `clearHistory`.
  */

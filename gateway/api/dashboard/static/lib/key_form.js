@@ -2,10 +2,8 @@
  * Keys and teams between the API's JSON and a form: fields, bodies, patches.
  */
 import {patchOf} from './diff.js';
-import {LIMITS, limitParts} from './limits.js';
+import {LIMITS, limitParts, limitValue} from './limits.js';
 import {dateIn, endOfDay} from './zone.js';
-
-const DEFAULT_WARN_AT = [0.5, 0.8, 1];
 
 /** Fields with a text or nothing. */
 const TEXTS = ['name', 'team', 'validation', 'scope', 'reuse', 'parallel', 'user_header'];
@@ -42,7 +40,8 @@ export function limitFields(form) {
   const limits = {};
   for (const {name} of LIMITS) {
     const max = text(form, `limits.${name}`);
-    if (max !== null) limits[name] = limitValue(max, form.get(`mode.${name}`), text(form, `warn_at.${name}`));
+    if (max === null) continue;
+    limits[name] = limitValue({max: asNumber(max), mode: form.get(`mode.${name}`), warn_at: warnParts(text(form, `warn_at.${name}`))});
   }
   return limits;
 }
@@ -57,7 +56,7 @@ export function patchFields(former, fields) {
 }
 
 /** Changed limits for a PATCH, in which a number alone would leave the mode as it was. */
-export function wholeLimits(limits) {
+function wholeLimits(limits) {
   const whole = (value) => (typeof value === 'number' ? {max: value, mode: null, warn_at: null} : value);
   return Object.fromEntries(Object.entries(limits).map(([name, value]) => [name, whole(value)]));
 }
@@ -78,12 +77,9 @@ export function lastDay(expiresAt, zone) {
   return expiresAt ? dateIn(expiresAt - 1, zone) : '';
 }
 
-function limitValue(max, mode, warnAt) {
-  const number = asNumber(max);
-  const warn = warnAt === null ? DEFAULT_WARN_AT : warnAt.split(/[,;\s]+/).filter(Boolean).map((part) => asNumber(part.replace('%', '')) / 100);
-  const isDefault = JSON.stringify(warn) === JSON.stringify(DEFAULT_WARN_AT);
-  return mode === 'shadow' || !isDefault ? {max: number, mode: mode ?? 'enforce', warn_at: warn} : number;
-}
+/** Parts such as `50, 80, 100%`. */
+const warnParts = (percents) =>
+  percents?.split(/[,;\s]+/).filter(Boolean).map((part) => asNumber(part.replace('%', '')) / 100);
 
 /** A number, or the text itself, so that the API's error quotes it. */
 function asNumber(value) {

@@ -21,7 +21,7 @@ export const LIMITS = Object.freeze([
 const BY_NAME = new Map(LIMITS.map((limit, position) => [limit.name, {...limit, position}]));
 
 /** A limit that only a newer gateway knows keeps its own name. */
-export function limitNamed(name) {
+function limitNamed(name) {
   return BY_NAME.get(name) ?? {name, label: name, unit: 'requests', period: '', position: 99};
 }
 
@@ -43,6 +43,15 @@ export function inOrder(rows) {
 /** The number and the mode of a limit, which the API shows as a number if the rest is the default. */
 export function limitParts(value) {
   return typeof value === 'number' ? {max: value, mode: 'enforce'} : value;
+}
+
+const DEFAULT_WARN_AT = [0.5, 0.8, 1];
+
+/** A limit as the API shows it: a number if mode and warnings are the default. */
+export function limitValue({max, mode, warn_at: warnAt}) {
+  const parts = warnAt ?? DEFAULT_WARN_AT;
+  const isDefault = mode !== 'shadow' && JSON.stringify(parts) === JSON.stringify(DEFAULT_WARN_AT);
+  return isDefault ? max : {max, mode: mode ?? 'enforce', warn_at: parts};
 }
 
 /** What is left of a limit, never below zero; null without a maximum. */

@@ -64,7 +64,7 @@ export function bodyOf({model, prompt, values}) {
 // ── combinations ──────────────────────────────────────────────────────────────────────────────
 
 /** The rules that values break, as `{param, message, names}`. */
-export function brokenRules(model, values) {
+function brokenRules(model, values) {
   return (model.rules ?? []).filter((rule) =>
     Object.entries(rule.when).every(([name, condition]) => holds(condition, valueOf(model, values, name))),
   );
@@ -115,7 +115,7 @@ export function carriedOver(values, model) {
   );
 }
 
-/** Width and height that an answer will probably have; square if nobody knows. */
+/** Width and height that an answer will probably have; square if that is not known. */
 export function expectedSize(model, values) {
   const [, width, height] = /^(\d+)x(\d+)$/.exec(valueOf(model, values, 'size') ?? '') ?? [];
   return width ? {width: Number(width), height: Number(height)} : {width: 1024, height: 1024};

@@ -8,6 +8,7 @@
  */
 
 import {zone} from './format.js';
+import {addDays, dateIn as dateInZone, startOfDay} from './zone.js';
 
 const DAY_MS = 86_400_000;
 const HOUR = 3600;
@@ -60,18 +61,10 @@ export function bucketsOf(period) {
 }
 
 /** The date of a time in the gateway's time zone; today unless given */
-export const dateIn = (time = Date.now() / 1000) => inZone(time).slice(0, 10);
+export const dateIn = (time = Date.now() / 1000) => dateInZone(time, zone());
 
 /** When a date begins in the gateway's time zone. */
-function startOf(date) {
-  const utc = Date.parse(date) / 1000;
-  const offset = Date.parse(`${inZone(utc).replace(' ', 'T')}Z`) / 1000 - utc;
-  return utc - offset;
-}
-
-/** "2026-11-28 10:02:33": the Swedish way to write a time is nearly ISO 8601. */
-const inZone = (time) =>
-  new Intl.DateTimeFormat('sv-SE', {timeZone: zone(), dateStyle: 'short', timeStyle: 'medium'}).format(time * 1000);
+const startOf = (date) => startOfDay(date, zone());
 
 const inOrder = (a, b) => (a <= b ? {from: a, to: b} : {from: b, to: a});
 const firstOf = (date) => `${date.slice(0, 8)}01`;
@@ -81,6 +74,3 @@ function monthBefore(date) {
   const to = addDays(firstOf(date), -1);
   return {from: firstOf(to), to};
 }
-
-// A date alone is UTC to Date, so no clock change disturbs this arithmetic.
-const addDays = (date, days) => new Date(Date.parse(date) + days * DAY_MS).toISOString().slice(0, 10);

@@ -96,7 +96,7 @@ const mostSpent = (rows) =>
 
 const SUMS = ['requests', 'hits', 'images_bought', 'images_served', 'cost_usd', 'saved_usd', 'presumed_usd', 'what_if_usd'];
 
-export const sumOf = (rows) =>
+const sumOf = (rows) =>
   Object.fromEntries(SUMS.map((name) => [name, rows.reduce((sum, row) => sum + (row[name] ?? 0), 0)]));
 
 /** Values for each bucket: all that was spent and saved, and what each of the largest groups spent */

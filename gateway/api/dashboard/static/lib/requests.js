@@ -1,7 +1,8 @@
 /**
  * Records of the books in words: outcomes, flags, the time line and the cost of one request.
  */
-import {count, duration, latency, usd} from './format.js';
+import {duration, latency, plural, usd} from './format.js';
+import {limitLabel, scopeText} from './limits.js';
 
 export const OUTCOMES = {
   bought: {label: 'Bought', level: 'ok', text: 'All requested images were bought.'},
@@ -17,7 +18,7 @@ const FLAGS = {
   no_usage: 'Upstream reported no usage, so the estimate was charged.',
   assumed_free: 'Upstream answered with its own error, which is taken to be free.',
   undelivered: 'Charged for something that could not be delivered.',
-  presumed: 'Nobody knows whether upstream charged it, so the estimate was charged.',
+  presumed: 'It is not known whether upstream charged it, so the estimate was charged.',
   unreadable: 'The journal of the purchase could not be read.',
   unfinished: 'The purchase could not be finished after three attempts.',
   unreserved: 'The store had lost the reservation.',
@@ -70,7 +71,7 @@ export function costRows(records) {
 }
 
 /** What was asked for: `2 × gpt-image-1, 1024x1024, high`. */
-export function askedText({n, model, size, quality}) {
+function askedText({n, model, size, quality}) {
   const image = [model ?? 'unknown model', size, quality].filter(Boolean).join(', ');
   return n > 1 ? `${n} × ${image}` : image;
 }
@@ -101,14 +102,12 @@ function answerStep(record) {
 
 function resultText({images, images_served: served, cost_usd: cost, saved_usd: saved, limit, scope}) {
   const parts = [];
-  if (images) parts.push(`${imagesText(images)} bought for ${usd(cost)}`);
+  if (images) parts.push(`${plural(images, 'image')} bought for ${usd(cost)}`);
   else if (cost) parts.push(`charged ${usd(cost)}`);
-  if (served) parts.push(`${imagesText(served)} served, ${usd(saved)} saved`);
-  if (limit) parts.push(`limit ${limit} of ${scope}`);
+  if (served) parts.push(`${plural(served, 'image')} served, ${usd(saved)} saved`);
+  if (limit) parts.push(`over ${limitLabel(limit).toLowerCase()} of ${scopeText(scope)}`);
   return parts.join(', ');
 }
-
-const imagesText = (number) => `${count(number)} ${number === 1 ? 'image' : 'images'}`;
 
 function correctionStep(record) {
   const sign = record.cost_usd < 0 ? '' : '+';

@@ -7,7 +7,7 @@
  */
 
 /** What stands in a program in place of a key. */
-export const KEY_PLACEHOLDER = 'YOUR_GATEWAY_KEY';
+const KEY_PLACEHOLDER = 'YOUR_GATEWAY_KEY';
 
 export const LANGUAGES = [
   {id: 'curl', label: 'curl', write: curl},
@@ -24,7 +24,7 @@ const DELIVERY = new Set(['stream', 'partial_images', 'response_format']);
  * @param {{publicUrl: string, body: object, variation?: number, needsBase64?: boolean}} request
  *   `publicUrl` ends with `/v1`; `needsBase64`: the model answers with links unless told otherwise.
  */
-export function snippetBody({body, needsBase64}) {
+function snippetBody({body, needsBase64}) {
   const kept = Object.entries(body).filter(([name]) => !DELIVERY.has(name));
   return Object.fromEntries(needsBase64 ? [...kept, ['response_format', 'b64_json']] : kept);
 }

@@ -10,7 +10,7 @@ import {get} from './http.js';
 import * as form from './parameters.js';
 
 export const MAX_SIDE_BY_SIDE = 4;
-export const MAX_VARIATION = 63;
+const MAX_VARIATION = 63;
 export const VARIATION = 'X-Gateway-Variation';
 
 /** An estimate counts as a request of the key: ask only when typing has stopped. */

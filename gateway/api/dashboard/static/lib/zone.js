@@ -1,6 +1,4 @@
-/**
- * Calendar days in the gateway's time zone.
- */
+/** Calendar days in a time zone. */
 
 const DAY_SECONDS = 86_400;
 
@@ -16,6 +14,7 @@ export function endOfDay(date, zone) {
 
 /** `date` and a number of days later, which may be below zero. */
 export function addDays(date, days) {
+  // In UTC, so that no clock change disturbs the arithmetic.
   return new Date(Date.parse(`${date}T00:00:00Z`) + days * DAY_SECONDS * 1000).toISOString().slice(0, 10);
 }
 
@@ -33,6 +32,7 @@ function offsetAt(seconds, zone) {
 }
 
 function partsIn(seconds, zone) {
+  // The Swedish way to write a time is nearly ISO 8601: 2026-11-28 10:02:33.
   const text = new Intl.DateTimeFormat('sv-SE', {
     timeZone: zone, dateStyle: 'short', timeStyle: 'medium',
   }).format(new Date(seconds * 1000));

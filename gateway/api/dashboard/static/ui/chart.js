@@ -97,7 +97,7 @@ class ChartElement extends HTMLElement {
     );
     this.#tip.className = 'chart-tip';
     this.#resizes.observe(this);
-    this.#stopWatching = watchTheme(() => this.#draw({anew: true}));
+    this.#stopWatching = watchTheme(() => this.#draw({isForced: true}));
     this.addEventListener('keydown', (event) => this.#moveByKey(event));
     this.addEventListener('blur', () => this.#plot?.setCursor({left: -10, top: -10}));
     // Before uPlot, which stops the event.
@@ -119,11 +119,11 @@ class ChartElement extends HTMLElement {
   }
 
   /** Nothing is drawn again while the figures stay the same. */
-  #draw({anew = false} = {}) {
+  #draw({isForced = false} = {}) {
     if (!globalThis.uPlot || !this.isConnected || !this.clientWidth || !this.#options) return;
     const {times} = this.#options;
     const drawn = JSON.stringify(this.#options);
-    if (drawn === this.#drawn && !anew) return;
+    if (drawn === this.#drawn && !isForced) return;
     this.#drawn = drawn;
     this.#plot?.destroy();
     const series = drawnSeries(this.#options);

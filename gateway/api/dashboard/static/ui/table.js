@@ -16,8 +16,6 @@
  *   empty: template,                     shown instead of the table if there are no rows
  *   cards: true,                         at 360 px each row is a card; else the box scrolls
  * })
- *
- * sorted(rows, columns, sort) sorts in the same way, for data that are shown elsewhere too.
  */
 
 import {html, nothing} from '../vendor/lit-html.js';
@@ -44,7 +42,7 @@ export function table({caption, columns, rows, sort, setSort, footer, rowClass, 
   `;
 }
 
-export function sorted(rows, columns, sort) {
+function sorted(rows, columns, sort) {
   const name = sort?.replace(/^-/, '');
   const column = columns.find((each) => each.name === name);
   if (!column) return rows;

@@ -56,7 +56,7 @@ function render(view) {
   const isAudit = view.query.tab === 'audit';
   return page({
     title: 'Events',
-    lead: isAudit ? 'Who changed what, and when.' : 'What the gateway noticed: limits, spikes, retiring models, and keys that ask for more.',
+    lead: isAudit ? 'Who changed what, and when.' : 'What the gateway noticed: budgets, unusual spending, retiring models, and keys that ask for more.',
     json: href(pathOf(view.query), paramsOf(view.query)),
     filters: filters(view, isAudit),
     view,
@@ -93,13 +93,13 @@ const clear = ({setQuery}) => html`<button class="button" @click=${() => setQuer
 
 const nothingHappened = (view) =>
   view.query.kind
-    ? empty({icon: 'events', title: 'No such event', text: 'Choose another kind.', action: clear(view)})
-    : empty({icon: 'events', title: 'Nothing has happened yet', text: 'Crossed and exhausted limits, unusual days, and keys that ask for more appear here. Set limits on keys to be told in time.'});
+    ? empty({icon: 'events', title: 'No event matches', text: 'Choose another kind.', action: clear(view)})
+    : empty({icon: 'events', title: 'Nothing has happened yet', text: 'Budgets that are used up or will not last, unusual spending, and keys that ask for more appear here. Set limits on keys to be told in time.'});
 
 const nothingChanged = (view) =>
   empty({
     icon: 'edit',
-    title: view.query.object || view.query.since ? 'No such change' : 'Nothing was changed yet',
+    title: view.query.object || view.query.since ? 'No change matches' : 'Nothing was changed yet',
     text: 'Each change of a key, a team or a limit is kept here, with who made it; purges, restores and new signing keys too.',
     action: view.query.object || view.query.since ? clear(view) : nothing,
   });

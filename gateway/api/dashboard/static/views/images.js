@@ -126,7 +126,7 @@ function gallery(view, list) {
     <ul class="gallery">
       ${list.map((image) => html`<li>${tile(view, image)}</li>`)}
     </ul>
-    ${further.after ? html`<div class="row center gallery-end">${loadMore(view, 'Load more')}</div>` : html`<p class="note gallery-end">${format.count(list.length)} images</p>`}
+    ${further.after ? html`<div class="row center gallery-end">${loadMore(view, 'Load more')}</div>` : html`<p class="note gallery-end">${format.plural(list.length, 'image')}</p>`}
   `;
 }
 
@@ -170,7 +170,7 @@ function tile(view, image) {
   `;
 }
 
-const hits = ({hits: n}) => `${format.count(n)} ${n === 1 ? 'hit' : 'hits'}`;
+const hits = ({hits: n}) => format.plural(n, 'hit');
 
 const stateBadge = ({state}) => badge(...(STATES[state] ?? [state, 'neutral']));
 

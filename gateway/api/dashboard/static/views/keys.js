@@ -114,7 +114,7 @@ function nothingFound(view) {
   if (query.search || query.state !== 'active') {
     const clear = () => setQuery({search: '', state: 'active', after: '', limit: ''});
     return empty({
-      title: 'No key is like that',
+      title: 'No key matches',
       text: 'Search for another name, team or label, or among all states.',
       action: html`<button class="button" @click=${clear}>Show all active keys</button>`,
     });

@@ -15,7 +15,7 @@ import {stylesheet} from '../ui/styles.js';
 
 await stylesheet('overview');
 
-const {usd, count, percent, bytes} = format;
+const {usd, count, percent, bytes, plural} = format;
 const PATH = '/admin/overview';
 const MAX_SHOWN = 3;
 const DAYS = {since: '29d', bucket_width: '1d', format: 'csv'};
@@ -105,7 +105,7 @@ const figures = ({spend, days, hit_ratio: hits}) => html`
 `;
 
 function monthTile(spend) {
-  const note = spend && html`Today ${usd(spend.today_usd)} · 7 days ${usd(spend.week_usd)} ${monthLimit(spend)}`;
+  const note = spend && html`Today ${usd(spend.today_usd)} · this week ${usd(spend.week_usd)} ${monthLimit(spend)}`;
   return tile({label: 'Spent this month', value: usd(spend?.month_usd), note: note ?? nothing});
 }
 
@@ -203,8 +203,6 @@ const liveText = ({requests, purchases, queue}) =>
   `${plural(requests, 'request')}, ${plural(purchases, 'purchase')}, ${count(queue)} queued`;
 
 const sizeText = ({bytes: used, total_bytes: max}) => `${bytes(used)} of ${bytes(max)}`;
-
-const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? '' : 's'}`;
 
 /** Today the time is enough. */
 const checkedAt = (time) =>

@@ -23,7 +23,7 @@ const HANDLINGS = {
   hit: ['Hit', 'ok', 'These images were in the cache.'],
   bought: ['Bought', 'info', 'These images were made now.'],
   partial: ['Partly bought', 'info', 'Some images were in the cache, the others were made now.'],
-  collapsed: ['Collapsed', 'ok', 'Another request was already buying them: you got the same ones.'],
+  collapsed: ['Followed', 'ok', 'Another request was already buying them: you got the same ones.'],
   bypass: ['Bought, not stored', 'warning', 'The cache was not used.'],
 };
 
@@ -81,7 +81,7 @@ function runCard(studio, run, view) {
 
 const RUNS = {
   running: (studio, run) => html`${frame(run, preview(run))} ${progress(run)}`,
-  done: (studio, run, view) => html`${pictures(run, view)} ${facts(run, view)} ${actions(studio, run)}`,
+  done: (studio, run, view) => html`${imagesOf(run, view)} ${facts(run, view)} ${actions(studio, run)}`,
   failed: (studio, run, view) =>
     problem(run.error, {view, owner: studio.owner, retry: () => studio.retry(run)}),
   stopped: (studio, run) => stopped(studio, run),
@@ -132,13 +132,13 @@ const stopped = (studio, run) => html`
 
 // ── when it is there ──────────────────────────────────────────────────────────────────────────
 
-const pictures = (run, view) => html`
-  <div class="pictures ${run.images.length > 1 ? 'many' : ''}">
+const imagesOf = (run, view) => html`
+  <div class="run-images ${run.images.length > 1 ? 'many' : ''}">
     ${run.images.map(
       (image, i) => html`
-        <figure class="picture">
+        <figure class="run-image">
           <button
-            class="picture-open"
+            class="run-image-open"
             aria-label="Open large"
             @click=${() => openLarge(view.app, run, image)}
           >
@@ -150,7 +150,7 @@ const pictures = (run, view) => html`
             />
           </button>
           <a
-            class="icon-button picture-save"
+            class="icon-button run-image-save"
             href=${image.url}
             download=${fileName(run, i, image.blob)}
             aria-label="Download"

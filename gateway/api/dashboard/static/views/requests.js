@@ -152,5 +152,5 @@ function nothingFound({query, setQuery, data}) {
   if (query.outcome === TROUBLE && !isFiltered) {
     return empty({icon: 'check', title: 'Nothing was refused, and nothing failed', text: 'Refusals and failures appear here with their reasons, a few seconds after they happen.', action: all});
   }
-  return empty({icon: 'requests', title: 'No requests are like that', text: 'Choose another outcome, model or time.', action: all});
+  return empty({icon: 'requests', title: 'No request matches', text: 'Choose another outcome, model or time.', action: all});
 }

@@ -1,9 +1,9 @@
-/** Settings: what holds and where it comes from; the doctor; signing keys, purges and links. */
+/** Settings: those in use and where each comes from; the doctor; signing keys, purges and links. */
 
 import {html, nothing} from '../vendor/lit-html.js';
 import {purgeCache, rotateSigningKeys} from '../admin/dialogs.js';
 import {attempt, searchBox} from '../admin/parts.js';
-import {bytes, count, duration, fullTime, zone} from '../lib/format.js';
+import {bytes, count, duration, fullTime, plural, zone} from '../lib/format.js';
 import {get, href, post} from '../lib/http.js';
 import {link} from '../lib/router.js';
 import {badge, empty, skeleton, state} from '../ui/feedback.js';
@@ -44,7 +44,7 @@ async function load(_, {signal}) {
 const settingsPage = (view) =>
   page({
     title: 'Settings',
-    lead: 'What holds now, and where it comes from. Change settings in files and the environment.',
+    lead: 'The settings in use, and where each comes from. Change them in files or the environment.',
     json: href('/admin/settings'),
     view,
     skeleton: html`<div class="stack">${skeleton('tiles', 3)}${skeleton('table', 12)}</div>`,
@@ -82,8 +82,8 @@ function doctorBody() {
 
 function verdict(findings) {
   const [faults, warnings] = ['fault', 'warning'].map((level) => findings.filter((each) => each.level === level).length);
-  if (!faults && !warnings) return html`<strong>Nothing is wrong.</strong> ${count(findings.length)} checks.`;
-  return html`<strong>${count(faults)} ${faults === 1 ? 'fault' : 'faults'}, ${count(warnings)} ${warnings === 1 ? 'warning' : 'warnings'}.</strong> Mend the first one first.`;
+  if (!faults && !warnings) return html`<strong>Nothing is wrong.</strong> ${plural(findings.length, 'check')}.`;
+  return html`<strong>${plural(faults, 'fault')}, ${plural(warnings, 'warning')}.</strong> Start with the first.`;
 }
 
 const finding = ({check, level, finding: text}) => html`
@@ -113,8 +113,8 @@ function cacheCard(view, cache) {
     body: html`
       ${error
         ? html`<p class="note">${error.message}</p>`
-        : html`<p><strong>${count(images)}</strong> images, ${bytes(size)}${bound ? html` <span class="note">of at most ${bytes(bound)}</span>` : nothing}</p>`}
-      <p class="note">A purge empties slots: the next request buys anew. Links that clients have keep working.</p>
+        : html`<p><strong>${plural(images, 'image')}</strong>, ${bytes(size)}${bound ? html` <span class="note">of at most ${bytes(bound)}</span>` : nothing}</p>`}
+      <p class="note">A purge empties slots: the next request buys again. Links that clients have keep working.</p>
       <div class="row">
         <button class="button small" @click=${() => purgeCache(view)}>${icon('trash')} Purge…</button>
         <a class="button small" href=${link('images')}>${icon('images')} Images</a>
@@ -168,7 +168,7 @@ const groupTable = ([name, rows]) => html`
   <div class="settings-table">${table({caption: `Settings of ${name}`, columns: COLUMNS, rows, cards: true})}</div>
 `;
 
-const NOTHING_FOUND = html`<div class="card">${empty({title: 'No setting is like that', text: 'Search for a part of a name, such as cache or timeout.'})}</div>`;
+const NOTHING_FOUND = html`<div class="card">${empty({title: 'No setting matches', text: 'Search for a part of a name, such as cache or timeout.'})}</div>`;
 
 function matches({key, value, source, origin}, {search, shown}) {
   if (shown === 'set' && source === 'default') return false;

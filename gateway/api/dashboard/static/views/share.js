@@ -4,7 +4,7 @@ import {csvText, save} from '../lib/csv.js';
 import * as format from '../lib/format.js';
 import {get, href} from '../lib/http.js';
 import {amountLeft, inOrder, limitAmount, limitLabel, resetText} from '../lib/limits.js';
-import {dailySeries, lastDays, sumsBy, totalOf} from '../lib/own_usage.js';
+import {dailySeries, lastDays, sumsBy, totalOf} from '../lib/usage.js';
 import {link} from '../lib/router.js';
 import {LANGUAGES, needsBase64} from '../lib/snippets.js';
 import {limitBar, shareBar} from '../ui/bar.js';
@@ -85,8 +85,6 @@ function content(view, {usage, images, model}) {
 
 // ── figures ───────────────────────────────────────────────────────────────────────────────────
 
-const imagesText = (number) => `${format.count(number)} ${number === 1 ? 'image' : 'images'}`;
-
 function tiles(rows) {
   const {
     cost_usd: cost,
@@ -98,8 +96,8 @@ function tiles(rows) {
   } = totalOf(rows);
   return html`
     <div class="tiles">
-      ${tile({label: 'Spent', value: format.usd(cost), note: `${imagesText(bought)} bought`})}
-      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${imagesText(served)} from the cache`})}
+      ${tile({label: 'Spent', value: format.usd(cost), note: `${format.plural(bought, 'image')} bought`})}
+      ${tile({label: 'Saved by the cache', value: format.usd(saved), level: saved ? 'saved' : '', note: `${format.plural(served, 'image')} from the cache`})}
       ${tile({label: 'Requests', value: format.count(requests), note: `${format.count(hits)} from the cache`})}
       ${tile({label: 'Hit ratio', value: format.percent(requests ? hits / requests : null), note: 'of all requests'})}
     </div>
@@ -142,7 +140,7 @@ function limitsCard(limits) {
     <h3>Of ${scopeText(scope)}</h3>
     ${inOrder(limits.filter((limit) => limit.scope === scope)).map(bar)}
   `;
-  const none = html`<p class="note">No limit holds for this key: nothing stops its requests.</p>`;
+  const none = html`<p class="note">This key has no limits.</p>`;
   return card({
     title: 'Limits',
     body: html`<div class="stack">${scopes.length ? scopes.map(group) : none}</div>`,
@@ -186,7 +184,7 @@ function chartCard({query, session}, {usage}) {
 }
 
 const COLUMNS = [
-  {name: 'model', label: 'Model'},
+  {name: 'model', label: 'Model', cell: ({model}) => model ?? 'none'},
   {name: 'cost_usd', label: 'Spent', number: true, cell: (row) => format.usd(row.cost_usd)},
   {name: 'share', label: 'Share', sort: false, hide: true, cell: (row) => shareBar(row.share)},
   {name: 'saved_usd', label: 'Saved', number: true, cell: (row) => format.usd(row.saved_usd)},

@@ -11,7 +11,7 @@ export const signin = ({notice, signIn}) => html`
     <section class="signin-box">
       ${mark()}
       <h1 tabindex="-1">Image Gateway</h1>
-      <p class="lead">See what is spent and what the cache saves. Try it, and act.</p>
+      <p class="lead">See what is spent and what the cache saves, and make images.</p>
       ${notice ? banner({level: 'warning', title: notice}) : nothing}
       <form @submit=${onSubmit(({token}) => signIn(token.trim()))}>
         ${textField({

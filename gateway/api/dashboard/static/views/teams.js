@@ -107,7 +107,7 @@ const actions = (view, team) =>
   ]);
 
 function nothingFound(view, all) {
-  if (all.length) return empty({title: 'No team is like that', text: 'Search for another name or label.'});
+  if (all.length) return empty({title: 'No team matches', text: 'Search for another name or label.'});
   return empty({
     icon: 'teams',
     title: 'No teams yet',

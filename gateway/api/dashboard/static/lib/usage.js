@@ -1,4 +1,5 @@
-/** The usage of one key, as the rows of `GET /dashboard/api/usage` by model and day have it. */
+/** Sums over rows of usage, as `/usage` and `/admin/usage` have them. */
+import {addDays, dateIn} from './zone.js';
 
 const SUMMED = ['requests', 'hits', 'images_bought', 'images_served', 'cost_usd', 'saved_usd'];
 const MAX_SERIES = 5;
@@ -12,10 +13,9 @@ function add(total, row) {
   return Object.fromEntries(SUMMED.map((name) => [name, total[name] + (row[name] ?? 0)]));
 }
 
-/** One row for each value of a field, the most expensive first. */
+/** One row for each value of a field, null among them, the most expensive first. */
 export function sumsBy(rows, name) {
-  const groups = Object.entries(Object.groupBy(rows, (row) => row[name] ?? '–'));
-  return groups
+  return [...Map.groupBy(rows, (row) => row[name] ?? null)]
     .map(([value, found]) => ({[name]: value, ...totalOf(found)}))
     .sort((a, b) => b.cost_usd - a.cost_usd || b.requests - a.requests);
 }
@@ -29,7 +29,7 @@ export function dailySeries(rows, days) {
   const models = sumsBy(rows, 'model').filter((sum) => sum.cost_usd).map(({model}) => model);
   const named = models.length > MAX_SERIES ? models.slice(0, MAX_SERIES - 1) : models;
   const others = models.filter((model) => !named.includes(model));
-  const series = named.map((model, i) => ({label: model, colour: i + 1, values: costs(rows, days, [model])}));
+  const series = named.map((model, i) => ({label: model ?? 'none', colour: i + 1, values: costs(rows, days, [model])}));
   return others.length
     ? [...series, {label: 'Others', colour: 'other', values: costs(rows, days, others)}]
     : series;
@@ -37,7 +37,7 @@ export function dailySeries(rows, days) {
 
 function costs(rows, days, models) {
   const byDay = Object.groupBy(
-    rows.filter((row) => models.includes(row.model)),
+    rows.filter((row) => models.includes(row.model ?? null)),
     (row) => row.from.slice(0, 10),
   );
   return days.map((day) => totalOf(byDay[day] ?? []).cost_usd);
@@ -45,9 +45,6 @@ function costs(rows, days, models) {
 
 /** The dates of the last days, oldest first, in a time zone: `2026-11-28`. */
 export function lastDays(count, zone, now = Date.now()) {
-  const today = new Intl.DateTimeFormat('sv-SE', {timeZone: zone, dateStyle: 'short'}).format(now);
-  const noon = Date.parse(`${today}T12:00:00Z`);
-  return Array.from({length: count}, (_, i) =>
-    new Date(noon - (count - 1 - i) * 86_400_000).toISOString().slice(0, 10),
-  );
+  const today = dateIn(now / 1000, zone);
+  return Array.from({length: count}, (_, i) => addDays(today, i + 1 - count));
 }
