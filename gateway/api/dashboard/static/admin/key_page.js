@@ -1,7 +1,6 @@
 /** The page of one key: its limits, its use, its settings and its audit. */
 
 import {html, nothing} from '../vendor/lit-html.js';
-import {eventsOf} from '../lib/audit.js';
 import {ago, fullTime} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
 import {overlapsOf, readOnlyReason} from '../lib/keys.js';
@@ -9,15 +8,11 @@ import {link} from '../lib/router.js';
 import {banner, skeleton} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {card, page} from '../ui/page.js';
-import {auditList} from './audit.js';
 import {editKey, revokeKey, rotateKey} from './dialogs.js';
 import {limitCard, loadLimits} from './limits.js';
 import {attempt, stateBadge} from './parts.js';
+import {auditCard, labels, loadAudit, orError} from './subject.js';
 import {loadUsage, usageCard} from './usage.js';
-
-/** Events of the audit that are searched for those of one key or team. */
-const MAX_EVENTS = 1000;
-const SHOWN_EVENTS = 20;
 
 export async function loadKey(id, signal) {
   const key = await get(`/admin/keys/${encodeURIComponent(id)}`, {}, {signal});
@@ -29,12 +24,6 @@ export async function loadKey(id, signal) {
     attempt(loadAudit('key', key.name, key.created_at, signal)),
   ]);
   return {key, own, team, everyone, usage, audit};
-}
-
-/** The last events of a key or a team. */
-export async function loadAudit(kind, name, since, signal) {
-  const {data} = await get('/admin/audit', {limit: MAX_EVENTS, since: since ? String(since) : null}, {signal});
-  return eventsOf(data, kind, name).slice(0, SHOWN_EVENTS);
 }
 
 export const keyPage = (view) =>
@@ -83,10 +72,6 @@ function contents(view, {key, own, team, everyone, usage, audit}) {
   `;
 }
 
-/** A part of the page that could not be loaded says so; the others are there. */
-export const orError = (part, title, content) =>
-  part.error ? card({title, body: html`<p class="note">${part.error.message}</p>`}) : content();
-
 function overlapBanner(key) {
   const ends = key.revoked_at ? [] : overlapsOf(key);
   if (!ends.length) return nothing;
@@ -117,17 +102,3 @@ const settings = (key) => [
   ['Usage of hits', key.hits_report_usage === false ? 'not reported' : 'reported'],
   ['no-cache', key.allow_no_cache === false ? 'ignored' : 'heeded'],
 ];
-
-export function labels(given) {
-  const pairs = Object.entries(given ?? {});
-  return pairs.length ? pairs.map(([name, value]) => html`<span class="badge neutral">${name}=${value}</span> `) : 'none';
-}
-
-export const auditCard = (audit) =>
-  card({
-    title: 'Changes',
-    actions: html`<a class="button small" href=${link('events', {tab: 'audit'})}>The whole audit</a>`,
-    body: audit.error
-      ? html`<p class="note">${audit.error.message}</p>`
-      : audit.length ? auditList(audit) : html`<p class="note">No change is recorded.</p>`,
-  });

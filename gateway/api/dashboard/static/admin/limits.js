@@ -59,7 +59,7 @@ function noteOf(row) {
   const parts = isLimit(row) ? [`${amount(amountLeft(row))} left`] : [];
   if (row.reserved) parts.push(`${amount(row.reserved)} reserved`);
   if (row.raised) parts.push(`${amount(row.raised)} of it raised`);
-  const reset = resetText(row);
+  const reset = isLimit(row) && resetText(row);
   if (reset) parts.push(reset);
   const title = row.resets_at ? fullTime(row.resets_at) : nothing;
   return html`${row.mode === 'shadow' ? shadowBadge() : nothing} <span title=${title}>${parts.join(' · ')}</span>`;

@@ -8,10 +8,10 @@ import {link} from '../lib/router.js';
 import {banner, skeleton} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
 import {card, page} from '../ui/page.js';
-import {auditCard, labels, loadAudit, orError} from './key_page.js';
 import {editTeam, removeTeam} from './dialogs.js';
 import {limitCard, loadLimits} from './limits.js';
 import {attempt, declaredBadge} from './parts.js';
+import {auditCard, labels, loadAudit, orError} from './subject.js';
 import {loadUsage, usageCard} from './usage.js';
 
 const pathOf = (name) => `/admin/teams/${encodeURIComponent(name)}`;

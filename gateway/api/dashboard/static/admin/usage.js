@@ -42,8 +42,9 @@ export function usageCard({rows, by, filter}, {linkOf} = {}) {
 function seriesOf(rows, groups, by) {
   const today = dateIn(Date.now() / 1000, zone());
   const dates = Array.from({length: DAYS}, (_, index) => addDays(today, index - DAYS + 1));
-  const shown = groups.slice(0, MAX_SERIES).map(({name}) => name);
-  const names = groups.length > MAX_SERIES ? [...shown, OTHERS] : shown;
+  const paid = groups.filter((group) => group.cost_usd);
+  const shown = paid.slice(0, MAX_SERIES).map(({name}) => name);
+  const names = paid.length > MAX_SERIES ? [...shown, OTHERS] : shown;
   const values = new Map(names.map((name) => [name, dates.map(() => 0)]));
   for (const row of rows) {
     const index = dates.indexOf(dateIn(unix(row.from), zone()));

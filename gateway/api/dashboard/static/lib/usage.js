@@ -25,7 +25,8 @@ export function sumsBy(rows, name) {
  * @param {string[]} days  the dates of the chart, oldest first, also those without a row
  */
 export function dailySeries(rows, days) {
-  const models = sumsBy(rows, 'model').map(({model}) => model);
+  // Refused requests of no known model cost nothing.
+  const models = sumsBy(rows, 'model').filter((sum) => sum.cost_usd).map(({model}) => model);
   const named = models.length > MAX_SERIES ? models.slice(0, MAX_SERIES - 1) : models;
   const others = models.filter((model) => !named.includes(model));
   const series = named.map((model, i) => ({label: model ?? 'none', colour: i + 1, values: costs(rows, days, [model])}));

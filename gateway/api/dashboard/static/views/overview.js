@@ -144,9 +144,9 @@ function savedTile(spend) {
 }
 
 const hitTile = (ratio, days) =>
-  tile({label: 'Hit ratio', value: percent(ratio), note: days && ratio !== null ? sparkline(days.map(hitRatio)) : nothing});
+  tile({label: 'Hit ratio of images', value: percent(ratio), note: days && ratio !== null ? sparkline(days.map(hitRatio)) : nothing});
 
-const hitRatio = ({hits, requests}) => (requests ? hits / requests : 0);
+const hitRatio = ({images_bought: bought, images_served: served}) => (served ? served / (bought + served) : 0);
 
 /** 0..1 over time, as a line as wide as its tile */
 function sparkline(ratios) {

@@ -12,6 +12,7 @@ import {
   valueOf,
   whyFixed,
 } from '../lib/parameters.js';
+import {scrolling} from '../lib/motion.js';
 import {label, MAX_SIDE_BY_SIDE, VARIATION} from '../lib/studio.js';
 import {badge} from '../ui/feedback.js';
 import {icon} from '../ui/icons.js';
@@ -51,7 +52,7 @@ export function formCard(studio, view, data) {
 /** On a narrow screen the images are below the form. */
 function showStage() {
   const stage = document.querySelector('.studio-side');
-  if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView({behavior: 'smooth'});
+  if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView({behavior: scrolling()});
 }
 
 function submitOnCommandEnter(event) {

@@ -2,6 +2,7 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import {adviceOf} from '../lib/advice.js';
 import * as format from '../lib/format.js';
+import {scrolling} from '../lib/motion.js';
 import {bodyOf} from '../lib/parameters.js';
 import {link} from '../lib/router.js';
 import {LANGUAGES, needsBase64} from '../lib/snippets.js';
@@ -353,7 +354,7 @@ export function historyCard(studio, {app}) {
 
 function historyItem(studio, {at, settings, thumbnail, costUsd, handling}, app) {
   const use = () => {
-    if (studio.use(settings)) scrollTo({top: 0, behavior: 'smooth'});
+    if (studio.use(settings)) scrollTo({top: 0, behavior: scrolling()});
     else app.toast(`This key may not use ${settings.model} any more.`, 'warning');
   };
   const [name] = HANDLINGS[handling] ?? HANDLINGS.bought;
