@@ -2,10 +2,10 @@
  * What a key or a team used in the last 30 days: a chart by day and a table by model.
  */
 import {html, nothing} from '../vendor/lit-html.js';
-import {count, unix, usd, zone} from '../lib/format.js';
+import {count, usd, zone} from '../lib/format.js';
 import {get, href} from '../lib/http.js';
-import {sumsBy} from '../lib/usage.js';
-import {addDays, dateIn, startOfDay} from '../lib/zone.js';
+import {dailySeries, lastDays, sumsBy} from '../lib/usage.js';
+import {startOfDay} from '../lib/zone.js';
 import {shareBar} from '../ui/bar.js';
 import {chart} from '../ui/chart.js';
 import {empty} from '../ui/feedback.js';
@@ -13,9 +13,6 @@ import {card} from '../ui/page.js';
 import {table} from '../ui/table.js';
 
 const DAYS = 30;
-const MAX_SERIES = 5;
-/** The series of all further groups. */
-const OTHERS = Symbol('others');
 
 const paramsOf = (filter, by) => ({since: `${DAYS - 1}d`, bucket_width: '1d', group_by: by, ...filter});
 
@@ -33,32 +30,15 @@ export function usageCard({rows, by, filter}, {linkOf} = {}) {
   }
   return html`
     <section class="card">
-      ${chart({title: 'Spend of the last 30 days', ...seriesOf(rows, groups, by), stacked: true, format: usd, csv})}
+      ${chart({title: 'Spend of the last 30 days', ...seriesOf(rows, by), stacked: true, format: usd, csv})}
       ${groupTable(groups, by, linkOf)}
     </section>
   `;
 }
 
-function seriesOf(rows, groups, by) {
-  const today = dateIn(Date.now() / 1000, zone());
-  const dates = Array.from({length: DAYS}, (_, index) => addDays(today, index - DAYS + 1));
-  const paid = groups.filter((group) => group.cost_usd);
-  const shown = paid.slice(0, MAX_SERIES).map(({name}) => name);
-  const names = paid.length > MAX_SERIES ? [...shown, OTHERS] : shown;
-  const values = new Map(names.map((name) => [name, dates.map(() => 0)]));
-  for (const row of rows) {
-    const index = dates.indexOf(dateIn(unix(row.from), zone()));
-    const series = values.get(shown.includes(row[by]) ? row[by] : OTHERS);
-    if (index >= 0 && series) series[index] += row.cost_usd;
-  }
-  return {
-    times: dates.map((date) => startOfDay(date, zone())),
-    series: [...values].map(([name, sums], index) => ({
-      label: name === OTHERS ? 'Others' : (name ?? 'none'),
-      values: sums,
-      colour: name === OTHERS ? 'other' : index + 1,
-    })),
-  };
+function seriesOf(rows, by) {
+  const days = lastDays(DAYS, zone());
+  return {times: days.map((date) => startOfDay(date, zone())), series: dailySeries(rows, days, by)};
 }
 
 function groupTable(groups, by, linkOf) {

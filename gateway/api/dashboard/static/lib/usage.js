@@ -21,25 +21,23 @@ export function sumsBy(rows, name) {
 }
 
 /**
- * Daily cost as stacked series, one for each model; those that cost least are "Others".
+ * Daily cost as stacked series, one for each model or key; those that cost least are "Others".
  * @param {string[]} days  the dates of the chart, oldest first, also those without a row
+ * @param {string} by  the field that the rows are grouped by
  */
-export function dailySeries(rows, days) {
+export function dailySeries(rows, days, by = 'model') {
   // Refused requests of no known model cost nothing.
-  const models = sumsBy(rows, 'model').filter((sum) => sum.cost_usd).map(({model}) => model);
-  const named = models.length > MAX_SERIES ? models.slice(0, MAX_SERIES - 1) : models;
-  const others = models.filter((model) => !named.includes(model));
-  const series = named.map((model, i) => ({label: model ?? 'none', colour: i + 1, values: costs(rows, days, [model])}));
-  return others.length
-    ? [...series, {label: 'Others', colour: 'other', values: costs(rows, days, others)}]
-    : series;
+  const names = sumsBy(rows, by).filter((sum) => sum.cost_usd).map((sum) => sum[by]);
+  const named = names.length > MAX_SERIES ? names.slice(0, MAX_SERIES - 1) : names;
+  const others = names.filter((name) => !named.includes(name));
+  const costs = (wanted) => dailyCosts(rows.filter((row) => wanted.includes(row[by] ?? null)), days);
+  const series = named.map((name, i) => ({label: name ?? 'none', colour: i + 1, values: costs([name])}));
+  return others.length ? [...series, {label: 'Others', colour: 'other', values: costs(others)}] : series;
 }
 
-function costs(rows, days, models) {
-  const byDay = Object.groupBy(
-    rows.filter((row) => models.includes(row.model ?? null)),
-    (row) => row.from.slice(0, 10),
-  );
+/** Buckets begin at a time such as `2026-11-28T00:00:00+01:00`, in the time zone of the days. */
+function dailyCosts(rows, days) {
+  const byDay = Object.groupBy(rows, (row) => row.from.slice(0, 10));
   return days.map((day) => totalOf(byDay[day] ?? []).cost_usd);
 }
 
