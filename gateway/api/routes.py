@@ -35,6 +35,7 @@ from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
 from gateway.api.cors import CORS, Cors
 from gateway.api.dashboard.guards import SERVES_ADMIN
+from gateway.api.dashboard.models import MODEL_TABLE, ModelTable
 from gateway.api.dashboard.page import ASSETS, load_assets
 from gateway.api.dashboard.routes import API as DASHBOARD_API
 from gateway.api.dashboard.routes import (
@@ -89,7 +90,7 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
 
 def _add_dashboard(app: web.Application, *, serves_admin: bool) -> None:
     """Adds the dashboard, which is on every address, and its admin's part or where that is."""
-    app[ASSETS], app[SERVES_ADMIN] = load_assets(), serves_admin
+    app[ASSETS], app[SERVES_ADMIN], app[MODEL_TABLE] = load_assets(), serves_admin, ModelTable()
     app.add_routes(dashboard_routes())
     if serves_admin:
         app.add_routes(dashboard_admin_routes(admin_routes()))

@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from gateway.access.attempts import ATTEMPTS_PER_MINUTE
+from gateway.api.dashboard.models import MODEL_TABLE
 from gateway.api.turns import MAX_AT_ONCE, MAX_WAITING, TURNS, Turns
 from gateway.errors import GatewayError
 from tests.dashboards import (
@@ -485,3 +486,14 @@ async def test_of_many_who_use_a_link_at_once_one_signs_in(attacked: Attacked) -
     )
     assert sorted(reply.status for reply in replies) == [201, *[401] * 29]
     assert sum("Set-Cookie" in reply.headers for reply in replies) == 1
+
+
+@in_module
+async def test_the_table_of_models_is_encoded_once(attacked: Attacked) -> None:
+    """A thousand requests for it at once take no more of the event loop than other ones."""
+    table = attacked.gateway.runner.app[MODEL_TABLE]
+    shown = await attacked.admin.get("/models")
+    before = table.of(attacked.gateway.gateway.services.policy().catalog)
+    assert await attacked.holder.get("/models") == shown
+    after = table.of(attacked.gateway.gateway.services.policy().catalog)
+    assert after is before

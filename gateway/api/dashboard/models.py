@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
+import orjson
 from aiohttp import web
 
 from gateway.access.keys import Key
 from gateway.api.admin.requests import check_query
 from gateway.api.auth import KEY, SESSION
 from gateway.api.dashboard.guards import with_named_key
-from gateway.api.http.json import json_response
+from gateway.api.http.json import JSON
 from gateway.api.services import SERVICES
 from gateway.catalog import (
     BooleanSpec,
+    Catalog,
     ChoiceSpec,
     IntegerSpec,
     Model,
@@ -42,15 +45,36 @@ _list_of_named_key = with_named_key(_list_of_own_key, lambda request: request.qu
 
 def _answer(request: web.Request, key: Key | None) -> web.Response:
     catalog = request.app[SERVICES].policy().catalog
-    models = [
-        model
+    encoded = request.app[MODEL_TABLE].of(catalog)
+    ids = [
+        model.id
         for model in catalog.models.values()
         if model.is_sold and (key is None or key.models is None or model.id in key.models)
     ]
-    ids = [model.id for model in models]
     usual = catalog.default_gpt_model
-    default = usual if usual in ids else next(iter(ids), None)
-    return json_response({"default": default, "data": [_model_object(model) for model in models]})
+    default = orjson.dumps(usual if usual in ids else next(iter(ids), None))
+    data = b",".join(encoded[model_id] for model_id in ids)
+    return web.Response(body=b'{"default":%b,"data":[%b]}' % (default, data), content_type=JSON)
+
+
+class ModelTable:
+    """The JSON objects of all models, encoded once: they take milliseconds of the event loop."""
+
+    def __init__(self) -> None:
+        self._catalog: Catalog | None = None
+        self._encoded: Mapping[str, bytes] = {}
+
+    def of(self, catalog: Catalog) -> Mapping[str, bytes]:
+        """The objects of a catalog by the ids of the models."""
+        if catalog is not self._catalog:
+            self._encoded = {
+                model.id: orjson.dumps(_model_object(model)) for model in catalog.models.values()
+            }
+            self._catalog = catalog
+        return self._encoded
+
+
+MODEL_TABLE: Final = web.AppKey("model_table", ModelTable)
 
 
 def _model_object(model: Model) -> dict[str, Any]:

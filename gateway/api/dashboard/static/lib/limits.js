@@ -15,7 +15,7 @@ export const LIMITS = Object.freeze([
   {name: 'tokens_per_day', label: 'Tokens per day', unit: 'tokens', period: 'day'},
   {name: 'images_per_minute', label: 'Images per minute', unit: 'images', period: 'minute'},
   {name: 'requests_per_minute', label: 'Requests per minute', unit: 'requests', period: 'minute'},
-  {name: 'concurrent_requests', label: 'Open purchases', unit: 'purchases', period: 'now'},
+  {name: 'concurrent_requests', label: 'Concurrent requests', unit: 'purchases', period: 'now'},
 ]);
 
 const BY_NAME = new Map(LIMITS.map((limit, position) => [limit.name, {...limit, position}]));

@@ -1,7 +1,7 @@
 -- KEYS: books. ARGV: the day of the id before which to begin ('' = at the end), its stream id or ''
 -- for a whole day, the limit. Returns day, stream id, record, …, the newest first.
 local first_day, before, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local found, count = {}, 0
+local found = {}
 
 -- All days up to the first one that have a stream, the newest first.
 local function days_back()
@@ -21,17 +21,8 @@ local function days_back()
   return days
 end
 
-local function is_after(item, other)
-  if not item or not other then
-    return item
-  end
-  local ms, n = parse_id(other[1])
-  local own_ms, own_n = parse_id(item[1])
-  return is_later(own_ms, own_n, ms, n)
-end
-
 for _, day in ipairs(days_back()) do
-  local last, left = '+', digits(limit - count)
+  local last, left = '+', digits(limit - #found / 3)
   if day == first_day then
     last = before
   end
@@ -39,21 +30,9 @@ for _, day in ipairs(days_back()) do
   if last ~= '' then
     local charged = redis.call('XREVRANGE', ledger_key('charged', day), last, '-', 'COUNT', left)
     local free = redis.call('XREVRANGE', ledger_key('free', day), last, '-', 'COUNT', left)
-    local c, f = 1, 1
-    while count < limit and (charged[c] or free[f]) do
-      local item
-      if is_after(charged[c], free[f]) then
-        item, c = charged[c], c + 1
-      else
-        item, f = free[f], f + 1
-      end
-      table.insert(found, day)
-      table.insert(found, item[1])
-      table.insert(found, item[2][2])
-      count = count + 1
-    end
+    add_merged(found, day, charged, free, limit, true)
   end
-  if count >= limit then
+  if #found >= 3 * limit then
     break
   end
 end

@@ -36,6 +36,27 @@ local function is_later(ms, count, other_ms, other_count)
   return ms > other_ms or (ms == other_ms and count > other_count)
 end
 
+-- Adds day, id and record of a day's charged and free records, in one order, until `found` has `limit`.
+local function add_merged(found, day, charged, free, limit, is_newest_first)
+  local c, f = 1, 1
+  while #found < 3 * limit and (charged[c] or free[f]) do
+    local takes_charged = charged[c] ~= nil
+    if charged[c] and free[f] then
+      local ms, count = parse_id(charged[c][1])
+      takes_charged = is_later(ms, count, parse_id(free[f][1])) == is_newest_first
+    end
+    local item
+    if takes_charged then
+      item, c = charged[c], c + 1
+    else
+      item, f = free[f], f + 1
+    end
+    table.insert(found, day)
+    table.insert(found, item[1])
+    table.insert(found, item[2][2])
+  end
+end
+
 local function read_ledger_end()
   local found = redis.call('HMGET', LEDGER, 'ms', 'count')
   if found[1] then
