@@ -7,6 +7,7 @@ const format = await module('format');
 const {readQuery, writeQuery} = await module('query');
 const {ApiError, href} = await module('http');
 const {asked, before, bucketsOf, periodOf} = await module('period');
+const {getPage} = await module('pages');
 const {filtersOf, loadReport, tableParams} = await module('report');
 
 const at = (text) => Date.parse(text) / 1000;
@@ -94,6 +95,30 @@ assert.deepEqual([report.total.cost_usd, report.previousTotal.cost_usd], [4, 5])
 assert.deepEqual([report.chart.spent, report.chart.before], [[1, 3], [0, 5]]);
 assert.deepEqual(report.chart.groups.map(({name, values}) => [name, values]), [['art', [0, 3]], [null, [0, 0]]]);
 assert.deepEqual(report.chart.other, [1, 0]);
+
+// ── pages that the gateway leaves short ───────────────────────────────────────────────────────
+
+const PAGES = {'': [[], 'b'], b: [[1, 2], 'c'], c: [[3], null]};
+const limits = [];
+globalThis.fetch = async (address) => {
+  const params = new URLSearchParams(address.split('?')[1]);
+  limits.push(params.get('limit'));
+  const [data, after] = PAGES[params.get('after') ?? ''];
+  return Response.json({data, after});
+};
+assert.deepEqual(await getPage('/images', {limit: 60}), {data: [1, 2, 3], after: null});
+assert.deepEqual(limits, ['60', '60', '58']);
+PAGES.c = [[], 'c']; // never ends: it stops by itself, and says where to go on
+assert.deepEqual(await getPage('/images', {limit: 60}), {data: [1, 2], after: 'c'});
+assert.equal(limits.length, 7);
+
+// ── times ─────────────────────────────────────────────────────────────────────────────────────
+
+now('2026-11-29T12:00:00Z');
+assert.deepEqual(
+  ['11:59:20', '11:13:20', '10:47:00', '00:01:00', '12:30:00', '23:59:00'].map((clock) => format.ago(at(`2026-11-29T${clock}Z`))),
+  ['40 s ago', '47 min ago', '1 h ago', '11 h ago', 'in 30 min', 'in 11 h'],
+);
 
 // ── errors ────────────────────────────────────────────────────────────────────────────────────
 

@@ -48,7 +48,7 @@ export const share = {
       lead: `What key ${key.name}${key.team ? ` of team ${key.team}` : ''} has used, and what is left.`,
       json: href('/usage', usageQuery(query)),
       csv: () => data && saveTable(data, query),
-      actions: data?.usage.limits.length ? askButton(app, data.usage) : nothing,
+      actions: !data || data.usage.limits.length ? askButton(app, data?.usage) : nothing,
       filters: choice({
         label: 'Period',
         name: 'days',
@@ -66,8 +66,9 @@ export const share = {
 /** "7d" are the seven days before today, and today. */
 const usageQuery = ({days}) => ({since: `${Number(days) - 1}d`, bucket_width: '1d', group_by: 'model'});
 
-const askButton = (app, {limits}) =>
-  html`<button class="button primary" @click=${() => askForMore(app, {limits})}>Ask for more</button>`;
+/** It is there before the data, so that nothing moves. */
+const askButton = (app, usage) =>
+  html`<button class="button primary" ?disabled=${!usage} @click=${() => askForMore(app, {limits: usage.limits})}>Ask for more</button>`;
 
 function content(view, {usage, images, model}) {
   return html`
