@@ -20,7 +20,7 @@ import pytest
 
 from tests.gateways import Client, run_processes, run_upstream
 from tests.stores import usually_on
-from tests.wrk import CONNECTIONS, find_wrk, paced_flood
+from tests.wrk import find_wrk, paced_flood
 
 IMAGES: Final = int(os.environ.get("IMAGES", "10000"))
 HITS_A_SECOND: Final = int(os.environ.get("HITS", "1000"))
@@ -181,8 +181,7 @@ async def test_every_view_is_quick_under_load(
             await keys[n].ask(f"{n}", model="no-such-model")
         ids = [each["id"] for each in (await client.admin("GET", "/admin/images")).json["data"]]
         bodies = [request_of(n) for n in range(0, IMAGES, IMAGES // 50)]
-        pause_ms = round(1000 * CONNECTIONS / HITS_A_SECOND)
-        async with paced_flood(wrk, keys[0], bodies, pause_ms=pause_ms) as stop:
+        async with paced_flood(wrk, keys[0], bodies, a_second=HITS_A_SECOND) as stop:
             await asyncio.sleep(1)
             taken, held = await measure_all(client, ids)
             flood = await stop()

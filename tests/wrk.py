@@ -21,6 +21,8 @@ MISSING = "wrk is not installed: apt-get install wrk"
 SCRIPT = Path(__file__).with_name("flood.lua")
 PACED_SCRIPT = Path(__file__).with_name("paced.lua")
 CONNECTIONS = 8
+PACED_CONNECTIONS = 64
+"""Many, so that the pauses are long beside what a request takes."""
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 MAX_SECONDS = 600
 """The test stops it long before."""
@@ -63,17 +65,23 @@ async def flood(
 
 @asynccontextmanager
 async def paced_flood(
-    wrk: str, client: Client, bodies: Sequence[Mapping[str, Any]], *, pause_ms: int
+    wrk: str, client: Client, bodies: Sequence[Mapping[str, Any]], *, a_second: int
 ) -> AsyncIterator[Callable[[], Awaitable[Flood]]]:
-    """Sends the requests in turn, on each of `CONNECTIONS` with a pause between two of them."""
+    """Sends the requests in turn, at most so many a second."""
+    pause_ms = round(1000 * PACED_CONNECTIONS / a_second)
     arguments = (str(pause_ms), *map(json.dumps, bodies))
-    async with _run(wrk, client, PACED_SCRIPT, *arguments) as stop:
+    async with _run(wrk, client, PACED_SCRIPT, *arguments, connections=PACED_CONNECTIONS) as stop:
         yield stop
 
 
 @asynccontextmanager
 async def _run(
-    wrk: str, client: Client, script: Path, *arguments: str, headers: Sequence[str] = ()
+    wrk: str,
+    client: Client,
+    script: Path,
+    *arguments: str,
+    headers: Sequence[str] = (),
+    connections: int = CONNECTIONS,
 ) -> AsyncIterator[Callable[[], Awaitable[Flood]]]:
     sent = (
         f"Authorization: Bearer {client.secret}",
@@ -81,7 +89,7 @@ async def _run(
         *headers,
     )
     process = await asyncio.create_subprocess_exec(
-        *(wrk, "-t1", f"-c{CONNECTIONS}", f"-d{MAX_SECONDS}s", f"-s{script}"),
+        *(wrk, "-t1", f"-c{connections}", f"-d{MAX_SECONDS}s", f"-s{script}"),
         *(f"-H{header}" for header in sent),
         f"{client.url}/v1/images/generations",
         *("--", *arguments),

@@ -57,7 +57,7 @@ GENERATION: Final = "image.generation"
 
 MAX_ROWS: Final = 10_000
 """Of one report."""
-SLICE_ROWS: Final = 200
+SLICE_ROWS: Final = 50
 """Rows that are made at once. It takes about a millisecond of the event loop."""
 MAX_BUCKETS: Final[Mapping[Width, int]] = {"minute": 1440, "hour": 31 * 24, "day": 3660, "all": 1}
 MAX_GROUPS: Final = 16
