@@ -1,78 +1,87 @@
-"""The dashboard's page in a browser, as far as its API sees it."""
+"""The dashboards of `deploy/grafana/`: their panels, and the queries that Grafana would send."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from http.cookies import SimpleCookie
-from typing import Any, Final
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from gateway.access.audit import Actor
-from gateway.access.sign_in_links import create_sign_in_link
-from gateway.store.protocol import Store
-from tests.gateways import ADMIN_TOKEN, Client, Reply
+GRAFANA = Path(__file__).parent.parent / "deploy" / "grafana"
+DASHBOARDS = GRAFANA / "dashboards"
+COST, OPERATIONS = "cost-and-usage.json", "operations.json"
+NAMES = (COST, OPERATIONS)
 
-API: Final = "/dashboard/api"
-SESSION: Final = f"{API}/session"
-OF_THE_PAGE: Final = {"Sec-Fetch-Site": "same-origin"}
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+@cache
+def read_dashboard(name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads((DASHBOARDS / name).read_text(encoding="utf-8"))
+    return found
+
+
+def panels(name: str) -> list[Mapping[str, Any]]:
+    """The panels that show something: all but rows, which have none of their own."""
+    return [panel for panel in read_dashboard(name)["panels"] if panel["type"] != "row"]
+
+
+def variables(name: str) -> dict[str, Mapping[str, Any]]:
+    return {each["name"]: each for each in read_dashboard(name)["templating"]["list"]}
 
 
 @dataclass(frozen=True)
-class Browser:
-    """A browser at one gateway. Signing in returns another one, which has the cookie."""
+class Query:
+    """A query of a panel."""
 
-    client: Client
-    cookie: str = ""
-    """`name=value`."""
+    dashboard: str
+    panel: str
+    ref: str
+    expression: str
+    is_instant: bool
 
-    async def send(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        headers: Mapping[str, str] = OF_THE_PAGE,
-    ) -> Reply:
-        """Sends a request without a key, with the cookie if there is one."""
-        cookie = {"Cookie": self.cookie} if self.cookie else {}
-        given = {} if body is None else {"json": body}
-        return await self.client.send(
-            method, path, headers={"Authorization": "", **cookie, **headers}, **given
-        )
-
-    async def get(self, path: str) -> Any:
-        """The JSON of a path below `/dashboard/api`."""
-        reply = await self.send("GET", API + path)
-        assert reply.status == 200, reply.body
-        return reply.json
-
-    async def sign_in(self, **given: str) -> Browser:
-        """Signs in with `token=` or `link=`."""
-        reply = await self.send("POST", SESSION, given)
-        assert reply.status == 201, reply.body
-        return replace(self, cookie=cookie_of(reply))
-
-    async def is_signed_in(self) -> bool:
-        reply = await self.send("GET", SESSION)
-        assert reply.status in (200, 401), reply.body
-        return reply.status == 200
-
-    def at(self, client: Client) -> Browser:
-        """The same browser at another gateway or worker."""
-        return replace(self, client=client)
+    def __str__(self) -> str:
+        return f"{self.panel} {self.ref}"
 
 
-async def sign_in_as_admin(client: Client) -> Browser:
-    return await Browser(client).sign_in(token=ADMIN_TOKEN)
+def queries(name: str) -> Iterator[Query]:
+    for panel in panels(name):
+        for target in panel["targets"]:
+            yield Query(name, panel["title"], target["refId"], target["expr"], target["instant"])
 
 
-async def new_link_secret(store: Store) -> str:
-    """The secret of a new one-time link."""
-    link = await create_sign_in_link(store, "http://x", actor=Actor("cli", "a test"))
-    return link.partition("#link=")[2]
+def query(name: str, panel: str, ref: str = "A") -> Query:
+    """The query of a panel, by its title."""
+    (found,) = (each for each in queries(name) if (each.panel, each.ref) == (panel, ref))
+    return found
 
 
-def cookie_of(reply: Reply) -> str:
-    """The cookie that an answer sets."""
-    (morsel,) = SimpleCookie(reply.headers["Set-Cookie"]).values()
-    return f"{morsel.key}={morsel.value}"
+@dataclass(frozen=True)
+class Selection:
+    """What a user chose in Grafana, and what Grafana makes of it."""
+
+    range_seconds: int = 600
+    interval_seconds: int = 60
+    rate_interval_seconds: int = 60
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    """Other values of variables, as PromQL; else all jobs, all teams, and so on."""
+
+    def fill(self, expression: str) -> str:
+        """Replaces the variables as Grafana does."""
+        values = {
+            "__range": f"{self.range_seconds}s",
+            "__range_s": f"{self.range_seconds}",
+            "__interval": f"{self.interval_seconds}s",
+            "__interval_ms": f"{1000 * self.interval_seconds}",
+            "__rate_interval": f"{self.rate_interval_seconds}s",
+            "job": ".+",
+            "instance": ".+",
+            "team": ".*",
+            "cost_centre": "cost_center",
+            "window": "month",
+            **self.chosen,
+        }
+        return _VARIABLE.sub(lambda match: values[match[1] or match[2]], expression)

@@ -20,7 +20,7 @@ from gateway.access.attempts import ATTEMPTS_PER_MINUTE
 from gateway.api.dashboard.models import MODEL_TABLE
 from gateway.api.turns import MAX_AT_ONCE, MAX_WAITING, TURNS, Turns
 from gateway.errors import GatewayError
-from tests.dashboards import (
+from tests.dashboard_page import (
     API,
     OF_THE_PAGE,
     SESSION,

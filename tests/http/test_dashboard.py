@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from gateway.api.dashboard.page import CONTENT_SECURITY_POLICY, STATIC, VIEWS, accepts_gzip
 from gateway.api.dashboard.routes import dashboard_admin_routes, dashboard_routes
 from gateway.api.routes import admin_routes
-from tests.dashboards import (
+from tests.dashboard_page import (
     API,
     SESSION,
     Browser,
