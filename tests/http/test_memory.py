@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from itertools import count
@@ -121,7 +121,8 @@ class Arena:
         try:
             for piece in pieces:
                 writer.write(piece)
-            await writer.drain()
+            with suppress(ConnectionResetError):  # an error may be answered before all is sent
+                await writer.drain()
             yield reader
         finally:
             writer.transport.abort()

@@ -21,9 +21,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from gateway.images import Record
-from tests.gateways import Client, InProcess, Upstream, make_settings, run_gateway
+from tests.gateways import Client, InProcess, Reply, Upstream, make_settings, run_gateway
 from tests.month import RecordWriter, TrafficKey, total, traffic
-from tests.waiting import eventually
+from tests.waiting import eventually, generous
 
 DAY = 86_400.0
 PLACES = [("sqlite", "UTC"), ("redis", "Asia/Kolkata")]
@@ -101,10 +101,17 @@ def groups(records: Iterable[Record], name: Callable[[Record], Any]) -> dict[Any
 # ── what the page shows ─────────────────────────────────────────────────────────────────────
 
 
-async def get(client: Client, path: str) -> Any:
-    reply = await client.admin("GET", path)
+async def answered(client: Client, path: str) -> Reply:
+    """On a busy machine, the store may be too slow for the first attempt."""
+    async with generous():
+        while (reply := await client.admin("GET", path)).status == 503:
+            continue
     assert reply.status == 200, reply.body
-    return reply.json
+    return reply
+
+
+async def get(client: Client, path: str) -> Any:
+    return (await answered(client, path)).json
 
 
 async def read_overview(client: Client) -> Any:
@@ -184,7 +191,7 @@ async def check_usage(client: Client, expected: Expected, today: date) -> None:
         path = f"/admin/usage?since={since}&group_by={dimension}"
         rows = (await get(client, path))["usage"]
         assert {row[dimension]: sums_of(row) for row in rows} == wanted, dimension
-        text = (await client.admin("GET", f"{path}&format=csv")).body.decode()
+        text = (await answered(client, f"{path}&format=csv")).body.decode()
         cells = csv.DictReader(io.StringIO(text))
         # A quote keeps spreadsheets from computing a user such as `=1+1`.
         named = {row[dimension].removeprefix("'") or None: sums_of(row) for row in cells}
