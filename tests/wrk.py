@@ -21,8 +21,8 @@ MISSING = "wrk is not installed: apt-get install wrk"
 SCRIPT = Path(__file__).with_name("flood.lua")
 PACED_SCRIPT = Path(__file__).with_name("paced.lua")
 CONNECTIONS = 8
-PACED_CONNECTIONS = 64
-"""Many, so that the pauses are long beside what a request takes."""
+PACED_CONNECTIONS = 24
+"""Pauses are long beside what a request takes, and few requests arrive at the same moment."""
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 MAX_SECONDS = 600
 """The test stops it long before."""
