@@ -57,7 +57,7 @@ class BooksUse:
     images_bytes: int | None
     """The bound on the bytes of images now; None: no bound."""
     is_nearly_full: bool = False
-    """Hardly any memory or disk is left, whoever uses it."""
+    """Hardly any memory or disk is left, for the books or for anything else."""
 
     @property
     def ratio(self) -> float:

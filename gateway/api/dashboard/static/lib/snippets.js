@@ -15,7 +15,7 @@ export const LANGUAGES = [
   {id: 'javascript', label: 'JavaScript', write: javascript},
 ];
 
-/** Whether a model answers with links unless it is told otherwise. */
+/** Whether a model answers with links if the request has no `response_format`. */
 export const needsBase64 = (model) => model.parameters.some(({name}) => name === 'response_format');
 
 const DELIVERY = new Set(['stream', 'partial_images', 'response_format']);
