@@ -119,16 +119,32 @@ async def test_another_worker_continues_the_purge_of_one_that_died(
     store, cache = gateway.gateway.store, gateway.gateway.cache
     dead = Purges(store, cache.image_cache, cache.purges._markers)
     marker = await dead._markers.add("purge_of_the_dead", "tag", "sale")
-    progress = await dead.walk(marker)
+    progress = await dead.walk(marker, b"dead")
     assert progress is not None
     assert not progress.done
-    assert await cache.purges.walk(marker) is None  # while the turn of the dead worker lasts
+    # While the turn of the dead worker lasts.
+    assert await cache.purges.walk(marker, b"living") is None
     await execute(store, DeleteValue(TURNS, marker.id))  # as when it has expired
     await eventually(lambda: _is_over(gateway, marker.id))
 
     entries = await store.execute([ReadEntry(name) for name in fingerprints])
     assert not any(entry.slots for entry in entries)
     assert (await cache.purges.find(marker.id)).images == 3000
+
+
+async def test_the_job_of_the_same_worker_does_not_walk_beside_the_request(
+    gateway: InProcess,
+) -> None:
+    """Both would count a page, and the one that found it empty could be saved last."""
+    await fill(gateway)
+    purges = gateway.gateway.cache.purges
+    starting = asyncio.create_task(purges.start("tag", "sale"))
+    while not starting.done():
+        await purges.run(max_pages=1)
+    purge_id = (await starting).id
+    await eventually(lambda: _is_over(gateway, purge_id))
+
+    assert (await purges.find(purge_id)).images == MANY
 
 
 async def _is_over(gateway: InProcess, purge_id: str) -> bool:
