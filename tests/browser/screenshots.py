@@ -12,7 +12,6 @@ import asyncio
 import logging
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -75,13 +74,11 @@ async def open_empty(folder: Path) -> AsyncIterator[Opened]:
 async def open_full(folder: Path) -> AsyncIterator[Opened]:
     """A gateway of `seeds.FULL`. Another one on the same store has bought the small images."""
     async with run_upstream() as small, run_upstream(small_images=False) as upstream:
-        began = time.time()
         async with run_gateway(make_settings(folder / "data", small.base_url)) as first:
             clients = await seeds.seed(first, seeds.FULL)
         alice = clients[0]
         async with run_processes(folder, upstream.base_url, workers=2) as (_, client):
             await seeds.draw_images(client, alice, seeds.DRAWN)
-            await seeds.until_folded(client, began)
             pages = f"keys?key={alice.key_id}", "teams?team=art", "events?tab=audit"
             yield client.url, [admin(*pages), holder(alice.secret)], lambda: None
 
