@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 from gateway.catalog import Catalog, parse_catalog
@@ -13,6 +15,11 @@ SHIPPED = CONFIG / "models.yaml"
 
 def read_shipped() -> dict[Any, Any]:
     """The file's content before validation; a test may change it."""
+    return deepcopy(_parse_shipped())
+
+
+@cache
+def _parse_shipped() -> dict[Any, Any]:
     return read_config(SHIPPED, {})
 
 

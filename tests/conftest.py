@@ -88,6 +88,17 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+def pytest_report_teststatus(
+    report: pytest.CollectReport | pytest.TestReport,
+) -> tuple[str, str, str] | None:
+    """Names a failed test at once, because a run that is ended from outside has no summary."""
+    if not report.failed:
+        return None
+    if report.when == "call":
+        return "failed", f"F {report.nodeid}\n", "FAILED"
+    return "error", f"E {report.nodeid}\n", "ERROR"
+
+
 def _fail_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
     if os.environ.get("CI") != "true":
         return

@@ -229,9 +229,9 @@ async def attack(arena: Arena, seconds: float, *, start: int = 1_000_000) -> tup
 async def test_hits_under_attack_stay_fast_and_memory_bounded(arena: Arena) -> None:
     slowdowns: list[float] = []
     for attempt in range(ATTEMPTS):
-        quiet = (await serve_honestly(arena, 6, start=1_000 * attempt)).percentile(0.99)
+        quiet = (await serve_honestly(arena, 4, start=1_000 * attempt)).percentile(0.99)
         report(f"p99 without an attack {quiet:.4f} s")
-        honest, memory_bytes = await attack(arena, 15, start=1_000_000 * (attempt + 1))
+        honest, memory_bytes = await attack(arena, 10, start=1_000_000 * (attempt + 1))
         assert memory_bytes < MAX_MEMORY_BYTES
         slowdowns.append(honest.percentile(0.99) / quiet)
         if slowdowns[-1] <= MAX_SLOWDOWN[arena.store]:

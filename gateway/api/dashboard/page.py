@@ -11,6 +11,7 @@ import gzip
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -94,15 +95,19 @@ class Assets:
 ASSETS: Final = web.AppKey("assets", Assets)
 
 
-def load_assets(folder: Path = STATIC) -> Assets:
-    """Reads all files of the folder that a page can use."""
-    return Assets(
-        {
-            path.relative_to(folder).as_posix(): _load(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.suffix in _TYPES
-        }
-    )
+def load_assets() -> Assets:
+    """The files that a page can use, for one address."""
+    return Assets(_read_files())
+
+
+@cache
+def _read_files() -> Mapping[str, Asset]:
+    """Reads them once for all addresses of a gateway."""
+    return {
+        path.relative_to(STATIC).as_posix(): _load(path)
+        for path in sorted(STATIC.rglob("*"))
+        if path.is_file() and path.suffix in _TYPES
+    }
 
 
 def _load(path: Path) -> Asset:
