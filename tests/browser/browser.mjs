@@ -139,3 +139,13 @@ export async function signIn(page, token) {
   await page.getByRole('navigation').waitFor({state: 'attached'});
   await settled(page);
 }
+
+/** The serious and critical findings of axe-core in an element; with `rules` only of these. */
+export const examine = (page, inside = 'html', rules = []) =>
+  page.evaluate(async ([inside, rules]) => {
+    const only = rules.length ? {runOnly: rules} : {};
+    const {violations} = await axe.run(inside, {resultTypes: ['violations'], preload: false, ...only});
+    return violations
+      .filter(({impact}) => impact === 'serious' || impact === 'critical')
+      .map(({id, nodes}) => ({id, nodes: nodes.slice(0, 4).map(({html, failureSummary}) => `${html.slice(0, 160)} ${failureSummary}`)}));
+  }, [inside, rules]);

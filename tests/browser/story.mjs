@@ -1,6 +1,6 @@
 // An admin signs in through a one-time link, makes a key, makes an image with it, and sees what it
 // cost; raises the key's limit, rotates it, and revokes it. Its holder sees only their own.
-import {browse, given, openPage, say, settled, signIn, tell} from './browser.mjs';
+import {browse, examine, given, openPage, say, settled, signIn, tell} from './browser.mjs';
 
 const goTo = async (page, view) => {
   await page.getByRole('navigation', {name: 'Views'}).getByRole('link', {name: view, exact: true}).click();
@@ -62,7 +62,7 @@ async function makeImage(page) {
   await page.getByRole('button', {name: 'Generate'}).click();
   const partial = page.getByRole('img', {name: /^Partial image of/});
   await partial.waitFor();
-  await tell('saw a partial image', {atMost, width: await widthOf(partial)});
+  await tell('saw a partial image', {atMost, width: await widthOf(partial), axe: await examine(page)});
   const image = page.getByRole('img', {name: /^Image 1 of/});
   await image.waitFor();
   // The cost of a stream is known once it is settled; until then its bound is shown.
@@ -71,7 +71,7 @@ async function makeImage(page) {
     page.locator('.run-facts .badge').first().innerText(),
     page.locator('.run-facts .price').innerText(),
   ]);
-  say('saw the image', {width: await widthOf(image), handling, cost});
+  say('saw the image', {width: await widthOf(image), handling, cost, axe: await examine(page)});
   await page.getByRole('button', {name: 'Open large'}).click();
   await dialogOf(page).getByRole('img').waitFor();
   await page.keyboard.press('Escape');
@@ -155,7 +155,7 @@ async function signOut(page) {
 }
 
 await browse(async (browser) => {
-  const [admin, holder] = [await openPage(browser), await openPage(browser)];
+  const [admin, holder] = [await openPage(browser, {axe: true}), await openPage(browser)];
   await signInByLink(admin);
   const former = await makeKey(admin);
   await makeImage(admin);

@@ -30,10 +30,11 @@ async def test_an_admin_makes_a_key_and_an_image_and_its_holder_sees_only_their_
 
     assert the(steps, "signed in")["address"] == f"{client.url}/dashboard/overview"
     assert the(steps, "made a key")["bar"].endswith("$0.00 of $2.00")
-    assert the(steps, "saw a partial image")["width"] > 0
-    image = the(steps, "saw the image")
+    partial, image = the(steps, "saw a partial image"), the(steps, "saw the image")
+    assert partial["width"] > 0
     assert image["width"] > 0
     assert image["handling"] == "Bought"
+    assert partial["axe"] == image["axe"] == []
     cost = image["cost"]
     spent = the(steps, "saw the spend")["rows"][-1]
     assert spent.endswith(f"${float(cost.removeprefix('$')) + others_cost:.4f}")

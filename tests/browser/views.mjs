@@ -4,7 +4,7 @@
 // `views` are addresses below /dashboard, each with the dialogs that it opens: the names of the
 // buttons that lead to them. All sessions sign in first: at the step `signed in` the test may take
 // the store away.
-import {browse, given, openPage, openView, say, settled, signIn, tell} from './browser.mjs';
+import {browse, examine, given, openPage, openView, say, settled, signIn, tell} from './browser.mjs';
 
 const HEIGHTS = {360: 740, 1440: 900};
 
@@ -22,7 +22,9 @@ async function lookAtAll(page, {name, theme, views}) {
 }
 
 async function lookAt(page, about) {
-  const findings = given.axe ? await examine(page, about) : [];
+  // A second theme has other colours only.
+  const rules = about.theme === given.themes[0] ? [] : ['color-contrast'];
+  const findings = given.axe ? await examine(page, about.dialog ? 'dialog' : 'html', rules) : [];
   say('view', {...about, ...(await measure(page)), axe: findings});
   if (!given.save) return;
   await loadAllImages(page);
@@ -88,18 +90,6 @@ const measure = (page) =>
     shift: window.shifts.reduce((sum, {value}) => sum + value, 0),
     moved: window.shifts.flatMap(({moved}) => moved).slice(0, 5),
   }));
-
-/** The serious and critical findings of axe-core in an element. A second theme has other colours only. */
-const examine = (page, {dialog, theme}) =>
-  page.evaluate(async ({inside, runOnly}) => {
-    const {violations} = await axe.run(inside, {resultTypes: ['violations'], preload: false, ...runOnly});
-    return violations
-      .filter(({impact}) => impact === 'serious' || impact === 'critical')
-      .map(({id, nodes}) => ({id, nodes: nodes.slice(0, 4).map(({html, failureSummary}) => `${html.slice(0, 160)} ${failureSummary}`)}));
-  }, {
-    inside: dialog ? 'dialog' : 'html',
-    runOnly: theme === given.themes[0] ? {} : {runOnly: ['color-contrast']},
-  });
 
 await browse(async (browser) => {
   const opened = [];
