@@ -6,7 +6,9 @@ import time
 from typing import Any
 
 import orjson
+import pytest
 
+from gateway.billing import alert_watch
 from gateway.store.batch import execute
 from gateway.store.commands import SetValue
 from tests.gateways import Client, InProcess, Upstream
@@ -47,6 +49,17 @@ async def test_an_empty_gateway_has_every_field_and_nothing_to_do(gateway: InPro
     assert found["attention"] == []
 
 
+@pytest.fixture
+def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a webhook the watch looks at budgets every 30 s, and lists them every 15 s.
+
+    It has done both at the start.
+    """
+    monkeypatch.setattr(alert_watch, "LOOK_KEPT_SECONDS", 0.1)
+    monkeypatch.setattr(alert_watch, "SUBJECTS_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("frequent_looks")  # before the gateway starts
 async def test_what_needs_attention_is_said_with_what_to_do(gateway: InProcess) -> None:
     client = gateway.client
     await client.admin(

@@ -26,7 +26,11 @@ LOW_MICROS = 9_000 + 5 * (len("an otter") + 16)
 
 
 class Watched:
-    """A store that counts commands, and holds reservations until they may run."""
+    """A store that counts commands, and holds reservations until they may run.
+
+    An `AcquireLease` counts once the store has executed it: a request whose lease is still on its
+    way to the store would acquire that of a leader that was refused meanwhile.
+    """
 
     def __init__(self, store: Store, may_reserve: asyncio.Event) -> None:
         self.name = store.name
@@ -36,10 +40,14 @@ class Watched:
         self._may_reserve = may_reserve
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        self.counts.update(type(command) for command in commands)
-        if any(isinstance(command, Reserve) for command in commands):
+        kinds = Counter(type(command) for command in commands)
+        leases = Counter({AcquireLease: kinds.pop(AcquireLease, 0)})
+        self.counts += kinds
+        if Reserve in kinds:
             await self._may_reserve.wait()
-        return await self._store.execute(commands)
+        results = await self._store.execute(commands)
+        self.counts += leases
+        return results
 
 
 class Crowd:
