@@ -26,7 +26,7 @@ export async function openRaise({app, refresh}, scope, preset = {}) {
   app.dialog(dialog({
     title: `Raise a limit of ${scopeText(scope)}`,
     lead: 'A raise adds to the limit until the end of a day, and ends by itself.',
-    body: raiseFields(data, preset),
+    body: raiseFields(inOrder(data), preset),
     onSubmit: submit,
     submit: 'Raise',
     close: app.closeDialog,
@@ -34,7 +34,7 @@ export async function openRaise({app, refresh}, scope, preset = {}) {
 }
 
 const raiseFields = (rows, preset) => html`
-  ${selectField({label: 'Limit', name: 'limit', value: preset.limit ?? rows[0]?.limit, options: inOrder(rows).map(raiseOption)})}
+  ${selectField({label: 'Limit', name: 'limit', value: preset.limit ?? rows[0]?.limit, options: rows.map(raiseOption)})}
   <div class="fields two">
     ${textField({label: 'Add', name: 'amount', value: textOf(preset.amount), required: true, placeholder: '20', hint: 'On top of the maximum, in the unit of the limit.'})}
     ${textField({label: 'Until the end of', name: 'until', type: 'date', value: dateIn(Date.now() / 1000, zone()), required: true, hint: `Days are those of ${zone()}.`})}

@@ -1,7 +1,7 @@
 /** "Ask for more": tells the operators that a limit is too low. It works with the budget used up. */
 import {html} from '../vendor/lit-html.js';
 import {get, post} from '../lib/http.js';
-import {limitLabel} from '../lib/limits.js';
+import {inOrder, limitLabel} from '../lib/limits.js';
 import {dialog} from '../ui/dialog.js';
 import {field, onSubmit, selectField, textField} from '../ui/form.js';
 
@@ -19,7 +19,7 @@ const SAID = {
 /** Opens the dialog. Without `limits` it reads those of the key. */
 export async function askForMore(app, {limits, limit} = {}) {
   const found = limits ?? (await get('/usage', {since: '0d'})).limits;
-  const names = [...new Set(found.map((each) => each.limit))];
+  const names = [...new Set(inOrder(found).map((each) => each.limit))];
   if (!names.length) return app.toast('This key has no limit.', 'warning');
   app.dialog(form(app, names, limit ?? names[0]));
 }
