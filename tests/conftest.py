@@ -4,6 +4,7 @@ If a server is missing, its tests are skipped with a message that names the pack
 `CI=true` every skip fails, so a green run means that all tests have run.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -17,6 +18,7 @@ from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
+from tests.empty_store import place_empty_store
 from tests.redis_server import emptied, merge_missing_server_skips, restricted, run_redis_server
 
 if "ALL_EXAMPLES" not in os.environ:  # which `make test-long` sets
@@ -47,6 +49,7 @@ def redis_url(redis_server: str) -> str:
 def sqlite_path(tmp_path: Path) -> Path:
     """The path of an embedded store's database, which is created and closed."""
     path = tmp_path / "data" / "store.sqlite3"
+    place_empty_store(path)
     create_sqlite_schema(path)
     return path
 
@@ -69,6 +72,13 @@ def pytest_collection_finish() -> None:
     """
     if "gateway.__main__" in sys.modules:
         raise pytest.UsageError("A test imports gateway.__main__: import gateway.cli.main instead.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Lets the garbage collector skip all modules and tests, which stay until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -30,9 +30,11 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
-from aiohttp import web
+from aiohttp import web, web_app
 
 from gateway.access.policy import Policy, parse_policy
+from gateway.api import routes
+from gateway.api.dashboard.page import Asset, Assets, load_assets
 from gateway.assembly import Gateway, OpenLinks
 from gateway.billing.ledger import Ledger
 from gateway.catalog import Catalog
@@ -49,7 +51,8 @@ from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters
 from gateway.upstream.client import Pace
 from gateway.upstream.fetch import open_link_fetcher
-from gateway.wiring.stores import open_store
+from gateway.wiring.stores import DATABASE, open_store
+from tests.empty_store import place_empty_store
 from tests.gates import Gate, LeaseCounter, Leases
 from tests.processes import living_children, serving
 from tests.scripted_upstream import Clock
@@ -290,14 +293,28 @@ def _read_policy(models: Path, *_state: int) -> Policy:
 SHIPPED = PolicyFile(CONFIG / "models.yaml")
 
 
+@cache
+def _page_files() -> Mapping[str, Asset]:
+    return load_assets()._files
+
+
+# Reads the dashboard's files once for all gateways of this process.
+routes.load_assets = lambda: Assets(_page_files())
+
+
 @asynccontextmanager
 async def run_gateway(
     settings: Settings, *, policy: PolicyFile = SHIPPED, open_links: OpenLinks = open_link_fetcher
 ) -> AsyncIterator[InProcess]:
     """Runs a gateway in this process, on a free port for each of its addresses."""
+    if settings.store.redis_url is None:
+        place_empty_store(settings.store.data_dir / DATABASE)
     prepare(settings)
     free = parse_address("127.0.0.1:0")
-    with bind_listeners(free, settings.server.admin_listen and free) as listeners:
+    with (
+        bind_listeners(free, settings.server.admin_listen and free) as listeners,
+        forgotten_applications(),
+    ):
         async with (
             aiohttp.ClientSession(connector=_trusting_connector()) as session,
             open_running_gateway(settings, policy, open_links=open_links) as gateway,
@@ -309,6 +326,19 @@ async def run_gateway(
             client = Client(urls[0], session, admin_url="" if len(urls) == 1 else urls[1])
             leases = gateway.flights._store = LeaseCounter(gateway.flights._store)
             yield InProcess(client, gateway, settings, sites[0]._runner, leases)
+
+
+@contextmanager
+def forgotten_applications() -> Iterator[None]:
+    """Makes aiohttp forget its applications at the end of the block.
+
+    It remembers the middlewares of the last 1024, and so all that these applications have. The
+    garbage collector would walk through the gateways of all earlier tests, again and again.
+    """
+    try:
+        yield
+    finally:
+        web_app._cached_build_middleware.cache_clear()
 
 
 def _trusting_connector() -> aiohttp.TCPConnector:
