@@ -33,8 +33,6 @@ import yaml
 from aiohttp import web, web_app
 
 from gateway.access.policy import Policy, parse_policy
-from gateway.api import routes
-from gateway.api.dashboard.page import Asset, Assets, load_assets
 from gateway.assembly import Gateway, OpenLinks
 from gateway.billing.ledger import Ledger
 from gateway.catalog import Catalog
@@ -291,15 +289,6 @@ def _read_policy(models: Path, *_state: int) -> Policy:
 
 
 SHIPPED = PolicyFile(CONFIG / "models.yaml")
-
-
-@cache
-def _page_files() -> Mapping[str, Asset]:
-    return load_assets()._files
-
-
-# Reads the dashboard's files once for all gateways of this process.
-routes.load_assets = lambda: Assets(_page_files())
 
 
 @asynccontextmanager
