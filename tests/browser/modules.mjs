@@ -90,5 +90,7 @@ assert.deepEqual(form.bodyOf({model: links, prompt: 'p', values: {}}), {model: '
 
 // ── CSV ───────────────────────────────────────────────────────────────────────────────────────
 
-const columns = [{label: 'a', value: (row) => row.a}, {label: 'b,c', value: (row) => row.b}];
-assert.equal(csvText(columns, [{a: -1.5, b: '=1+1'}, {a: null, b: 'say "x"'}]), 'a,"b,c"\r\n-1.5,\'=1+1\r\n,"say ""x"""\r\n');
+assert.equal(
+  csvText([{a: -1.5, 'b,c': '=1+1'}, {a: null, 'b,c': 'say "x"', d: {usd: 2}}, {d: true}]),
+  'a,"b,c",d\r\n-1.5,\'=1+1,\r\n,"say ""x""","{""usd"":2}"\r\n,,true\r\n',
+);

@@ -1,5 +1,6 @@
 // An admin signs in through a one-time link, makes a key, makes an image with it, and sees what it
 // cost; raises the key's limit, rotates it, and revokes it. Its holder sees only their own.
+import {readFile} from 'node:fs/promises';
 import {browse, examine, given, openPage, say, settled, signIn, tell} from './browser.mjs';
 
 const goTo = async (page, view) => {
@@ -28,8 +29,16 @@ async function makeKey(page) {
   const secret = await takeSecret(page);
   await page.getByRole('heading', {level: 1, name: 'studio'}).waitFor();
   await goTo(page, 'Keys');
-  say('made a key', {secret, bar: await barOf(page, 'studio')});
+  say('made a key', {secret, bar: await barOf(page, 'studio'), csv: await saveCsv(page)});
   return secret;
+}
+
+/** The file that the view saves. */
+async function saveCsv(page) {
+  const saving = page.waitForEvent('download');
+  await page.getByRole('button', {name: 'CSV'}).click();
+  const file = await saving;
+  return {name: file.suggestedFilename(), text: await readFile(await file.path(), 'utf8')};
 }
 
 async function takeSecret(page) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,12 @@ async def test_an_admin_makes_a_key_and_an_image_and_its_holder_sees_only_their_
             steps = await scripts.run("story.mjs", on=on, url=client.url, link=link)
 
     assert the(steps, "signed in")["address"] == f"{client.url}/dashboard/overview"
-    assert the(steps, "made a key")["bar"].endswith("$0.00 of $2.00")
+    made = the(steps, "made a key")
+    assert made["bar"].endswith("$0.00 of $2.00")
+    assert made["csv"]["name"] == "keys.csv"
+    saved = list(csv.DictReader(made["csv"]["text"].splitlines()))
+    assert [row["name"] for row in saved] == ["bob", "studio"]
+    assert made["secret"] not in made["csv"]["text"]
     partial, image = the(steps, "saw a partial image"), the(steps, "saw the image")
     assert partial["width"] > 0
     assert image["width"] > 0
@@ -41,7 +47,7 @@ async def test_an_admin_makes_a_key_and_an_image_and_its_holder_sees_only_their_
     assert the(steps, "saw the bar")["bar"].endswith(f"{cost} of $2.00")
     assert len(the(steps, "saw the gallery")["images"]) == 2
     assert the(steps, "raised")["bar"].endswith(f"{cost} of $5.00")
-    assert the(steps, "rotated")["secret"] != the(steps, "made a key")["secret"]
+    assert the(steps, "rotated")["secret"] != made["secret"]
     assert the(steps, "signed in as holder")["views"] == ["Your share", "Images", "Playground"]
     assert "bob" not in the(steps, "signed in as holder")["text"]
     assert len(the(steps, "saw own images")["images"]) == 1

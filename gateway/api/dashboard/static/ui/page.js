@@ -3,7 +3,8 @@
  *
  *   page({
  *     title: 'Spend', lead: 'one sentence' | template,
- *     json: href, csv: href,            links to the same data; optional; csv may be a function that saves it
+ *     json: href, csv: href,            links to the same data; optional
+ *     rows: [name, (data) => rows],     of a list instead of csv: saves what is on the page
  *     actions: template,                buttons before those; optional, and may come with the data
  *     filters: template,                a row below the heading; optional
  *     view,                             the argument of render(): data, error, refresh, …
@@ -22,7 +23,7 @@ import {html, nothing} from '../vendor/lit-html.js';
 import {banner, failure, storeBanner} from './feedback.js';
 import {icon} from './icons.js';
 
-export const page = ({title, lead = nothing, json, csv, actions = nothing, filters = nothing, view, skeleton, content}) => html`
+export const page = ({title, lead = nothing, json, csv, rows, actions = nothing, filters = nothing, view, skeleton, content}) => html`
   <header class="page-head">
     <div class="page-title">
       <h1 tabindex="-1">${title}</h1>
@@ -30,7 +31,7 @@ export const page = ({title, lead = nothing, json, csv, actions = nothing, filte
     </div>
     ${actions === nothing ? nothing : html`<div class="row page-actions">${actions}</div>`}
     <div class="row nowrap page-tools">
-      ${json ? dataLink('JSON', json) : nothing} ${dataOf(csv)}
+      ${json ? dataLink('JSON', json) : nothing} ${csv ? dataLink('CSV', csv) : nothing} ${rows ? saveButton(rows, view) : nothing}
       <button class="icon-button" aria-label="Refresh" title="Refresh" @click=${view.refresh}>
         ${icon('refresh')}
       </button>
@@ -43,8 +44,13 @@ export const page = ({title, lead = nothing, json, csv, actions = nothing, filte
 const dataLink = (label, href) =>
   html`<a class="button quiet" href=${href} target="_blank" rel="noopener">${label}</a>`;
 
-const dataOf = (csv) =>
-  typeof csv === 'function' ? html`<button class="button quiet" @click=${csv}>CSV</button>` : csv ? dataLink('CSV', csv) : nothing;
+const saveButton = (rows, {data}) =>
+  html`<button class="button quiet" title="Save what is on this page" ?disabled=${!data} @click=${() => saveCsv(rows, data)}>CSV</button>`;
+
+async function saveCsv([name, rowsOf], data) {
+  const {saveRows} = await import('../lib/csv.js');
+  saveRows(name, rowsOf(data));
+}
 
 function body(view, skeleton, content) {
   const {data, error, refresh} = view;

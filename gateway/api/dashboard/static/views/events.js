@@ -58,6 +58,7 @@ function render(view) {
     title: 'Events',
     lead: isAudit ? 'Who changed what, and when.' : 'What the gateway noticed: budgets, unusual spending, retiring models, and keys that ask for more.',
     json: href(pathOf(view.query), paramsOf(view.query)),
+    rows: [isAudit ? 'audit' : 'events', ({data}) => data],
     filters: filters(view, isAudit),
     view,
     skeleton: skeleton('table', 10),

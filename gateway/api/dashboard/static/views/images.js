@@ -57,6 +57,7 @@ export const images = {
           ? 'What the cache holds, newest first.'
           : 'The images that your key bought, newest first.',
       json: href(listOf(session), listQuery(query)),
+      rows: ['images', () => [...data.data, ...further.data]],
       filters: filters(view),
       view,
       skeleton: skeleton('cards', 12),

@@ -53,6 +53,7 @@ const list = (view) =>
     title: 'Keys',
     lead: 'Each person or service has one. Its limits apply from the next request on.',
     json: href('/admin/keys', paramsOf(view.query)),
+    rows: ['keys', ({data}) => data],
     actions: html`<button class="button primary" @click=${() => makeKey(view)}>${icon('plus')} Make a key</button>`,
     filters: filters(view),
     view,

@@ -53,6 +53,7 @@ const list = (view) =>
     title: 'Requests',
     lead: 'Why a request was refused, why it failed, and what each one cost.',
     json: href('/admin/requests', paramsOf(view.query)),
+    rows: ['requests', ({data}) => data],
     filters: filters(view),
     view,
     skeleton: skeleton('table', 12),

@@ -46,6 +46,7 @@ const settingsPage = (view) =>
     title: 'Settings',
     lead: 'The settings in use, and where each comes from. Change them in files or the environment.',
     json: href('/admin/settings'),
+    rows: ['settings', ({settings}) => settings],
     view,
     skeleton: html`<div class="stack">${skeleton('tiles', 3)}${skeleton('table', 12)}</div>`,
     content: (data) => contents(view, data),

@@ -1,6 +1,5 @@
 /** "Your share": what a key's holder has used, what is left, and how to use the key. */
 import {html, nothing} from '../vendor/lit-html.js';
-import {csvText, save} from '../lib/csv.js';
 import * as format from '../lib/format.js';
 import {get, href} from '../lib/http.js';
 import {amountLeft, inOrder, limitAmount, limitLabel, resetText} from '../lib/limits.js';
@@ -47,7 +46,7 @@ export const share = {
       title: 'Your share',
       lead: `What key ${key.name}${key.team ? ` of team ${key.team}` : ''} has used, and what is left.`,
       json: href('/usage', usageQuery(query)),
-      csv: () => data && saveTable(data, query),
+      rows: [`usage-${query.days}-days`, ({usage}) => usage.usage],
       actions: !data || data.usage.limits.length ? askButton(app, data?.usage) : nothing,
       filters: choice({
         label: 'Period',
@@ -233,21 +232,6 @@ const nothingYet = () =>
       action: html`<a class="button primary" href=${link('playground')}>Open the playground</a>`,
     }),
   });
-
-function saveTable({usage}, {days}) {
-  const names = [
-    'from',
-    'model',
-    'requests',
-    'hits',
-    'images_bought',
-    'images_served',
-    'cost_usd',
-    'saved_usd',
-  ];
-  const columns = names.map((name) => ({label: name, value: (row) => row[name]}));
-  save(`usage-${days}-days.csv`, csvText(columns, usage.usage));
-}
 
 // ── images and code ───────────────────────────────────────────────────────────────────────────
 
