@@ -4,7 +4,7 @@ A step is a store command that belongs to image requests, or the bytes of one im
 executed command by command, so that every state between two commands can be tested. Test and
 process communicate through a folder: the test arms a point there, and the process with the next
 step takes it, so its replacement has none. At the point that process stops, with heartbeats, until
-the test kills it.
+the test kills it. A process that passes its last step lives on, and takes the next point too.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class Strings:
     folder: Path
 
     def arm(self, point: KillPoint) -> None:
-        """Arms a point for the next purchase in any process, once."""
+        """Arms a point for the next purchase in any process, once, and forgets the last one."""
+        for file in self.folder.iterdir():
+            file.unlink()
         aside = self.folder / "arming"
         aside.write_text(f"{point.when} {point.step}")
         aside.rename(self._armed)
@@ -95,7 +97,7 @@ class Strings:
             file.write(f"{step}\n")
 
     def steps(self) -> list[str]:
-        """The steps of the process that took the point, from then on."""
+        """The steps of the process that took the armed point, from then on."""
         file = self.folder / "steps"
         return file.read_text().split() if file.exists() else []
 
@@ -132,7 +134,8 @@ class FailPoints:
 
     async def pass_through(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
         """Does one step; the process may be killed before or after it."""
-        self._point = self._point or self._strings.take()
+        if (point := self._strings.take()) is not None:
+            self._point, self._count, self._last = point, 0, ""
         # How often a lease is renewed while upstream works depends on how long that takes.
         if self._point is None or name == RenewLease.__name__ == self._last:
             return await work()

@@ -161,23 +161,23 @@ async def test_images_yield_to_books_that_need_more_than_their_share(
 async def test_small_images_with_all_that_they_leave_never_take_the_books_share(
     tmp_path: Path, upstream: Upstream, small_redis: str, total_bytes: str | None
 ) -> None:
-    limit_memory(small_redis, 16 * MIB)
+    limit_memory(small_redis, 8 * MIB)
     cache = {"total_bytes": total_bytes, "memory_bytes": 0}
     settings = make_settings(tmp_path / "data", upstream.base_url, small_redis, cache=cache)
     async with run_gateway(settings) as here:
         empty = used_memory(small_redis)
-        for first in range(0, 6000, 1000):
-            await store_images(here, 1000, size_bytes=500, first=first)
+        for first in range(0, 3000, 500):
+            await store_images(here, 500, size_bytes=500, first=first)
             await evict(here)
         images = await here.gateway.cache.blobs.totals()
-        share = 8 * MIB if total_bytes is None else 12 * MIB
+        share = 4 * MIB if total_bytes is None else 6 * MIB
         # An evicted image leaves a record of 430 bytes, while a link to it may be open.
-        left = 500 * (6000 - images.count)
+        left = 500 * (3000 - images.count)
         await eventually(lambda: used_memory(small_redis) - empty < share * 1.05 + left)
         use = await here.gateway.books_memory.measure()
         entries = count_keys(small_redis, "igw:entry:*")
 
-    assert images.count < 5000
+    assert images.count < 2500
     assert entries == images.count
     assert use.books_bytes < use.limit_bytes
 
@@ -185,17 +185,17 @@ async def test_small_images_with_all_that_they_leave_never_take_the_books_share(
 async def test_entries_are_bounded_although_the_bytes_are_elsewhere(
     tmp_path: Path, upstream: Upstream, small_redis: str
 ) -> None:
-    limit_memory(small_redis, 16 * MIB)
+    limit_memory(small_redis, 8 * MIB)
     store = {"blobs_url": f"file://{tmp_path}/images"}
     settings = make_settings(tmp_path / "data", upstream.base_url, small_redis, store=store)
     async with run_gateway(settings) as here:
-        for first in range(0, 5000, 1000):
-            await store_images(here, 1000, size_bytes=100, first=first)
+        for first in range(0, 2500, 500):
+            await store_images(here, 500, size_bytes=100, first=first)
             await evict(here)
         images = await here.gateway.cache.blobs.totals()
         use = await here.gateway.books_memory.measure()
-    assert images.count * IMAGE_OVERHEAD_BYTES <= 8 * MIB
-    assert images.count > 2400
+    assert images.count * IMAGE_OVERHEAD_BYTES <= 4 * MIB
+    assert images.count > 1200
     assert use.books_bytes < use.limit_bytes
 
 

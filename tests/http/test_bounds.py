@@ -23,8 +23,8 @@ from tests.pngs import write_png
 from tests.redis_server import run_redis_server
 
 MIB = 1 << 20
-IMAGE_BYTES = 5 * MIB
-TOTAL_BYTES = 50 * MIB
+IMAGE_BYTES = MIB
+TOTAL_BYTES = 10 * MIB
 
 
 def fat_png(size_bytes: int, seed: int) -> bytes:
@@ -89,7 +89,7 @@ def bounded_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str 
         yield None
         return
     with run_redis_server(tmp_path) as url:
-        limit_memory(url, 160 * MIB)
+        limit_memory(url, 40 * MIB)
         yield url
 
 
@@ -154,7 +154,7 @@ async def test_recently_used_images_are_not_evicted(
 async def test_if_redis_is_full_only_images_are_evicted(tmp_path: Path) -> None:
     """The bound exceeds its memory: when Redis refuses a write, the gateway evicts images."""
     with run_redis_server(tmp_path) as url:
-        limit_memory(url, 60 * MIB)
+        limit_memory(url, 20 * MIB)
         async with run_fat_upstream() as upstream:
             settings = make_settings(
                 tmp_path / "data", upstream, url, cache={"total_bytes": 1 << 30}

@@ -34,18 +34,21 @@ from tests.http.test_kill_points import (
     KillPoint,
     Story,
     arena,
+    arena_url,
+    gateways,
     kill_points_of,
 )
 from tests.stores import usually_on
 from tests.waiting import eventually, generous
 
-__all__ = ["arena"]
+__all__ = ["arena", "arena_url", "gateways"]
 
 UNSHARED = ("Admit", "ReadEntry", "Reserve")
 """The steps before upstream of a request with `no-cache`."""
 
-
-pytestmark = usually_on("sqlite")  # every death starts new processes
+in_arena = pytest.mark.asyncio(loop_scope="module")
+arena_usually_on_sqlite = usually_on("sqlite", fixture="arena_url")
+"""Every death starts a new process."""
 
 
 def keyed(name: str) -> Story:
@@ -71,7 +74,7 @@ async def repeat_beside_a_death(arena: Arena, story: Story, point: KillPoint) ->
     """Kills the victim at a point, and repeats its request at the survivor: before and after."""
 
     async def repeat() -> Reply:
-        return await arena.alice.ask(story.prompt, headers=FRESH, **story.body)
+        return await arena.ask(arena.alice, story, headers=FRESH)
 
     arena.strings.arm(point)
     async with arena.upstream.hold() as gate, TaskGroup() as tasks:
@@ -90,7 +93,7 @@ async def assert_charged_once(arena: Arena, story: Story, point: KillPoint) -> N
     replies = await repeat_beside_a_death(arena, story, point)
 
     done = arena.strings.steps()
-    records = [r for r in await arena.survivor.ledger() if r.outcome in ("bought", "failed")]
+    records = [r for r in await arena.records() if r.outcome in ("bought", "failed")]
     assert len(await arena.upstream.bodies()) <= 1
     assert [r.cost_micros > 0 for r in records] == [True]
     assert "Reserve" not in done or [REPLAYED in r.headers for r in replies] == [True, True]
@@ -106,6 +109,8 @@ async def assert_charged_once(arena: Arena, story: Story, point: KillPoint) -> N
     assert (await arena.counted()).reserved == 0
 
 
+@in_arena
+@arena_usually_on_sqlite
 @pytest.mark.parametrize(("story", "point"), kill_points("one", both_sides=False))
 async def test_a_kill_at_any_step_charges_an_idempotency_key_once(
     arena: Arena, story: Story, point: KillPoint
@@ -114,6 +119,8 @@ async def test_a_kill_at_any_step_charges_an_idempotency_key_once(
 
 
 @pytest.mark.long
+@in_arena
+@arena_usually_on_sqlite
 @pytest.mark.parametrize(("story", "point"), kill_points(*KEYED, both_sides=True))
 async def test_a_kill_before_or_after_any_step_charges_an_idempotency_key_once(
     arena: Arena, story: Story, point: KillPoint
@@ -142,6 +149,7 @@ class SilentSettlements:
         return await self._execute(commands)
 
 
+@usually_on("sqlite")
 @pytest.mark.parametrize(
     "prompt",
     ["an otter", "[[sim:status=502;times=1]] an otter", "[[sim:tiny-png;times=1]] an otter"],
@@ -174,6 +182,7 @@ async def test_a_charge_that_the_store_does_not_take_yet_is_not_made_again(
     assert len(await upstream.bodies()) == 1
 
 
+@usually_on("sqlite")
 async def test_an_answer_that_fails_after_its_purchase_leaves_the_result(
     gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +201,7 @@ async def test_an_answer_that_fails_after_its_purchase_leaves_the_result(
     assert len(await upstream.bodies()) == 1
 
 
+@usually_on("sqlite")
 async def test_a_request_whose_lock_was_taken_by_another_one_buys_nothing(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
@@ -221,6 +231,7 @@ async def test_a_request_whose_lock_was_taken_by_another_one_buys_nothing(
 # ── other requests' locks and results ───────────────────────────────────────────────────────
 
 
+@usually_on("sqlite")
 async def test_nothing_of_a_request_touches_the_lock_of_another(gateway: InProcess) -> None:
     """Neither release, renewal, result, settlement nor cancellation."""
     store, tasks = gateway.gateway.store, gateway.gateway.tasks
@@ -248,6 +259,7 @@ async def test_nothing_of_a_request_touches_the_lock_of_another(gateway: InProce
             assert await execute(store, GetValue(SPACE, other.name)) == lock
 
 
+@usually_on("sqlite")
 async def test_a_late_call_of_a_cancelled_purchase_keeps_no_key(gateway: InProcess) -> None:
     store = gateway.gateway.store
     mine = IdempotentRequest.of("key_1", "order-17", request=("otter",))
@@ -260,6 +272,7 @@ async def test_a_late_call_of_a_cancelled_purchase_keeps_no_key(gateway: InProce
     assert await execute(store, GetValue(SPACE, mine.name)) is None
 
 
+@usually_on("sqlite")
 async def test_a_lock_of_a_purchase_that_the_store_has_lost_ends_as_a_presumed_failure(
     gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +290,7 @@ async def test_a_lock_of_a_purchase_that_the_store_has_lost_ends_as_a_presumed_f
     assert len(await upstream.bodies()) == 1
 
 
+@usually_on("sqlite")
 async def test_three_gateways_that_repeat_after_a_purge_buy_once(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
@@ -296,6 +310,7 @@ async def test_three_gateways_that_repeat_after_a_purge_buy_once(
 # ── draining ────────────────────────────────────────────────────────────────────────────────
 
 
+@usually_on("sqlite")
 async def test_a_key_whose_client_has_left_a_draining_worker_is_charged_once(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:

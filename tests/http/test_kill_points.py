@@ -2,26 +2,30 @@
 
 The victim, a gateway of one worker with fail points, shares a store with a survivor. Clients of
 both follow a purchase of the victim. Once it has stopped at a point, one more client follows. Then
-the victim is killed.
+the victim is killed. Its supervisor replaces it, so the next test kills the replacement: every test
+has prompts and keys of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import itertools
 from asyncio import Task, TaskGroup
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from _pytest.mark import ParameterSet
 
+from gateway.api.admin.images import MAX_LISTED
 from gateway.cache import flight_ends, flights
+from gateway.images import Record
 from gateway.store.batch import execute
 from gateway.store.commands import AcquireLease, Counter, OpenJournals, PeekCounters
 from tests.failpoints import (
@@ -37,10 +41,13 @@ from tests.gateways import (
     Reply,
     Upstream,
     leases_at,
+    make_settings,
     read_spent,
+    run_gateway,
     run_processes,
+    run_upstream,
 )
-from tests.http.conftest import OpenGateway
+from tests.redis_server import run_redis_server
 from tests.stores import usually_on
 from tests.waiting import eventually
 
@@ -49,7 +56,10 @@ OPENED = (*LOOKED_UP, "AcquireLease", "Reserve", "RenewLease")
 COMPLETED = ("Receive", "StoreImages", "Settle", "Publish")
 
 
-pytestmark = usually_on("redis")  # every death starts new processes
+pytestmark = [
+    usually_on("redis", fixture="arena_url"),  # every death starts a new process
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,18 @@ class Arena:
     alice: Client
     """Alice's key at the survivor."""
     bob: Client
+    number: int
+    """Of the test, among those of this arena."""
+    listed_before: Sequence[ListedImage]
+
+    async def ask(self, client: Client, story: Story, **body: Any) -> Reply:
+        """Sends the story's request, with a prompt that no other test has sent."""
+        return await client.ask(f"{story.prompt} {self.number}", **story.body, **body)
+
+    async def records(self) -> list[Record]:
+        """The ledger's records of this test."""
+        keys = {self.alice.key_id, self.bob.key_id}
+        return [record for record in await self.survivor.ledger() if record.key_id in keys]
 
     async def interrupt(self, story: Story, point: KillPoint) -> Outcome:
         """Stops a purchase of the victim at a point, with followers, and kills the victim."""
@@ -156,12 +178,12 @@ class Arena:
         """Two once the victim has the lease or has stopped, one more once it has stopped."""
         early, leases = [self.bob, self.alice] if story.is_shared else [], leases_at(self.survivor)
         await eventually(lambda: self.strings.is_held() or "AcquireLease" in self.strings.steps())
-        requests = [tasks.create_task(self._ask(client, story)) for client in early]
+        requests = [tasks.create_task(self.ask(client, story)) for client in early]
         await leases.until(len(early))
         if not self.strings.is_held():
             self.upstream.gate.open()
             await eventually(self.strings.is_held)
-        requests += [tasks.create_task(self._ask(client, story)) for client in early[:1]]
+        requests += [tasks.create_task(self.ask(client, story)) for client in early[:1]]
         await eventually(
             lambda: leases.count >= len(requests) or all(request.done() for request in requests)
         )
@@ -170,10 +192,7 @@ class Arena:
 
     async def _expect_cut_off(self, story: Story) -> None:
         with pytest.raises(aiohttp.ClientError):
-            await self.victim.ask(story.prompt, **story.body, **story.leader_body)
-
-    async def _ask(self, client: Client, story: Story) -> Reply:
-        return await client.ask(story.prompt, **story.body)
+            await self.ask(self.victim, story, **story.leader_body)
 
     async def _recover_victim(self) -> None:
         """Recovers the victim's purchases, as the survivor does once the victim has expired."""
@@ -242,34 +261,84 @@ class Outcome:
         return is_just_sent or len(self.done) > self.story.sent_after
 
 
-@pytest.fixture
-async def arena(
-    tmp_path: Path,
-    upstream: Upstream,
-    store_url: str | None,
-    open_gateway: OpenGateway,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Arena]:
+@dataclass(frozen=True)
+class Gateways:
+    """Two gateways on one store, for all tests of a module."""
+
+    strings: Strings
+    upstream: Upstream
+    survivor: InProcess
+    victim: Client
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "redis"])
+def arena_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str | None]:
+    """The store: the embedded one, or a Redis that no other test empties."""
+    if request.param == "sqlite":
+        yield None
+        return
+    with run_redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateways(
+    arena_url: str | None, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Gateways]:
+    """Without a circuit breaker: failures of one test do not affect the next."""
+    folder = tmp_path_factory.mktemp("arena")
+    strings, options = Strings(folder / "strings"), {"upstream": {"breaker": {"failures": 0}}}
+    strings.folder.mkdir()
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(run_upstream())
+        settings = make_settings(folder / "data", upstream.base_url, arena_url, **options)
+        survivor = await stack.enter_async_context(run_gateway(settings))
+        _, victim = await stack.enter_async_context(
+            run_processes(
+                folder,
+                upstream.base_url,
+                workers=1,
+                redis_url=arena_url,
+                options=options,
+                module="tests.failing_gateway",
+                environ={FOLDER_VARIABLE: str(strings.folder)},
+            )
+        )
+        yield Gateways(strings, upstream, survivor, victim)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def arena(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Arena]:
     monkeypatch.setattr(flights, "LEASE_SECONDS", MORTAL_LEASE_SECONDS)
     monkeypatch.setattr(flight_ends, "MAX_SILENCE_SECONDS", 0.6)
     monkeypatch.setattr(flight_ends, "RECHECK_SECONDS", 0.1)
-    folder = tmp_path / "strings"
-    folder.mkdir()
-    async with AsyncExitStack() as stack:
-        survivor = await stack.enter_async_context(open_gateway())
-        _, client = await stack.enter_async_context(
-            run_processes(
-                tmp_path,
-                upstream.base_url,
-                workers=1,
-                redis_url=store_url,
-                module="tests.failing_gateway",
-                environ={FOLDER_VARIABLE: str(folder)},
-            )
-        )
-        alice, bob = [await survivor.client.with_key(name) for name in ("alice", "bob")]
-        victim = Client(client.url, client.session, alice.secret, alice.key_id)
-        yield Arena(Strings(folder), upstream, survivor, victim, alice=alice, bob=bob)
+    survivor, number = gateways.survivor, next(gateways.numbers)
+    alice, bob = [await survivor.client.with_key(f"{each}-{number}") for each in ("alice", "bob")]
+    await gateways.upstream.forget()
+    yield Arena(
+        gateways.strings,
+        gateways.upstream,
+        survivor,
+        replace(gateways.victim, secret=alice.secret, key_id=alice.key_id),
+        alice=alice,
+        bob=bob,
+        number=number,
+        listed_before=await newest_images(alice),
+    )
+    gateways.strings.kill()  # a test that has failed may have left it at its point
+
+
+ListedImage: TypeAlias = tuple[str, int, str]
+"""Fingerprint, slot and id."""
+
+
+async def newest_images(client: Client) -> list[ListedImage]:
+    """Many more than a test stores."""
+    reply = await client.admin("GET", f"/admin/images?limit={MAX_LISTED}")
+    return [(i["fingerprint"], i["slot"], i["id"]) for i in reply.json["data"]]
 
 
 # ── invariants after each kill ──────────────────────────────────────────────────────────────
@@ -277,7 +346,7 @@ async def arena(
 
 async def assert_books_agree(arena: Arena, outcome: Outcome) -> None:
     """One record for each request and for the victim's reservation; counters are their sums."""
-    records = await arena.survivor.ledger()
+    records = await arena.records()
     recorded = collections.Counter(record.request_id for record in records)
     answered = {reply.headers["x-request-id"] for reply in outcome.replies}
     assert recorded.keys() >= answered
@@ -295,7 +364,7 @@ async def assert_nothing_is_leased_or_reserved(arena: Arena, outcome: Outcome) -
     """No lease and no reservation is left; every slot has an image or is free."""
     store = arena.survivor.gateway.store
     assert await execute(store, OpenJournals()) == []
-    records = await arena.survivor.ledger()
+    records = await arena.records()
     for fingerprint in {record.fingerprint for record in records if record.fingerprint}:
         slots = tuple(range(outcome.story.images))
         probe = await execute(store, AcquireLease(fingerprint, slots, "a-probe", 0.001))
@@ -305,15 +374,14 @@ async def assert_nothing_is_leased_or_reserved(arena: Arena, outcome: Outcome) -
 
 
 async def assert_each_image_is_listed_once(arena: Arena) -> None:
-    """The list of images has those of all entries, and nothing that was not stored."""
+    """The list of images has those of all entries, and nothing new that was not stored."""
     cache = arena.survivor.gateway.cache.image_cache
-    records = await arena.survivor.ledger()
+    records = await arena.records()
     stored = []
     for fingerprint in {record.fingerprint for record in records if record.fingerprint}:
         entry = await cache.entry(fingerprint)
         stored += [(fingerprint, n, slot.image_id) for n, slot in entry.slots.items()]
-    reply = await arena.alice.admin("GET", "/admin/images")
-    listed = [(i["fingerprint"], i["slot"], i["id"]) for i in reply.json["data"]]
+    listed = [i for i in await newest_images(arena.alice) if i not in arena.listed_before]
     assert sorted(listed) == sorted(stored)
 
 
@@ -347,7 +415,7 @@ async def assert_next_request_is_a_hit(arena: Arena, outcome: Outcome) -> None:
     if not outcome.story.is_shared or outcome.story.status != 200:
         return
     for client in (arena.bob, arena.victim):
-        hit = await client.ask(outcome.story.prompt, **outcome.story.body)
+        hit = await arena.ask(client, outcome.story)
         assert hit.cache_status.startswith("hit")
         assert shown_by(hit) == shown_by(outcome.replies[0])
 
@@ -371,7 +439,7 @@ async def test_the_steps_of_a_story_are_all_steps_of_its_purchase(
 ) -> None:
     """A point after the last step kills no process, so the purchase takes all its steps."""
     arena.strings.arm(KillPoint("before", len(story.steps) + 1))
-    reply = await arena.victim.ask(story.prompt, **story.body, **story.leader_body)
+    reply = await arena.ask(arena.victim, story, **story.leader_body)
 
     assert reply.status == story.status
     assert arena.strings.steps() == list(story.steps)

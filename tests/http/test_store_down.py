@@ -143,6 +143,18 @@ async def arena(
         yield found
 
 
+without_the_hung = pytest.mark.parametrize(
+    "arena",
+    [
+        *("sqlite killed", "redis killed"),
+        *(pytest.param(f"{store} hung", marks=pytest.mark.long) for store in ("sqlite", "redis")),
+    ],
+    indirect=True,
+)
+"""For tests that would wait two seconds for each of many requests: what a hung store changes is
+tested by the others."""
+
+
 @asynccontextmanager
 async def sqlite_arena(folder: Path, upstream: Upstream, *, is_hung: bool) -> AsyncIterator[Arena]:
     data = folder / "data"
@@ -462,6 +474,7 @@ async def test_identical_requests_to_a_worker_share_one_purchase(arena: Arena) -
     assert (hit.cache_status[:3], hit.images) == ("hit", replies[0].images)
 
 
+@without_the_hung
 async def test_a_worker_buys_an_image_once_however_often_it_is_asked_for(arena: Arena) -> None:
     """It serves what it bought from memory, as hits, which are recorded later."""
     alice, bob = [await arena.here.client.with_key(name) for name in ("alice", "bob")]
@@ -502,6 +515,7 @@ async def test_a_worker_buys_an_image_once_however_often_it_is_asked_for(arena: 
     assert hit.cache_status.startswith("hit")
 
 
+@without_the_hung
 async def test_requests_that_refuse_cached_images_buy_although_one_is_in_memory(
     arena: Arena,
 ) -> None:
