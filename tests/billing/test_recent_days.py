@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import cache
 from itertools import islice
 from zoneinfo import ZoneInfo
 
@@ -52,13 +53,19 @@ async def read(days: RecentDays, now: float = NOW) -> RecentView:
     return view
 
 
-def check(view: RecentView, written: list[Record]) -> None:
-    def day(record: Record) -> float:
-        return CALENDAR.start_of(CALENDAR.date_at(record.time))
+@cache
+def day(time: float) -> float:
+    """The begin of its day. Cached, because a test checks the same records many times."""
+    return CALENDAR.start_of(CALENDAR.date_at(time))
 
+
+def check(view: RecentView, written: list[Record]) -> None:
+    by_day: dict[float, list[Record]] = {}
+    for record in written:
+        by_day.setdefault(day(record.time), []).append(record)
     for ago in range(30):
         one = view.day(view.today - timedelta(days=ago))
-        of = [record for record in written if day(record) == one.starts_at]
+        of = by_day.get(one.starts_at, [])
         assert one.sums.cost_micros == sum(record.cost_micros for record in of), ago
         assert one.sums.requests == sum((r.count or 1) for r in of if r.corrects is None), ago
     first = view.today.replace(day=1)
@@ -68,7 +75,8 @@ def check(view: RecentView, written: list[Record]) -> None:
             begin, end = CALENDAR.start_of(since), CALENDAR.start_of(until)
             wanted = sum(getattr(r, field) for r in written if begin <= r.time < end)
             assert view.micros(code, since, until) == wanted
-    recent = [r for r in written if day(r) >= view.last_days()[0].starts_at]
+    first_day = view.last_days()[0].starts_at
+    recent = [record for begin, of in by_day.items() if begin >= first_day for record in of]
     for spender in view.top("key", 5):
         of = [record for record in recent if record.key == spender.name]
         assert spender.cost_micros == sum(record.cost_micros for record in of)
