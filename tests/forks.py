@@ -229,6 +229,10 @@ def become(request: Request, stdout: int, stderr: int, status: int) -> None:
 
 if __name__ == "__main__":
     import gateway.cli.serve  # noqa: F401 - with nearly everything that any command imports
+    from tests.yaml_once import parse_shipped_yaml, parse_yaml_once
+
+    parse_yaml_once()
+    parse_shipped_yaml()
 
     with socket.socket(fileno=int(sys.argv[1])) as opened:
         module_of_fork = wait_for_module(opened)
