@@ -20,6 +20,7 @@ from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.empty_store import place_empty_store
 from tests.redis_server import emptied, merge_missing_server_skips, restricted, run_redis_server
+from tests.yaml_once import parse_yaml_once
 
 if "ALL_EXAMPLES" not in os.environ:  # which `make test-long` sets
     # Based on the profile that Hypothesis chose: it has one for continuous integration.
@@ -27,6 +28,8 @@ if "ALL_EXAMPLES" not in os.environ:  # which `make test-long` sets
     slow = [HealthCheck.too_slow]
     settings.register_profile("quick", max_examples=40, suppress_health_check=slow)
     settings.load_profile("quick")
+
+parse_yaml_once()
 
 OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
 """Opens the test's store once more, as another process would."""

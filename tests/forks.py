@@ -45,8 +45,12 @@ class Fork:
         env: Mapping[str, str],
         stderr: IO[bytes] | IO[str],
         stdout: IO[bytes] | None = None,
+        module: str = "gateway",
     ) -> None:
-        """Starts the command in a session of its own. Without `stdout`, that is a pipe."""
+        """Starts the command in a session of its own. Without `stdout`, that is a pipe.
+
+        `module` may be one of the tests that changes the gateway and then runs its command line.
+        """
         read_status, write_status = os.pipe()
         self.returncode: int | None = None
         self._status = os.fdopen(read_status)
@@ -56,6 +60,7 @@ class Fork:
         else:
             self.stdout, write_end = stdout, os.dup(stdout.fileno())
         request = {
+            "module": module,
             "words": words,
             "cwd": str(cwd),
             "env": dict(env),
@@ -69,7 +74,12 @@ class Fork:
         finally:
             os.close(write_end)
             os.close(write_status)
-        self.pid = int(self._status.readline())
+        started = self._status.readline()
+        if not started:
+            self._status.close()
+            self.stdout.close()
+            raise RuntimeError("the process that forks has failed: its traceback is above")
+        self.pid = int(started)
 
     def poll(self) -> int | None:
         """The exit status, or None while the command runs."""
@@ -107,10 +117,12 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def run_fork(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def run_fork(
+    *words: str, cwd: Path, env: Mapping[str, str], module: str = "gateway"
+) -> subprocess.CompletedProcess[str]:
     """Runs one command to its end, as `subprocess.run`."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        fork = Fork(*words, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+        fork = Fork(*words, cwd=cwd, env=env, stdout=stdout, stderr=stderr, module=module)
         try:
             status = fork.wait(GENEROUS_SECONDS)
         finally:
@@ -156,6 +168,7 @@ def _forking() -> socket.socket:
 
 @dataclass(frozen=True)
 class Request:
+    module: str
     words: Sequence[str]
     cwd: str
     env: Mapping[str, str]
@@ -164,8 +177,8 @@ class Request:
     ignores_interrupts: bool
 
 
-def wait_for_command(requests: socket.socket) -> None:
-    """Returns in each fork, which is to run its command. The process itself ends here."""
+def wait_for_module(requests: socket.socket) -> str:
+    """Returns in each fork, which is to run that module. The process itself ends here."""
     signal.signal(signal.SIGCHLD, reap)
     while True:
         data, descriptors, *_ = socket.recv_fds(requests, REQUEST_BYTES, 3)
@@ -173,8 +186,9 @@ def wait_for_command(requests: socket.socket) -> None:
             sys.exit()
         if os.fork() == 0:
             requests.close()
-            become(Request(**json.loads(data)), *descriptors)
-            return
+            request = Request(**json.loads(data))
+            become(request, *descriptors)
+            return request.module
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -214,7 +228,11 @@ def become(request: Request, stdout: int, stderr: int, status: int) -> None:
 
 if __name__ == "__main__":
     import gateway.cli.serve  # noqa: F401 - with nearly everything that any command imports
+    from tests.yaml_once import parse_shipped_yaml, parse_yaml_once
+
+    parse_yaml_once()
+    parse_shipped_yaml()
 
     with socket.socket(fileno=int(sys.argv[1])) as opened:
-        wait_for_command(opened)
-    runpy.run_module("gateway", run_name="__main__", alter_sys=True)
+        module_of_fork = wait_for_module(opened)
+    runpy.run_module(module_of_fork, run_name="__main__", alter_sys=True)

@@ -8,33 +8,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.waiting import GENEROUS_SECONDS
+from tests.forks import run_fork
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-PROGRAM = """
-import encodings.ascii, encodings.idna, encodings.latin_1, os, stringprep, sys, zoneinfo
-import rich.table
-import gateway.__main__
-from gateway.cli.main import cli, imported
-for command in cli.commands.values():
-    imported(command)
-uid, gid, umask, *words = sys.argv[1:]
-os.chdir(os.environ["FOLDER"])
-os.setgroups([])
-os.setgid(int(gid))
-os.setuid(int(uid))
-os.umask(int(umask, 8))
-sys.argv = ["gateway", *words]
-gateway.__main__.main()
-"""
 
 
 @dataclass(frozen=True)
@@ -53,17 +35,14 @@ def run_as(
     """Runs one command in `folder`, without a home folder that could be written."""
     with tempfile.TemporaryDirectory() as metrics:
         Path(metrics).chmod(0o777)
-        return subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(user.uid), str(user.gid), f"{umask:o}", *words],
+        return run_fork(
+            *(str(user.uid), str(user.gid), f"{umask:o}", *words),
+            cwd=folder,
             env={
                 "PATH": os.environ["PATH"],
                 "HOME": "/",
-                "FOLDER": str(folder),
                 "PROMETHEUS_MULTIPROC_DIR": metrics,
                 **environment,
             },
-            capture_output=True,
-            text=True,
-            timeout=GENEROUS_SECONDS,
-            check=False,
+            module="tests.other_user",
         )

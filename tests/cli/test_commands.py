@@ -1,6 +1,7 @@
 """The command line: its arguments, its output and its exit status.
 
-Most tests start a process, which takes a second. Tests with many commands run them in this process.
+Most tests start a process: a fork, unless the start itself is the point. Tests with many commands
+run them in this process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -29,10 +31,10 @@ from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Write
 from gateway.store.handshake import SCHEMA_VERSION
 from gateway.wiring.stores import open_store
+from tests.forks import run_fork
 from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
 from tests.waiting import GENEROUS_SECONDS
 
-GATEWAY = [sys.executable, "-m", "gateway"]
 INHERITED = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
 SERVE = {"UPSTREAM_API_KEY": "sk-x", "GATEWAY_LISTEN": "127.0.0.1:0"}
 NO_FOLDER = """
@@ -46,15 +48,7 @@ gateway.__main__.main()
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs one command in `folder`, with its data folder inside."""
     env = {**INHERITED, "GATEWAY_DATA_DIR": str(folder / "data"), **environment}
-    return subprocess.run(
-        [*GATEWAY, *words],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=GENEROUS_SECONDS,
-        check=False,
-    )
+    return run_fork(*words, cwd=folder, env=env)
 
 
 RunHere = Callable[..., Result]
@@ -107,19 +101,14 @@ def test_serve_without_a_key_names_the_variable_and_the_demo(tmp_path: Path) -> 
 
 
 def test_the_message_of_a_used_port_names_the_variable_to_change(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*GATEWAY, "simulate", "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
-    ) as simulator:
-        try:
-            assert simulator.stdout is not None
-            address = simulator.stdout.readline().split("//")[1].split("/")[0]
-            for words in (["demo"], ["serve"]):
-                result = run(tmp_path, *words, GATEWAY_LISTEN=address, UPSTREAM_API_KEY="sk-x")
-                assert result.returncode == 1
-                assert address.split(":")[1] in result.stderr
-                assert "GATEWAY_LISTEN" in result.stderr
-        finally:
-            simulator.terminate()
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = str(used.getsockname()[1])
+        for command in ("demo", "serve"):
+            listen = {"GATEWAY_LISTEN": f"127.0.0.1:{port}"}
+            result = run(tmp_path, command, **SERVE | listen)
+            assert result.returncode == 1
+            assert port in result.stderr
+            assert "GATEWAY_LISTEN" in result.stderr
 
 
 def test_serve_ends_with_the_reason_when_no_worker_can_start(tmp_path: Path) -> None:

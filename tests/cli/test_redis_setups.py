@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,9 +18,10 @@ from gateway.cli.main import cli
 from gateway.process.bootstrap import check_store
 from tests.bench.processes import free_port
 from tests.failover import run_redis_pair
+from tests.forks import run_fork
 from tests.gateways import ADMIN_TOKEN, make_settings, run_processes, run_upstream
 from tests.redis_server import restricted, run_redis_server
-from tests.waiting import GENEROUS_SECONDS, eventually
+from tests.waiting import eventually
 
 USER = "redis://gateway:right@"
 
@@ -62,16 +61,8 @@ async def run_here(folder: Path, *words: str, **environ: str) -> Result:
 
 
 async def run(folder: Path, *words: str, **environ: str) -> Result:
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "gateway", *words],
-        cwd=folder,
-        env=environment(folder, environ),
-        capture_output=True,
-        text=True,
-        timeout=GENEROUS_SECONDS,
-        check=False,
-    )
+    env = environment(folder, environ)
+    done = await asyncio.to_thread(run_fork, *words, cwd=folder, env=env)
     return Result(done.returncode, done.stdout, done.stderr)
 
 

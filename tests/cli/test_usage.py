@@ -8,6 +8,7 @@ import io
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from gateway.images import Record
 from gateway.store.batch import execute
 from gateway.store.commands import Append
 from gateway.wiring.stores import open_existing_store
-from tests.cli.test_commands import GATEWAY, INHERITED, RunHere, interruptible, run_here
+from tests.cli.test_commands import INHERITED, RunHere, interruptible, run_here
 from tests.gateways import make_settings
 from tests.waiting import GENEROUS_SECONDS
 
@@ -118,7 +119,11 @@ def test_a_wrong_query_is_exit_status_2_with_the_option(
 def test_watch_shows_new_records_until_it_is_interrupted(run_here: RunHere, tmp_path: Path) -> None:
     env = {**INHERITED, "GATEWAY_DATA_DIR": str(tmp_path / "data")}
     with subprocess.Popen(
-        [*GATEWAY, "usage", "--watch"], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "gateway", "usage", "--watch"],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as watching:
         try:
             assert watching.stdout is not None

@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import yaml
 from PIL import Image
 
 from tests.catalogs import read_shipped
+from tests.forks import Fork
 from tests.gateways import (
     CONFIG,
     Client,
@@ -111,11 +110,10 @@ class Pond:
         return await direct.ask(**body)
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """A folder with the shipped configuration and the new rows."""
-    folder = tmp_path / "config"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the shipped configuration and the new rows, which takes a second."""
+    folder = tmp_path_factory.mktemp("config")
     shutil.copy(CONFIG / "gateway.yaml", folder)
     data = read_shipped()
     data["models"] |= yaml.safe_load(ROWS)
@@ -217,7 +215,7 @@ async def test_the_simulated_upstream_refuses_values_that_the_row_does_not_allow
 
 
 @contextmanager
-def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, *words: str) -> Iterator[Fork]:
     """Runs a command that serves; on exit, kills it and its children."""
     environment = {
         "PATH": os.environ["PATH"],
@@ -225,25 +223,20 @@ def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
         "GATEWAY_DATA_DIR": str(folder / "data"),
         "GATEWAY_LISTEN": "127.0.0.1:0",
     }
-    with subprocess.Popen(
-        [sys.executable, "-m", "gateway", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with (folder / "log").open("w") as log:
+        process = Fork(*words, cwd=folder, env=environment, stderr=log)
+    with process.stdout:
         try:
             yield process
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-def read_until(process: subprocess.Popen[str], start: str) -> str:
+def read_until(process: Fork, start: str) -> str:
     """The output of a command, up to and including the line that starts with `start`."""
-    assert process.stdout is not None
     printed = ""
-    for line in process.stdout:
+    for line in map(bytes.decode, process.stdout):
         printed += line
         if line.startswith(start):
             return printed

@@ -103,7 +103,7 @@ async def test_the_processes_create_private_files_only(
 
 
 def test_the_demo_and_its_parent_folder_are_private(tmp_path: Path) -> None:
-    with umask(0), run_demo(tmp_path) as commands:
+    with umask(0), run_demo(tmp_path, as_fork=True) as commands:
         # A purchase, so that there are images too.
         command = ["bash", "-c", commands[0]]
         subprocess.run(command, cwd=tmp_path, check=True, timeout=GENEROUS_SECONDS)

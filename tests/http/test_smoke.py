@@ -24,6 +24,7 @@ from pathlib import Path
 from openai import AsyncOpenAI
 from PIL import Image
 
+from tests.forks import Fork
 from tests.gateways import MODEL, Client, Processes, Upstream, open_to_both, run_processes
 from tests.waiting import GENEROUS_SECONDS
 
@@ -110,26 +111,32 @@ def _sign_in(link: str) -> int:
 
 
 @contextmanager
-def run_demo(folder: Path) -> Iterator[list[str]]:
-    """Runs `gateway demo` with two workers; yields the commands and the link that it prints."""
+def run_demo(folder: Path, *, as_fork: bool = False) -> Iterator[list[str]]:
+    """Runs `gateway demo` with two workers; yields the commands and the link that it prints.
+
+    A fork starts sooner, but ignores `STRICT`.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     given = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_WORKERS": "2"}
+    demo: subprocess.Popen[bytes] | Fork
     with (folder / "log").open("w") as log:
-        demo = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "demo"],
-            cwd=folder,
-            env={**os.environ, **STRICT, **given},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
+        if as_fork:
+            demo = Fork("demo", cwd=folder, env=os.environ | given, stderr=log)
+        else:
+            demo = subprocess.Popen(
+                [sys.executable, "-m", "gateway", "demo"],
+                cwd=folder,
+                env={**os.environ, **STRICT, **given},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
     assert demo.stdout is not None
     try:
         printed = ""
         while "Listening on" not in printed:
-            printed += demo.stdout.readline()
+            printed += demo.stdout.readline().decode()
             assert demo.poll() is None, (folder / "log").read_text()
         links = re.findall(r"^  (http\S*#link=\S*)$", printed, re.MULTILINE)
         yield [*re.findall(r"^  (curl .*)$", printed, re.MULTILINE), *links]
@@ -139,4 +146,5 @@ def run_demo(folder: Path) -> Iterator[list[str]]:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(demo.pid, signal.SIGKILL)
-        demo.communicate()
+        demo.wait()
+        demo.stdout.close()

@@ -1,6 +1,6 @@
 """A tiny HTTP server under the supervisor, which `test_supervisor` runs as a separate process.
 
-    python supervised_server.py WORKERS STATE_DIR [START_TIMEOUT_SECONDS]
+    python -m tests.process.supervised_server WORKERS STATE_DIR [START_TIMEOUT_SECONDS]
 
 Every response is the worker's process id. `/slow` creates `STATE_DIR/slow` and takes a second;
 after `/fault` the worker fails. Each worker reads `STATE_DIR/mode` when it starts; `obey` has the

@@ -42,6 +42,7 @@ from gateway.store.commands import Inspect, ReadLruTotals, StoreFacts
 from gateway.wiring.stores import open_store
 from tests.bench.processes import free_port
 from tests.catalogs import read_shipped
+from tests.forks import run_fork
 from tests.gateways import (
     CONFIG,
     InProcess,
@@ -447,20 +448,25 @@ async def test_the_command_prints_a_line_per_check_and_fails_on_a_fault(
 
 def run_doctor(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "GATEWAY_DATA_DIR": str(folder / "data"), **environ}
-    return subprocess.run(
+    return run_fork("doctor", "--format", "json", cwd=folder, env=env)
+
+
+def test_in_an_empty_folder_it_reports_faults_and_creates_nothing(tmp_path: Path) -> None:
+    env = {
+        **os.environ,
+        "GATEWAY_DATA_DIR": str(tmp_path / "data"),
+        "UPSTREAM_BASE_URL": f"http://127.0.0.1:{free_port()}/v1",
+        "AIOHTTP_NO_EXTENSIONS": "1",  # which aiohttp reads when it is imported
+    }
+    result = subprocess.run(
         [sys.executable, "-m", "gateway", "doctor", "--format", "json"],
-        cwd=folder,
+        cwd=tmp_path,
         env=env,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-
-
-def test_in_an_empty_folder_it_reports_faults_and_creates_nothing(tmp_path: Path) -> None:
-    base_url = f"http://127.0.0.1:{free_port()}/v1"
-    result = run_doctor(tmp_path, UPSTREAM_BASE_URL=base_url, AIOHTTP_NO_EXTENSIONS="1")
     found = {row["check"]: row["level"] for row in json.loads(result.stdout)}
     assert result.returncode == 1
     assert found["store"] == found["upstream"] == "fault"

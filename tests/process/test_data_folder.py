@@ -1,7 +1,6 @@
 """The data folder, for a user that is not its owner: it works, or one line says how.
 
-Each start takes a second, so one process of root prepares all folders, in forks that become the
-other user.
+One process of root prepares all folders of a test, in forks that become the other user.
 """
 
 from __future__ import annotations
@@ -18,60 +17,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.forks import ROOT, run_fork
 from tests.other_users import RANDOM, User, needs_root, run_as
-from tests.waiting import GENEROUS_SECONDS
 
 OWNER = 10_001
-
-PROGRAM = """
-import encodings.ascii, json, os, sys
-from pathlib import Path
-from gateway.configuration.settings import Settings, StoreSettings
-from gateway.process.bootstrap import prepare
-
-def become_and_prepare(uid, gid, umask, folder, blobs=None):
-    os.setgroups([])
-    os.setgid(gid)
-    os.setuid(uid)
-    os.umask(int(umask, 8))
-    try:
-        prepare(Settings(store=StoreSettings(data_dir=Path(folder), blobs_url=blobs)))
-        return "prepared"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-for line in sys.stdin:
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        sys.stdout = sys.stderr  # for the log
-        os.write(write, become_and_prepare(**json.loads(line)).encode())
-        os._exit(0)
-    os.close(write)
-    os.waitpid(pid, 0)
-    print(json.dumps(os.fdopen(read).read()), flush=True)
-"""
+PREPARE = "tests.process.prepared_folders"
 
 
 def prepare_as(
     user: User, *folders: Path, umask: int = 0o022, blobs: Sequence[Path] = ()
 ) -> list[str]:
     """What each start does in its folder: "prepared", or the error."""
-    common = {"uid": user.uid, "gid": user.gid, "umask": f"{umask:o}"}
+    common = {"uid": user.uid, "gid": user.gid, "umask": umask}
     urls = [f"file://{folder}" for folder in blobs]
     cases = [
         {**common, "folder": str(folder), "blobs": url}
         for folder, url in zip_longest(folders, urls)
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        input="".join(json.dumps(case) + "\n" for case in cases),
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=GENEROUS_SECONDS,
-        check=True,
-    )
+    done = run_fork(json.dumps(cases), cwd=ROOT, env=os.environ, module=PREPARE)
+    assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -4,8 +4,6 @@ import http.client
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,15 +16,16 @@ import pytest
 
 from gateway.process.listener import CannotListen, PortInUse, bind_socket
 from gateway.process.supervisor import START_ATTEMPTS
+from tests.forks import Fork
 from tests.processes import is_running, living_children, serving
 from tests.waiting import GENEROUS_SECONDS, until
 
-SERVER = Path(__file__).with_name("supervised_server.py")
+SERVER = "tests.process.supervised_server"
 
 
 @dataclass
 class Parent:
-    process: subprocess.Popen[str]
+    process: Fork
     port: int
     state: Path
 
@@ -75,20 +74,15 @@ def supervised(
 ) -> Iterator[Parent]:
     (state / "mode").write_text(mode)
     with (state / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, SERVER, str(workers), state, str(start_timeout_seconds)],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
-    assert process.stdout is not None
-    with process:
+        words = (str(workers), str(state), str(start_timeout_seconds))
+        process = Fork(*words, cwd=state, env=os.environ, stderr=log, module=SERVER)
+    with process.stdout:
         try:
             yield Parent(process, int(process.stdout.readline()), state)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextmanager
@@ -357,8 +351,7 @@ def test_every_exit_is_reported(tmp_path: Path):
         workers = parent.workers()
         parent.send(signal.SIGTERM)
         assert parent.process.wait(GENEROUS_SECONDS) == 0
-        assert parent.process.stdout is not None
-        lines = parent.process.stdout.read().split("\n")
+        lines = parent.process.stdout.read().decode().split("\n")
         assert {f"exit {pid}" for pid in workers} <= set(lines)
 
 
