@@ -54,6 +54,7 @@ from tests.gates import Gate, LeaseCounter, Leases
 from tests.processes import living_children, serving
 from tests.scripted_upstream import Clock
 from tests.waiting import GENEROUS_SECONDS, eventually
+from tests.warm_start import Started, start
 
 needs_asyncio_that_pauses = pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2),
@@ -340,12 +341,14 @@ async def run_upstream(catalog: Catalog | None = None, /, **given: Any) -> Async
 
 # ── gateways as processes ───────────────────────────────────────────────────────────────────
 
+AnyProcess = Started | subprocess.Popen[bytes]
+
 
 @dataclass
 class Processes:
     """`gateway serve`: a supervisor and its workers."""
 
-    process: subprocess.Popen[bytes]
+    process: AnyProcess
     url: str
     log_file: Path
     settings: Settings
@@ -462,7 +465,8 @@ def start_processes(
 ) -> Iterator[Processes]:
     """Runs `gateway serve` in `folder` on a free port; on exit, kills all processes.
 
-    Runs `module` instead of `gateway`, and adds `environ` to the usual environment.
+    Runs `module` instead of `gateway`, and adds `environ` to the usual environment. Both, also an
+    empty `environ`, start a new interpreter, which takes a second of processor time more.
     """
     folder.mkdir(exist_ok=True)
     settings = make_settings(folder / data, upstream, redis_url, **(options or {}))
@@ -482,16 +486,21 @@ def start_processes(
     }
     log_file = folder / f"log-{time.monotonic_ns()}"
     with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, "serve", "--config", str(config)],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-        )
-    assert process.stdout is not None
+        arguments = ["serve", "--config", str(config)]
+        process: AnyProcess
+        if module == "gateway" and environ is None:
+            process = start(module, arguments, cwd=folder, env=environment, stderr=log)
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
     try:
+        assert process.stdout is not None
         line = process.stdout.readline().decode().strip()
         assert line.startswith("Listening on "), (line, log_file.read_text())
         url, admin_url = line.removeprefix("Listening on "), ""
@@ -504,7 +513,8 @@ def start_processes(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _as_yaml(settings: Settings, options: Mapping[str, Any], workers: int) -> str:
