@@ -364,9 +364,10 @@ async def test_the_result_for_a_disconnected_client_is_stored(
 
 
 async def test_the_lock_of_a_dead_worker_expires(
-    gateway: InProcess, alice: Client, upstream: Upstream
+    gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It expires 15 s after its last renewal; the test shortens that."""
+    monkeypatch.setattr(idempotency_keys, "RECHECK_SECONDS", 0.05)
     first = await alice.ask()
     request = (fingerprint_of(first), 1, False, "b64_json")
     idempotent = IdempotentRequest.of(alice.key_id, KEY["Idempotency-Key"], request=request)

@@ -91,9 +91,16 @@ async def test_a_crowd_over_two_gateways_buys_once(
     async with AsyncExitStack() as stack:
         started = [
             await stack.enter_async_context(
-                run_processes(tmp_path / name, upstream.base_url, workers=2, redis_url=redis_url)
+                run_processes(
+                    tmp_path / name,
+                    upstream.base_url,
+                    workers=2,
+                    redis_url=redis_url,
+                    forks=forks,
+                )
             )
-            for name in ("here", "there")
+            # One of them is a new interpreter, which has other hashes.
+            for name, forks in (("here", True), ("there", False))
         ]
         (here, client), (there, other) = started
         alice = await client.with_key(limits=limits_for(prompt) if has_budget else {})
@@ -378,16 +385,19 @@ class LastingStore:
     folder: Path
     upstream: Upstream
     redis: DurableRedis | None
+    has_served: bool = False
 
     @asynccontextmanager
     async def serve(self, **options: object) -> AsyncIterator[tuple[Processes, Client]]:
-        """Runs a gateway on this store."""
+        """Runs a gateway on this store; a second one is a new interpreter, with other hashes."""
+        forks, self.has_served = not self.has_served, True
         async with run_processes(
             self.folder,
             self.upstream.base_url,
             workers=2,
             redis_url=self.redis.url if self.redis else None,
             options=options,
+            forks=forks,
         ) as started:
             yield started
 
