@@ -188,12 +188,35 @@ async def _check_that_purchases_agree(store: Store, zone: str, *, is_full: bool)
     assert (verified.is_balanced, verified.records) == (True, 1)
 
 
+class Stepping:
+    """A store at each of whose steps some purchases may begin.
+
+    A verification reads until it has all. If all keys bought as fast as they can, most of the time
+    it would read what they buy meanwhile.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.name, self.watch = store.name, store.watch
+        self.turns = asyncio.Semaphore(0)
+        self._store = store
+
+    def let_buy(self) -> None:
+        for _ in range(3):
+            self.turns.release()
+
+    async def execute(self, commands: Any) -> Any:
+        self.let_buy()
+        return await self._store.execute(commands)
+
+
 async def test_the_books_agree_while_purchases_and_folding_go_on(store: Store) -> None:
     is_over = False
+    stepping = Stepping(store)
 
     async def buy_all_the_time(key: str) -> int:
         count = 0
         while not is_over:
+            await stepping.turns.acquire()
             await buy(store, f"{key}{count}", key)
             count += 1
         return count
@@ -207,13 +230,14 @@ async def test_the_books_agree_while_purchases_and_folding_go_on(store: Store) -
     buyers = [asyncio.create_task(buy_all_the_time(key)) for key in "abc"]
     folding = asyncio.create_task(fold_all_the_time())
     try:
-        verification = verification_of(store, is_full=False, keys=("a", "b", "c"))
+        verification = verification_of(stepping, is_full=False, keys=("a", "b", "c"))
         for _ in range(2):
             verified = await verification.run()
             assert verified.shown == ()
             await asyncio.sleep(0.1)
     finally:
         is_over = True
+        stepping.let_buy()
         assert sum(await asyncio.gather(*buyers)) > 30
         await folding
     assert (await verification_of(store).run()).is_balanced

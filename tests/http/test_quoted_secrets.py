@@ -11,11 +11,14 @@ import html
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
+import pytest_asyncio
 
 from tests.gateways import Client, InProcess, leases_at, make_settings, run_gateway
 from tests.http.hostile import PNG, Hostile, run_hostile, stored
@@ -85,10 +88,26 @@ async def gateway(
         yield opened
 
 
-@pytest.fixture
-async def embedded(hostile: Hostile, tmp_path: Path) -> AsyncIterator[InProcess]:
-    """Sends purchases through a proxy: `hostile` answers those as well."""
+@dataclass(frozen=True)
+class Behind:
+    """A gateway that sends purchases through a proxy: `hostile` answers those as well."""
+
+    gateway: InProcess
+    hostile: Hostile
+    alice: Client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def behind(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Behind]:
+    """For all forms of secrets; each has prompts of its own."""
+    async with run_hostile() as hostile, run_behind(hostile, tmp_path_factory.mktemp("b")) as found:
+        found.stop_time()  # retries need not wait
+        yield Behind(found, hostile, await found.client.with_key())
+
+
+def run_behind(hostile: Hostile, folder: Path) -> AbstractAsyncContextManager[InProcess]:
     upstream = {
+        "breaker": {"failures": 0},
         "api_key": KEY,
         "headers": {
             "OpenAI-Organization": ORGANIZATION,
@@ -98,9 +117,7 @@ async def embedded(hostile: Hostile, tmp_path: Path) -> AsyncIterator[InProcess]
         "proxy": f"http://user:{PASSWORD}@{hostile.root.removeprefix('http://')}",
         "base_url": "http://images.example/v1",
     }
-    settings = make_settings(tmp_path / "data", hostile.base_url, upstream=upstream)
-    async with run_gateway(settings) as opened:
-        yield opened
+    return run_gateway(make_settings(folder, hostile.base_url, upstream=upstream))
 
 
 @pytest.fixture
@@ -116,12 +133,14 @@ async def bob(gateway: InProcess) -> Client:
 # ── the gateway's secrets ───────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", FORMS)
 async def test_no_form_of_a_secret_is_relayed_stored_or_logged(
-    embedded: InProcess, hostile: Hostile, form: str, capsys: pytest.CaptureFixture[str]
+    behind: Behind, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Wherever it is quoted: in an image's text, in an error, in a stream, as a key, in headers."""
-    alice = await embedded.client.with_key()
+    alice, hostile, form = behind.alice, behind.hostile, FORMS[name]
+    otter = f"an otter, {name}"
     quoted = f"You sent {form}, did you?"
     texts = {"note": quoted, quoted: 1, "deep": [{quoted: [quoted]}]}
     error = {**dict.fromkeys(("message", "type", "param", "code"), quoted), **texts}
@@ -132,33 +151,36 @@ async def test_no_form_of_a_secret_is_relayed_stored_or_logged(
         {"data": [image], "size": form, "quality": form, "background": form, "output_format": form},
         X_Request_Id=form,
     )
-    replies += [await alice.ask(**ASK), await alice.ask(**ASK)]
+    replies += [await alice.ask(otter, **ASK), await alice.ask(otter, **ASK)]
     hostile.will_stream((COMPLETED, {**image, "size": form}))
-    replies += [await alice.ask("a stream", model="gpt-image-1.5", stream=True)]
+    replies += [await alice.ask(f"{otter}, a stream", model="gpt-image-1.5", stream=True)]
     refusal = {**error, "code": "moderation_blocked", "moderation_details": texts}
     hostile.will_answer({"error": refusal}, 400)
-    replies += [await alice.ask("refused", **ASK), await alice.ask("refused", **ASK)]
+    replies += [await alice.ask(f"{otter}, refused", **ASK) for _ in range(2)]
     for status in (400, 404, 429, 500):
         hostile.will_answer({"error": error}, status, X_Request_Id=form, Retry_After=form)
-        replies.append(await alice.ask(f"status {status}", **ASK))
+        replies.append(await alice.ask(f"{otter}, status {status}", **ASK))
     for document in ({"error": quoted}, {"message": quoted}, {"detail": quoted}):
         hostile.will_answer(document, 400)
-        replies.append(await alice.ask(f"{list(document)}", **ASK))
+        replies.append(await alice.ask(f"{otter}, {list(document)}", **ASK))
     hostile.will_answer(f"<p>{quoted}</p>".encode(), 500, Content_Type="text/html")
-    replies.append(await alice.ask("a page", **ASK))
+    replies.append(await alice.ask(f"{otter}, a page", **ASK))
     hostile.will_stream(("error", {"error": error}))
-    replies.append(await alice.ask("in a stream", model="gpt-image-1.5", stream=True))
+    replies.append(await alice.ask(f"{otter}, in a stream", model="gpt-image-1.5", stream=True))
     hostile.will_answer(
         {"data": [{"url": f"https://{form.rsplit(maxsplit=1)[-1].strip('.=')}.example/"}]}
     )
-    replies.append(await alice.ask("a link", model="dall-e-2"))
+    replies.append(await alice.ask(f"{otter}, a link", model="dall-e-2"))
 
     assert [reply.status for reply in replies[:5]] == [200, 200, 200, 400, 400]
     seen = [f"{reply.headers}{reply.body.decode()}" for reply in replies]
-    for text in (*seen, await stored(embedded), capsys.readouterr().out):
+    logged = capsys.readouterr().out
+    assert logged.count("request_answered") == len(replies)
+    for text in (*seen, await stored(behind.gateway), logged):
         assert form not in text
+        small = text.lower()
         for secret in (KEY, ORGANIZATION, PASSWORD, BASIC, "basic-Pass_word"):
-            assert secret.lower() not in text.lower()
+            assert secret.lower() not in small
 
 
 async def test_the_raw_escapes_of_json_hide_no_secret(
@@ -275,29 +297,29 @@ def names(user: str, text: str) -> bool:
         *(pytest.param(form, marks=pytest.mark.long) for form in ("JSON", "form", "HTML")),
     ],
 )
-@pytest.mark.parametrize("user", USERS.values(), ids=list(USERS))
 async def test_a_remembered_refusal_does_not_name_its_buyer_to_other_keys(
-    gateway: InProcess, alice: Client, bob: Client, hostile: Hostile, user: str, form: str
+    gateway: InProcess, alice: Client, bob: Client, hostile: Hostile, form: str
 ) -> None:
-    hostile.will_answer({"error": refusal(user, form)}, 400)
-    own = await alice.ask(user=user, **ASK)
-    later = [await bob.ask(**ASK), await bob.ask(headers={"Cache-Control": "no-cache"}, **ASK)]
+    for number, user in enumerate(USERS.values()):
+        hostile.will_answer({"error": refusal(user, form)}, 400)
+        ask = {"prompt": f"otter {number}", **ASK}
+        own = await alice.ask(user=user, **ask)
+        later = [await bob.ask(**ask), await bob.ask(headers={"Cache-Control": "no-cache"}, **ask)]
 
-    assert len(hostile.bodies) == 1
-    assert own.error["message"] == refusal(user, form)["message"]
-    assert own.error["user"] == refusal(user, form)["user"]
-    for reply in later:
-        assert (reply.status, reply.error["code"]) == (400, "moderation_blocked")
-        assert reply.error["moderation_details"] == {
-            "moderation_stage": "input",
-            "categories": ["sexual"],
-        }
-        assert set(reply.error) == {"message", "type", "param", "code", "moderation_details"}
-        assert not any(names(user, str(value)) for value in reply.error.values())
+        assert len(hostile.bodies) == number + 1
+        assert own.error["message"] == refusal(user, form)["message"]
+        assert own.error["user"] == refusal(user, form)["user"]
+        for reply in later:
+            assert (reply.status, reply.error["code"]) == (400, "moderation_blocked")
+            assert reply.error["moderation_details"] == {
+                "moderation_stage": "input",
+                "categories": ["sexual"],
+            }
+            assert set(reply.error) == {"message", "type", "param", "code", "moderation_details"}
+            assert not any(names(user, str(value)) for value in reply.error.values()), user
 
 
 @pytest.mark.parametrize("status", [400, 429, 500])
-@pytest.mark.parametrize("user", ["user-7f3a9c1e5b", "ann"])
 async def test_a_follower_does_not_learn_the_leaders_user(
     gateway: InProcess,
     alice: Client,
@@ -305,31 +327,32 @@ async def test_a_follower_does_not_learn_the_leaders_user(
     hostile: Hostile,
     tmp_path: Path,
     store_url: str | None,
-    user: str,
     status: int,
 ) -> None:
     """Neither in the leader's worker nor in another one."""
-    error = {**refusal(user, "plain"), "code": "rate_limit_exceeded"}
-    hostile.will_answer({"error": error}, status, X_Should_Retry="false")
-    hostile.gate.clear()
     settings = make_settings(
         tmp_path / "data", hostile.base_url, store_url, upstream={"api_key": KEY}
     )
     async with run_gateway(settings) as other:
         elsewhere = Client(other.client.url, other.client.session, bob.secret, bob.key_id)
-        leases = leases_at(gateway, other)
-        leading = asyncio.create_task(alice.ask(user=user, **ASK))
-        await eventually(lambda: hostile.bodies)
-        following = [asyncio.create_task(client.ask(**ASK)) for client in (bob, elsewhere)]
-        await leases.until(3)
-        hostile.gate.set()
-        own, *others = await asyncio.gather(leading, *following)
+        for number, user in enumerate(("user-7f3a9c1e5b", "ann")):
+            error = {**refusal(user, "plain"), "code": "rate_limit_exceeded"}
+            hostile.will_answer({"error": error}, status, X_Should_Retry="false")
+            hostile.gate.clear()
+            ask = {"prompt": f"otter {number}", **ASK}
+            leases = leases_at(gateway, other)
+            leading = asyncio.create_task(alice.ask(user=user, **ask))
+            await eventually(lambda number=number: len(hostile.bodies) > number)
+            following = [asyncio.create_task(client.ask(**ask)) for client in (bob, elsewhere)]
+            await leases.until(3)
+            hostile.gate.set()
+            own, *others = await asyncio.gather(leading, *following)
 
-    assert len(hostile.bodies) == 1
-    assert own.error["message"].startswith(f"User {user} was refused.")
-    for reply in others:
-        assert (reply.status, reply.error["code"]) == (status, "rate_limit_exceeded")
-        assert not names(user, reply.body.decode())
+            assert len(hostile.bodies) == number + 1
+            assert own.error["message"].startswith(f"User {user} was refused.")
+            for reply in others:
+                assert (reply.status, reply.error["code"]) == (status, "rate_limit_exceeded")
+                assert not names(user, reply.body.decode())
 
 
 async def test_a_user_of_other_json_is_not_named_either(hostile: Hostile, tmp_path: Path) -> None:
@@ -400,19 +423,21 @@ async def test_a_replayed_failure_does_not_name_the_first_user(
     assert b"7f3a9c1e5b" not in replayed.body
 
 
-@pytest.mark.parametrize("user", USERS.values(), ids=list(USERS))
 async def test_an_image_does_not_name_its_buyer_to_other_keys(
-    gateway: InProcess, alice: Client, bob: Client, hostile: Hostile, user: str
+    gateway: InProcess, alice: Client, bob: Client, hostile: Hostile
 ) -> None:
     """Of its texts. Words of the prompt are no secret to keys that send the same prompt."""
-    echo = {"user": user, "safety_identifier": "hash", "for": [{"name": user}], user: 1, "seed": 7}
-    revised = "A quiet otter without annotations"
-    hostile.will_answer({"data": [{**GOOD, **echo, "revised_prompt": revised}]})
-    bought = await alice.ask("A quiet otter", user=user, **ASK)
-    hit = await bob.ask("A quiet otter", **ASK)
-    for reply in (bought, hit):
-        (image,) = reply.json["data"]
-        assert image == {**GOOD, "revised_prompt": revised}
+    for number, user in enumerate(USERS.values()):
+        echo = {"user": user, "safety_identifier": "hash", "for": [{"name": user}], user: 1}
+        revised = "A quiet otter without annotations"
+        hostile.will_answer({"data": [{**GOOD, **echo, "seed": 7, "revised_prompt": revised}]})
+        prompt = f"A quiet otter {number}"
+        bought = await alice.ask(prompt, user=user, **ASK)
+        hit = await bob.ask(prompt, **ASK)
+        for reply in (bought, hit):
+            (image,) = reply.json["data"]
+            assert image == {**GOOD, "revised_prompt": revised}, user
+        assert len(hostile.bodies) == number + 1
 
 
 async def test_a_completed_event_does_not_name_its_buyer_to_other_keys(

@@ -7,10 +7,12 @@ import io
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 import redis
 
@@ -97,48 +99,48 @@ def _limited(**limits: float) -> dict[str, Any]:
     return {"limits": limits}
 
 
-REFUSED: list[Any] = [
-    pytest.param(_limited(requests_per_minute=0), {}, {}, 429, id="no requests"),
-    pytest.param(_limited(usd_per_month=0), {}, {}, 429, id="no budget"),
-    pytest.param(_limited(images_per_day=0), {"stream": True}, {}, 429, id="a stream, no images"),
-    pytest.param(_limited(usd_per_month=0), {}, {"Cache-Control": "no-cache"}, 429, id="no-cache"),
-    pytest.param({"models": ["dall-e-2"]}, {}, {}, 403, id="a model that is not allowed"),
-    pytest.param({}, {"n": 99}, {}, 400, id="an invalid body"),
-    pytest.param({}, {"model": MARK}, {}, 400, id="an unknown model"),
-    pytest.param({}, {}, {"X-Gateway-Variation": "64"}, 400, id="an invalid header"),
-    pytest.param({}, {}, {"X-Gateway-Max-Cost-USD": "0"}, 400, id="a maximum cost"),
-    pytest.param({}, {}, {"Cache-Control": "only-if-cached"}, 504, id="only-if-cached"),
-    pytest.param({}, {}, DRY, 200, id="a dry run"),
-    pytest.param({}, {"n": 99}, DRY, 400, id="an invalid dry run"),
-]
+Refused = tuple[dict[str, Any], dict[str, Any], dict[str, str], int]
+"""A key, a body and headers that are refused, and the status."""
+
+REFUSED: dict[str, Refused] = {
+    "no requests": (_limited(requests_per_minute=0), {}, {}, 429),
+    "no budget": (_limited(usd_per_month=0), {}, {}, 429),
+    "a stream, no images": (_limited(images_per_day=0), {"stream": True}, {}, 429),
+    "no-cache": (_limited(usd_per_month=0), {}, {"Cache-Control": "no-cache"}, 429),
+    "a model that is not allowed": ({"models": ["dall-e-2"]}, {}, {}, 403),
+    "an invalid body": ({}, {"n": 99}, {}, 400),
+    "an unknown model": ({}, {"model": MARK}, {}, 400),
+    "an invalid header": ({}, {}, {"X-Gateway-Variation": "64"}, 400),
+    "a maximum cost": ({}, {}, {"X-Gateway-Max-Cost-USD": "0"}, 400),
+    "only-if-cached": ({}, {}, {"Cache-Control": "only-if-cached"}, 504),
+    "a dry run": ({}, {}, DRY, 200),
+    "an invalid dry run": ({}, {"n": 99}, DRY, 400),
+}
 
 
-@pytest.mark.parametrize(("spec", "body", "headers", "status"), REFUSED)
 async def test_nothing_that_a_refused_request_sends_is_stored(
-    gateway: InProcess,
-    upstream: Upstream,
-    spec: Mapping[str, Any],
-    body: Mapping[str, Any],
-    headers: Mapping[str, str],
-    status: int,
+    gateway: InProcess, upstream: Upstream
 ) -> None:
     """Tags, idempotency keys, users and prompts; and many refusals share a ledger record."""
-    mallory = await gateway.client.with_key("mallory", **spec)
+    for number, (kind, (spec, body, headers, status)) in enumerate(REFUSED.items()):
+        mallory = await gateway.client.with_key(f"mallory {number}", **spec)
 
-    async def ask(i: int) -> Reply:
-        given = marked(i)
-        sent = {**given["headers"], **headers}
-        return await mallory.ask(**{**given, **body, "headers": sent})
+        async def ask(
+            i: int, *, mallory: Client = mallory, body: Any = body, headers: Any = headers
+        ) -> Reply:
+            given = marked(i)
+            sent = {**given["headers"], **headers}
+            return await mallory.ask(**{**given, **body, "headers": sent})
 
-    await ask(0)  # the key's own counters, and the gateway's key for prompts
-    before = Counter(await stored_rows(gateway))
-    replies = [await ask(i) for i in range(1, REQUESTS)]
-    new = Counter(await stored_rows(gateway)) - before
+        await ask(0)  # the key's own counters, and the gateway's key for prompts
+        before = Counter(await stored_rows(gateway))
+        replies = [await ask(i) for i in range(1, REQUESTS)]
+        new = Counter(await stored_rows(gateway)) - before
 
-    assert {reply.status for reply in replies} == {status}
-    assert not [row for row in before + new if MARK.encode() in row[1]]
-    assert sum(new.values()) < REQUESTS / 2, new
-    assert await upstream.bodies() == []
+        assert {reply.status for reply in replies} == {status}, kind
+        assert not [row for row in before + new if MARK.encode() in row[1]], kind
+        assert sum(new.values()) < REQUESTS / 2, (kind, new)
+        assert await upstream.bodies() == [], kind
 
 
 async def test_a_remembered_refusal_stores_nothing_of_the_request(
@@ -276,12 +278,18 @@ async def _post(client: Client, data: Any, **headers: str) -> Reply:
     return await client.send("POST", PATH, data=data, headers=given)
 
 
+async def _post_and_leave(client: Client, data: Any) -> Reply:
+    """The gateway reads on for seconds, or until the client leaves."""
+    async with aiohttp.ClientSession() as session:
+        return await _post(replace(client, session=session), data)
+
+
 COUNTED: dict[str, Callable[[Client], Any]] = {
     "no JSON": lambda c: _post(c, b"{"),
     "no object": lambda c: _post(c, b"[]"),
     "another content type": lambda c: _post(c, b"{}", **{"Content-Type": "text/plain"}),
     "compressed": lambda c: _post(c, b"{}", **{"Content-Encoding": "gzip"}),
-    "too large": lambda c: _post(c, io.BytesIO(b" " * (2 << 20))),
+    "too large": lambda c: _post_and_leave(c, io.BytesIO(b" " * (2 << 20))),
     "too large, chunked": lambda c: _post(c, _chunks(b" " * (1 << 16), 32)),
     "large and no JSON": lambda c: _post(c, b"[" * 100_000),
     "an unknown parameter": lambda c: c.ask(colour="red"),
@@ -306,25 +314,23 @@ async def _chunks(chunk: bytes, count: int) -> Any:
         yield chunk
 
 
-@pytest.mark.parametrize("kind", COUNTED)
-async def test_a_request_counts_against_the_rate_whatever_its_answer(
-    gateway: InProcess, kind: str
-) -> None:
+async def test_a_request_counts_against_the_rate_whatever_its_answer(gateway: InProcess) -> None:
     """Its own answer shows what is left; the one that finds nothing left is 429."""
     limits = {"requests_per_minute": 5, "images_per_day": 2}
-    alice = await gateway.client.with_key(
-        "alice", limits=limits, models=["gpt-image-1.5", "dall-e-2"]
-    )
-    await alice.ask(headers={"Idempotency-Key": "used"})
-    await alice.ask(MODERATED)
-    replies = [await COUNTED[kind](alice) for _ in range(4)]
-    left = [reply.headers["x-ratelimit-remaining-requests"] for reply in replies]
+    for number, (kind, ask) in enumerate(COUNTED.items()):
+        alice = await gateway.client.with_key(
+            f"alice {number}", limits=limits, models=["gpt-image-1.5", "dall-e-2"]
+        )
+        await alice.ask(headers={"Idempotency-Key": "used"})
+        await alice.ask(MODERATED)
+        replies = [await ask(alice) for _ in range(4)]
+        left = [reply.headers["x-ratelimit-remaining-requests"] for reply in replies]
 
-    assert left == ["2", "1", "0", "0"]
-    assert len({reply.status for reply in replies[:3]}) == 1
-    assert replies[3].status == 429
-    assert replies[3].error["code"] == "rate_limit_exceeded"
-    assert "Retry-After" in replies[3].headers
+        assert left == ["2", "1", "0", "0"], kind
+        assert len({reply.status for reply in replies[:3]}) == 1, kind
+        assert replies[3].status == 429, kind
+        assert replies[3].error["code"] == "rate_limit_exceeded", kind
+        assert "Retry-After" in replies[3].headers, kind
 
 
 async def test_a_body_that_does_not_arrive_in_time_counts(
