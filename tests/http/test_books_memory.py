@@ -183,10 +183,11 @@ async def test_small_images_with_all_that_they_leave_never_take_the_books_share(
 
 
 async def test_entries_are_bounded_although_the_bytes_are_elsewhere(
-    tmp_path: Path, upstream: Upstream, small_redis: str
+    tmp_path: Path, upstream: Upstream, small_redis: str, redis_url: str
 ) -> None:
+    """In another Redis, which stores thousands of images sooner than a folder does."""
     limit_memory(small_redis, 8 * MIB)
-    store = {"blobs_url": f"file://{tmp_path}/images"}
+    store = {"blobs_url": redis_url}
     settings = make_settings(tmp_path / "data", upstream.base_url, small_redis, store=store)
     async with run_gateway(settings) as here:
         for first in range(0, 2500, 500):
