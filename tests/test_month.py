@@ -219,7 +219,7 @@ async def test_all_reports_of_a_month_give_the_same_total(
         keys = [
             replace(key, key_id=client.key_id) for key, client in zip(KEYS, clients, strict=True)
         ]
-        month = month_of_traffic(time.time(), keys=keys)
+        month = month_of_traffic(time.time(), requests=1000, keys=keys)
         await month.write(here.gateway.store)
         records = of_month(month, zone)
         whole = expected(records)
