@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,7 +27,7 @@ from gateway.calendar import next_month
 from gateway.cli.main import cli
 from gateway.configuration.settings import Settings
 from gateway.images import Record
-from tests.cli.test_commands import GATEWAY, INHERITED
+from tests.cli.test_commands import INHERITED
 from tests.gateways import CONFIG, Client, Reply, make_settings, run_gateway
 from tests.month import KEYS, Month, month_of_traffic, total
 
@@ -190,7 +191,7 @@ def micros_of(samples: Mapping[str, float], name: str) -> int:
 
 def export_ledger(config: Path) -> list[Record]:
     """The records of `gateway ledger export`, in a process of its own: it handles signals."""
-    command = [*GATEWAY, "ledger", "export", "--config", str(config)]
+    command = [sys.executable, "-m", "gateway", "ledger", "export", "--config", str(config)]
     exported = subprocess.run(command, env=INHERITED, stdout=subprocess.PIPE, check=True)
     return [Record.from_dict(json.loads(line)) for line in exported.stdout.splitlines()]
 
@@ -219,7 +220,7 @@ async def test_all_reports_of_a_month_give_the_same_total(
         keys = [
             replace(key, key_id=client.key_id) for key, client in zip(KEYS, clients, strict=True)
         ]
-        month = month_of_traffic(time.time(), keys=keys)
+        month = month_of_traffic(time.time(), requests=1000, keys=keys)
         await month.write(here.gateway.store)
         records = of_month(month, zone)
         whole = expected(records)
