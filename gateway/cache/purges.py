@@ -82,6 +82,7 @@ class Purges:
         self._store = store
         self._image_cache = image_cache
         self._markers = markers
+        self._job = _new_walker()
 
     async def start(self, kind: PurgeKind, value: str) -> Purge:
         """Starts a purge, which holds from now on, and walks over its first entries.
@@ -124,9 +125,9 @@ class Purges:
 
         Raises `StoreUnavailable`.
         """
-        pages, walker = 0, _new_walker()
+        pages = 0
         for marker in await self._markers.running():
-            while pages < max_pages and (purge := await self.walk(marker, walker)) is not None:
+            while pages < max_pages and (purge := await self.walk(marker, self._job)) is not None:
                 pages += 1
                 if purge.done:
                     log.info("purge_done", purge=purge.id, images=purge.images)
@@ -212,7 +213,7 @@ class Purges:
 
 
 def _new_walker() -> bytes:
-    """Each walk has its own, so that a worker's request and its background job take turns too."""
+    """Not one for the worker: its requests and its background job take turns too."""
     return secrets.token_bytes(12)
 
 
