@@ -465,10 +465,12 @@ def start_processes(
     options: Mapping[str, Any] | None = None,
     module: str = "gateway",
     environ: Mapping[str, str] | None = None,
+    may_fork: bool = True,
 ) -> Iterator[Processes]:
     """Runs `gateway serve` in `folder` on a free port; on exit, kills all processes.
 
-    Runs `module` instead of `gateway`, and adds `environ` to the usual environment.
+    Runs `module` instead of `gateway`, and adds `environ` to the usual environment. A
+    measurement may not fork: it would share memory with another process.
     """
     folder.mkdir(exist_ok=True)
     settings = make_settings(folder / data, upstream, redis_url, **(options or {}))
@@ -489,7 +491,8 @@ def start_processes(
     log_file = folder / f"log-{time.monotonic_ns()}"
     process: subprocess.Popen[bytes] | Fork
     with log_file.open("wb") as log:
-        if module in FORKED and not any(name.startswith("PYTHON") for name in environ or {}):
+        is_fork = may_fork and module in FORKED
+        if is_fork and not any(name.startswith("PYTHON") for name in environ or {}):
             words = ("serve", "--config", str(config))
             process = Fork(*words, cwd=folder, env=environment, stderr=log, module=module)
         else:
