@@ -127,6 +127,7 @@ def run_fork(
             status = fork.wait(GENEROUS_SECONDS)
         finally:
             fork.kill()
+            fork.wait()
         texts = []
         for file in (stdout, stderr):
             file.seek(0)

@@ -484,12 +484,12 @@ def start_processes(
     options: Mapping[str, Any] | None = None,
     module: str = "gateway",
     environ: Mapping[str, str] | None = None,
-    forks: bool = True,
+    may_fork: bool = True,
 ) -> Iterator[Processes]:
     """Runs `gateway serve` in `folder` on a free port; on exit, kills all processes.
 
-    Runs `module` instead of `gateway`, and adds `environ` to the usual environment. Without `forks`
-    it is a new interpreter, which has other hashes than every fork.
+    Runs `module` instead of `gateway`, and adds `environ` to the usual environment. If it
+    may not fork, it is a new interpreter, with memory and hashes of its own.
     """
     folder.mkdir(exist_ok=True)
     settings = make_settings(folder / data, upstream, redis_url, **(options or {}))
@@ -510,8 +510,8 @@ def start_processes(
     log_file = folder / f"log-{time.monotonic_ns()}"
     process: subprocess.Popen[bytes] | Fork
     with log_file.open("wb") as log:
-        forks = forks and not any(name.startswith("PYTHON") for name in environ or {})
-        if forks and module in FORKED:
+        is_fork = may_fork and module in FORKED
+        if is_fork and not any(name.startswith("PYTHON") for name in environ or {}):
             words = ("serve", "--config", str(config))
             process = Fork(*words, cwd=folder, env=environment, stderr=log, module=module)
         else:

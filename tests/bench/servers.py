@@ -114,7 +114,7 @@ def run_gateway(
         "cache": {"memory_bytes": memory_bytes},  # None: the default
     }
     with start_processes(
-        folder, setup.upstream, workers=1, redis_url=redis_url, options=options, forks=False
+        folder, setup.upstream, workers=1, redis_url=redis_url, options=options, may_fork=False
     ) as processes:
         secret = _create_key(processes.url, f"{name} {setup.size}")
         (worker,) = processes.workers()

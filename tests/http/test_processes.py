@@ -96,11 +96,11 @@ async def test_a_crowd_over_two_gateways_buys_once(
                     upstream.base_url,
                     workers=2,
                     redis_url=redis_url,
-                    forks=forks,
+                    may_fork=may_fork,
                 )
             )
             # One of them is a new interpreter, which has other hashes.
-            for name, forks in (("here", True), ("there", False))
+            for name, may_fork in (("here", True), ("there", False))
         ]
         (here, client), (there, other) = started
         alice = await client.with_key(limits=limits_for(prompt) if has_budget else {})
@@ -390,14 +390,14 @@ class LastingStore:
     @asynccontextmanager
     async def serve(self, **options: object) -> AsyncIterator[tuple[Processes, Client]]:
         """Runs a gateway on this store; a second one is a new interpreter, with other hashes."""
-        forks, self.has_served = not self.has_served, True
+        may_fork, self.has_served = not self.has_served, True
         async with run_processes(
             self.folder,
             self.upstream.base_url,
             workers=2,
             redis_url=self.redis.url if self.redis else None,
             options=options,
-            forks=forks,
+            may_fork=may_fork,
         ) as started:
             yield started
 
