@@ -79,7 +79,12 @@ async def arena(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     }
     with run_process("upstream", command, port=port, folder=tmp_path):
         async with run_processes(
-            tmp_path / "gateway", base_url, workers=1, redis_url=url, options=options
+            tmp_path / "gateway",
+            base_url,
+            workers=1,
+            redis_url=url,
+            options=options,
+            may_fork=False,
         ) as (processes, client):
             alice = await client.with_key("alice")
             attackers = {
