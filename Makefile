@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 SOURCES := gateway tests
 # Two more than there are processors: the tests wait as much as they work.
 TESTERS ?= $(shell expr $$(nproc) + 2)
-# To read all modules of tests takes a quarter of a minute.
+# Collecting the tests of all modules takes 15 s.
 TIMED = $(shell grep --recursive --files-with-matches --include='test_*.py' 'mark\.timed' tests)
 # The locks are complete, so nothing is resolved: pip would look an extra (coverage[toml]) up anew.
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps

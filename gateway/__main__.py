@@ -1,7 +1,7 @@
 """The entry of every command.
 
 It prepares the process before any other module of the gateway is imported: closed standard streams
-are opened on /dev/null, new files are private, the garbage collector leaves the imports alone, and
+are opened on /dev/null, new files are private, the garbage collector runs rarely, and
 the folder is set in which prometheus_client collects the metrics of several workers.
 """
 
@@ -33,8 +33,8 @@ def _open_standard_streams() -> None:
 _open_standard_streams()
 # Files that a library creates, such as SQLite's temporary ones, are private too.
 os.umask(0o077)
-# What modules make stays, so to look for garbage in it is in vain: that took a fifth of the time of
-# a start. A worker sets thresholds of its own (`tuning`).
+# Imports leave no garbage, and looking for it took a fifth of the start. Workers set thresholds of
+# their own (`tuning`).
 gc.set_threshold(50_000)
 # prometheus_client reads this variable when it is imported. A folder that it names already may have
 # files of another program, of another gateway, or of one that was killed: they would be counted.

@@ -12,7 +12,7 @@ from gateway.store.sqlite.connection import create_sqlite_schema
 
 
 def place_empty_store(path: Path) -> None:
-    """Copies an empty database to `path`, unless there is one.
+    """Copies an empty database to `path`, unless there is one. Other processes make theirs.
 
     A folder that cannot be used stays as it is: the gateway's start says what is wrong with it.
     """

@@ -36,7 +36,7 @@ REQUEST_BYTES = 1 << 20
 
 
 class Fork:
-    """A running command, with what the tests need of `subprocess.Popen`."""
+    """A running command, with the part of `subprocess.Popen` that tests use."""
 
     def __init__(
         self,
@@ -102,8 +102,11 @@ class Fork:
         return poll.poll(None if seconds is None else seconds * 1000) != []
 
     def _read_status(self) -> int:
-        self.returncode = int(self._status.readline())
+        line = self._status.readline()
         self._status.close()
+        if not line:
+            raise RuntimeError("The process that reports the exit status was killed.")
+        self.returncode = int(line)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -150,7 +153,7 @@ def _forking() -> socket.socket:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.forks", str(theirs.fileno())],
             cwd=ROOT,
-            # Its name decides at the import that the forks have metrics of several processes.
+            # prometheus_client reads at the import whether metrics are those of several processes.
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": os.devnull},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -201,6 +204,17 @@ def reap(*_: object) -> None:
             pass
 
 
+def end_with_test(pid: int, status: int) -> None:
+    """Waits until the command ends; kills its session if the test's process ends first."""
+    ended = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    poll.register(status, 0)  # only an error: the other end of the pipe is closed
+    if ended not in dict(poll.poll()):
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
 def become(request: Request, stdout: int, stderr: int, status: int) -> None:
     """Returns in the process of the command, and keeps another that reports how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -208,8 +222,10 @@ def become(request: Request, stdout: int, stderr: int, status: int) -> None:
     if pid:
         os.close(stdout)
         os.close(stderr)
+        end_with_test(pid, status)
         _, ended = os.waitpid(pid, 0)
-        os.write(status, f"{os.waitstatus_to_exitcode(ended)}\n".encode())
+        with suppress(BrokenPipeError):
+            os.write(status, f"{os.waitstatus_to_exitcode(ended)}\n".encode())
         os._exit(0)
     os.setsid()
     os.write(status, f"{os.getpid()}\n".encode())

@@ -35,10 +35,10 @@ from gateway.store.commands import (
 from gateway.store.protocol import Store
 
 TURNS: Final = "purge_turns"
-"""The space of values that name, for each purge, who walks over its entries."""
+"""The space of values that name, for each purge, the worker that walks over its entries."""
 
 TURN_SECONDS: Final = 10.0
-"""A turn expires after this time. Each page renews it."""
+"""A worker's turn expires after this time. Each page renews it."""
 
 TAGGED_PAGE: Final = 50
 """Entries that one step of a purge by tag reads and empties, in a few milliseconds of the loop."""
@@ -82,7 +82,8 @@ class Purges:
         self._store = store
         self._image_cache = image_cache
         self._markers = markers
-        self._job = _new_walker()
+        self._walker = secrets.token_bytes(12)
+        self._starting: set[str] = set()  # ids of purges that requests of this worker walk over
 
     async def start(self, kind: PurgeKind, value: str) -> Purge:
         """Starts a purge, which holds from now on, and walks over its first entries.
@@ -90,15 +91,19 @@ class Purges:
         If there are more, `run` in any worker continues. Raises `StoreUnavailable`, and 503 if too
         many purges are under way.
         """
-        purge, walker = Purge(_new_id()), _new_walker()
-        await self._save(purge)
-        await self._take_turn(purge.id, walker)  # before others can see the purge
-        marker = await self._markers.add(purge.id, kind, value)
-        for _ in range(MAX_FIRST_PAGES):
-            purge = await self.walk(marker, walker) or purge
-            if purge.done or purge.entries >= MAX_FIRST_ENTRIES:
-                break
-        await self._end_turn(purge.id, walker)
+        purge = Purge(_new_id())
+        # The job of this worker has the same turn, so it would walk beside this request.
+        self._starting.add(purge.id)
+        try:
+            await self._save(purge)
+            marker = await self._markers.add(purge.id, kind, value)
+            for _ in range(MAX_FIRST_PAGES):
+                purge = await self.walk(marker) or purge
+                if purge.done or purge.entries >= MAX_FIRST_ENTRIES:
+                    break
+            await self._end_turn(purge.id)
+        finally:
+            self._starting.discard(purge.id)
         return purge
 
     async def finished(self, images: int) -> Purge:
@@ -121,22 +126,24 @@ class Purges:
         return purge
 
     async def run(self, *, max_pages: int = sys.maxsize) -> int:
-        """Finishes the purges under way that nobody else walks; returns the number of pages.
+        """Finishes the purges under way that nothing else walks over; returns the number of pages.
 
         Raises `StoreUnavailable`.
         """
         pages = 0
         for marker in await self._markers.running():
-            while pages < max_pages and (purge := await self.walk(marker, self._job)) is not None:
+            if marker.id in self._starting:
+                continue
+            while pages < max_pages and (purge := await self.walk(marker)) is not None:
                 pages += 1
                 if purge.done:
                     log.info("purge_done", purge=purge.id, images=purge.images)
                     break
         return pages
 
-    async def walk(self, marker: PurgeMarker, walker: bytes) -> Purge | None:
-        """Empties a page of entries; returns the progress, None if another walker has the turn."""
-        if not await self._take_turn(marker.id, walker):
+    async def walk(self, marker: PurgeMarker) -> Purge | None:
+        """Empties a page of entries; returns the progress, None if another worker has the turn."""
+        if not await self._take_turn(marker.id):
             return None
         purge = await self._load(marker.id) or Purge(marker.id)
         if not purge.done:
@@ -147,11 +154,11 @@ class Purges:
                 # what is empty stays so.
                 await self._save(replace(purge, after=""))
                 raise
-            await self._save(purge, renews_turn_of=walker)
+            await self._save(purge, renews_turn=True)
         if purge.done:
             # Last: if this worker dies before, another one repeats this step.
             await self._markers.remove(marker.id)
-            await self._end_turn(marker.id, walker)
+            await self._end_turn(marker.id)
         return purge
 
     async def _step(self, marker: PurgeMarker, purge: Purge) -> Purge:
@@ -192,29 +199,24 @@ class Purges:
         found = await execute(self._store, GetValue(PURGES, purge_id))
         return None if found is None else decode_fields(Purge, orjson.loads(found))
 
-    async def _save(self, purge: Purge, *, renews_turn_of: bytes | None = None) -> None:
+    async def _save(self, purge: Purge, *, renews_turn: bool = False) -> None:
         batch = Batch(self._store)
         encoded = orjson.dumps(asdict(purge))
         batch.add(SetValue(PURGES, purge.id, encoded, PROGRESS_SECONDS))
-        if renews_turn_of is not None:
-            batch.add(SetValue(TURNS, purge.id, renews_turn_of, TURN_SECONDS))
+        if renews_turn:
+            batch.add(SetValue(TURNS, purge.id, self._walker, TURN_SECONDS))
         await batch.execute()
 
-    async def _take_turn(self, purge_id: str, walker: bytes) -> bool:
-        """Takes the turn; False while another walker has it."""
+    async def _take_turn(self, purge_id: str) -> bool:
+        """Takes the turn; False while another worker has it."""
         batch = Batch(self._store)
-        batch.add(SetValue(TURNS, purge_id, walker, TURN_SECONDS, only_if_absent=True))
-        holder = batch.add(GetValue(TURNS, purge_id))
+        batch.add(SetValue(TURNS, purge_id, self._walker, TURN_SECONDS, only_if_absent=True))
+        walker = batch.add(GetValue(TURNS, purge_id))
         await batch.execute()
-        return holder.value == walker
+        return walker.value == self._walker
 
-    async def _end_turn(self, purge_id: str, walker: bytes) -> None:
-        await execute(self._store, DeleteValue(TURNS, purge_id, walker))
-
-
-def _new_walker() -> bytes:
-    """Not one for the worker: its requests and its background job take turns too."""
-    return secrets.token_bytes(12)
+    async def _end_turn(self, purge_id: str) -> None:
+        await execute(self._store, DeleteValue(TURNS, purge_id, self._walker))
 
 
 def _new_id() -> str:

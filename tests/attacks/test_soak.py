@@ -28,9 +28,9 @@ from tests.waiting import eventually
 MIB = 1 << 20
 MAX_MEMORY_BYTES = 512 * MIB
 MAX_HIT_SECONDS = 0.050
-MAX_SLOWDOWN = {"redis": 10, "sqlite": 15}
-"""Measured are 5 to 8 times on Redis, and 8 to 12 on the embedded store, whose thread shares the
-interpreter's lock with the event loop."""
+MAX_SLOWDOWN = {"redis": 10, "sqlite": 20}
+"""Measured are 5 to 8 times on Redis, and 7 to 18 on the embedded store, whose thread shares the
+interpreter's lock with the event loop: 5 to 9 ms become 45 to 130."""
 ATTEMPTS = 3
 """The fastest attempt counts, because other load on the machine can slow any of them."""
 HIT = "an honest image"

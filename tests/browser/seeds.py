@@ -65,7 +65,7 @@ async def seed(gateway: InProcess, size: Size) -> list[Client]:
     await write_ledger(gateway, size.records)
     await buy_images(clients[:20], size.images)
     await be_refused(clients[0], clients[1])
-    await count_up(gateway)
+    await fold_and_verify(gateway)
     return clients
 
 
@@ -195,7 +195,7 @@ async def be_refused(alice: Client, bob: Client) -> None:
     assert (await alice.send("POST", "/v1/usage/ask-for-more", json=more)).status == 200
 
 
-async def count_up(gateway: InProcess) -> None:
+async def fold_and_verify(gateway: InProcess) -> None:
     """Brings the reports up to date and verifies the books, which jobs do later."""
     while await gateway.gateway.totals.fold_page():
         continue

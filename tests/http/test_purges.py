@@ -119,11 +119,10 @@ async def test_another_worker_continues_the_purge_of_one_that_died(
     store, cache = gateway.gateway.store, gateway.gateway.cache
     dead = Purges(store, cache.image_cache, cache.purges._markers)
     marker = await dead._markers.add("purge_of_the_dead", "tag", "sale")
-    progress = await dead.walk(marker, b"dead")
+    progress = await dead.walk(marker)
     assert progress is not None
     assert not progress.done
-    # While the turn of the dead worker lasts.
-    assert await cache.purges.walk(marker, b"living") is None
+    assert await cache.purges.walk(marker) is None  # while the turn of the dead worker lasts
     await execute(store, DeleteValue(TURNS, marker.id))  # as when it has expired
     await eventually(lambda: _is_over(gateway, marker.id))
 

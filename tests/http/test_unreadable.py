@@ -297,7 +297,6 @@ def make_silent(settings: Settings, worker: str) -> None:
 GARBAGE = [b"\x00\xff" + SECRET.encode(), b"[]", b"{}", b"null", b'"text"', b'{"images": 5}']
 
 
-@usually_on("sqlite")
 @pytest.mark.parametrize("garbage", GARBAGE)
 async def test_an_unreadable_record_is_left_out_of_the_ledger(
     gateway: InProcess, alice: Client, garbage: bytes
@@ -315,7 +314,6 @@ async def test_an_unreadable_record_is_left_out_of_the_ledger(
     assert len(pages) == 2
 
 
-@usually_on("sqlite")
 @pytest.mark.parametrize("garbage", GARBAGE)
 async def test_an_unreadable_slot_is_an_image_that_is_lost(
     gateway: InProcess, alice: Client, upstream: Upstream, garbage: bytes
@@ -340,7 +338,6 @@ async def test_an_unreadable_slot_is_an_image_that_is_lost(
     assert purged.status == 200
 
 
-@usually_on("sqlite")
 @pytest.mark.parametrize("garbage", GARBAGE)
 async def test_an_unreadable_refusal_idempotency_result_image_or_event_stops_nothing(
     gateway: InProcess, alice: Client, upstream: Upstream, garbage: bytes
@@ -363,7 +360,6 @@ async def test_an_unreadable_refusal_idempotency_result_image_or_event_stops_not
     assert len(await upstream.bodies()) == 2
 
 
-@usually_on("sqlite")
 @pytest.mark.parametrize("garbage", GARBAGE)
 async def test_an_unreadable_key_is_unknown_and_no_other_key_notices(
     gateway: InProcess, alice: Client, garbage: bytes

@@ -102,7 +102,7 @@ def load_assets() -> Assets:
 
 @cache
 def _read_files() -> Mapping[str, Asset]:
-    """Reads them once for all addresses of a gateway."""
+    """Reads the files once; all addresses of a gateway share them."""
     return {
         path.relative_to(STATIC).as_posix(): _load(path)
         for path in sorted(STATIC.rglob("*"))

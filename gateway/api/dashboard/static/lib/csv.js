@@ -1,7 +1,7 @@
 /** CSV files of the rows that are on the page. */
 
 /**
- * Rows of the API with all their fields; what is within a field stays JSON.
+ * Rows of the API with all their fields; nested values are JSON.
  *
  * @param {object[]} rows
  * @returns {string} RFC 4180; a text that a spreadsheet would take for a formula begins with `'`

@@ -4,7 +4,7 @@
  *   page({
  *     title: 'Spend', lead: 'one sentence' | template,
  *     json: href, csv: href,            links to the same data; optional
- *     rows: [name, (data) => rows],     of a list instead of csv: saves what is on the page
+ *     rows: [name, (data) => rows],     for lists, instead of csv: the file's name, and the rows to save
  *     actions: template,                buttons before those; optional, and may come with the data
  *     filters: template,                a row below the heading; optional
  *     view,                             the argument of render(): data, error, refresh, …
@@ -45,7 +45,7 @@ const dataLink = (label, href) =>
   html`<a class="button quiet" href=${href} target="_blank" rel="noopener">${label}</a>`;
 
 const saveButton = (rows, {data}) =>
-  html`<button class="button quiet" title="Save what is on this page" ?disabled=${!data} @click=${() => saveCsv(rows, data)}>CSV</button>`;
+  html`<button class="button quiet" title="Save what is on this page" ?disabled=${!data || !rows[1](data).length} @click=${() => saveCsv(rows, data)}>CSV</button>`;
 
 async function saveCsv([name, rowsOf], data) {
   const {saveRows} = await import('../lib/csv.js');

@@ -58,7 +58,7 @@ function render(view) {
     title: 'Events',
     lead: isAudit ? 'Who changed what, and when.' : 'What the gateway noticed: budgets, unusual spending, retiring models, and keys that ask for more.',
     json: href(pathOf(view.query), paramsOf(view.query)),
-    rows: [isAudit ? 'audit' : 'events', ({data}) => data],
+    rows: [isAudit ? 'audit' : 'events', ({data}) => (isAudit ? ofObject(data, view.query) : data)],
     filters: filters(view, isAudit),
     view,
     skeleton: skeleton('table', 10),
@@ -83,9 +83,13 @@ const eventContents = (view, {data, after}) =>
     ? html`<div class="stack">${byDay(data, (events) => eventList(view, events))}</div> ${pager({view, shown: data.length, next: after})}`
     : card({body: nothingHappened(view)});
 
+function ofObject(changes, {object}) {
+  const kinds = object.split(',');
+  return object ? changes.filter(({action}) => kinds.includes(action.split('.')[0])) : changes;
+}
+
 function auditContents(view, {data, has_more: hasMore}) {
-  const kinds = view.query.object.split(',');
-  const shown = view.query.object ? data.filter(({action}) => kinds.includes(action.split('.')[0])) : data;
+  const shown = ofObject(data, view.query);
   const list = shown.length ? html`<div class="stack">${byDay(shown, auditList)}</div>` : card({body: nothingChanged(view)});
   return html`${list} ${pager({view, shown: shown.length, next: hasMore ? data.at(-1).id : null})}`;
 }

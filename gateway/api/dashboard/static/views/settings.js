@@ -46,7 +46,7 @@ const settingsPage = (view) =>
     title: 'Settings',
     lead: 'The settings in use, and where each comes from. Change them in files or the environment.',
     json: href('/admin/settings'),
-    rows: ['settings', ({settings}) => settings],
+    rows: ['settings', ({settings}) => matching(settings, view.query)],
     view,
     skeleton: html`<div class="stack">${skeleton('tiles', 3)}${skeleton('table', 12)}</div>`,
     content: (data) => contents(view, data),
@@ -148,7 +148,7 @@ const aboutCard = ({version, public_url: url}) =>
 // Settings
 
 function settingsTable({query, setQuery}, all) {
-  const rows = all.filter((row) => matches(row, query));
+  const rows = matching(all, query);
   return html`
     <section class="stack small" aria-labelledby="settings-title">
       <h2 id="settings-title">Effective configuration</h2>
@@ -170,6 +170,8 @@ const groupTable = ([name, rows]) => html`
 `;
 
 const NOTHING_FOUND = html`<div class="card">${empty({title: 'No setting matches', text: 'Search for a part of a name, such as cache or timeout.'})}</div>`;
+
+const matching = (all, query) => all.filter((row) => matches(row, query));
 
 function matches({key, value, source, origin}, {search, shown}) {
   if (shown === 'set' && source === 'default') return false;

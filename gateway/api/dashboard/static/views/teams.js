@@ -47,7 +47,7 @@ const list = (view) =>
     title: 'Teams',
     lead: 'Limits over many keys together: those of a team, and those of everyone.',
     json: href('/admin/teams', {with: 'limits'}),
-    rows: ['teams', ({teams}) => teams],
+    rows: ['teams', ({teams}) => found(teams, view.query.search)],
     actions: html`<button class="button primary" @click=${() => makeTeam(view)}>${icon('plus')} Make a team</button>`,
     view,
     skeleton: html`<div class="stack">${skeleton('tiles', 1)}${skeleton('table', 6)}</div>`,
