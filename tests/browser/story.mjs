@@ -41,6 +41,14 @@ async function saveCsv(page) {
   return {name: file.suggestedFilename(), text: await readFile(await file.path(), 'utf8')};
 }
 
+/** Of a list that is searched on the page. */
+async function findASetting(page) {
+  await goTo(page, 'Settings');
+  await page.getByLabel('Search settings').fill('store_prompts');
+  await page.getByText(/^1 of /).waitFor();
+  say('found a setting', {csv: await saveCsv(page)});
+}
+
 async function takeSecret(page) {
   const dialog = dialogOf(page);
   const secret = await dialog.getByLabel('Secret', {exact: true}).innerText();
@@ -167,6 +175,7 @@ await browse(async (browser) => {
   const [admin, holder] = [await openPage(browser, {axe: true}), await openPage(browser)];
   await signInByLink(admin);
   const former = await makeKey(admin);
+  await findASetting(admin);
   await makeImage(admin);
   await seeTheCost(admin);
   await raise(admin);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,10 @@ async def test_an_admin_makes_a_key_and_an_image_and_its_holder_sees_only_their_
     made = the(steps, "made a key")
     assert made["bar"].endswith("$0.00 of $2.00")
     assert made["csv"]["name"] == "keys.csv"
-    saved = list(csv.DictReader(made["csv"]["text"].splitlines()))
-    assert [row["name"] for row in saved] == ["bob", "studio"]
+    assert [row["name"] for row in rows_of(made["csv"])] == ["bob", "studio"]
     assert made["secret"] not in made["csv"]["text"]
+    found = rows_of(the(steps, "found a setting")["csv"])
+    assert [row["key"] for row in found] == ["cache.store_prompts"]
     partial, image = the(steps, "saw a partial image"), the(steps, "saw the image")
     assert partial["width"] > 0
     assert image["width"] > 0
@@ -53,3 +55,7 @@ async def test_an_admin_makes_a_key_and_an_image_and_its_holder_sees_only_their_
     assert len(the(steps, "saw own images")["images"]) == 1
     assert "session has ended" in the(steps, "revoked")["said"]
     assert the(steps, "end")["faults"] == []
+
+
+def rows_of(saved: Mapping[str, str]) -> list[dict[str, str]]:
+    return list(csv.DictReader(saved["text"].splitlines()))
