@@ -1,8 +1,8 @@
 """The entry of every command.
 
 It prepares the process before any other module of the gateway is imported: closed standard streams
-are opened on /dev/null, new files are private, the garbage collector runs rarely, and
-the folder is set in which prometheus_client collects the metrics of several workers.
+are opened on /dev/null, new files are private, the garbage collector runs rarely, and the folder is
+set in which prometheus_client collects the metrics of several workers.
 """
 
 from __future__ import annotations

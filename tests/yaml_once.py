@@ -21,12 +21,12 @@ _parsed: dict[tuple[type, str], Any] = {}
 
 
 def _get_single_data(loader: Any) -> Any:
-    kept = (type(loader), loader.buffer)
     if len(loader.buffer) < LONG:
         return _parse(loader)
-    if kept not in _parsed:
-        _parsed[kept] = _parse(loader)
-    return deepcopy(_parsed[kept])
+    key = (type(loader), loader.buffer)
+    if key not in _parsed:
+        _parsed[key] = _parse(loader)
+    return deepcopy(_parsed[key])
 
 
 def parse_yaml_once() -> None:

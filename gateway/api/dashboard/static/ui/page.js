@@ -44,12 +44,16 @@ export const page = ({title, lead = nothing, json, csv, rows, actions = nothing,
 const dataLink = (label, href) =>
   html`<a class="button quiet" href=${href} target="_blank" rel="noopener">${label}</a>`;
 
-const saveButton = (rows, {data}) =>
-  html`<button class="button quiet" title="Save what is on this page" ?disabled=${!data || !rows[1](data).length} @click=${() => saveCsv(rows, data)}>CSV</button>`;
+const saveButton = (rows, {data, app}) =>
+  html`<button class="button quiet" title="Save these rows" ?disabled=${!data || !rows[1](data).length} @click=${() => saveCsv(rows, data, app)}>CSV</button>`;
 
-async function saveCsv([name, rowsOf], data) {
-  const {saveRows} = await import('../lib/csv.js');
-  saveRows(name, rowsOf(data));
+async function saveCsv([name, rowsOf], data, app) {
+  try {
+    const {saveRows} = await import('../lib/csv.js');
+    saveRows(name, rowsOf(data));
+  } catch {
+    app.toast('The gateway does not answer, so nothing was saved.', 'fault');
+  }
 }
 
 function body(view, skeleton, content) {
