@@ -121,10 +121,11 @@ async def open_running_gateway(
     *,
     open_links: OpenLinks = open_link_fetcher,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Gateway]:
     """A gateway with its background jobs. On exit, open purchases are settled first."""
     async with open_gateway(
-        settings, source, open_links=open_links, inspection=inspection
+        settings, source, open_links=open_links, inspection=inspection, clock=clock
     ) as gateway:
         # Before the first request: other workers must know this one, and it the take-downs. A
         # gateway also starts without its store.

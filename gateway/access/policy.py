@@ -55,7 +55,7 @@ def parse_policy(
     Raises `CatalogError` and `AccessFileError`, which name the file and the key.
     """
     catalog = parse_catalog(models, file=file)
-    declared = parse_access(access or {}, file=access_file, models=catalog.models)
+    declared = parse_access(access or {}, file=access_file, models=catalog.names)
     return Policy(catalog, declared)
 
 

@@ -178,12 +178,15 @@ def _decode_refusal(encoded: bytes) -> UpstreamFailure:
 # ── reading slots ───────────────────────────────────────────────────────────────────────────
 
 
-def fresh_images(entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
-    """The images of `slots` that have not expired."""
+def fresh_images(
+    entry: Entry, slots: Iterable[int], *, with_expired: bool = False
+) -> dict[int, CachedImage]:
+    """The images of `slots` that have not expired, or all of them."""
     return {
         n: read_slot(slot, now=entry.now)
         for n in slots
-        if (slot := entry.slots.get(n)) is not None and slot.expires_at > entry.now
+        if (slot := entry.slots.get(n)) is not None
+        and (with_expired or slot.expires_at > entry.now)
     }
 
 

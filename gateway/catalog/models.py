@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, Final, Literal, Self
@@ -17,6 +17,14 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.catalog.aliases import (
+    Alias,
+    LinkedAlias,
+    StandIns,
+    check_names,
+    link_aliases,
+    switched_on,
+)
 from gateway.catalog.billing import (
     AssumedPrice,
     Billing,
@@ -25,6 +33,7 @@ from gateway.catalog.billing import (
     TokenFormula,
     assumed_price,
 )
+from gateway.catalog.lifecycle import Retired, is_shut_down
 from gateway.catalog.parameters import ChoiceSpec, ParameterSpec, SizeSpec
 from gateway.catalog.rows import SIZE, Name, Row, did_you_mean, require
 from gateway.catalog.rules import Rule
@@ -70,7 +79,11 @@ class Model(Row):
     """Unix seconds, for `/v1/models`."""
     owned_by: Name
     shutdown: date | None = None
-    """The day from which upstream refuses it."""
+    """The day from which upstream refuses it, at 00:00 UTC."""
+    successor: Name | None = None
+    """The model that messages name in its place once it was shut down."""
+    retired: Retired | None = None
+    """What happens to its requests then. None: the catalog's `retired`."""
     cache_epoch: NonNegativeInt
     prompt_max_characters: PositiveInt
     parameters: Mapping[Name, ParameterSpec]
@@ -125,6 +138,8 @@ class Catalog(Row):
     default_model: Name
     default_gpt_model: Name
     unknown_models: Literal["reject"]
+    retired: Retired = "forward"
+    """What happens to requests for models that were shut down."""
     prices_as_of: date
     unknown_price: Annotated[
         AssumedPrice | None,
@@ -132,20 +147,78 @@ class Catalog(Row):
     ] = None
     """For models without `billing`. None, written `deny`: they are refused."""
     harmless: Mapping[Name, bool | int] = Field(default_factory=dict)
+    stand_ins: StandIns = ()
+    """The aliases with `stand_in` that are switched on."""
+    aliases: Mapping[Name, Alias] = Field(default_factory=dict)
+    """Names under which other models are served."""
     models: Annotated[Mapping[Name, Model], Field(min_length=1)]
+    _linked_aliases: Mapping[str, LinkedAlias] = PrivateAttr(default_factory=dict)
+    _fronts: Mapping[str, Model] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
+        check_names(switched_on(self.aliases, self.stand_ins), self.models)
+        self._link()
         for key in ("default_model", "default_gpt_model"):
             name = getattr(self, key)
-            suggestion = did_you_mean(name, self.models)
-            require(name in self.models, f"{key}: there is no row '{name}'{suggestion}")
+            suggestion = did_you_mean(name, self.fronts)
+            require(name in self.fronts, f"{key}: there is no row '{name}'{suggestion}")
+        for name, model in self.models.items():
+            if (successor := model.successor) is not None:
+                key, known = f"models.{name}.successor", self.models.keys() - {name}
+                suggestion = did_you_mean(successor, known)
+                require(successor != name, f"{key}: a model cannot succeed itself")
+                require(successor in known, f"{key}: there is no row '{successor}'{suggestion}")
         for name in self.harmless:
             require(self.knows_parameter(name), f"harmless: no model has the parameter '{name}'")
         for model in self.models.values():
             if model.billing is None:
                 model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
+        self._link()  # again: the rows of aliases are copies, with their prices
         return self
+
+    def _link(self) -> None:
+        enabled = switched_on(self.aliases, self.stand_ins)
+        self._linked_aliases = link_aliases(enabled, self.models)
+        rows = {name: alias.row for name, alias in self._linked_aliases.items()}
+        self._fronts = {**self.models, **rows}
+
+    @property
+    def linked_aliases(self) -> Mapping[str, LinkedAlias]:
+        """The aliases that are switched on."""
+        return self._linked_aliases
+
+    @property
+    def fronts(self) -> Mapping[str, Model]:
+        """The row that a request is checked against first, by every name that it may ask for."""
+        return self._fronts
+
+    @property
+    def names(self) -> Collection[str]:
+        """Every model and alias, also those that are switched off: what a key may be allowed."""
+        return {**self.models, **self.aliases}.keys()
+
+    def model_of(self, name: str) -> Model:
+        """The model that serves a name of `fronts`: itself, or that of an alias."""
+        while name in self._linked_aliases:
+            name = self._linked_aliases[name].target
+        return self.models[name]
+
+    def retirement(self, model: Model, today: date) -> Retired | None:
+        """What happens to requests for a model that was shut down; None before."""
+        if not is_shut_down(model.shutdown, today):
+            return None
+        return model.retired or self.retired
+
+    def with_shutdowns(self, shutdowns: Mapping[str, date | None]) -> Catalog:
+        """The same models, some of them with another shutdown date, or without one."""
+        models = {
+            name: model.model_copy(update={"shutdown": shutdowns.get(name, model.shutdown)})
+            for name, model in self.models.items()
+        }
+        changed = self.model_copy(update={"models": models})
+        changed._link()  # noqa: SLF001 - its own class
+        return changed
 
     def knows_parameter(self, name: str) -> bool:
         """Whether any model has this parameter."""

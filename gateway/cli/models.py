@@ -12,7 +12,7 @@ from gateway.values import nearest
 
 def check_models(configuration: Configuration, models: Iterable[str]) -> None:
     """Ends the command with a message for a model that does not exist."""
-    known = configuration.read_policy().catalog.models
+    known = configuration.read_policy().catalog.names
     for model in models:
         if model not in known:
             raise click.ClickException(

@@ -74,7 +74,7 @@ def read_actor(request: web.Request) -> Actor:
 
 def check_models(request: web.Request, models: Iterable[object]) -> None:
     """Raises 400 for a model that does not exist."""
-    known = request.app[SERVICES].policy().catalog.models
+    known = request.app[SERVICES].policy().catalog.names
     for model in models:
         if not isinstance(model, str) or model not in known:
             raise InvalidRequest(
