@@ -28,6 +28,7 @@ from gateway.store.commands import (
     EmptySlots,
     Entry,
     GetValue,
+    ProlongSlots,
     ReadEntry,
     SetValue,
     Slot,
@@ -130,6 +131,16 @@ class Entries:
     def empty(self, batch: Batch, fingerprint: str, slots: Mapping[int, str]) -> None:
         """Empties slots, each only if it still has the image with the given id."""
         batch.add(EmptySlots(fingerprint, slots))
+
+    def prolong(self, batch: Batch, fingerprint: str, slots: Mapping[int, str]) -> None:
+        """Lets images be fresh for the settings' time from now on: slot → image id."""
+        seconds = self._settings.ttl_seconds, self._settings.stale_if_error_seconds
+        batch.add(ProlongSlots(fingerprint, slots, *seconds))
+
+    @property
+    def ttl_seconds(self) -> float:
+        """How long images stay fresh."""
+        return self._settings.ttl_seconds
 
     def stale_images(self, entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
         """The expired images of `slots` that are within the stale-if-error window."""
