@@ -30,6 +30,9 @@ neither its fingerprint nor what is kept of an answer has them."""
 
 _WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
 
+ParameterValue: TypeAlias = str | int | float | Mapping[str, Any]
+"""A checked parameter in its one spelling. A boolean is an `int`, an object has fields of these."""
+
 T = TypeVar("T")
 
 
@@ -50,7 +53,7 @@ class ImageRequest:
     model: str
     prompt: str
     n: int = 1
-    parameters: Mapping[str, str | int] = field(default_factory=lambda: MappingProxyType({}))
+    parameters: Mapping[str, ParameterValue] = field(default_factory=lambda: MappingProxyType({}))
     """Those that change the image and differ from their default: size, quality, style, …"""
     response_format: str = "b64_json"
     """`b64_json` or `url`."""
