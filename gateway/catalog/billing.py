@@ -112,6 +112,12 @@ class TokenBilling(Row):
         """What `billing` has computed of this row. It never changes, so that is done only once."""
         return self._prepared
 
+    @property
+    def is_bound_only(self) -> bool:
+        """Whether the formula only bounds the tokens, and does not reproduce them."""
+        formula = self.output_tokens_formula
+        return formula is not None and formula.headroom_percent > 0
+
     @model_validator(mode="after")
     def _has_one_source_of_tokens(self) -> Self:
         sources = (self.output_tokens, self.output_tokens_formula)

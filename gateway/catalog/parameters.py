@@ -42,9 +42,9 @@ def exact_decimal(value: float) -> Decimal:
 def _read_number(value: object) -> int | float:
     if isinstance(value, str) and re.fullmatch(_NUMBER, value):
         value = float(value)  # from the environment
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and abs(value) <= _MAX_NUMBER:  # type: ignore[arg-type]
-        return canonical_number(value)  # type: ignore[arg-type]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value) and abs(value) <= _MAX_NUMBER:
+            return canonical_number(value)
     raise ValueError("write a number from -2^53 to 2^53, like 7.5")
 
 
