@@ -40,7 +40,7 @@ NAMESPACE: Final = "http://www.w3.org/2000/svg"
 
 _BOM: Final = b"\xef\xbb\xbf"
 _ROOT: Final = re.compile(rb"<(?:[\w.-]++:)?svg[\s/>]")
-_DATA_URL: Final = re.compile(rb"""=\s*+(?:"\s*+data:([^"]*+)"|'\s*+data:([^']*+)')""", re.I)
+_DATA_URL: Final = re.compile(rb"""(?i)=\s*+(?:"\s*+data:([^"]*+)"|'\s*+data:([^']*+)')""")
 _QUOTED: Final = rb"""(?:"[^"]*+"|'[^']*+')"""
 _PART: Final = re.compile(
     rb"<(?:!--(?s:.*?)-->|!\[CDATA\[(?s:.*?)\]\]>|\?(?s:.*?)\?>|(?P<dtd>!DOCTYPE)"

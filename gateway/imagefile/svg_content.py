@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Final
 
 ACTIVE: Final = ("script", "references", "foreign-content")
-"""`script`: script elements, event handlers, `javascript:` URLs. `references`: links, images, styles
-and fonts of other addresses. `foreign-content`: HTML and other documents within the SVG."""
+"""`script`: script elements, event handlers, `javascript:` URLs. `references`: links, and images,
+styles and fonts of other addresses. `foreign-content`: HTML and other documents within the SVG."""
 
 SCRIPT, REFERENCES, FOREIGN = ACTIVE
 
