@@ -104,7 +104,7 @@ def svg_usage_of(generation: Generation) -> dict[str, Any]:
     """The tokens of the text model that wrote an SVG."""
     effort = (generation.svg.get("reasoning") or {}).get("effort")
     tokens_in = math.ceil(len(generation.prompt) / 4) + 1500
-    reasoning = _REASONING_TOKENS.get(effort, _REASONING_TOKENS["medium"])
+    reasoning = _REASONING_TOKENS.get(str(effort), _REASONING_TOKENS["medium"])
     tokens_out = reasoning + 443
     return {
         "model": generation.svg.get("model", _SVG_MODEL),

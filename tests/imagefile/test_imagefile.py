@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms, ImageStat
 
 from gateway.imagefile.check import check_image
-from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.imagefile.convert import transcode_image
+from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.simulator.drawing import draw_image
 from tests.processor import processor_seconds
 
