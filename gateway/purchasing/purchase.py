@@ -30,7 +30,7 @@ from gateway.cache.unstored_images import UnstoredImages
 from gateway.catalog import Model
 from gateway.catalog.lifecycle import is_shut_down, utc_date
 from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
-from gateway.failure_report import Reason
+from gateway.failure_report import Advice, Reason
 from gateway.images import Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
@@ -463,7 +463,9 @@ def _with_successor(failure: UpstreamFailure, order: PurchaseOrder) -> UpstreamF
         return failure
     if not is_shut_down(order.model.shutdown, utc_date(order.clock())):
         return failure
-    return failure.with_sentence(name_successor(order.model))
+    named = failure.with_sentence(name_successor(order.model))
+    named.advice = Advice.NONE  # the operator knows it, and the client is told what to do
+    return named
 
 
 def _charge_delivery(

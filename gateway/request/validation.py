@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from gateway.catalog import (
+    SIZE,
     BooleanSpec,
     Catalog,
     ChoiceSpec,
