@@ -16,6 +16,7 @@ from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
     flatten,
+    microseconds,
     optional,
     pairs,
     script_command,
@@ -26,14 +27,26 @@ from gateway.store.redis.windows import window_name
 
 @encode.register
 def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
+    return _reserving("reserve", command, keys)
+
+
+@encode.register
+def _reroute(command: commands.Reroute, keys: Keys) -> RedisCommand:
+    return _reserving("reroute", command, keys)
+
+
+def _reserving(
+    script: str, command: commands.Reserve | commands.Reroute, keys: Keys
+) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Reservation:
-        denied, states, now, reserved_at, exceeded = reply
+        denied, states, now, reserved_at, exceeded, turn = reply
         return commands.Reservation(
             read_index(denied),
             read_states(states),
             now / SECOND,
             reserved_at=reserved_at / SECOND,
             exceeded=tuple(exceeded),
+            turn=commands.Turn(turn[0].decode(), turn[1], turn[2] / SECOND),
         )
 
     arguments: list[Argument] = [
@@ -42,9 +55,26 @@ def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
         command.payload,
         keys.calendar,
         _scopes(command.subjects, command.amounts),
+        _place(command.place),
         *consumption_arguments(command.consumptions),
     ]
-    return script_command("reserve", [keys.books], arguments, read=read)
+    return script_command(script, [keys.books], arguments, read=read)
+
+
+def _place(place: commands.Place | None) -> bytes:
+    """A place as `shared/queues.lua` reads it: numbers are text."""
+    if place is None or not place.is_limited:
+        return b""
+    max_wait = None if place.max_wait is None else microseconds(place.max_wait)
+    numbers = {
+        "images": place.images,
+        "priority": place.priority,
+        "rate": place.images_per_minute,
+        "concurrent": place.concurrent,
+        "max_wait": max_wait,
+    }
+    as_text = {name: "" if number is None else str(number) for name, number in numbers.items()}
+    return orjson.dumps({"account": place.account, "key": place.key, **as_text})
 
 
 @encode.register
