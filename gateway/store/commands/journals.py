@@ -17,6 +17,9 @@ MAX_PRIORITY: Final = 10
 MAX_QUEUED: Final = 10_000
 """Purchases that wait for one account; a further one is refused."""
 
+HEAD_SECONDS: Final = 2
+"""How long the others in a queue wait for the worker whose turn it is."""
+
 MAX_STOP_SECONDS: Final = 120
 """For how long an account's own word stops its queue at most."""
 
@@ -251,3 +254,60 @@ class ReadJournalState(Command[Literal["queued", "reserved", "received", "settle
     """The state of a purchase's journal; `unknown` if there is none."""
 
     purchase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What a worker may send to an account now."""
+
+    taken: tuple[str, ...]
+    """The worker's purchases whose turn has come, until it has `seen` them."""
+    waiting: int
+    """Purchases that wait for the account, of all workers."""
+    next_in: float
+    """Seconds until the worker's next turn may come, at the account's rate; 0 if it waits for a
+    purchase to end, or for another worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeTurns(Command[Turns]):
+    """Takes an account's tokens for those of a worker's queued purchases whose turn it is.
+
+    Their journals become `reserved` in the same step. The tokens are taken in the order of the
+    queue: keys take turns, each gets `Place.priority` images a round, and its oldest purchase is
+    first. A turn of another worker that it does not take within `HEAD_SECONDS` is passed over, and
+    so are all its turns until it asks again.
+
+    `seen` are purchases that earlier replies have named: a reply may be lost.
+    """
+
+    account: str
+    worker: str
+    images_per_minute: int | None
+    concurrent: int | None
+    seen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTurns(Command[Sequence[Turn]]):
+    """Where purchases are in an account's queue, in their order; those that are not have a turn."""
+
+    account: str
+    images_per_minute: int | None
+    concurrent: int | None
+    purchases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectAccount(Command[None]):
+    """Corrects an account's bucket by what upstream says of it.
+
+    It never holds more than before. `stop_seconds` stops the queue for as long, at most for
+    `MAX_STOP_SECONDS`.
+    """
+
+    account: str
+    images_per_minute: int | None
+    remaining: int | None = None
+    """Images that upstream would still take."""
+    stop_seconds: float = 0.0

@@ -17,8 +17,10 @@ from gateway.store.redis.commands.encoding import (
     encode,
     flatten,
     microseconds,
+    no_result,
     optional,
     pairs,
+    read_texts,
     script_command,
 )
 from gateway.store.redis.keys import Keys
@@ -177,3 +179,41 @@ def _read_journal_state(command: commands.ReadJournalState, keys: Keys) -> Redis
         return "unknown" if reply is None else reply.decode()
 
     return RedisCommand(("HGET", keys.journal(command.purchase), "state"), read)
+
+
+@encode.register
+def _take_turns(command: commands.TakeTurns, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[Any]) -> commands.Turns:
+        taken, waiting, next_in = reply
+        return commands.Turns(tuple(sorted(read_texts(taken))), waiting, next_in / SECOND)
+
+    rates = _or_none(command.images_per_minute, command.concurrent)
+    arguments = (command.account, command.worker, *rates, *command.seen)
+    return script_command("take_turns", [keys.books], arguments, read=read)
+
+
+@encode.register
+def _read_turns(command: commands.ReadTurns, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[Any]) -> Sequence[commands.Turn]:
+        return [
+            commands.Turn(state.decode(), position, wait / SECOND)
+            for state, position, wait in reply
+        ]
+
+    rates = _or_none(command.images_per_minute, command.concurrent)
+    arguments = (command.account, *rates, *command.purchases)
+    return script_command("read_turns", [keys.books], arguments, read=read)
+
+
+@encode.register
+def _correct_account(command: commands.CorrectAccount, keys: Keys) -> RedisCommand:
+    arguments = (
+        command.account,
+        *_or_none(command.images_per_minute, command.remaining),
+        microseconds(command.stop_seconds),
+    )
+    return script_command("correct_account", [keys.books], arguments, read=no_result)
+
+
+def _or_none(*numbers: int | None) -> Sequence[Argument]:
+    return ["" if number is None else number for number in numbers]

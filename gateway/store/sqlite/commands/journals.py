@@ -31,12 +31,23 @@ from gateway.store.sqlite.commands.counters import (
 )
 from gateway.store.sqlite.commands.ledger import append_record
 from gateway.store.sqlite.commands.queues import (
+    MAX_TAKEN,
     NO_TURN,
     Account,
+    Ticket,
+    count_tickets,
     decide_turn,
+    in_order,
+    is_passed,
     is_queued,
     join_queue,
     leave_queue,
+    may_go,
+    open_account,
+    read_turn,
+    slow_workers,
+    take_ticket,
+    time_until_own,
     write_account,
 )
 from gateway.store.sqlite.commands.registry import reads, writes
@@ -479,3 +490,63 @@ def read_journal_state(
         (command.purchase, tx.now),
     )
     return "unknown" if row is None else row[0]
+
+
+@writes(commands.TakeTurns)
+def take_turns(tx: Transaction, command: commands.TakeTurns) -> commands.Turns:
+    worker, name = command.worker, command.account
+    tx.execute_many(
+        "DELETE FROM account_grants WHERE purchase = ? AND worker = ?",
+        [(purchase, worker) for purchase in command.seen],
+    )
+    account = open_account(tx, name, command.images_per_minute, command.concurrent)
+    slow = slow_workers(tx, account, asking=worker)
+    for _ in range(MAX_TAKEN):
+        ticket = next(in_order(tx, account, slow), None)
+        if ticket is None or not may_go(tx, account, ticket.images):
+            break
+        if ticket.worker == worker:
+            _take(tx, account, ticket)
+        elif is_passed(tx, account, ticket):
+            slow.append(ticket.worker)
+            tx.execute("INSERT OR IGNORE INTO account_slow_workers VALUES (?, ?)", (name, slow[-1]))
+        else:
+            break
+    write_account(tx, account)
+    rows = tx.fetch_all(
+        "SELECT purchase FROM account_grants WHERE account = ? AND worker = ? ORDER BY purchase",
+        (name, worker),
+    )
+    next_in = time_until_own(tx, account, slow, worker=worker) / 1e6
+    return commands.Turns(tuple(one for (one,) in rows), count_tickets(tx, name), next_in)
+
+
+def _take(tx: Transaction, account: Account, ticket: Ticket) -> None:
+    """Turns a queued journal into a reserved one."""
+    held = take_account(account, ticket.images)
+    if held:
+        (packed,) = tx.fetch_one(
+            "SELECT consumptions FROM journals WHERE purchase = ?", (ticket.purchase,)
+        )
+        tx.execute(
+            "UPDATE journals SET consumptions = ? WHERE purchase = ?",
+            (orjson.dumps([*orjson.loads(packed), *held]).decode(), ticket.purchase),
+        )
+        _add_to_windows(tx, [(one, 0, one.amount) for one in held])
+    take_ticket(tx, account, ticket)
+
+
+@reads(commands.ReadTurns)
+def read_turns(tx: Transaction, command: commands.ReadTurns) -> Sequence[commands.Turn]:
+    account = open_account(tx, command.account, command.images_per_minute, command.concurrent)
+    return [read_turn(tx, account, purchase) for purchase in command.purchases]
+
+
+@writes(commands.CorrectAccount)
+def correct_account(tx: Transaction, command: commands.CorrectAccount) -> None:
+    account = open_account(tx, command.account, command.images_per_minute, None)
+    if command.remaining is not None:
+        account.level = min(account.level, max(0, command.remaining) * UNITS)
+    stop = math.ceil(min(command.stop_seconds, commands.MAX_STOP_SECONDS) * 1e6)
+    account.stopped_until = max(account.stopped_until, tx.steady_micros + stop)
+    write_account(tx, account)

@@ -11,16 +11,23 @@ Redis store does the same in `lua/shared/queues.lua`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Final
 
-from gateway.store.commands import MAX_QUEUED, MAX_STOP_SECONDS, Place, Turn
+from gateway.store.commands import HEAD_SECONDS, MAX_QUEUED, MAX_STOP_SECONDS, Place, Turn
 from gateway.store.sqlite.arithmetic import UNITS, Bucket, refill
 from gateway.store.sqlite.transaction import Transaction
 
 ROUND: Final = 2520
 """The size of one image of priority 1: divisible by every priority."""
+
+MAX_TAKEN: Final = 100
+"""Turns of one command."""
+
+MAX_STEPS: Final = 16
+"""Tickets that are looked ahead."""
 
 MICROS: Final = 1_000_000
 
@@ -194,14 +201,18 @@ def size_of(place: Place) -> int:
 
 
 def first_ticket(
-    tx: Transaction, account: Account, key: str, *, passed: Sequence[str] = ()
+    tx: Transaction, account: Account, key: str, *, passed: Sequence[str] = (), after: int = 0
 ) -> Ticket | None:
-    """The oldest ticket of a key, without those of the workers that are passed over."""
+    """The oldest ticket of a key, without those of the workers that are passed over.
+
+    `after` is the score of a ticket behind which it is.
+    """
     marks = ", ".join("?" * len(passed))
     row = tx.fetch_one(
         "SELECT purchase, key, worker, images, size, score FROM account_queue"  # noqa: S608
-        f" WHERE account = ? AND key = ? AND worker NOT IN ({marks}) ORDER BY score LIMIT 1",
-        (account.name, key, *passed),
+        f" WHERE account = ? AND key = ? AND score > ? AND worker NOT IN ({marks})"
+        " ORDER BY score LIMIT 1",
+        (account.name, key, after, *passed),
     )
     return None if row is None else Ticket(*row)
 
@@ -234,7 +245,8 @@ def is_queued(tx: Transaction, purchase: str) -> bool:
 
 
 def leave_queue(tx: Transaction, purchase: str) -> None:
-    """Removes a purchase from its queue, if it is in one."""
+    """Removes a purchase from its queue, or the turn that it has taken."""
+    tx.execute("DELETE FROM account_grants WHERE purchase = ?", (purchase,))
     row = tx.fetch_one("SELECT account, key FROM account_queue WHERE purchase = ?", (purchase,))
     if row is not None:
         tx.execute("DELETE FROM account_queue WHERE purchase = ?", (purchase,))
@@ -243,3 +255,90 @@ def leave_queue(tx: Transaction, purchase: str) -> None:
             " (SELECT 1 FROM account_queue WHERE account = ? AND key = ?)",
             (*row, *row),
         )
+
+
+def read_turn(tx: Transaction, account: Account, purchase: str) -> Turn:
+    """Where a purchase is in the queue."""
+    row = tx.fetch_one(
+        "SELECT purchase, key, worker, images, size, score FROM account_queue"
+        " WHERE purchase = ? AND account = ?",
+        (purchase, account.name),
+    )
+    if row is None:
+        return NO_TURN
+    ticket = Ticket(*row)
+    tag, rank = tx.fetch_one(
+        "SELECT tag, rank FROM account_keys WHERE account = ? AND key = ?",
+        (account.name, ticket.key),
+    )
+    own, own_images, waiting = tx.fetch_one(
+        "SELECT count(*), coalesce(sum(images), 0), coalesce(sum(size), 0) FROM account_queue"
+        " WHERE account = ? AND key = ? AND score < ?",
+        (account.name, ticket.key, ticket.score),
+    )
+    count, images = _count_ahead(tx, account, ticket.key, tag + waiting + ticket.size, rank)
+    wait = time_until(tx, account, ticket.images, ahead=own_images + images)
+    return Turn("queued", own + count + 1, wait / MICROS)
+
+
+def slow_workers(tx: Transaction, account: Account, *, asking: str) -> list[str]:
+    """The workers whose turns are passed over; the one that asks is not slow any more."""
+    where = "account = ? AND worker = ?"
+    tx.execute(f"DELETE FROM account_slow_workers WHERE {where}", (account.name, asking))  # noqa: S608
+    rows = tx.fetch_all(
+        "SELECT worker FROM account_slow_workers WHERE account = ?", (account.name,)
+    )
+    return [worker for (worker,) in rows]
+
+
+def in_order(tx: Transaction, account: Account, passed: Sequence[str]) -> Iterator[Ticket]:
+    """The tickets in the order of their turns, without those of the workers that are passed."""
+    heads: list[tuple[int, int, Ticket]] = []
+    keys = tx.fetch_all(
+        "SELECT key, tag, rank FROM account_keys WHERE account = ?", (account.name,)
+    )
+    for key, tag, rank in keys:
+        if (first := first_ticket(tx, account, key, passed=passed)) is not None:
+            heappush(heads, (tag + first.size, rank, first))
+    while heads:
+        tag, rank, ticket = heappop(heads)
+        yield ticket
+        later = first_ticket(tx, account, ticket.key, passed=passed, after=ticket.score)
+        if later is not None:
+            heappush(heads, (tag + later.size, rank, later))
+
+
+def take_ticket(tx: Transaction, account: Account, ticket: Ticket) -> None:
+    """Moves the key on by a ticket whose turn has come, and names it to its worker."""
+    key = (account.name, ticket.key)
+    tx.execute(
+        "UPDATE account_keys SET tag = tag + ? WHERE account = ? AND key = ?", (ticket.size, *key)
+    )
+    (tag,) = tx.fetch_one("SELECT tag FROM account_keys WHERE account = ? AND key = ?", key)
+    account.latest = max(account.latest, tag)
+    leave_queue(tx, ticket.purchase)
+    tx.execute(
+        "INSERT OR REPLACE INTO account_grants (purchase, account, worker) VALUES (?, ?, ?)",
+        (ticket.purchase, account.name, ticket.worker),
+    )
+
+
+def is_passed(tx: Transaction, account: Account, ticket: Ticket) -> bool:
+    """Whether the turn of another worker is to be passed over."""
+    if account.head != ticket.purchase:
+        account.head, account.head_since = ticket.purchase, tx.steady_micros
+    # The clock may have been set back.
+    account.head_since = min(account.head_since, tx.steady_micros)
+    return tx.steady_micros - account.head_since >= HEAD_SECONDS * MICROS
+
+
+def time_until_own(tx: Transaction, account: Account, passed: Sequence[str], *, worker: str) -> int:
+    """Microseconds until a worker's first ticket, as far as `MAX_STEPS` tickets tell."""
+    ahead = 0
+    for step, ticket in enumerate(in_order(tx, account, passed)):
+        if ticket.worker == worker:
+            return time_until(tx, account, ticket.images, ahead=ahead)
+        if step == MAX_STEPS:
+            return time_until(tx, account, 1, ahead=ahead)
+        ahead += ticket.images
+    return 0
