@@ -79,6 +79,11 @@ class ImageRequest:
     partial_images: int = 0
     variation: int = 0
     """The first requested slot."""
+    defaults: Mapping[str, Any] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False, repr=False
+    )
+    """What omitted parameters of the image mean for the model. Services with other defaults are
+    sent these."""
     trace: TraceContext = NO_TRACE_CONTEXT
     """Of the client's request that is bought for. Forwarded, but no part of the fingerprint."""
     unchecked: UncheckedBody | None = None
@@ -284,6 +289,8 @@ class UpstreamAnswer:
     upstream_request_id: str | None = None
     surplus: int = 0
     """How many more images it has than were asked for. They are neither read nor charged."""
+    cost_picos: int | None = None
+    """What upstream says that it charged, in millionths of a micro-dollar; None if it does not."""
 
 
 @dataclass(frozen=True, slots=True)

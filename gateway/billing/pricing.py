@@ -266,6 +266,11 @@ def estimated_cost(usd_micros: int) -> Cost:
     return _of_one_kind(ESTIMATED, usd_micros)
 
 
+def reported_cost(picos: int) -> Cost:
+    """What upstream says that a purchase cost, as a price of its images."""
+    return split_cost({IMAGE: picos})
+
+
 def split_cost(picos: Mapping[str, int]) -> Cost:
     """Rounds the sum of exact costs up, and divides it among their kinds.
 

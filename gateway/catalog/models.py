@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date
 from decimal import Decimal
-from typing import Annotated, Final, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -25,8 +26,9 @@ from gateway.catalog.billing import (
     TokenFormula,
     assumed_price,
 )
+from gateway.catalog.dialects import BUILT_IN_DIALECTS, DialectRow
 from gateway.catalog.parameters import ChoiceSpec, ParameterSpec, SizeSpec
-from gateway.catalog.rows import SIZE, Name, Row, did_you_mean, require
+from gateway.catalog.rows import SIZE, CatalogError, Name, Row, did_you_mean, require
 from gateway.catalog.rules import Rule
 from gateway.images import IDENTITIES
 
@@ -81,13 +83,29 @@ class Model(Row):
     billing: Billing | None = None
     """None for a model whose price is not known."""
     simulator: SimulatorSpec = Field(default_factory=SimulatorSpec)
+    service: Name | None = None
+    """The row of `dialects` whose service has the model. None: OpenAI's and Azure's."""
     _assumed_price: AssumedPrice | None = PrivateAttr(default=None)
     _has_row: bool = PrivateAttr(default=True)
+    _image_defaults: Mapping[str, Any] | None = PrivateAttr(default=None)
 
     @property
     def has_row(self) -> bool:
         """False for a model of `Catalog.unknown_model`: its requests are not validated."""
         return self._has_row
+
+    @property
+    def image_defaults(self) -> Mapping[str, Any]:
+        """The defaults of the parameters that are no fields of `images.ImageRequest`."""
+        if self._image_defaults is None:
+            self._image_defaults = MappingProxyType(
+                {
+                    name: spec.default
+                    for name, spec in self.parameters.items()
+                    if name not in _FIELD_TYPES and spec.default is not None
+                }
+            )
+        return self._image_defaults
 
     @property
     def assumed_usd_per_image(self) -> Decimal | None:
@@ -139,6 +157,8 @@ class Catalog(Row):
     ] = None
     """For models without `billing`. None, written `deny`: they are refused."""
     harmless: Mapping[Name, bool | int] = Field(default_factory=dict)
+    dialects: Mapping[Name, DialectRow] = Field(default_factory=dict)
+    """Services that speak neither OpenAI's dialect nor Azure's, by name."""
     models: Annotated[Mapping[Name, Model], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -147,9 +167,19 @@ class Catalog(Row):
             name = getattr(self, key)
             suggestion = did_you_mean(name, self.models)
             require(name in self.models, f"{key}: there is no row '{name}'{suggestion}")
+            is_openais = self.models[name].service is None
+            require(is_openais, f"{key}: '{name}' is the model of a service of its own")
         for name in self.harmless:
             require(self.knows_parameter(name), f"harmless: no model has the parameter '{name}'")
+        for name in BUILT_IN_DIALECTS:
+            require(
+                name not in self.dialects, f"dialects: '{name}' is built in; choose another name"
+            )
         for model in self.models.values():
+            if model.service is not None and model.service not in self.dialects:
+                suggestion = did_you_mean(model.service, self.dialects)
+                message = f"models.{model.id}: there is no dialect '{model.service}'{suggestion}"
+                raise ValueError(message)
             if model.billing is None:
                 model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
         return self
@@ -172,6 +202,28 @@ class Catalog(Row):
         model._has_row = False  # noqa: SLF001 - no row of the file can say so
         model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
         return model
+
+    def of_services(self, spoken: Collection[str]) -> Catalog:
+        """The catalog without the models of services whose dialect is not spoken."""
+        models = {
+            name: model
+            for name, model in self.models.items()
+            if model.service is None or model.service in spoken
+        }
+        return (
+            self if len(models) == len(self.models) else self.model_copy(update={"models": models})
+        )
+
+    def check_dialects(self, named: Iterable[str]) -> None:
+        """Raises `CatalogError` for a name that is neither built in nor a row of `dialects`."""
+        known = (*BUILT_IN_DIALECTS, *self.dialects)
+        for name in named:
+            if name not in known:
+                raise CatalogError(
+                    f"upstream.dialect: there is no dialect '{name}'{did_you_mean(name, known)}; "
+                    f"known are {', '.join(known)}, and further ones can be rows of dialects in "
+                    "models.yaml"
+                )
 
     def knows_parameter(self, name: str) -> bool:
         """Whether any model has this parameter."""

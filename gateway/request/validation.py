@@ -138,6 +138,7 @@ def _build(
         # Without a stream, partial images cannot be sent. See
         # `docs/reference/images-api.md#parameters-that-change-nothing`.
         partial_images=_number(values.get("partial_images"), 0) if stream else 0,
+        defaults=model.image_defaults,
     )
 
 
