@@ -57,7 +57,9 @@ OpenPass: TypeAlias = Callable[..., AbstractAsyncContextManager[Pass]]
 @pytest.fixture
 def open_pass(tmp_path: Path, store_url: str | None) -> OpenPass:
     @asynccontextmanager
-    async def open_it(name: str = "alice", **changes: Any) -> AsyncIterator[Pass]:
+    async def open_it(
+        name: str = "alice", dialect: str = "openai", **changes: Any
+    ) -> AsyncIterator[Pass]:
         table = read_shipped() | {"unknown_models": "passthrough", "unknown_price": PRICE} | changes
         path = tmp_path / "models.yaml"
         path.write_text(yaml.safe_dump(table, sort_keys=False))
@@ -66,6 +68,7 @@ def open_pass(tmp_path: Path, store_url: str | None) -> OpenPass:
                 tmp_path / "data",
                 script.url,
                 store_url,
+                upstream={"dialect": dialect},
                 rehost={"allow": ["127.0.0.1"]},
             )
             async with run_gateway(settings, policy=PolicyFile(path)) as gateway:
@@ -276,3 +279,43 @@ async def test_links_streams_and_answer_formats(open_pass: OpenPass) -> None:
     assert (body["stream"], body["partial_images"]) == (True, 1)
     assert b"partial_image" in streamed.body
     assert shown.body == pixels(48)
+
+
+CLONE = {"images": "output.images", "raw_image": True}
+
+
+async def test_a_service_answers_with_a_file_or_a_list_of_another_name(open_pass: OpenPass) -> None:
+    """Only if its row says so: `data:` URLs and base64 are read everywhere."""
+    files = [pixels(16), pixels(32, b"\0" * 5000), pixels(48, b"\1" * 9000), pixels(64)]
+    prefix = "data:image/png;base64,"
+    async with open_pass("carl", "clone", dialects={"clone": CLONE}) as way:
+        link = way.script.url.removesuffix("/v1") + "/a.png"
+        elements = [
+            prefix + encoded(files[0]),
+            encoded(files[1]),
+            {"b64_json": prefix + encoded(files[2])},
+            {"url": prefix + encoded(files[3])},
+            link,
+        ]
+        text = json.dumps({"output": {"images": elements}, "usage": None})
+        listed = http(200, text.encode(), Content_Type="application/json")
+        file = http(200, pixels(80), Content_Type="image/png")
+        several = await way.ask(listed, file, n=5)
+        raw = await way.ask(file, prompt="raw")
+        cut = await way.ask(http(200, pixels(80)[:-9], Content_Type="image/png"), prompt="cut")
+        page = http(200, b"<html>oops</html>", Content_Type="image/png")
+        no_image = await way.ask(page, prompt="no image")
+        usual = await way.ask(answer(pixels(96)), prompt="usual")
+        failed = http(200, b'{"error":{"message":"no"}}', Content_Type="application/json")
+        error = await way.ask(failed, prompt="error")
+        records = {record.request_id: record for record in await way.gateway.ledger()}
+    async with open_pass("dora") as way:
+        refused = [await way.ask(reply, prompt=str(i)) for i, reply in enumerate((file, listed))]
+    assert several.images == [encoded(one) for one in (*files, pixels(80))]
+    assert (raw.images, usual.images) == ([encoded(pixels(80))], [encoded(pixels(96))])
+    for reply in (cut, no_image, *refused):
+        assert (reply.status, reply.error["code"]) == (502, "upstream_error")
+    for reply in (cut, no_image):
+        record = records[reply.headers["x-request-id"]]
+        assert (record.cost_micros, record.flags) == (WORST, ("unknown_price", "undelivered"))
+    assert error.error["message"].startswith("no ")
