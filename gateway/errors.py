@@ -415,6 +415,8 @@ class UpstreamFailure(GatewayError):
         self.usage = usage
         self.images = images
         self.upstream_request_id = upstream_request_id
+        self.cost_picos: int | None = None
+        """What upstream says that it charged although no image came; None if it does not."""
         self.trace: str | None = None
         """The traceparent of the purchase that failed, if that is traced."""
         if self.is_charged:
