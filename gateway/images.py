@@ -189,8 +189,9 @@ class Image:
     digest: str
     """SHA-256 of the bytes, hex."""
     format: str
-    """`png`, `jpeg` or `webp`, read from the bytes."""
+    """One of `imagefile.check.MEDIA_TYPES`, read from the bytes."""
     width: int
+    """Pixels; 0 for an SVG that has no size of its own, as is the height."""
     height: int
     size_bytes: int
     created_at: float
@@ -211,14 +212,20 @@ class Image:
     model: str = ""
     transcoded_from: str | None = None
     """The digest of the image that it was transcoded from; None if it was bought."""
+    active: tuple[str, ...] = ()
+    """Of an SVG: what a browser could run or load, see `docs/security.md`."""
+
+    @property
+    def size_text(self) -> str:
+        """WIDTHxHEIGHT of the bytes; empty for an SVG without a size."""
+        return f"{self.width}x{self.height}" if self.width else ""
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Image:
         """An image from its JSON object in the store."""
-        usage = data.get("usage")
-        return decode_fields(
-            Image, {**data, "usage": decode_fields(Usage, usage) if usage else None}
-        )
+        usage = decode_fields(Usage, data["usage"]) if data.get("usage") else None
+        active = tuple(data.get("active", ()))
+        return decode_fields(Image, {**data, "usage": usage, "active": active})
 
 
 @dataclass(frozen=True, slots=True)
