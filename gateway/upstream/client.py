@@ -235,13 +235,16 @@ class UpstreamClient:
     async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
         """Buys `images` images of `request`; their bytes are not checked.
 
+        For a model without a row there may be more, as `ImageRequest.max_images` says.
+
         Raises `UpstreamFailure` if no image came, with the presumed `charge`. The deadline applies
         until the last byte has arrived; decoding afterwards has none. Some services answer with
         the events of a stream, which is accepted.
         """
         body = self._dialect.forwarded_body(request, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
-        return await self._buy(self._prepare(request, body, receive, images=images))
+        most = request.max_images(images)
+        return await self._buy(self._prepare(request, body, receive, images=most))
 
     async def stream(
         self,
