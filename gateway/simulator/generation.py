@@ -16,6 +16,8 @@ from gateway.simulator.body import size_fault
 
 _USUAL_SIZE: Final = "1024x1024"
 """What upstream makes of `auto`, if the model accepts it."""
+_USUAL_FRAMES: Final = 9
+_USUAL_FRAME_MS: Final = 200
 _USUAL_LATENCY_SECONDS: Final = 20.0
 """The latency of a model whose row states none."""
 
@@ -36,6 +38,12 @@ class Generation:
     response_format: str
     stream: bool
     partial_images: int
+    frames: int
+    """Of a GIF."""
+    frame_ms: int
+    """How long a GIF shows each frame, in milliseconds."""
+    svg: Mapping[str, Any]
+    """Which text model writes an SVG, and with how much effort, as the body says."""
 
     @property
     def billing(self) -> TokenBilling | None:
@@ -71,7 +79,10 @@ def resolve(body: Mapping[str, Any], model: Model) -> Generation:
         return automatic if value == "auto" else str(value)
 
     stream = given("stream", False)
-    size = _resolve_size(resolved("size", _USUAL_SIZE), model)
+    output_format = resolved("output_format", "png")
+    frames = given("frame_count", None) or _USUAL_FRAMES
+    usual = _gif_size(frames) if output_format == "gif" else _USUAL_SIZE
+    size = _resolve_size(resolved("size", usual), model)
     return Generation(
         model=model,
         prompt=body["prompt"],
@@ -79,13 +90,23 @@ def resolve(body: Mapping[str, Any], model: Model) -> Generation:
         size=size,
         quality=_resolve_quality(resolved("quality", "auto"), model, size=size),
         background=resolved("background", "opaque"),
-        output_format=resolved("output_format", "png"),
+        output_format=output_format,
         compression=given("output_compression", 100),
         # The events of a stream have no `url`.
         response_format="b64_json" if stream else resolved("response_format", "b64_json"),
         stream=stream,
         partial_images=given("partial_images", 0),
+        frames=frames,
+        # As the real upstream rounds them: a GIF counts hundredths of a second.
+        frame_ms=round((given("frame_duration_ms", None) or _USUAL_FRAME_MS) / 10) * 10,
+        svg=given("svg", None) or {},
     )
+
+
+def _gif_size(frames: int) -> str:
+    """The largest square frame: all frames are painted as one sheet."""
+    edge = 960 if frames <= 9 else 816 if frames <= 12 else 720
+    return f"{edge}x{edge}"
 
 
 def _resolve_size(size: str, model: Model) -> tuple[int, int]:

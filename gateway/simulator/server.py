@@ -249,10 +249,10 @@ class Simulator:
     async def send_file(self, request: web.Request) -> web.Response:
         """The image behind a link, or the storage's 403."""
         query = request.rel_url.raw_query_string
-        data = self._links.open(request.match_info["name"], query, now=time.time())
-        if data is None or "Authorization" in request.headers:
+        file = self._links.open(request.match_info["name"], query, now=time.time())
+        if file is None or "Authorization" in request.headers:
             return web.Response(status=403, text=denied_page(), content_type="application/xml")
-        return web.Response(body=data, content_type="image/png")
+        return web.Response(body=file.data, content_type=file.media_type)
 
     async def list_calls(self, _request: web.Request) -> web.Response:
         """`GET /_sim/calls`: a JSON list of `Call`, oldest first."""

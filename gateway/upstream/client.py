@@ -71,7 +71,7 @@ async def open_client(
 ) -> AsyncIterator[UpstreamClient]:
     """The client of a process, with its connection pool, which is closed on exit."""
     tls = await asyncio.to_thread(create_tls, settings.ca_file)  # reads files
-    async with open_session(settings, tls) as session:
+    async with open_session(settings, tls, auth=dialect.auth) as session:
         yield UpstreamClient(
             session,
             settings,

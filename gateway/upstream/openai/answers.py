@@ -70,9 +70,28 @@ def parse_answer(
     `UpstreamFailure` as `no_images` if there is no element. The format is
     `docs/reference/images-api.md#responses`.
     """
+    document, extracted = read_document(body, images=images)
+    return answer_of(document, extracted, images=images, upstream_request_id=upstream_request_id)
+
+
+def read_document(body: bytes | bytearray, *, images: int) -> tuple[dict[str, Any], Base64]:
+    """The JSON object of an answer, and the base64 that was extracted from it.
+
+    If it is too large to be read as a whole, the images that were asked for are still kept.
+    """
     shortened, extracted = extract_base64(body)
-    # If it is too large to be read as a whole, the images that were asked for are still kept.
     document = load_object(shortened) or load_object(_first_images(shortened, images))
+    return document, extracted
+
+
+def answer_of(
+    document: dict[str, Any],
+    extracted: Base64,
+    *,
+    images: int,
+    upstream_request_id: str | None,
+) -> UpstreamAnswer:
+    """The answer in a document, as `parse_answer`. The base64 in it is freed."""
     parsed, surplus = _parse_images(document, extracted, images=images)
     has_image = any(image.data or image.url for image in parsed)
     if not parsed or (not has_image and document.get("error")):

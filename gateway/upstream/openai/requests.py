@@ -13,16 +13,21 @@ from gateway.images import IDENTITIES, ImageRequest
 
 def generations_url(base: URL, _model: str) -> URL:
     """The URL of generations, the same for every model. A query of the base is kept."""
-    return _join(base, "/images/generations")
+    return join_path(base, "/images/generations")
 
 
 def models_url(base: URL) -> URL:
     """The URL that lists the models, which is free of charge."""
-    return _join(base, "/models")
+    return join_path(base, "/models")
 
 
 def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
-    """The JSON body of a request for `images` images.
+    """The JSON body of a request for `images` images, of the members that `members` has."""
+    return orjson.dumps(members(request, images=images, stream=stream))
+
+
+def members(request: ImageRequest, *, images: int, stream: bool = False) -> dict[str, Any]:
+    """The members of the body by name, for dialects that name some of them differently.
 
     `stream` is an argument because the purchase decides it, not the client's request. The body is
     built from the interpreted request and never copied from the client's bytes, so that only the
@@ -42,8 +47,9 @@ def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) 
         body["stream"] = True
         if request.partial_images:
             body["partial_images"] = request.partial_images
-    return orjson.dumps(body)
+    return body
 
 
-def _join(base: URL, path: str) -> URL:
+def join_path(base: URL, path: str) -> URL:
+    """The base with a path, percent-encoded, below its own. Its query is kept."""
     return base.with_path(base.raw_path.rstrip("/") + path, encoded=True, keep_query=True)
