@@ -5,7 +5,7 @@ How purchases choose among them is `pool`. `check_accounts` refuses what cannot 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -26,7 +26,9 @@ class Account:
     """Accounts of one group share cached images: it is part of every fingerprint."""
     settings: ClientSettings
     models: Mapping[str, str] = field(default_factory=dict)
-    """The models that are bought here, with their names there; empty: every model."""
+    """The models that are bought here, with their names there; empty: those that it `serves`."""
+    serves: Callable[[str], bool] = lambda _model: True
+    """Whether its service has a model, for an account without `models`."""
     priority: int = 1
     """The lowest is asked first."""
     weight: int = 1
@@ -48,7 +50,7 @@ class Account:
 
     def has(self, model: str) -> bool:
         """Whether the account has a model, whatever its weight."""
-        return not self.models or model in self.models
+        return model in self.models if self.models else self.serves(model)
 
     def name_of(self, model: str) -> str:
         """The model's name there."""
