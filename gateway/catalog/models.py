@@ -273,16 +273,6 @@ class Catalog(Row):
         return any(name in model.parameters for model in self.models.values())
 
 
-_UNKNOWN: Final = Model(
-    id="unknown",
-    created=0,
-    owned_by="unknown",
-    cache_epoch=0,
-    prompt_max_characters=1,
-    parameters={},
-)
-
-
 def _check_billing(model: Model, billing: TokenBilling | ImageBilling) -> None:
     if isinstance(billing, ImageBilling):
         _check_prices(model, billing)
@@ -377,3 +367,14 @@ def _check_names(model: Model, parameter: str, table: str, *, names: Iterable[st
         raise ValueError(f"{table} lacks the {parameter} '{value}'")
     for name in sorted(found - values):
         raise ValueError(f"{table} has the {parameter} '{name}', which the parameter does not know")
+
+
+_UNKNOWN: Final = Model(
+    id="unknown",
+    created=0,
+    owned_by="unknown",
+    cache_epoch=0,
+    prompt_max_characters=1,
+    parameters={},
+)
+"""Of `Catalog.unknown_model`. At the end, because a row is checked when it is made."""
