@@ -419,6 +419,8 @@ class UpstreamFailure(GatewayError):
         """What upstream says that it charged although no image came; None if it does not."""
         self.trace: str | None = None
         """The traceparent of the purchase that failed, if that is traced."""
+        self.upstream: str | None = None
+        """The name of the account that failed, if it is known."""
         if self.is_charged:
             self.forbid_retry()
 

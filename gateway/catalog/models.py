@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -95,14 +94,9 @@ class Model(Row):
     service: Name | None = None
     """The row of `dialects` whose service has the model. None: OpenAI's and Azure's."""
     _assumed_price: AssumedPrice | None = PrivateAttr(default=None)
+    _image_defaults: Mapping[str, Any] = PrivateAttr(default_factory=dict)
     _text_models: TextModels | None = PrivateAttr(default=None)
     _has_row: bool = PrivateAttr(default=True)
-    _image_defaults: Mapping[str, Any] | None = PrivateAttr(default=None)
-
-    @property
-    def text_models(self) -> TextModels | None:
-        """The prices of the text models that write SVG images; None if the row has none."""
-        return self._text_models
 
     @property
     def has_row(self) -> bool:
@@ -112,15 +106,12 @@ class Model(Row):
     @property
     def image_defaults(self) -> Mapping[str, Any]:
         """The defaults of the parameters that are no fields of `images.ImageRequest`."""
-        if self._image_defaults is None:
-            self._image_defaults = MappingProxyType(
-                {
-                    name: spec.default
-                    for name, spec in self.parameters.items()
-                    if name not in _FIELD_TYPES and spec.default is not None
-                }
-            )
         return self._image_defaults
+
+    @property
+    def text_models(self) -> TextModels | None:
+        """The prices of the text models that write SVG images; None if the row has none."""
+        return self._text_models
 
     @property
     def assumed_usd_per_image(self) -> Decimal | None:
@@ -139,6 +130,11 @@ class Model(Row):
         for name, expected in _FIELD_TYPES.items():
             spec = self.parameters.get(name)
             require(spec is None or spec.type == expected, f"'{name}' must be of type {expected}")
+        self._image_defaults = {
+            name: spec.default
+            for name, spec in self.parameters.items()
+            if name not in _FIELD_TYPES and spec.default is not None
+        }
         _check_rules(self)
         _check_sheet(self)
         for name in self.answer_fields:
@@ -277,16 +273,6 @@ class Catalog(Row):
         return any(name in model.parameters for model in self.models.values())
 
 
-_UNKNOWN: Final = Model(
-    id="unknown",
-    created=0,
-    owned_by="unknown",
-    cache_epoch=0,
-    prompt_max_characters=1,
-    parameters={},
-)
-
-
 def _check_billing(model: Model, billing: TokenBilling | ImageBilling) -> None:
     if isinstance(billing, ImageBilling):
         _check_prices(model, billing)
@@ -381,3 +367,14 @@ def _check_names(model: Model, parameter: str, table: str, *, names: Iterable[st
         raise ValueError(f"{table} lacks the {parameter} '{value}'")
     for name in sorted(found - values):
         raise ValueError(f"{table} has the {parameter} '{name}', which the parameter does not know")
+
+
+_UNKNOWN: Final = Model(
+    id="unknown",
+    created=0,
+    owned_by="unknown",
+    cache_epoch=0,
+    prompt_max_characters=1,
+    parameters={},
+)
+"""Of `Catalog.unknown_model`. At the end, because a row is checked when it is made."""
