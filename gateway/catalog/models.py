@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -36,6 +36,7 @@ from gateway.catalog.billing import (
     TokenFormula,
     assumed_price,
 )
+from gateway.catalog.dialects import BUILT_IN_DIALECTS, DialectRow
 from gateway.catalog.lifecycle import Retired, is_shut_down
 from gateway.catalog.parameters import (
     ChoiceSpec,
@@ -44,7 +45,7 @@ from gateway.catalog.parameters import (
     ParameterSpec,
     SizeSpec,
 )
-from gateway.catalog.rows import SIZE, Name, Row, did_you_mean, require
+from gateway.catalog.rows import SIZE, CatalogError, Name, Row, did_you_mean, require
 from gateway.catalog.rules import Rule
 from gateway.images import IDENTITIES
 
@@ -103,8 +104,22 @@ class Model(Row):
     billing: Billing | None = None
     """None for a model whose price is not known."""
     simulator: SimulatorSpec = Field(default_factory=SimulatorSpec)
+    service: Name | None = None
+    """The row of `dialects` whose service has the model. None: OpenAI's and Azure's."""
     _assumed_price: AssumedPrice | None = PrivateAttr(default=None)
+    _image_defaults: Mapping[str, Any] = PrivateAttr(default_factory=dict)
     _text_models: TextModels | None = PrivateAttr(default=None)
+    _has_row: bool = PrivateAttr(default=True)
+
+    @property
+    def has_row(self) -> bool:
+        """False for a model of `Catalog.unknown_model`: its requests are not validated."""
+        return self._has_row
+
+    @property
+    def image_defaults(self) -> Mapping[str, Any]:
+        """The defaults of the parameters that are no fields of `images.ImageRequest`."""
+        return self._image_defaults
 
     @property
     def text_models(self) -> TextModels | None:
@@ -128,6 +143,11 @@ class Model(Row):
         for name, expected in _FIELD_TYPES.items():
             spec = self.parameters.get(name)
             require(spec is None or spec.type == expected, f"'{name}' must be of type {expected}")
+        self._image_defaults = {
+            name: spec.default
+            for name, spec in self.parameters.items()
+            if name not in _FIELD_TYPES and spec.default is not None
+        }
         _check_rules(self)
         _check_sheet(self)
         for name in self.answer_fields:
@@ -175,7 +195,8 @@ class Catalog(Row):
 
     default_model: Name
     default_gpt_model: Name
-    unknown_models: Literal["reject"]
+    unknown_models: Literal["reject", "passthrough"]
+    """What happens to a request for a model without a row: `passthrough` forwards it unchecked."""
     retired: Retired = "forward"
     """What happens to requests for models that were shut down."""
     prices_as_of: date
@@ -193,6 +214,8 @@ class Catalog(Row):
     """The aliases with `stand_in` that are switched on."""
     aliases: Mapping[Name, Alias] = Field(default_factory=dict)
     """Names under which other models are served."""
+    dialects: Mapping[Name, DialectRow] = Field(default_factory=dict)
+    """Services that speak neither OpenAI's dialect nor Azure's, by name."""
     models: Annotated[Mapping[Name, Model], Field(min_length=1)]
     _linked_aliases: Mapping[str, LinkedAlias] = PrivateAttr(default_factory=dict)
     _fronts: Mapping[str, Model] = PrivateAttr(default_factory=dict)
@@ -205,15 +228,20 @@ class Catalog(Row):
             name = getattr(self, key)
             suggestion = did_you_mean(name, self.fronts)
             require(name in self.fronts, f"{key}: there is no row '{name}'{suggestion}")
-        for name, model in self.models.items():
-            if (successor := model.successor) is not None:
-                key, known = f"models.{name}.successor", self.models.keys() - {name}
-                suggestion = did_you_mean(successor, known)
-                require(successor != name, f"{key}: a model cannot succeed itself")
-                require(successor in known, f"{key}: there is no row '{successor}'{suggestion}")
+            is_openais = self.model_of(name).service is None
+            require(is_openais, f"{key}: '{name}' is the model of a service of its own")
+        self._check_successors()
         for name in self.harmless:
             require(self.knows_parameter(name), f"harmless: no model has the parameter '{name}'")
+        for name in BUILT_IN_DIALECTS:
+            require(
+                name not in self.dialects, f"dialects: '{name}' is built in; choose another name"
+            )
         for model in self.models.values():
+            if model.service is not None and model.service not in self.dialects:
+                suggestion = did_you_mean(model.service, self.dialects)
+                message = f"models.{model.id}: there is no dialect '{model.service}'{suggestion}"
+                raise ValueError(message)
             if model.billing is None:
                 model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
             if isinstance(model.billing, TokenBilling) and model.billing.svg_max_tokens:
@@ -224,9 +252,21 @@ class Catalog(Row):
         self._link()  # again: the rows of aliases are copies, with their prices
         return self
 
+    def _check_successors(self) -> None:
+        for name, model in self.models.items():
+            if (successor := model.successor) is not None:
+                key, known = f"models.{name}.successor", self.models.keys() - {name}
+                suggestion = did_you_mean(successor, known)
+                require(successor != name, f"{key}: a model cannot succeed itself")
+                require(successor in known, f"{key}: there is no row '{successor}'{suggestion}")
+
     def _link(self) -> None:
-        enabled = switched_on(self.aliases, self.stand_ins)
-        self._linked_aliases = link_aliases(enabled, self.models)
+        served = {
+            name: alias
+            for name, alias in switched_on(self.aliases, self.stand_ins).items()
+            if name not in self._linked_aliases or self._end_of(name) in self.models
+        }
+        self._linked_aliases = link_aliases(served, self.models)
         rows = {name: alias.row for name, alias in self._linked_aliases.items()}
         self._fronts = {**self.models, **rows}
 
@@ -247,9 +287,12 @@ class Catalog(Row):
 
     def model_of(self, name: str) -> Model:
         """The model that serves a name of `fronts`: itself, or that of an alias."""
+        return self.models[self._end_of(name)]
+
+    def _end_of(self, name: str) -> str:
         while name in self._linked_aliases:
             name = self._linked_aliases[name].target
-        return self.models[name]
+        return name
 
     def retirement(self, model: Model, today: date) -> Retired | None:
         """What happens to requests for a model that was shut down; None before."""
@@ -263,9 +306,52 @@ class Catalog(Row):
             name: model.model_copy(update={"shutdown": shutdowns.get(name, model.shutdown)})
             for name, model in self.models.items()
         }
+        return self._with_models(models)
+
+    def _with_models(self, models: Mapping[str, Model]) -> Catalog:
+        """The catalog with other rows, without the aliases that they do not serve any more."""
         changed = self.model_copy(update={"models": models})
         changed._link()  # noqa: SLF001 - its own class
         return changed
+
+    @property
+    def may_have_others(self) -> bool:
+        """Whether models without a row can be requested."""
+        return self.unknown_models == "passthrough"
+
+    def may_exist(self, name: str) -> bool:
+        """Whether a key may be allowed the model: it has a row, or needs none."""
+        return name in self.names or self.may_have_others
+
+    def unknown_model(self, name: str) -> Model:
+        """A model that has no row, under `unknown_models: passthrough`: without parameters.
+
+        Its price is `unknown_price`.
+        """
+        model = _UNKNOWN.model_copy(update={"id": name})
+        model._has_row = False  # noqa: SLF001 - no row of the file can say so
+        model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
+        return model
+
+    def of_services(self, spoken: Collection[str]) -> Catalog:
+        """The catalog without the models of services whose dialect is not spoken."""
+        models = {
+            name: model
+            for name, model in self.models.items()
+            if model.service is None or model.service in spoken
+        }
+        return self if len(models) == len(self.models) else self._with_models(models)
+
+    def check_dialects(self, named: Iterable[str]) -> None:
+        """Raises `CatalogError` for a name that is neither built in nor a row of `dialects`."""
+        known = (*BUILT_IN_DIALECTS, *self.dialects)
+        for name in named:
+            if name not in known:
+                raise CatalogError(
+                    f"upstream.dialect: there is no dialect '{name}'{did_you_mean(name, known)}; "
+                    f"known are {', '.join(known)}, and further ones can be rows of dialects in "
+                    "models.yaml"
+                )
 
     def knows_parameter(self, name: str) -> bool:
         """Whether any model has this parameter."""
@@ -366,3 +452,14 @@ def _check_names(model: Model, parameter: str, table: str, *, names: Iterable[st
         raise ValueError(f"{table} lacks the {parameter} '{value}'")
     for name in sorted(found - values):
         raise ValueError(f"{table} has the {parameter} '{name}', which the parameter does not know")
+
+
+_UNKNOWN: Final = Model(
+    id="unknown",
+    created=0,
+    owned_by="unknown",
+    cache_epoch=0,
+    prompt_max_characters=1,
+    parameters={},
+)
+"""Of `Catalog.unknown_model`. At the end, because a row is checked when it is made."""

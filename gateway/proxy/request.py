@@ -228,7 +228,7 @@ class Proxy:
         images = await self._images.load(query, cached, unstored=unstored)
         if not query.buys and not images:
             raise refuse_uncached(query.model)
-        missing = query.request.n - len(images) if query.buys else 0
+        missing = len(missing_from(query, images)) if query.buys else 0
         estimate = pricing.estimate(query.model, query.request, missing) if missing else None
         remaining_budgets = [
             state.remaining
