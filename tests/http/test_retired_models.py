@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from gateway.catalog import parse_catalog
+from gateway.catalog import CatalogError, parse_catalog
+from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
 from gateway.maintenance import keep_retired
 from gateway.store.batch import execute
 from gateway.store.commands import ReadEntry
+from gateway.wiring.shutdown_dates import with_account_dates
 from tests.catalogs import read_shipped
 from tests.gateways import (
     Client,
@@ -271,6 +273,45 @@ async def test_an_alias_wins_and_a_default_model_retires_too(
         served = await pond.alice.ask("a default", model=None, response_format="b64_json")
         assert (served.status, served.headers["x-gateway-model"]) == (200, "gpt-image-2")
         assert RETIRES not in served.headers
+
+
+async def test_an_account_may_keep_a_model_for_longer(tmp_path: Path) -> None:
+    dates = {CACHED: "2031-01-01", REFUSED: None}
+    async with run_pond(tmp_path / "data", None, upstream={"shutdown": dates}) as pond:
+        pond.pass_shutdown()
+        for model, retires in {CACHED: None, REFUSED: None, FORWARDED: "2030-06-01"}.items():
+            reply = await pond.alice.ask("an otter", model=model)
+            assert (reply.status, reply.headers.get(RETIRES)) == (200, retires)
+        pond.clock.now = moment(2031, 1, 1)
+        assert (await pond.alice.ask("a heron", model=REFUSED)).status == 200
+        refused = await pond.alice.ask("a heron", model=CACHED)
+        assert "was shut down on 2031-01-01" in refused.error["message"]
+        listed = (await pond.alice.send("GET", "/v1/models")).json["data"]
+        assert {m["id"]: m["shutdown_date"] for m in listed}[REFUSED] is None
+
+
+def test_a_model_is_shut_down_once_all_accounts_that_have_it_say_so(tmp_path: Path) -> None:
+    catalog = GivenPolicy(retiring_models()).read_policy().catalog
+    sections = make_settings(tmp_path, "https://a.example/v1").model_dump(
+        by_alias=True, exclude={"upstream", "upstreams"}, exclude_defaults=True
+    )
+
+    def dates_of(*accounts: dict[str, Any]) -> dict[str, date | None]:
+        upstreams = [{"name": f"a{n}", **account} for n, account in enumerate(accounts)]
+        settings = Settings.model_validate({**sections, "upstreams": upstreams})
+        found = with_account_dates(catalog, settings)
+        return {name: found.models[name].shutdown for name in (FORWARDED, CACHED)}
+
+    later, last = date(2031, 1, 1), date(2032, 1, 1)
+    assert dates_of({}) == {FORWARDED: SHUTDOWN, CACHED: SHUTDOWN}
+    assert dates_of({"shutdown": {CACHED: later}}, {}) == {FORWARDED: SHUTDOWN, CACHED: later}
+    # An earlier date of one does not end the model at another.
+    assert dates_of({"shutdown": {CACHED: date(2029, 1, 1)}}, {})[CACHED] == SHUTDOWN
+    only_one = {"models": {FORWARDED: FORWARDED}, "shutdown": {CACHED: last, FORWARDED: last}}
+    assert dates_of({"shutdown": {CACHED: later}}, only_one) == {FORWARDED: last, CACHED: later}
+    assert dates_of({"shutdown": {CACHED: None}}, {})[CACHED] is None
+    with pytest.raises(CatalogError, match="shutdown of the upstream 'a0'.*'gpt-image-11'.*mean"):
+        dates_of({"shutdown": {"gpt-image-11": later}})
 
 
 async def test_images_that_are_served_from_the_cache_do_not_expire(
