@@ -164,19 +164,22 @@ function parameterField(studio, parameter) {
 
 const CONTROLS = {
   enum: enumField,
-  integer: integerField,
+  integer: numberField,
+  decimal: numberField,
   string: textField,
+  object: textField,
   boolean: enumField,
   size: sizeField,
 };
 
 function enumField(studio, parameter) {
   const options = autoFirst(parameter.values).map((value) => ({value, label: String(value)}));
-  return chooser(studio, parameter, options);
+  const omitted = {value: '', label: 'Not set'};
+  return chooser(studio, parameter, parameter.default === null ? [omitted, ...options] : options);
 }
 
 function chooser(studio, {name}, options) {
-  const value = valueOf(studio.model, studio.values, name);
+  const value = valueOf(studio.model, studio.values, name) ?? '';
   const choose = (chosen) => studio.set(name, chosen);
   const control = options.length > MAX_BUTTONS ? select : radios;
   return field({
@@ -212,8 +215,9 @@ const select = ({name, value, options, choose}) => html`
   </select>
 `;
 
-function integerField(studio, parameter) {
-  const {name, min, max} = parameter;
+function numberField(studio, parameter) {
+  const {name, type, min, max} = parameter;
+  const isWhole = type === 'integer';
   const fixed = whyFixed(studio.model, studio.values, parameter);
   const set = (event) => studio.set(name, clamped(event.target, parameter));
   return field({
@@ -226,10 +230,11 @@ function integerField(studio, parameter) {
         id="field-${name}"
         name=${name}
         type="number"
-        inputmode="numeric"
+        inputmode=${isWhole ? 'numeric' : 'decimal'}
         min=${min}
         max=${max}
-        step="1"
+        step=${isWhole ? '1' : 'any'}
+        placeholder=${parameter.default === null ? 'Not set' : nothing}
         ?disabled=${fixed !== null}
         .value=${String(valueOf(studio.model, studio.values, name) ?? '')}
         @change=${set}
@@ -238,18 +243,18 @@ function integerField(studio, parameter) {
   });
 }
 
-function clamped(input, {min, max, default: standard}) {
-  const number = Math.round(Number(input.value));
+function clamped(input, {min, max, type, default: standard}) {
+  const number = type === 'decimal' ? Number(input.value) : Math.round(Number(input.value));
   const value = input.value === '' || Number.isNaN(number) ? standard : Math.min(Math.max(number, min), max);
-  input.value = String(value);
+  input.value = String(value ?? '');
   return value;
 }
 
-function textField(studio, {name}) {
+function textField(studio, {name, type}) {
   return field({
     name,
     label: label(name),
-    hint: HINTS[name] ?? nothing,
+    hint: HINTS[name] ?? (type === 'object' ? 'A JSON object.' : nothing),
     fault: studio.faults[name],
     control: html`
       <input
@@ -378,7 +383,7 @@ function partialImagesField(studio) {
     label: i ? String(i) : 'None',
   }));
   if (!canStream(model, values)) {
-    return html`<p class="hint">Partial images come with one image a request.</p>`;
+    return html`<p class="hint">Partial images come with one image a request, if its format can be streamed.</p>`;
   }
   return field({
     name: 'partial_images',
