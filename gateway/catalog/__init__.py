@@ -8,19 +8,25 @@ from gateway.catalog.billing import (
     AssumedPrice,
     Billing,
     ImageBilling,
+    TextPrices,
     TokenBilling,
     TokenFormula,
     TokenPrices,
 )
-from gateway.catalog.models import ECHOED_PARAMETERS, Catalog, Model, SimulatorSpec
+from gateway.catalog.models import ECHOED_PARAMETERS, Catalog, Model, SimulatorSpec, TextModels
 from gateway.catalog.parameters import (
     BooleanSpec,
     ChoiceSpec,
+    DecimalSpec,
+    FrameSheet,
     IntegerSpec,
+    ObjectSpec,
     Only,
     ParameterSpec,
+    SheetLayout,
     SizeSpec,
     TextSpec,
+    canonical_number,
 )
 from gateway.catalog.parse import parse_catalog
 from gateway.catalog.rows import SIZE, CatalogError
@@ -35,19 +41,26 @@ __all__ = [
     "Catalog",
     "CatalogError",
     "ChoiceSpec",
+    "DecimalSpec",
+    "FrameSheet",
     "ImageBilling",
     "IntegerSpec",
     "Model",
+    "ObjectSpec",
     "Only",
     "ParameterSpec",
     "Rule",
     "RuleCondition",
     "RuleError",
+    "SheetLayout",
     "SimulatorSpec",
     "SizeSpec",
+    "TextModels",
+    "TextPrices",
     "TextSpec",
     "TokenBilling",
     "TokenFormula",
     "TokenPrices",
+    "canonical_number",
     "parse_catalog",
 ]

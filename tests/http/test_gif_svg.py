@@ -35,6 +35,8 @@ default_model: stork-1
 default_gpt_model: stork-1
 unknown_models: reject
 prices_as_of: 2026-11-01
+text_models: {gpt-5.6-sol: {text_in: "2.00", text_out: "10.00"}}
+unknown_text_model: {text_in: "5.00", text_out: "25.00"}
 models:
   stork-1:
     created: 1790000000
@@ -48,6 +50,11 @@ models:
       output_format: {type: choice, values: [png, jpeg, gif, svg], default: png}
       frame_count: {type: integer, min: 2, max: 16, default: 9}
       frame_duration_ms: {type: integer, min: 20, max: 2000, default: 200}
+      svg:
+        type: object
+        fields:
+          model: {type: string}
+          reasoning: {type: object, fields: {effort: {type: choice, values: [none, low, high]}}}
       response_format: {type: choice, values: [b64_json, url], default: b64_json}
       stream: {type: boolean, default: false}
     rules:
@@ -60,6 +67,8 @@ models:
       usd_per_million_tokens: {text_in: "1.00", image_in: "1.00", image_out: "50.00"}
       output_tokens: {512x512: {plain: 100}, 768x512: {plain: 150}}
       partial_image_tokens: 0
+      svg_max_tokens: {none: 1000, low: 2000, high: 4000}
+      svg_input_tokens: 2000
       dearest_size: 768x512
 """
 
@@ -242,13 +251,13 @@ async def test_damaged_files_are_charged_and_undelivered(pond: Pond) -> None:
     records = await pond.gateway.ledger()
     assert len(records) == len(DAMAGES)
     for record in records:
-        assert (record.outcome, record.flags) == ("failed", ("undelivered",))
+        assert (record.outcome, "undelivered" in record.flags) == ("failed", True)
         assert record.cost_micros > 5000
 
     # Of several images the good ones are delivered.
     partly = await pond.ask("half [[sim:one-bad]]", n=3, output_format="svg")
     assert (partly.status, len(partly.images)) == (200, 2)
-    assert (await pond.gateway.ledger())[-1].flags == ("undelivered",)
+    assert "undelivered" in (await pond.gateway.ledger())[-1].flags
     failures = (await pond.admin_get("/admin/upstream")).body.decode()
     assert "SVG" in failures
 
@@ -272,5 +281,5 @@ async def test_active_content_is_kept_and_flagged(pond: Pond) -> None:
         id_of(bought): ["script", "references", "foreign-content"],
         id_of(plain): [],
     }
-    flags = {record.id: record.flags for record in await pond.gateway.ledger()}
-    assert sorted(flags.values()) == [(), (), ("active_svg",)]
+    flagged = ["active_svg" in record.flags for record in await pond.gateway.ledger()]
+    assert sorted(flagged) == [False, False, True]

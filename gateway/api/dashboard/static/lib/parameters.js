@@ -88,12 +88,15 @@ function brokenRules(model, values) {
   );
 }
 
-function holds({equals, above, below}, value) {
-  if (equals !== undefined && equals !== null) return value === equals;
+function holds({given, equals, not_equals: unequal, above, below}, value) {
+  if (isSet(given)) return isSet(value) === given;
+  if (isSet(equals)) return value === equals;
+  if (isSet(unequal)) return value !== unequal;
   if (typeof value !== 'number') return false;
-  if (above !== undefined && above !== null) return value > above;
-  return below !== undefined && below !== null && value < below;
+  return isSet(above) ? value > above : isSet(below) && value < below;
 }
+
+const isSet = (value) => value !== undefined && value !== null && value !== '';
 
 /**
  * Sets a value. The last choice wins: another parameter that forbids it goes back to its default.

@@ -19,6 +19,7 @@ import {icon} from '../ui/icons.js';
 import {problem} from './playground_results.js';
 
 const MAX_BUTTONS = 4;
+const MAX_TEXT = 512;
 const SUGGESTIONS = 20;
 
 export function formCard(studio, view, data) {
@@ -233,7 +234,7 @@ function numberField(studio, parameter) {
         inputmode=${isWhole ? 'numeric' : 'decimal'}
         min=${min}
         max=${max}
-        step=${isWhole ? '1' : 'any'}
+        step=${isWhole ? '1' : parameter.step ?? 'any'}
         placeholder=${parameter.default === null ? 'Not set' : nothing}
         ?disabled=${fixed !== null}
         .value=${String(valueOf(studio.model, studio.values, name) ?? '')}
@@ -250,11 +251,11 @@ function clamped(input, {min, max, type, default: standard}) {
   return value;
 }
 
-function textField(studio, {name, type}) {
+function textField(studio, {name, fields, max_length: most}) {
   return field({
     name,
     label: label(name),
-    hint: HINTS[name] ?? (type === 'object' ? 'A JSON object.' : nothing),
+    hint: fields ? objectHint(fields) : HINTS[name] ?? nothing,
     fault: studio.faults[name],
     control: html`
       <input
@@ -263,13 +264,16 @@ function textField(studio, {name, type}) {
         type="text"
         autocomplete="off"
         spellcheck="false"
-        maxlength="512"
+        maxlength=${most ?? MAX_TEXT}
         .value=${studio.values[name] ?? ''}
         @input=${(event) => studio.set(name, event.target.value)}
       />
     `,
   });
 }
+
+const objectHint = (fields) =>
+  `A JSON object with ${fields.map(({name, required}) => (required ? name : `${name}?`)).join(', ')}.`;
 
 const HINTS = {
   user: 'Your name for the end user. It does not change the image.',
