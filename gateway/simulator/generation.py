@@ -7,7 +7,7 @@ gateway's own, so that tests can compare what the simulator bills with what the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.catalog import (
@@ -25,8 +25,6 @@ _USUAL_SIZE: Final = "1024x1024"
 """What upstream makes of `auto`, if the model accepts it."""
 _USUAL_FRAMES: Final = 9
 _USUAL_FRAME_MS: Final = 200
-_USUAL_FRAME: Final = "512x512"
-"""The same for a frame of several."""
 _USUAL_LATENCY_SECONDS: Final = 20.0
 """The latency of a model whose row states none."""
 
@@ -47,11 +45,11 @@ class Generation:
     response_format: str
     stream: bool
     partial_images: int
-    frames: int = _USUAL_FRAMES
+    frames: int
     """Of a GIF."""
-    frame_ms: int = _USUAL_FRAME_MS
+    frame_ms: int
     """How long a GIF shows each frame, in milliseconds."""
-    svg: Mapping[str, Any] = field(default_factory=dict)
+    svg: Mapping[str, Any]
     """Which text model writes an SVG, and with how much effort, as the body says."""
     sheet: tuple[int, int] = (1, 1)
     """Columns and rows of frames that are made as one image; `size` is that of a frame."""
@@ -92,16 +90,19 @@ def resolve(body: Mapping[str, Any], model: Model) -> Generation:
 
     stream = given("stream", False)
     output_format = resolved("output_format", "png")
+    frames = given("frame_count", None) or _USUAL_FRAMES
     sheet = sheet_cells(body, model)
-    asked = resolved("size", _USUAL_SIZE if sheet == (1, 1) else _USUAL_FRAME)
-    size = _resolve_size(asked, model) if sheet == (1, 1) else _pixels(asked)
-    quality = resolved("quality", "auto")
+    if output_format == "gif":
+        size = _pixels(resolved("size", _gif_size(frames)))
+    else:
+        size = _resolve_size(resolved("size", _USUAL_SIZE), model)
+    made = size[0] * sheet[0], size[1] * sheet[1]
     return Generation(
         model=model,
         prompt=body["prompt"],
         n=given("n", 1),
         size=size,
-        quality=_resolve_quality(quality, model, size=(size[0] * sheet[0], size[1] * sheet[1])),
+        quality=_resolve_quality(resolved("quality", "auto"), model, size=made),
         background=resolved("background", "opaque"),
         output_format=output_format,
         compression=given("output_compression", 100),
@@ -109,12 +110,18 @@ def resolve(body: Mapping[str, Any], model: Model) -> Generation:
         response_format="b64_json" if stream else resolved("response_format", "b64_json"),
         stream=stream,
         partial_images=given("partial_images", 0),
-        frames=given("frame_count", None) or _USUAL_FRAMES,
+        frames=frames,
         # As the real upstream rounds them: a GIF counts hundredths of a second.
         frame_ms=round((given("frame_duration_ms", None) or _USUAL_FRAME_MS) / 10) * 10,
         svg=given("svg", None) or {},
         sheet=sheet,
     )
+
+
+def _gif_size(frames: int) -> str:
+    """The largest square frame: all frames are painted as one sheet."""
+    edge = 960 if frames <= 9 else 816 if frames <= 12 else 720
+    return f"{edge}x{edge}"
 
 
 def _resolve_size(size: str, model: Model) -> tuple[int, int]:
