@@ -206,13 +206,13 @@ def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[
 def _may_be_svg(request: ImageRequest, model: Model) -> bool:
     """Whether the client expects an SVG: it asked for one, or the model makes them by default.
 
-    A client that shows what it takes for a raster image need not guard against a document. Of a
-    model whose parameters are not known, upstream's answer is what the client asked for.
+    A client that shows what it takes for a raster image need not guard against a document. What a
+    model without a row makes by default is not known.
     """
     spec = model.parameters.get("output_format")
     default = None if spec is None else spec.default
     wanted = request.parameters.get("output_format", default)
-    return wanted == "svg" if model.parameters else wanted in (None, "svg")
+    return wanted == "svg" if model.has_row else wanted in (None, "svg")
 
 
 def _buyer_beside_prompt(request: ImageRequest) -> Identity:
