@@ -97,7 +97,10 @@ const newer = {
     {name: 'guidance', type: 'decimal', min: 0.5, max: 20, default: 3.5}, integer('seed', 0, 99, null),
     {name: 'svg', type: 'object', default: null},
   ],
-  rules: [{when: {stream: {equals: true}, output_format: {equals: 'svg'}}, message: 'no stream of svg'}],
+  rules: [
+    {when: {stream: {equals: true}, output_format: {equals: 'svg'}}, message: 'no stream of svg'},
+    {when: {svg: {given: true}, output_format: {not_equals: 'svg'}}, message: 'only for svg'},
+  ],
 };
 const newest = (values) => form.bodyOf({model: newer, prompt: 'p', values: {partial_images: 0, ...values}});
 const plain = {model: 'm', prompt: 'p', stream: true};
@@ -106,6 +109,10 @@ assert.deepEqual(newest({complexity: 'low', guidance: 0.5, seed: 0}), {...plain,
 assert.deepEqual(newest({output_format: 'svg', svg: '{"model": "m"}'}), {model: 'm', prompt: 'p', output_format: 'svg', svg: {model: 'm'}});
 assert.equal(newest({svg: '{'}).svg, '{', 'the gateway refuses it');
 assert.deepEqual(form.fieldsOf(newer).more.map(({name}) => name), ['output_compression', 'user', 'svg']);
+const usable = (values) => form.isUsable(newer, values, form.parameterOf(newer, 'svg'));
+assert.deepEqual([{}, {output_format: 'gif'}, {output_format: 'svg'}, {svg: '{}'}].map(usable), [false, false, true, true]);
+const left = form.setValue(newer, {output_format: 'svg', svg: '{}'}, 'output_format', 'png');
+assert.deepEqual(left, {values: {output_format: 'png'}, reset: ['svg']});
 const kept = {guidance: 4.5, svg: '{}', seed: 7, complexity: 'low'};
 assert.deepEqual(form.carriedOver({...kept, gone: 1}, newer), kept);
 assert.deepEqual(form.carriedOver({guidance: 40, complexity: '', svg: 1}, newer), {});

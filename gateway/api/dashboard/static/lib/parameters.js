@@ -114,6 +114,12 @@ export function setValue(model, values, name, value) {
   return {values: next, reset};
 }
 
+/** Whether a parameter may be set beside the other values: some belong to one format only. */
+export function isUsable(model, values, {name}) {
+  const forbids = ({when}) => when[name]?.given === true;
+  return isSet(values[name]) || !brokenRules(model, {...values, [name]: {}}).some(forbids);
+}
+
 /** Why only the default of a number is legal beside the other values; null if others are too. */
 export function whyFixed(model, values, parameter) {
   if (parameter.type !== 'integer') return null;

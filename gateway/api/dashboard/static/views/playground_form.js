@@ -6,6 +6,7 @@ import {
   canStream,
   fieldsOf,
   initialPartialImages,
+  isUsable,
   maxImages,
   parameterOf,
   sizeChoices,
@@ -159,6 +160,7 @@ function promptField(studio) {
 // ── parameters ────────────────────────────────────────────────────────────────────────────────
 
 function parameterField(studio, parameter) {
+  if (!isUsable(studio.model, studio.values, parameter)) return nothing;
   if (parameter.name === 'size') return sizeField(studio, parameter);
   return CONTROLS[parameter.type]?.(studio, parameter) ?? nothing;
 }
