@@ -515,7 +515,7 @@ class Record(NamedTuple):
     tags: tuple[str, ...] = ()
     """Those of the request."""
     upstream: str | None = None
-    """The name of the upstream that a purchase was sent to."""
+    """The name of the account at upstream that a purchase was sent to."""
     price_date: str | None = None
     """The date of the prices of a charge, as in `models.yaml`: `2026-11-01`."""
     costs: Mapping[str, int] = MappingProxyType({})
@@ -529,6 +529,9 @@ class Record(NamedTuple):
     """Whose limit that is: `key:NAME`, `team:NAME` or `everyone`."""
     followed: str | None = None
     """Of a follower: the id of the purchase that it followed, of several the last one."""
+
+    upstream_model: str | None = None
+    """The model's name at that account, if it is another one."""
 
     def encode(self) -> bytes:
         """The record's bytes in the ledger: JSON without what `decode` adds."""

@@ -428,6 +428,8 @@ def _outcome(result: FlightResult, *, count: int) -> Outcome:
 
 def _is_outage(error: GatewayError | None) -> bool:
     """Whether upstream failed rather than refused. A refused gateway key is no outage."""
+    if error is not None and error.code == ErrorCode.UPSTREAM_UNAVAILABLE:
+        return True  # also if no account may be asked at all
     if not isinstance(error, UpstreamFailure) or error.code == ErrorCode.UPSTREAM_AUTH:
         return False
     return error.status in OUTAGE_STATUSES

@@ -5,11 +5,11 @@ How purchases choose among them is `pool`. `check_accounts` refuses what cannot 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from gateway.upstream.session import ClientSettings
+from gateway.catalog.dialects import BUILT_IN_DIALECTS
 from gateway.values import nearest
 
 
@@ -24,7 +24,6 @@ class Account:
     name: str
     group: str
     """Accounts of one group share cached images: it is part of every fingerprint."""
-    settings: ClientSettings
     models: Mapping[str, str] = field(default_factory=dict)
     """The models that are bought here, with their names there; empty: every model."""
     priority: int = 1
@@ -36,6 +35,7 @@ class Account:
     price_factor: Decimal = Decimal(1)
     budget: Mapping[str, int] = field(default_factory=dict)
     """By the name of a limit, such as `usd_per_month`, in micro-dollars."""
+    timeout_seconds: float = 600.0
     streams: bool = True
     dialect: str = "openai"
     is_counted: bool = False
@@ -46,9 +46,15 @@ class Account:
         """The limit subject of its budget."""
         return f"upstream:{self.name}"
 
-    def has(self, model: str) -> bool:
-        """Whether the account has a model, whatever its weight."""
-        return not self.models or model in self.models
+    def has(self, model: str, service: str | None = None) -> bool:
+        """Whether the account has a model, whatever its weight.
+
+        `service` is the dialect of the model's row, which an account that has every model speaks.
+        """
+        if self.models:
+            return model in self.models
+        speaks = self.dialect if self.dialect not in BUILT_IN_DIALECTS else None
+        return service == speaks
 
     def name_of(self, model: str) -> str:
         """The model's name there."""
@@ -58,8 +64,14 @@ class Account:
 class Accounts:
     """The accounts of a gateway, in the order of the file."""
 
-    def __init__(self, accounts: Sequence[Account]) -> None:
+    def __init__(
+        self,
+        accounts: Sequence[Account],
+        service_of: Callable[[str], str | None] = lambda model: None,
+    ) -> None:
+        """`service_of` finds the dialect of a model's row."""
         self.all = tuple(accounts)
+        self._service_of = service_of
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self.all)
@@ -67,14 +79,27 @@ class Accounts:
     def __len__(self) -> int:
         return len(self.all)
 
+    def with_services(self, service_of: Callable[[str], str | None]) -> Accounts:
+        """The same accounts for the rows of a catalog."""
+        return Accounts(self.all, service_of)
+
+    def declaring(self, model: str) -> Sequence[Account]:
+        """The accounts that have a model, whatever their weights."""
+        service = self._service_of(model)
+        if len(self.all) == 1 and not self.all[0].models:
+            # The only account has whatever no other service has.
+            is_its_own = service is None or self.all[0].has(model, service)
+            return self.all if is_its_own else ()
+        return [account for account in self.all if account.has(model, service)]
+
     def having(self, model: str) -> Sequence[Account]:
         """The accounts that purchases of a model may ask."""
-        return [account for account in self.all if account.weight and account.has(model)]
+        return [account for account in self.declaring(model) if account.weight]
 
     def group_of(self, model: str) -> str:
         """The group of the accounts that have a model."""
-        found = [account.group for account in self.all if account.has(model)]
-        return found[0] if found else self.all[0].group
+        found = self.declaring(model)
+        return (found[0] if found else self.all[0]).group
 
     def streams(self, model: str) -> bool:
         """Whether any account that has a model streams."""
@@ -83,12 +108,7 @@ class Accounts:
     @property
     def timeout_seconds(self) -> float:
         """How long a purchase may take at any account."""
-        return max(account.settings.timeout_seconds for account in self.all)
-
-
-def served_models(accounts: Accounts, models: Collection[str]) -> frozenset[str]:
-    """Those of the models that an account has."""
-    return frozenset(model for model in models if accounts.having(model))
+        return max(account.timeout_seconds for account in self.all)
 
 
 def check_accounts(
@@ -109,7 +129,7 @@ def check_accounts(
                 )
     named = {model for account in accounts for model in account.models}
     for model in sorted({*models, *named}):
-        having = [account for account in accounts if account.has(model)]
+        having = accounts.declaring(model)
         _check_groups(model, having)
         if having and not any(account.weight for account in having):
             names = _names(having)
