@@ -59,6 +59,7 @@ from gateway.proxy.interpret import Interpreter
 from gateway.proxy.recording import Recorder
 from gateway.proxy.request import Proxy
 from gateway.proxy.store_outage import StoreOutage
+from gateway.purchasing.account_states import read_budgets
 from gateway.purchasing.delivery import Delivery
 from gateway.purchasing.purchase import Purchases
 from gateway.purchasing.recovery import Recovery
@@ -329,6 +330,7 @@ def wire_gateway(
         hits=cache.image_hits,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
+        price_factor=pool.price_factor,
         tracer=tracer or NO_TRACER,
         clock=time.time,
     )
@@ -385,6 +387,7 @@ def wire_gateway(
         upstream_health=upstream_health,
         upstream_switches=upstream_switches,
         pool=pool,
+        read_budgets=partial(read_budgets, store),
         request_search=RequestSearch(store, ledger_settings(settings)),
         recent_days=RecentDays(store, totals, access.subjects.calendar),
         recent_requests=RecentRequests(store),

@@ -49,6 +49,7 @@ from gateway.purchasing.upstream_health import AccountsHealth
 from gateway.purchasing.upstream_switches import UpstreamSwitches
 from gateway.tasks import Kept, SerialThread, SingleFlight
 from gateway.tracing import Tracer
+from gateway.upstream.accounts import Account
 from gateway.upstream.pool import Pool
 from gateway.webhooks.kept_events import KeptEvent, KeptEvents
 
@@ -171,6 +172,10 @@ class Services:
     upstream_switches: UpstreamSwitches
     pool: Pool
     """The accounts at upstream."""
+    read_budgets: Callable[
+        [Sequence[Account]], Awaitable[Mapping[str, Sequence[Mapping[str, Any]]]]
+    ]
+    """What accounts have used of their budgets, by name."""
     request_search: RequestSearch
     recent_days: RecentDays
     recent_requests: RecentRequests

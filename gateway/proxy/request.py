@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from gateway.access.keys import Keys
-from gateway.billing import pricing, quota
+from gateway.billing import quota
 from gateway.billing.quota import LimitState
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.unstored_images import UnstoredImage
@@ -226,7 +226,7 @@ class Proxy:
         cached |= {slot: found.cached for slot, found in unstored.items()}
         images = await self._images.load(query, cached, unstored=unstored)
         missing = query.request.n - len(images)
-        estimate = pricing.estimate(query.model, query.request, missing) if missing else None
+        estimate = self._images.estimate(query, missing) if missing else None
         remaining_budgets = [
             state.remaining
             for state in context.limits

@@ -72,6 +72,9 @@ class Route(Buyer, Protocol):
     def accounts(self) -> Sequence[Account]:
         """Those that may be asked, in their order."""
 
+    def is_answered(self) -> None:
+        """The account that is asked has begun to answer."""
+
 
 class DeliverySettings(BaseModel):
     """How images are bought, and the bounds of an image that is accepted."""
@@ -150,7 +153,11 @@ class Delivery:
                 echoed = _kept_echoes(image.echoed, model, image_format=found)
                 await publisher.publish(replace(image, echoed=echoed))
 
-            stream = StreamHandlers(publish, publisher.open)
+            async def open_stream() -> None:
+                route.is_answered()
+                await publisher.open()
+
+            stream = StreamHandlers(publish, open_stream)
         answer = await self._upstream.buy(
             request, route.accounts, images=len(flight.slots), stream=stream, buyer=route
         )

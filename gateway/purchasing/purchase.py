@@ -91,7 +91,9 @@ class PurchaseSummary:
     reserved_micros: int = 0
     """The latest purchase's estimate; 0 before the first."""
     upstream: str | None = None
-    """The name of the upstream that the latest purchase was sent to."""
+    """The name of the account that the latest purchase was sent to."""
+    is_answering: bool = False
+    """That account has begun to answer, so no other one will be asked."""
     upstream_seconds: float = 0.0
     """How long its purchases took at upstream, with all attempts and the download of links."""
     cost_micros: int = 0

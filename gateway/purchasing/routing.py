@@ -42,6 +42,7 @@ class Summary(Protocol):
     """What the request's answer shows of its purchase."""
 
     upstream: str | None
+    is_answering: bool
 
 
 @dataclass(slots=True)
@@ -113,8 +114,13 @@ class Route:
         if health is not None:
             health.failed(failure, self.request, self.reserved.record, failover=failover)
 
+    def is_answered(self) -> None:
+        """The account has begun to answer."""
+        self.summary.is_answering = True
+
     def succeeded(self) -> None:
         """The account did what it was asked."""
+        self.summary.is_answering = True
         health = self.health.get(self.account.name)
         if health is not None:
             health.succeeded()
