@@ -142,8 +142,8 @@ G2 = "models/gpt-image-2"
         ),
         (
             "unknown_models",
-            "passthrough",
-            "models.yaml: unknown_models: Input should be 'reject'",
+            "forward",
+            "models.yaml: unknown_models: Input should be 'reject' or 'passthrough'",
         ),
         (
             "default_model",

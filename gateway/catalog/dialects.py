@@ -78,6 +78,11 @@ class DialectRow(Row):
     take another value for an omitted one."""
     streams: Literal["none", "openai"] = NONE
     """Whether it can stream, with OpenAI's events."""
+    images: Name = "data"
+    """The member of an answer that lists its images, with dots for nested ones: objects as those of
+    OpenAI, links, `data:` URLs or base64."""
+    raw_image: bool = False
+    """Whether a 2xx may be one image file in place of JSON."""
     error: ErrorKeys | None = None
     """None: `{"error": {"message", "type", "param", "code"}}`, or one of its usual variants."""
     refusals: Refusals = Field(default_factory=Refusals)

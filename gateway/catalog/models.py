@@ -96,6 +96,12 @@ class Model(Row):
     _assumed_price: AssumedPrice | None = PrivateAttr(default=None)
     _image_defaults: Mapping[str, Any] = PrivateAttr(default_factory=dict)
     _text_models: TextModels | None = PrivateAttr(default=None)
+    _has_row: bool = PrivateAttr(default=True)
+
+    @property
+    def has_row(self) -> bool:
+        """False for a model of `Catalog.unknown_model`: its requests are not validated."""
+        return self._has_row
 
     @property
     def image_defaults(self) -> Mapping[str, Any]:
@@ -176,7 +182,8 @@ class Catalog(Row):
 
     default_model: Name
     default_gpt_model: Name
-    unknown_models: Literal["reject"]
+    unknown_models: Literal["reject", "passthrough"]
+    """What happens to a request for a model without a row: `passthrough` forwards it unchecked."""
     prices_as_of: date
     unknown_price: Annotated[
         AssumedPrice | None,
@@ -219,6 +226,25 @@ class Catalog(Row):
                 prices = TextModels(self.text_models, self.unknown_text_model)
                 model._text_models = prices  # noqa: SLF001
         return self
+
+    @property
+    def may_have_others(self) -> bool:
+        """Whether models without a row can be requested."""
+        return self.unknown_models == "passthrough"
+
+    def may_exist(self, name: str) -> bool:
+        """Whether a key may be allowed the model: it has a row, or needs none."""
+        return name in self.models or self.may_have_others
+
+    def unknown_model(self, name: str) -> Model:
+        """A model that has no row, under `unknown_models: passthrough`: without parameters.
+
+        Its price is `unknown_price`.
+        """
+        model = _UNKNOWN.model_copy(update={"id": name})
+        model._has_row = False  # noqa: SLF001 - no row of the file can say so
+        model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
+        return model
 
     def of_services(self, spoken: Collection[str]) -> Catalog:
         """The catalog without the models of services whose dialect is not spoken."""
@@ -341,3 +367,14 @@ def _check_names(model: Model, parameter: str, table: str, *, names: Iterable[st
         raise ValueError(f"{table} lacks the {parameter} '{value}'")
     for name in sorted(found - values):
         raise ValueError(f"{table} has the {parameter} '{name}', which the parameter does not know")
+
+
+_UNKNOWN: Final = Model(
+    id="unknown",
+    created=0,
+    owned_by="unknown",
+    cache_epoch=0,
+    prompt_max_characters=1,
+    parameters={},
+)
+"""Of `Catalog.unknown_model`. At the end, because a row is checked when it is made."""

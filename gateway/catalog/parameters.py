@@ -6,7 +6,6 @@ a default only an omitted parameter is: whatever a client writes counts.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -31,7 +30,7 @@ _NUMBER: Final = r"-?[0-9]{1,16}(\.[0-9]{1,15})?"
 
 def canonical_number(value: float) -> int | float:
     """The one spelling of a number: 1 for 1.0 and 1e0, 0 for -0.0."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if value % 1 == 0 else value
 
 
 def exact_decimal(value: float) -> Decimal:
@@ -42,9 +41,10 @@ def exact_decimal(value: float) -> Decimal:
 def _read_number(value: object) -> int | float:
     if isinstance(value, str) and re.fullmatch(_NUMBER, value):
         value = float(value)  # from the environment
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value) and abs(value) <= _MAX_NUMBER:
-            return canonical_number(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Infinity and NaN are not within the bounds either.
+    if is_number and -_MAX_NUMBER <= value <= _MAX_NUMBER:  # type: ignore[operator]
+        return canonical_number(value)  # type: ignore[arg-type]
     raise ValueError("write a number from -2^53 to 2^53, like 7.5")
 
 

@@ -305,8 +305,10 @@ def judge_prices(as_of: date, *, today: date) -> Finding:
 
 
 def judge_unknown_prices(catalog: Catalog) -> Sequence[Finding]:
-    """Whether models have no price."""
+    """Whether models have no price, also those without a row."""
     unknown = [name for name, model in catalog.models.items() if model.billing is None]
+    if catalog.unknown_models == "passthrough":
+        unknown.append("models without a row")
     if not unknown:
         return []
     assumed = catalog.unknown_price

@@ -25,7 +25,7 @@ class Account:
     group: str
     """Accounts of one group share cached images: it is part of every fingerprint."""
     models: Mapping[str, str] = field(default_factory=dict)
-    """The models that are bought here, with their names there; empty: every model."""
+    """The models that are bought here, with their names there; empty: all of its service."""
     priority: int = 1
     """The lowest is asked first."""
     weight: int = 1
@@ -46,16 +46,6 @@ class Account:
         """The limit subject of its budget."""
         return f"upstream:{self.name}"
 
-    def has(self, model: str, service: str | None = None) -> bool:
-        """Whether the account has a model, whatever its weight.
-
-        `service` is the dialect of the model's row, which an account that has every model speaks.
-        """
-        if self.models:
-            return model in self.models
-        speaks = self.dialect if self.dialect not in BUILT_IN_DIALECTS else None
-        return service == speaks
-
     def name_of(self, model: str) -> str:
         """The model's name there."""
         return self.models.get(model, model)
@@ -72,6 +62,7 @@ class Accounts:
         """`service_of` finds the dialect of a model's row."""
         self.all = tuple(accounts)
         self._service_of = service_of
+        self._speaks_built_in = any(one.dialect in BUILT_IN_DIALECTS for one in self.all)
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self.all)
@@ -85,12 +76,20 @@ class Accounts:
 
     def declaring(self, model: str) -> Sequence[Account]:
         """The accounts that have a model, whatever their weights."""
+        return [account for account in self.all if self._has(account, model)]
+
+    def _has(self, account: Account, model: str) -> bool:
+        """Whether an account has a model: it lists it, or lists none and speaks its dialect.
+
+        Models without a service, and without a row, are OpenAI's and Azure's, or those of any
+        account if none speaks a dialect of these two.
+        """
+        if account.models:
+            return model in account.models
         service = self._service_of(model)
-        if len(self.all) == 1 and not self.all[0].models:
-            # The only account has whatever no other service has.
-            is_its_own = service is None or self.all[0].has(model, service)
-            return self.all if is_its_own else ()
-        return [account for account in self.all if account.has(model, service)]
+        if service is not None:
+            return service == account.dialect
+        return account.dialect in BUILT_IN_DIALECTS or not self._speaks_built_in
 
     def having(self, model: str) -> Sequence[Account]:
         """The accounts that purchases of a model may ask."""

@@ -156,7 +156,8 @@ class UpstreamClient:
         sent = _renamed(request, upstream_model)
         body = self._dialect.forwarded_body(sent, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
-        return self._prepared(request, sent, body, receive, images=images)
+        most = request.max_images(images)  # a model without a row may bring more
+        return self._prepared(request, sent, body, receive, images=most)
 
     def prepare_stream(
         self,

@@ -139,6 +139,17 @@ def all_passed_over() -> UpstreamFailure:
     )
 
 
+def unserved(model: str) -> GatewayError:
+    """No account has the model, which has no row either: it is unknown."""
+    return GatewayError(
+        f"The model '{model}' does not exist or you do not have access to it.",
+        status=404,
+        type=INVALID_REQUEST,
+        param="model",
+        code=ErrorCode.MODEL_NOT_FOUND,
+    )
+
+
 def disabled(model: str) -> GatewayError:
     """The operator has taken every account that has the model out of service.
 

@@ -55,9 +55,11 @@ class Pool:
     def candidates(self, model: str) -> Sequence[Account]:
         """The accounts that a purchase may ask, in the order of trial.
 
-        Raises `GatewayError` if each one is out of service.
+        Raises `GatewayError` if there is none, or each one is out of service.
         """
         having = self.accounts.having(model)
+        if not having:
+            raise failures.unserved(model)
         in_service = [account for account in having if not self.is_disabled(account.name)]
         if not in_service:
             raise failures.disabled(model)

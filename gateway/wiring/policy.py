@@ -23,7 +23,11 @@ def served_policy(policy: Policy, settings: Settings) -> Policy:
     policy.catalog.check_dialects(sorted(spoken))
     accounts = create_accounts(settings).with_services(lambda model: service_of(policy, model))
     try:
-        check_accounts(accounts, policy.catalog.models)
+        check_accounts(
+            accounts,
+            policy.catalog.models,
+            passes_unknown=policy.catalog.unknown_models == "passthrough",
+        )
     except UnroutableError as fault:
         raise ConfigError(f"gateway.yaml: {fault}") from None
     served = {name: row for name, row in policy.catalog.models.items() if accounts.having(name)}

@@ -35,6 +35,8 @@ default_model: stork-1
 default_gpt_model: stork-1
 unknown_models: reject
 prices_as_of: 2026-11-01
+text_models: {gpt-5.6-sol: {text_in: "5.00", text_out: "30.00"}}
+unknown_text_model: {text_in: "10.00", text_out: "50.00"}
 models:
   stork-1:
     created: 1790000000
@@ -48,6 +50,11 @@ models:
       output_format: {type: choice, values: [png, jpeg, gif, svg], default: png}
       frame_count: {type: integer, min: 2, max: 16, default: 9}
       frame_duration_ms: {type: integer, min: 20, max: 2000, default: 200}
+      svg:
+        type: object
+        fields:
+          model: {type: string, max_length: 64}
+          reasoning: {type: object, fields: {effort: {type: choice, values: [low, max]}}}
       response_format: {type: choice, values: [b64_json, url], default: b64_json}
       stream: {type: boolean, default: false}
     rules:
@@ -61,6 +68,8 @@ models:
       output_tokens: {512x512: {plain: 100}, 768x512: {plain: 150}}
       partial_image_tokens: 0
       dearest_size: 768x512
+      svg_max_tokens: {low: 4000, max: 9000}
+      svg_input_tokens: 2000
 """
 
 GIF_POLICY = "default-src 'none'; sandbox"

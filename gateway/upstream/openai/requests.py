@@ -31,8 +31,19 @@ def members(request: ImageRequest, *, images: int, stream: bool = False) -> dict
 
     `stream` is an argument because the purchase decides it, not the client's request. The body is
     built from the interpreted request and never copied from the client's bytes, so that only the
-    keys of `docs/reference/images-api.md#what-is-forwarded` can be in it.
+    keys of `docs/reference/images-api.md#what-is-forwarded` can be in it; except for a model
+    without a row, whose members are all forwarded.
     """
+    given = _checked_members if request.unchecked is None else _unchecked_members
+    body = given(request, images)
+    if stream:
+        body["stream"] = True
+        if request.partial_images:
+            body["partial_images"] = request.partial_images
+    return body
+
+
+def _checked_members(request: ImageRequest, images: int) -> dict[str, Any]:
     body: dict[str, Any] = {"model": request.model, "prompt": request.prompt}
     if images != 1:
         body["n"] = images
@@ -43,10 +54,20 @@ def members(request: ImageRequest, *, images: int, stream: bool = False) -> dict
         if (value := getattr(request, name)) is not None:
             # By the standard library, because orjson rejects integers beyond 64 bits.
             body[name] = orjson.Fragment(json.dumps(value))
-    if stream:
-        body["stream"] = True
-        if request.partial_images:
-            body["partial_images"] = request.partial_images
+    return body
+
+
+def _unchecked_members(request: ImageRequest, images: int) -> dict[str, Any]:
+    """The members as the client wrote them. `n` differs only if some images need not be bought."""
+    given = request.unchecked
+    if given is None:
+        return {}
+    body: dict[str, Any] = {"model": request.model}
+    body |= {name: orjson.Fragment(text) for name, text in given.members.items()}
+    if images != request.n:
+        body["n"] = images
+    elif given.n is not None:
+        body["n"] = orjson.Fragment(given.n)
     return body
 
 

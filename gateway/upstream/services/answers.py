@@ -16,6 +16,7 @@ from gateway.upstream.openai.answers import answer_of, parse_usage, read_documen
 from gateway.upstream.openai.errors import error_names
 from gateway.upstream.openai.foreign_json import load_object
 from gateway.upstream.openai.refusals import CONTENT_POLICY_VIOLATION, content_refused
+from gateway.upstream.services.shapes import read_image_file, read_listed
 
 _PICOS_PER_USD: Final = 10**12
 _MAX_USD: Final = 1000
@@ -32,7 +33,14 @@ def answer_from(
     Raises `UpstreamFailure` as `openai.parse_answer`, and as a refusal of the content if all images
     were withheld. These were made, so they are charged.
     """
-    document, extracted = read_document(body, images=images)
+    if row.raw_image:
+        file = read_image_file(body, upstream_request_id=upstream_request_id)
+        if file is not None:
+            return file
+    if row.images == "data":
+        document, extracted = read_document(body, images=images)
+    else:
+        document, extracted = read_listed(body, row.images)
     cost_picos = _reported_cost(row, document)
     is_withheld = bool(row.withheld) and _has(document, row.withheld)
     try:
