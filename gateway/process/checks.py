@@ -32,7 +32,7 @@ from gateway.process.bootstrap import find_shared_files
 from gateway.process.findings import Finding
 from gateway.process.open_purchases import check_open_purchases
 from gateway.process.plaintext import judge_plaintext
-from gateway.process.upstream_check import check_upstream, judge_failures
+from gateway.process.upstream_check import check_upstreams, judge_failures
 from gateway.purchasing.upstream_health import read_states
 from gateway.room_settings import read_admin_token, tls_files
 from gateway.store.batch import execute
@@ -46,6 +46,7 @@ from gateway.store.handshake import (
 )
 from gateway.upstream.fetch import FetchSettings, open_link_fetcher
 from gateway.wiring.cache import Cache, open_cache
+from gateway.wiring.policy import served_policy
 from gateway.wiring.stores import open_existing_store, open_store
 
 MAX_CLOCK_DIFFERENCE_SECONDS: Final = 2.0
@@ -75,7 +76,8 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
 
     Uses the store of a running gateway and never creates one.
     """
-    settings, policy = configuration.read_settings(), configuration.read_policy()
+    settings = configuration.read_settings()
+    policy = served_policy(configuration.read_policy(), settings)
     files = configuration.files
     return [
         Finding("configuration", "ok", f"{files.gateway}, {files.models}"),
@@ -89,7 +91,7 @@ async def examine_settings(settings: Settings, catalog: Catalog | None) -> Seque
     findings = [
         *on_store,
         *await _examine_images(settings),
-        await check_upstream(settings),
+        *await check_upstreams(settings, catalog),
         *(() if catalog is None else judge_catalog(catalog)),
         judge_parser(is_compiled=has_compiled_parser()),
         *judge_settings(settings),
@@ -303,8 +305,10 @@ def judge_prices(as_of: date, *, today: date) -> Finding:
 
 
 def judge_unknown_prices(catalog: Catalog) -> Sequence[Finding]:
-    """Whether models have no price."""
+    """Whether models have no price, also those without a row."""
     unknown = [name for name, model in catalog.models.items() if model.billing is None]
+    if catalog.unknown_models == "passthrough":
+        unknown.append("models without a row")
     if not unknown:
         return []
     assumed = catalog.unknown_price
@@ -454,7 +458,7 @@ async def _fetch_own_link(settings: Settings, url: str, path: str, *, data: byte
         upstream_url=url,
         max_bytes=settings.cache.max_image_bytes,
         timeout_seconds=TEST_LINK_TIMEOUT_SECONDS,
-        ca_file=settings.upstream.ca_file,
+        more_ca_files=settings.ca_files,
     )
     async with open_link_fetcher(fetch_settings) as links:
         try:

@@ -18,7 +18,9 @@ from gateway.process.checks import (
     judge_unknown_prices,
 )
 from gateway.process.findings import Finding
+from gateway.process.upstream_check import judge_accounts
 from gateway.room_settings import tracing_settings
+from gateway.wiring.policy import served_policy
 
 NAME: Final = "configuration"
 
@@ -26,6 +28,7 @@ NAME: Final = "configuration"
 def check_configuration(configuration: Configuration) -> Sequence[Finding]:
     """Every fault for which `gateway serve` would not start, then what it would warn of."""
     findings: list[Finding] = []
+    settings = None
     try:
         settings = configuration.read_settings()
         create_server_tls(settings)
@@ -34,7 +37,8 @@ def check_configuration(configuration: Configuration) -> Sequence[Finding]:
     except ConfigError as error:
         findings += _faults(error)
     try:
-        catalog = configuration.read_policy().catalog
+        policy = configuration.read_policy()
+        catalog = (served_policy(policy, settings) if settings is not None else policy).catalog
         findings.append(judge_prices(catalog.prices_as_of, today=datetime.now(UTC).date()))
         findings += judge_unknown_prices(catalog)
     except (CatalogError, ConfigError) as error:
@@ -53,7 +57,9 @@ def _judge(settings: Settings) -> Sequence[Finding]:
         *judge_settings(settings),
         *judge_admin_token(settings),
     ]
-    if settings.upstream.api_key is None:
+    if settings.upstreams:
+        findings += [Finding(NAME, "fault", fault) for fault in judge_accounts(settings)]
+    elif settings.upstream.api_key is None:
         message = (
             "upstream.api_key is empty: `gateway serve` does not start without UPSTREAM_API_KEY, "
             "only `gateway demo` does."
