@@ -8,8 +8,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +27,7 @@ from gateway.configuration.fields import parse_address
 from gateway.configuration.settings import Settings
 from gateway.net.server_tls import BadPair, ServerTls, TlsFiles, expiry_of, load_context
 from gateway.process.checks import check_own_link, judge_certificate
+from tests.forks import run_fork
 from tests.gateways import (
     TLS,
     TLS_SETTINGS,
@@ -670,15 +669,7 @@ def test_a_gateway_does_not_start_with_a_broken_pair(pair: Path, name: str) -> N
         "GATEWAY_DATA_DIR": str(pair / "data"),
     }
     for command in ("serve", "demo"):
-        result = subprocess.run(
-            [sys.executable, "-m", "gateway", command],
-            env=environ,
-            cwd=pair,
-            capture_output=True,
-            text=True,
-            timeout=GENEROUS_SECONDS,
-            check=False,
-        )
+        result = run_fork(command, cwd=pair, env=environ)
         assert result.returncode == 1
         assert result.stderr.startswith("Error: server.tls: ")
         assert words in result.stderr
