@@ -142,8 +142,12 @@ async def open_gateway(
     *,
     open_links: OpenLinks = open_link_fetcher,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Gateway]:
-    """Everything that one worker needs, wired, without its background jobs."""
+    """Everything that one worker needs, wired, without its background jobs.
+
+    `clock` are Unix seconds, by which requests are dated and models retire.
+    """
     metrics, health, worker = Metrics(), Health(), create_worker_name()
     metrics.process.configured.set(settings.workers.count)
     policy = create_policy(ServedPolicySource(source, settings), metrics)
@@ -191,6 +195,7 @@ async def open_gateway(
             tracer=tracer,
             tls=tls,
             inspection=inspection,
+            clock=clock,
         )
         # If the bytes are not in this store, evicting images still frees entries in Redis, but
         # nothing on a disk.
@@ -215,6 +220,7 @@ def wire_gateway(
     tracer: Tracer | None = None,
     tls: ServerTls | None = None,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> Gateway:
     """Constructs every component, in the order of their dependencies.
 
@@ -332,7 +338,7 @@ def wire_gateway(
         sign=signing.sign,
         price_factor=pool.price_factor,
         tracer=tracer or NO_TRACER,
-        clock=time.time,
+        clock=clock,
     )
     idempotent_images = IdempotentImages(
         IdempotencyKeys(store, tasks), images, cache.image_cache, tasks, waiting=waiting
@@ -352,7 +358,7 @@ def wire_gateway(
         images,
         idempotent_images=idempotent_images,
         store_outage=store_outage,
-        recorder=Recorder(ledger, metrics, time.time, on_refused=alert_watch.note_refusal),
+        recorder=Recorder(ledger, metrics, clock, on_refused=alert_watch.note_refusal),
     )
     services = Services(
         api_settings(settings),
@@ -397,7 +403,7 @@ def wire_gateway(
         overview_caches=OverviewCaches(),
         tracer=tracer,
         body_thread=body_thread,
-        clock=time.time,
+        clock=clock,
     )
     return Gateway(
         services,

@@ -11,16 +11,19 @@ from gateway.configuration.expand import ConfigError
 from gateway.configuration.settings import Settings
 from gateway.upstream.accounts import UnroutableError, check_accounts
 from gateway.wiring.accounts import create_accounts
+from gateway.wiring.shutdown_dates import with_account_dates
 
 
 def served_policy(policy: Policy, settings: Settings) -> Policy:
     """The policy without the models that no account has: clients are told that they do not exist.
 
-    Raises `CatalogError` for an account whose dialect is unknown, and `ConfigError` for accounts
-    and models that do not fit together.
+    With the shutdown dates of the accounts. Raises `CatalogError` for an account whose dialect is
+    unknown, or that has a date for a model without a row, and `ConfigError` for accounts and models
+    that do not fit together.
     """
     spoken = {account.dialect for account in settings.accounts}
     policy.catalog.check_dialects(sorted(spoken))
+    policy = replace(policy, catalog=with_account_dates(policy.catalog, settings))
     accounts = create_accounts(settings).with_services(lambda model: service_of(policy, model))
     try:
         check_accounts(
@@ -34,7 +37,7 @@ def served_policy(policy: Policy, settings: Settings) -> Policy:
     if len(served) == len(policy.catalog.models):
         return policy
     _check_references(policy, served)
-    return replace(policy, catalog=policy.catalog.model_copy(update={"models": served}))
+    return replace(policy, catalog=policy.catalog.with_models(served))
 
 
 def service_of(policy: Policy, model: str) -> str | None:
