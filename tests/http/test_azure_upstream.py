@@ -1,4 +1,4 @@
-"""Azure OpenAI as upstream, and Azure's class of `openai` in front: `docs/upstreams.md`."""
+"""Azure OpenAI as upstream, Azure's class of `openai` in front: `docs/reference/dialects.md`."""
 
 from __future__ import annotations
 
