@@ -139,8 +139,12 @@ async def open_gateway(
     *,
     open_links: OpenLinks = open_link_fetcher,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Gateway]:
-    """Everything that one worker needs, wired, without its background jobs."""
+    """Everything that one worker needs, wired, without its background jobs.
+
+    `clock` are Unix seconds, by which requests are dated and models retire.
+    """
     metrics, health, worker = Metrics(), Health(), create_worker_name()
     purchase_metrics = metrics.upstream.purchases_from(settings.upstream.name)
     metrics.process.configured.set(settings.workers.count)
@@ -186,6 +190,7 @@ async def open_gateway(
             tracer=tracer,
             tls=tls,
             inspection=inspection,
+            clock=clock,
         )
         # If the bytes are not in this store, evicting images still frees entries in Redis, but
         # nothing on a disk.
@@ -210,6 +215,7 @@ def wire_gateway(
     tracer: Tracer | None = None,
     tls: ServerTls | None = None,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> Gateway:
     """Constructs every component, in the order of their dependencies.
 
@@ -312,7 +318,7 @@ def wire_gateway(
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
         tracer=tracer or NO_TRACER,
-        clock=time.time,
+        clock=clock,
     )
     idempotent_images = IdempotentImages(
         IdempotencyKeys(store, tasks), images, cache.image_cache, tasks, waiting=waiting
@@ -332,7 +338,7 @@ def wire_gateway(
         images,
         idempotent_images=idempotent_images,
         store_outage=store_outage,
-        recorder=Recorder(ledger, metrics, time.time, on_refused=alert_watch.note_refusal),
+        recorder=Recorder(ledger, metrics, clock, on_refused=alert_watch.note_refusal),
     )
     services = Services(
         api_settings(settings),
@@ -374,7 +380,7 @@ def wire_gateway(
         overview_caches=OverviewCaches(),
         tracer=tracer,
         body_thread=body_thread,
-        clock=time.time,
+        clock=clock,
     )
     return Gateway(
         services,

@@ -107,6 +107,7 @@ class ErrorCode(StrEnum):
     INTEGER_BELOW_MIN_VALUE = "integer_below_min_value", 400, "An integer is below its minimum."
     INVALID_TYPE = "invalid_type", 400, "A parameter has another JSON type than its own."
     INVALID_VALUE = "invalid_value", 400, "A parameter or header has a value that is not allowed."
+    MODEL_RETIRED = "model_retired", 400, "The model was shut down, and nothing is bought of it."
     MISSING_REQUIRED_PARAMETER = "missing_required_parameter", 400, "A parameter is missing."
     STRING_ABOVE_MAX_LENGTH = "string_above_max_length", 400, "A text is too long."
     UNKNOWN_PARAMETER = "unknown_parameter", 400, "The model has no such parameter."

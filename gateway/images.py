@@ -89,6 +89,8 @@ class ImageRequest:
     sent these."""
     trace: TraceContext = NO_TRACE_CONTEXT
     """Of the client's request that is bought for. Forwarded, but no part of the fingerprint."""
+    asked_model: str | None = None
+    """The alias that the client asked for; None if it asked for `model`."""
     unchecked: UncheckedBody | None = None
     """Of a model without a row. Its `parameters` are empty, and `prompt` if that is no text."""
 
@@ -561,6 +563,8 @@ class Record(NamedTuple):
     """Whose limit that is: `key:NAME`, `team:NAME` or `everyone`."""
     followed: str | None = None
     """Of a follower: the id of the purchase that it followed, of several the last one."""
+    asked_model: str | None = None
+    """The alias that the client asked for, which `model` served; None if it asked for `model`."""
 
     def encode(self) -> bytes:
         """The record's bytes in the ledger: JSON without what `decode` adds."""

@@ -25,6 +25,8 @@ CACHE_STATUS: Final = "Cache-Status"
 COST: Final = "x-gateway-cost-usd"
 SAVED: Final = "x-gateway-saved-usd"
 IMAGE_IDS: Final = "x-gateway-image-ids"
+MODEL: Final = "x-gateway-model"
+RETIRES: Final = "x-gateway-model-retires"
 
 BYPASS: Final = "image-gateway; fwd=bypass"
 FORWARDED: Final = {
@@ -52,7 +54,11 @@ EVENT_FIELDS: Final = ("size", "quality", "background", "output_format")
 
 def context_headers(context: RequestContext) -> dict[str, str]:
     """The headers of every response to an image request, also of an error."""
-    headers = {**rate_headers(context.latest_limits), **_notice_header(context)}
+    headers = {
+        **rate_headers(context.latest_limits),
+        **_notice_header(context),
+        **_model_headers(context),
+    }
     if context.is_stored_result:
         headers["idempotent-replayed"] = "true"
     return headers
@@ -86,7 +92,7 @@ def early_headers(context: RequestContext) -> dict[str, str]:
             # Mostly the purchase is still running, and nothing is stored.
             forwarded = STORED[forwarded] if context.purchase.is_stored else forwarded
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
-    headers = {CACHE_STATUS: status, **_notice_header(context)}
+    headers = {CACHE_STATUS: status, **_notice_header(context), **_model_headers(context)}
     # The cost is not known yet. A follower pays nothing, and its savings are not known either.
     if context.purchase.has_begun:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
@@ -119,6 +125,16 @@ def notice_of(context: RequestContext) -> str:
 def _notice_header(context: RequestContext) -> dict[str, str]:
     notice = notice_of(context)
     return {"x-gateway-notice": notice} if notice else {}
+
+
+def _model_headers(context: RequestContext) -> dict[str, str]:
+    """Which model serves an alias, and when the model is shut down."""
+    headers = {}
+    if context.served_by is not None:
+        headers[MODEL] = context.served_by
+    if context.retires is not None:
+        headers[RETIRES] = context.retires.isoformat()
+    return headers
 
 
 def _cache_status(answer: Answer, context: RequestContext) -> str:

@@ -27,6 +27,7 @@ from gateway.cache.tags import MAX_ENTRY_TAGS, MAX_KEY_TAGS
 from gateway.cache.takedowns import content_taken_down
 from gateway.cache.transcoding import Transcoding
 from gateway.cache.unstored_images import UnstoredImage, UnstoredImages
+from gateway.catalog.lifecycle import utc_date
 from gateway.errors import (
     INVALID_REQUEST,
     Charge,
@@ -43,6 +44,7 @@ from gateway.proxy.parallel import take_slots
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import PurchaseOrder, Purchases
 from gateway.request.headers import MAX_COST, TAGS
+from gateway.request.retirement import refuse_retired, refuse_uncached
 from gateway.store.batch import Batch
 from gateway.store.commands import Entry
 from gateway.store.protocol import Store
@@ -90,7 +92,7 @@ class Images:
 
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
         """The images of a query whose entry was read. Raises `GatewayError`."""
-        if context.key.parallel == "vary":
+        if context.key.parallel == "vary" and query.buys:
             query = await take_slots(self._store, context, query)
         cached = usable_images(query, entry)
         unstored = await self.checked_unstored(query, missing_from(query, cached))
@@ -230,8 +232,13 @@ class Images:
     ) -> PurchaseOrder:
         """The order for `images` images, of a request that has some already.
 
-        Raises `InvalidRequest` above the client's max cost.
+        Raises `InvalidRequest` above the client's max cost, and for a model that was shut down
+        since the request arrived.
         """
+        retired = context.policy.catalog.retirement(query.model, utc_date(self._clock()))
+        if retired not in (None, "forward"):
+            is_refused = retired == "refuse"
+            raise (refuse_retired if is_refused else refuse_uncached)(query.model)
         _check_max_cost(context, query, images)
         request = query.request
         span = self._tracer.purchase(context.trace, request, record, images=images)
@@ -286,7 +293,11 @@ class Images:
             return {}
         key_id = context.principal.key_id
         return await self._transcoding.fill(
-            target, missing, key_id=key_id, admit=partial(self._count_image, context)
+            target,
+            missing,
+            key_id=key_id,
+            admit=partial(self._count_image, context),
+            with_expired=not query.buys,
         )
 
     async def _count_image(self, context: RequestContext) -> None:
@@ -323,6 +334,10 @@ class Images:
     ) -> FlightResult:
         missing = missing_from(query, images)
         policy = query.cache_policy
+        if not query.buys:
+            if images:
+                return FlightResult(missing=set())
+            raise refuse_uncached(query.model)
         if policy.only_if_cached:
             raise _not_cached()
         ignored = _ignored_images(query, entry, missing)
@@ -414,9 +429,11 @@ def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:
     policy = query.cache_policy
     if policy.no_cache or policy.no_store:
         return {}
-    cached = fresh_images(entry, query.request.slots)
+    # Images of a model that was shut down and is served from the cache do not expire.
+    with_expired = not query.buys
+    cached = fresh_images(entry, query.request.slots, with_expired=with_expired)
     if query.request.unchecked is not None and len(entry.slots) > len(cached):
-        found = fresh_images(entry, range(MAX_SLOTS))
+        found = fresh_images(entry, range(MAX_SLOTS), with_expired=with_expired)
         images = {slot: other.image for slot, other in found.items()}
         cached = {slot: found[slot] for slot in with_those_beside(images, cached.keys())}
     if policy.max_age_seconds is None:

@@ -144,10 +144,12 @@ class Delivery:
         if any(image.is_link for image in answer.images):
             fetching = (self._fetch(image, faults, request.trace) for image in answer.images)
             answer = replace(answer, images=tuple(await asyncio.gather(*fetching)))
+        may_be_svg = _may_be_svg(request, model)
         complete = [
             (_image(sent, *found, buyer=buyer, model=model, now=clock()), sent.data)
             for sent in answer.images
-            if sent.data is not None and (found := await self._check(sent.data, faults)) is not None
+            if sent.data is not None
+            and (found := await self._check(sent.data, faults, may_be_svg=may_be_svg)) is not None
         ]
         images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
         if not images:
@@ -173,8 +175,14 @@ class Delivery:
             faults.append(f"link {blocked.reason}, host {blocked.host or 'unknown'}")
             return image
 
-    async def _check(self, data: bytes, faults: list[str]) -> tuple[ImageFacts, str] | None:
+    async def _check(
+        self, data: bytes, faults: list[str], *, may_be_svg: bool
+    ) -> tuple[ImageFacts, str] | None:
         """The facts of a complete image, and its digest; None for any other bytes."""
+        is_document = detect_format(data) in DOCUMENTS
+        if is_document and not may_be_svg:
+            faults.append("an SVG that was not asked for")
+            return None
         check = partial(
             _facts_and_digest,
             data,
@@ -182,7 +190,7 @@ class Delivery:
             max_pixels=self._settings.max_pixels,
         )
         try:
-            is_fast = len(data) <= INLINE_BYTES and detect_format(data) not in DOCUMENTS
+            is_fast = len(data) <= INLINE_BYTES and not is_document
             return check() if is_fast else await asyncio.to_thread(check)
         except BadImage as bad:
             faults.append(str(bad))
@@ -193,6 +201,18 @@ def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[
     """Takes two milliseconds a megabyte, for an SVG up to a second. Raises `BadImage`."""
     facts = check_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
     return facts, hashlib.sha256(data).hexdigest()
+
+
+def _may_be_svg(request: ImageRequest, model: Model) -> bool:
+    """Whether the client expects an SVG: it asked for one, or the model makes them by default.
+
+    A client that shows what it takes for a raster image need not guard against a document. What a
+    model without a row makes by default is not known.
+    """
+    spec = model.parameters.get("output_format")
+    default = None if spec is None else spec.default
+    wanted = request.parameters.get("output_format", default)
+    return wanted == "svg" if model.has_row else wanted in (None, "svg")
 
 
 def _buyer_beside_prompt(request: ImageRequest) -> Identity:

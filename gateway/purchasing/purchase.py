@@ -28,7 +28,9 @@ from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.idempotent_purchases import keep_for_purchase, release_cancelled
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.catalog import Model
-from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
+from gateway.catalog.lifecycle import is_shut_down, utc_date
+from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
+from gateway.failure_report import Advice, Reason
 from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
@@ -37,6 +39,7 @@ from gateway.purchasing.journal import Received, Reserved
 from gateway.purchasing.lease import LeaseKeeper, LeaseTimes
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
 from gateway.purchasing.upstream_health import UpstreamHealth
+from gateway.request.retirement import name_successor
 from gateway.store.batch import Batch
 from gateway.store.commands import Settlement
 from gateway.store.protocol import Store
@@ -357,10 +360,11 @@ class Purchases:
         """
         try:
             yield
-        except UpstreamFailure as failure:
-            self._health.failed(failure, order.request, reserved.record)
+        except UpstreamFailure as met:
+            self._health.failed(met, order.request, reserved.record)
+            failure = _with_successor(met, order)
             await self._settle_failure(order, reserved, failure, opening=opening)
-            raise
+            raise failure from None
         except Exception as fault:
             # Not `BaseException`: a cancelled purchase leaves its journal open for recovery.
             log.exception(
@@ -451,6 +455,17 @@ class Purchases:
             self._tasks.start(settle(), name=name)
             return
         await self._wait_for_limits(order, self._tasks.start(settle(), name=name))
+
+
+def _with_successor(failure: UpstreamFailure, order: PurchaseOrder) -> UpstreamFailure:
+    """The failure, which names the successor of a model that was shut down and does not exist."""
+    if failure.report.reason is not Reason.MODEL_UNKNOWN or failure.message.endswith(CUT):
+        return failure
+    if not is_shut_down(order.model.shutdown, utc_date(order.clock())):
+        return failure
+    named = failure.with_sentence(name_successor(order.model))
+    named.advice = Advice.NONE  # the operator knows it, and the client is told what to do
+    return named
 
 
 def _charge_delivery(
