@@ -231,7 +231,7 @@ class InProcess:
 
     def set_pace(self, pace: Pace) -> None:
         """Replaces the clock and the randomness of retries and of the circuit breaker."""
-        self.gateway.services.proxy._images._purchases._delivery._upstream._pace = pace
+        self.gateway.services.proxy._images._purchases._delivery._upstream.use_pace(pace)
 
     def stop_time(self) -> Clock:
         """Retries and the circuit breaker get a clock that only the test moves."""

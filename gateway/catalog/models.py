@@ -306,9 +306,9 @@ class Catalog(Row):
             name: model.model_copy(update={"shutdown": shutdowns.get(name, model.shutdown)})
             for name, model in self.models.items()
         }
-        return self._with_models(models)
+        return self.with_models(models)
 
-    def _with_models(self, models: Mapping[str, Model]) -> Catalog:
+    def with_models(self, models: Mapping[str, Model]) -> Catalog:
         """The catalog with other rows, without the aliases that they do not serve any more."""
         changed = self.model_copy(update={"models": models})
         changed._link()  # noqa: SLF001 - its own class
@@ -340,7 +340,7 @@ class Catalog(Row):
             for name, model in self.models.items()
             if model.service is None or model.service in spoken
         }
-        return self if len(models) == len(self.models) else self._with_models(models)
+        return self if len(models) == len(self.models) else self.with_models(models)
 
     def check_dialects(self, named: Iterable[str]) -> None:
         """Raises `CatalogError` for a name that is neither built in nor a row of `dialects`."""

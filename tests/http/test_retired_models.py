@@ -310,7 +310,7 @@ def test_a_model_is_shut_down_once_all_accounts_that_have_it_say_so(tmp_path: Pa
     only_one = {"models": {FORWARDED: FORWARDED}, "shutdown": {CACHED: last, FORWARDED: last}}
     assert dates_of({"shutdown": {CACHED: later}}, only_one) == {FORWARDED: last, CACHED: later}
     assert dates_of({"shutdown": {CACHED: None}}, {})[CACHED] is None
-    with pytest.raises(CatalogError, match="shutdown of the upstream 'a0'.*'gpt-image-11'.*mean"):
+    with pytest.raises(CatalogError, match=r"shutdown of the upstream 'a0'.*'gpt-image-11'.*mean"):
         dates_of({"shutdown": {"gpt-image-11": later}})
 
 
