@@ -101,7 +101,7 @@ async def test_one_account_fails_and_the_other_does_not() -> None:
             "Supported values are: 'png' and 'jpeg'",
         ),
         ("xai", PATH, {**GROK, "size": "1024x1024"}, KEY, 400, "Argument not supported: size"),
-        ("xai", PATH, {**GROK, "resolution": "4k"}, KEY, 400, "resolution"),
+        ("xai", PATH, {**GROK, "resolution": "4k"}, KEY, 400, "Supported values"),
         ("xai", PATH, GPT, KEY, 400, "does not exist"),
         ("together", PATH, {**FLUX, "response_format": "b64_json"}, KEY, 400, "response_format"),
         ("together", PATH, {**FLUX, "guidance": 3.5}, KEY, 400, "Unknown parameter: guidance"),
