@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,9 +27,12 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.http.test_npm_sdk import PACKAGE
+from tests.npm import install_packages
 
 MODEL, DEPLOYMENT = "gpt-image-2", "art"
 VERSION = "2025-04-01-preview"
+SCRIPT = Path(__file__).with_name("azure.mjs")
 NOT_DEPLOYED = "gpt-image-1-mini"
 EXTRAS = ("content_filter_results", "prompt_filter_results", "inner_error", "revised_prompt")
 
@@ -108,6 +115,31 @@ async def test_azures_class_buys_from_azure_through_the_gateway(
     assert asked_again == []
     assert missing.value.code == "DeploymentNotFound"
     assert records[404].cost_micros == 0
+
+
+async def test_azures_class_of_npm_buys_from_azure_through_the_gateway(tmp_path: Path) -> None:
+    package = install_packages(PACKAGE)
+    async with run_azure(tmp_path) as (alice, _, _):
+        process = await asyncio.create_subprocess_exec(
+            *("node", SCRIPT, alice.url, alice.secret, MODEL, NOT_DEPLOYED),
+            cwd=package,
+            env={**os.environ, "NO_PROXY": "127.0.0.1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        stdout, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
+    image, link, stream, refused, missing = map(json.loads, stdout.splitlines())
+
+    assert image["length"] > 0
+    assert link["url"].startswith(alice.url)
+    assert [kind.rpartition(".")[2] for kind in stream["types"]] == ["partial_image", "completed"]
+    assert refused == {
+        "error": "BadRequestError",
+        "status": 400,
+        "code": "content_policy_violation",
+    }
+    assert missing == {"error": "NotFoundError", "status": 404, "code": "DeploymentNotFound"}
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
