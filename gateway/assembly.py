@@ -70,6 +70,7 @@ from gateway.room_settings import (
     capacities,
     client_settings,
     delivery_settings,
+    dialect_of,
     fetch_settings,
     interpreter_settings,
     ledger_settings,
@@ -90,6 +91,7 @@ from gateway.webhooks.sender import GuardedHttp, Sender, open_http
 from gateway.wiring.access import wire_access
 from gateway.wiring.books import focus_settings, report_settings, totals_settings
 from gateway.wiring.cache import Cache, wire_cache
+from gateway.wiring.policy import ServedPolicySource
 from gateway.wiring.stores import open_store
 from gateway.wiring.verification import create_verification
 
@@ -142,7 +144,7 @@ async def open_gateway(
     metrics, health, worker = Metrics(), Health(), create_worker_name()
     purchase_metrics = metrics.upstream.purchases_from(settings.upstream.name)
     metrics.process.configured.set(settings.workers.count)
-    policy = create_policy(source, metrics)
+    policy = create_policy(ServedPolicySource(source, settings), metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
         # First, so that it is closed last: purchases end while the rest closes.
@@ -162,7 +164,10 @@ async def open_gateway(
         )
         client = await stack.enter_async_context(
             open_client(
-                client_settings(settings), observer=purchase_metrics, tracer=tracer or NO_TRACER
+                client_settings(settings),
+                dialect=dialect_of(settings.accounts[0], lambda: policy().catalog),
+                observer=purchase_metrics,
+                tracer=tracer or NO_TRACER,
             )
         )
         http = await stack.enter_async_context(open_http(sender_settings(settings)))

@@ -415,8 +415,12 @@ class UpstreamFailure(GatewayError):
         self.usage = usage
         self.images = images
         self.upstream_request_id = upstream_request_id
+        self.cost_picos: int | None = None
+        """What upstream says that it charged although no image came; None if it does not."""
         self.trace: str | None = None
         """The traceparent of the purchase that failed, if that is traced."""
+        self.upstream: str | None = None
+        """The name of the account that failed, if it is known."""
         if self.is_charged:
             self.forbid_retry()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
@@ -20,6 +20,9 @@ from gateway.values import UNIT_SECONDS
 
 MAX_SLOTS: Final = 64
 """Images that one entry can have: slots 0 … 63, see `docs/reference/cache.md#slots`."""
+
+MAX_UNCHECKED_IMAGES: Final = 16
+"""Images of one answer that are kept for a model without a row, even if fewer were requested."""
 
 MAX_AGE_SECONDS: Final = 2**31
 """The longest time that a cache counts: RFC 9111 §1.2.2 reads any longer one as this."""
@@ -47,6 +50,18 @@ def decode_fields(kind: type[T], data: Mapping[str, Any]) -> T:
 
 
 @dataclass(frozen=True, slots=True)
+class UncheckedBody:
+    """The body of a request for a model without a row, which is forwarded as it came."""
+
+    members: Mapping[str, str]
+    """JSON text by name, without `model`, `n`, `stream` and `partial_images`."""
+    canonical: str
+    """All that may change the image, as canonical JSON: equal bodies have the same."""
+    n: str | None = None
+    """`n` as the client wrote it; None if it was omitted."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRequest:
     """One valid request, every default resolved, nothing coerced, the prompt verbatim."""
 
@@ -67,8 +82,22 @@ class ImageRequest:
     partial_images: int = 0
     variation: int = 0
     """The first requested slot."""
+    defaults: Mapping[str, Any] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False, repr=False
+    )
+    """What omitted parameters of the image mean for the model. Services with other defaults are
+    sent these."""
     trace: TraceContext = NO_TRACE_CONTEXT
     """Of the client's request that is bought for. Forwarded, but no part of the fingerprint."""
+    unchecked: UncheckedBody | None = None
+    """Of a model without a row. Its `parameters` are empty, and `prompt` if that is no text."""
+
+    def max_images(self, requested: int) -> int:
+        """How many images of an answer are kept if `requested` were requested.
+
+        A model without a row may bring more than `n` says, by parameters of its own.
+        """
+        return requested if self.unchecked is None else max(requested, MAX_UNCHECKED_IMAGES)
 
     @property
     def slots(self) -> Sequence[int]:
@@ -240,6 +269,8 @@ class Image:
     """Those of the model's `answer_fields` that upstream's answer had. Not named `extra`: under
     that name older gateways stored all further keys, also those that name the buyer."""
     model: str = ""
+    beside: str | None = None
+    """The id of the requested image beside which it came, beyond `n`. They are served together."""
     transcoded_from: str | None = None
     """The digest of the image that it was transcoded from; None if it was bought."""
     active: tuple[str, ...] = ()
@@ -256,6 +287,12 @@ class Image:
         usage = decode_fields(Usage, data["usage"]) if data.get("usage") else None
         active = tuple(data.get("active", ()))
         return decode_fields(Image, {**data, "usage": usage, "active": active})
+
+
+def with_those_beside(images: Mapping[int, Image], slots: Collection[int]) -> list[int]:
+    """Those of `slots` that have an image, and the slots of images that came beside one of them."""
+    ids = {images[slot].id for slot in slots if slot in images}
+    return [slot for slot, image in images.items() if slot in slots or image.beside in ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +331,8 @@ class UpstreamAnswer:
     upstream_request_id: str | None = None
     surplus: int = 0
     """How many more images it has than were asked for. They are neither read nor charged."""
+    cost_picos: int | None = None
+    """What upstream says that it charged, in millionths of a micro-dollar; None if it does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,8 +147,8 @@ G2 = "models/gpt-image-2"
         ),
         (
             "unknown_models",
-            "passthrough",
-            "models.yaml: unknown_models: Input should be 'reject'",
+            "forward",
+            "models.yaml: unknown_models: Input should be 'reject' or 'passthrough'",
         ),
         (
             "default_model",
@@ -294,7 +294,7 @@ G2 = "models/gpt-image-2"
         (
             f"{G1}/rules",
             [{"when": {"n": {"above": 1, "below": 3}}, "error": {"message": "No."}}],
-            "models.yaml: models.gpt-image-1.rules.0.when.n: needs one of equals, not_equals, above, below, given",
+            "rules.0.when.n: needs one of equals, not_equals, above, below, given",
         ),
         (
             f"{G1}/billing/usd_per_image/1024x1024/hihg",

@@ -23,7 +23,7 @@ from gateway.catalog import (
     TokenBilling,
     TokenFormula,
 )
-from gateway.errors import ErrorCode, InvalidRequest
+from gateway.errors import ErrorCode, InvalidRequest, shorten_name
 from gateway.images import Amounts, ImageRequest, Usage
 
 PROMPT_OVERHEAD_TOKENS: Final = 16
@@ -85,9 +85,10 @@ def check_price(model: Model) -> None:
     """Raises `InvalidRequest` for a model whose price is not known, if those are denied."""
     if model.is_sold:
         return
+    remedy = "`billing` to the model's row in" if model.has_row else "a row with `billing` to"
     raise InvalidRequest(
-        f"The price of the model '{model.id}' is not known, so this gateway buys none of its "
-        "images. Its operator can add `billing` to the model's row in models.yaml, or set "
+        f"The price of the model '{shorten_name(model.id)}' is not known, so this gateway buys "
+        f"none of its images. Its operator can add {remedy} models.yaml, or set "
         '`unknown_price` there to a worst case, such as {usd_per_image: "0.70"}.',
         param="model",
         code=ErrorCode.UNKNOWN_PRICE,
@@ -356,6 +357,11 @@ def cost(
 def estimated_cost(usd_micros: int) -> Cost:
     """A charge of which nothing but the sum is known."""
     return _of_one_kind(ESTIMATED, usd_micros)
+
+
+def reported_cost(picos: int) -> Cost:
+    """What upstream says that a purchase cost, as a price of its images."""
+    return split_cost({IMAGE: picos})
 
 
 def split_cost(picos: Mapping[str, int]) -> Cost:

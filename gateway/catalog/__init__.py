@@ -13,6 +13,7 @@ from gateway.catalog.billing import (
     TokenFormula,
     TokenPrices,
 )
+from gateway.catalog.dialects import BUILT_IN_DIALECTS, DialectRow
 from gateway.catalog.models import ECHOED_PARAMETERS, Catalog, Model, SimulatorSpec, TextModels
 from gateway.catalog.parameters import (
     BooleanSpec,
@@ -33,6 +34,7 @@ from gateway.catalog.rows import SIZE, CatalogError
 from gateway.catalog.rules import Rule, RuleCondition, RuleError
 
 __all__ = [
+    "BUILT_IN_DIALECTS",
     "ECHOED_PARAMETERS",
     "SIZE",
     "AssumedPrice",
@@ -42,6 +44,7 @@ __all__ = [
     "CatalogError",
     "ChoiceSpec",
     "DecimalSpec",
+    "DialectRow",
     "FrameSheet",
     "ImageBilling",
     "IntegerSpec",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -28,6 +28,7 @@ from gateway.catalog.billing import (
     TokenFormula,
     assumed_price,
 )
+from gateway.catalog.dialects import BUILT_IN_DIALECTS, DialectRow
 from gateway.catalog.parameters import (
     ChoiceSpec,
     IntegerSpec,
@@ -35,7 +36,7 @@ from gateway.catalog.parameters import (
     ParameterSpec,
     SizeSpec,
 )
-from gateway.catalog.rows import SIZE, Name, Row, did_you_mean, require
+from gateway.catalog.rows import SIZE, CatalogError, Name, Row, did_you_mean, require
 from gateway.catalog.rules import Rule
 from gateway.images import IDENTITIES
 
@@ -90,8 +91,22 @@ class Model(Row):
     billing: Billing | None = None
     """None for a model whose price is not known."""
     simulator: SimulatorSpec = Field(default_factory=SimulatorSpec)
+    service: Name | None = None
+    """The row of `dialects` whose service has the model. None: OpenAI's and Azure's."""
     _assumed_price: AssumedPrice | None = PrivateAttr(default=None)
+    _image_defaults: Mapping[str, Any] = PrivateAttr(default_factory=dict)
     _text_models: TextModels | None = PrivateAttr(default=None)
+    _has_row: bool = PrivateAttr(default=True)
+
+    @property
+    def has_row(self) -> bool:
+        """False for a model of `Catalog.unknown_model`: its requests are not validated."""
+        return self._has_row
+
+    @property
+    def image_defaults(self) -> Mapping[str, Any]:
+        """The defaults of the parameters that are no fields of `images.ImageRequest`."""
+        return self._image_defaults
 
     @property
     def text_models(self) -> TextModels | None:
@@ -115,6 +130,11 @@ class Model(Row):
         for name, expected in _FIELD_TYPES.items():
             spec = self.parameters.get(name)
             require(spec is None or spec.type == expected, f"'{name}' must be of type {expected}")
+        self._image_defaults = {
+            name: spec.default
+            for name, spec in self.parameters.items()
+            if name not in _FIELD_TYPES and spec.default is not None
+        }
         _check_rules(self)
         _check_sheet(self)
         for name in self.answer_fields:
@@ -162,7 +182,8 @@ class Catalog(Row):
 
     default_model: Name
     default_gpt_model: Name
-    unknown_models: Literal["reject"]
+    unknown_models: Literal["reject", "passthrough"]
+    """What happens to a request for a model without a row: `passthrough` forwards it unchecked."""
     prices_as_of: date
     unknown_price: Annotated[
         AssumedPrice | None,
@@ -174,6 +195,8 @@ class Catalog(Row):
     unknown_text_model: TextPrices | None = None
     """The worst case of any other; needed by a row with `svg_max_tokens`."""
     harmless: Mapping[Name, bool | int] = Field(default_factory=dict)
+    dialects: Mapping[Name, DialectRow] = Field(default_factory=dict)
+    """Services that speak neither OpenAI's dialect nor Azure's, by name."""
     models: Annotated[Mapping[Name, Model], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -182,9 +205,19 @@ class Catalog(Row):
             name = getattr(self, key)
             suggestion = did_you_mean(name, self.models)
             require(name in self.models, f"{key}: there is no row '{name}'{suggestion}")
+            is_openais = self.models[name].service is None
+            require(is_openais, f"{key}: '{name}' is the model of a service of its own")
         for name in self.harmless:
             require(self.knows_parameter(name), f"harmless: no model has the parameter '{name}'")
+        for name in BUILT_IN_DIALECTS:
+            require(
+                name not in self.dialects, f"dialects: '{name}' is built in; choose another name"
+            )
         for model in self.models.values():
+            if model.service is not None and model.service not in self.dialects:
+                suggestion = did_you_mean(model.service, self.dialects)
+                message = f"models.{model.id}: there is no dialect '{model.service}'{suggestion}"
+                raise ValueError(message)
             if model.billing is None:
                 model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
             if isinstance(model.billing, TokenBilling) and model.billing.svg_max_tokens:
@@ -193,6 +226,47 @@ class Catalog(Row):
                 prices = TextModels(self.text_models, self.unknown_text_model)
                 model._text_models = prices  # noqa: SLF001
         return self
+
+    @property
+    def may_have_others(self) -> bool:
+        """Whether models without a row can be requested."""
+        return self.unknown_models == "passthrough"
+
+    def may_exist(self, name: str) -> bool:
+        """Whether a key may be allowed the model: it has a row, or needs none."""
+        return name in self.models or self.may_have_others
+
+    def unknown_model(self, name: str) -> Model:
+        """A model that has no row, under `unknown_models: passthrough`: without parameters.
+
+        Its price is `unknown_price`.
+        """
+        model = _UNKNOWN.model_copy(update={"id": name})
+        model._has_row = False  # noqa: SLF001 - no row of the file can say so
+        model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
+        return model
+
+    def of_services(self, spoken: Collection[str]) -> Catalog:
+        """The catalog without the models of services whose dialect is not spoken."""
+        models = {
+            name: model
+            for name, model in self.models.items()
+            if model.service is None or model.service in spoken
+        }
+        return (
+            self if len(models) == len(self.models) else self.model_copy(update={"models": models})
+        )
+
+    def check_dialects(self, named: Iterable[str]) -> None:
+        """Raises `CatalogError` for a name that is neither built in nor a row of `dialects`."""
+        known = (*BUILT_IN_DIALECTS, *self.dialects)
+        for name in named:
+            if name not in known:
+                raise CatalogError(
+                    f"upstream.dialect: there is no dialect '{name}'{did_you_mean(name, known)}; "
+                    f"known are {', '.join(known)}, and further ones can be rows of dialects in "
+                    "models.yaml"
+                )
 
     def knows_parameter(self, name: str) -> bool:
         """Whether any model has this parameter."""
@@ -293,3 +367,14 @@ def _check_names(model: Model, parameter: str, table: str, *, names: Iterable[st
         raise ValueError(f"{table} lacks the {parameter} '{value}'")
     for name in sorted(found - values):
         raise ValueError(f"{table} has the {parameter} '{name}', which the parameter does not know")
+
+
+_UNKNOWN: Final = Model(
+    id="unknown",
+    created=0,
+    owned_by="unknown",
+    cache_epoch=0,
+    prompt_max_characters=1,
+    parameters={},
+)
+"""Of `Catalog.unknown_model`. At the end, because a row is checked when it is made."""

@@ -57,6 +57,7 @@ _GUESSABLE: Final = (
 """What examples write where a token belongs, and what comes to mind first, without separators."""
 
 AUTHORIZATION: Final = "Authorization"
+_API_VERSION: Final = re.compile(r"api-version=[\w.-]{1,64}", re.ASCII)
 MAX_PRICE_FACTOR: Final = 1000
 MAX_BUDGET_USD: Final = 1_000_000_000
 
@@ -160,13 +161,18 @@ def token_weakness(token: str) -> str | None:
 
 
 def parse_base_url(value: object) -> str:
-    """An HTTP URL without query and credentials; a trailing slash is removed."""
+    """An HTTP URL without credentials; a trailing slash is removed.
+
+    Azure's may have the query `api-version=…`, which every request then has. There is no other one.
+    """
     expected = "an address such as https://api.example.com/v1, without user and query"
     # A URL with a user may contain a password, which the message must not show.
     if "@" in str(value):
         raise UnshownValueError(expected)
     parts = _split_url(value)
-    if parts is None or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+    if parts is None or parts.scheme not in ("http", "https") or parts.fragment:
+        raise ValueError(expected)
+    if parts.query and not _API_VERSION.fullmatch(parts.query):
         raise ValueError(expected)
     return parts.geturl().rstrip("/")
 

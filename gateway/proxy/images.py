@@ -36,7 +36,7 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailure,
 )
-from gateway.images import Image, LimitRefusal, Outcome, Record
+from gateway.images import MAX_SLOTS, Image, LimitRefusal, Outcome, Record, with_those_beside
 from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.parallel import take_slots
@@ -99,7 +99,7 @@ class Images:
         cached |= transcoded
         images = await self.load(query, cached, unstored=unstored)
         detail = "derived" if transcoded.keys() & images.keys() else None
-        if len(images) == query.request.n:
+        if not missing_from(query, images):
             answer = await self.serve(query, images, cached=cached, detail=detail)
             await self.tag(context, query)
             return answer
@@ -132,7 +132,16 @@ class Images:
         policy = query.cache_policy
         if policy.no_cache or policy.no_store:
             return {}
-        return self._unstored.find(query.fingerprint, slots, max_age_seconds=policy.max_age_seconds)
+        is_unchecked = query.request.unchecked is not None
+        found = self._unstored.find(
+            query.fingerprint,
+            range(MAX_SLOTS) if is_unchecked else slots,
+            max_age_seconds=policy.max_age_seconds,
+        )
+        if not is_unchecked:
+            return found
+        images = {slot: unstored.cached.image for slot, unstored in found.items()}
+        return {slot: found[slot] for slot in with_those_beside(images, set(slots))}
 
     async def checked_unstored(
         self, query: ImageQuery, slots: Iterable[int]
@@ -189,6 +198,10 @@ class Images:
         if not images:
             # A copy, because all requests of a flight have the same error.
             raise (result.own_error or result.flight_error or _no_image()).copy()
+        if query.request.stream:
+            # A stream ends with one image, also if others came beside it.
+            slot = next((slot for slot in query.request.slots if slot in images), min(images))
+            images = {slot: images[slot]}
         if query.request.response_format == "url":
             images = await self._cache.link(query.fingerprint, images, self._sign)
         free = [image for slot, (image, _) in images.items() if slot not in result.bought]
@@ -402,6 +415,10 @@ def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:
     if policy.no_cache or policy.no_store:
         return {}
     cached = fresh_images(entry, query.request.slots)
+    if query.request.unchecked is not None and len(entry.slots) > len(cached):
+        found = fresh_images(entry, range(MAX_SLOTS))
+        images = {slot: other.image for slot, other in found.items()}
+        cached = {slot: found[slot] for slot in with_those_beside(images, cached.keys())}
     if policy.max_age_seconds is None:
         return cached
     oldest = entry.now - policy.max_age_seconds

@@ -199,8 +199,9 @@ class Interpreter:
             catalog,
             allowed_models=key.models,
             is_lenient=(key.validation or self._settings.validation) == "lenient",
+            raw=body,
         )
-        model = catalog.models[request.model]
+        model = catalog.models.get(request.model) or catalog.unknown_model(request.model)
         pricing.check_price(model)
         found = self._fingerprint(key, request, model)
         recorded = {

@@ -225,7 +225,7 @@ class Proxy:
             unstored = await self._images.checked_unstored(query, missing_from(query, cached))
         cached |= {slot: found.cached for slot, found in unstored.items()}
         images = await self._images.load(query, cached, unstored=unstored)
-        missing = query.request.n - len(images)
+        missing = len(missing_from(query, images))
         estimate = pricing.estimate(query.model, query.request, missing) if missing else None
         remaining_budgets = [
             state.remaining

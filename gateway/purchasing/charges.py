@@ -42,7 +42,9 @@ class Charged:
 def charge_answer(
     model: Model, request: ImageRequest, answer: UpstreamAnswer, *, estimate: Amounts
 ) -> Charged:
-    """The charge for images that came."""
+    """The charge for images that came: what upstream says that it charged, or else their price."""
+    if answer.cost_picos is not None:
+        return _charge_reported(answer.cost_picos, len(answer.images), estimate=estimate)
     lacks_usage = pricing.lacks_usage(model, request, answer.usage)
     usage = None if lacks_usage else answer.usage
     amounts, cost = pricing.charge(
@@ -59,6 +61,8 @@ def charge_failure(
     flags: tuple[str, ...] = () if failure.charge is Charge.FREE else (failure.charge.value,)
     if not failure.is_charged:
         return charge_reserved(Amounts(), flags=flags)
+    if failure.cost_picos is not None:
+        return _charge_reported(failure.cost_picos, estimate.images, estimate=estimate, flags=flags)
     if failure.usage is None or not pricing.is_billed_by_tokens(model):
         return charge_reserved(estimate, flags=flags)
     was_made = failure.charge is Charge.UNDELIVERED
@@ -70,6 +74,14 @@ def charge_failure(
         model, request, usage=failure.usage, images=images, estimated=estimate
     )
     return _charged(amounts, cost, failure.usage, flags=flags, estimate=estimate)
+
+
+def _charge_reported(
+    picos: int, images: int, *, estimate: Amounts, flags: tuple[str, ...] = ()
+) -> Charged:
+    cost = pricing.reported_cost(picos)
+    amounts = Amounts(images=images, usd_micros=cost.usd_micros)
+    return _charged(amounts, cost, None, flags=flags, estimate=estimate)
 
 
 def charge_reserved(amounts: Amounts, *, flags: tuple[str, ...] = ()) -> Charged:

@@ -42,7 +42,7 @@ class Upstream(Protocol):
     """The service that makes the images."""
 
     async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
-        """Buys `images` images, and returns no more. Raises `UpstreamFailure`."""
+        """Buys `images` images; returns at most `request.max_images`. Raises `UpstreamFailure`."""
 
     async def stream(
         self,
@@ -135,6 +135,7 @@ class Delivery:
             )
         else:
             answer = await self._upstream.generate(request, images=len(flight.slots))
+            answer = _without_empty_ones(answer, requested=len(flight.slots))
         purchase = {"purchase": flight.id, **request.trace.fields}
         if answer.surplus:
             log.warning("surplus_images", **purchase, images=answer.surplus)
@@ -203,6 +204,13 @@ def _buyer_beside_prompt(request: ImageRequest) -> Identity:
     if len(names) <= MAX_NAMES:
         names = {name for name in names if not Identity((name,)).is_in(request.prompt)}
     return Identity(names)
+
+
+def _without_empty_ones(answer: UpstreamAnswer, *, requested: int) -> UpstreamAnswer:
+    """The answer without elements beyond `requested` that have no image: nothing was bought."""
+    images = answer.images
+    kept = [i for n, i in enumerate(images) if n < requested or i.is_link or i.data is not None]
+    return answer if len(kept) == len(images) else replace(answer, images=tuple(kept))
 
 
 # ── what is kept of an answer ───────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +29,7 @@ from gateway.cache.idempotent_purchases import keep_for_purchase, release_cancel
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.catalog import Model
 from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
-from gateway.images import Amounts, Image, ImageRequest, Principal, Record
+from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
@@ -478,8 +478,18 @@ def _charge_delivery(
     )
     order.span.settled(record, answer.usage)
     shared = share_cost(images, answer, charge.usd_micros)
+    return Received(reserved, _in_slots(shared, slots), charge, record)
+
+
+def _in_slots(images: Sequence[Image], slots: tuple[int, ...]) -> dict[int, Image]:
+    """The images in the slots that they were bought for, and those beyond in the last others."""
     # Not strict: if fewer images were delivered, the last slots stay empty.
-    return Received(reserved, dict(zip(slots, shared, strict=False)), charge, record)
+    by_slot = dict(zip(slots, images, strict=False))
+    if further := images[len(slots) :]:
+        free = [slot for slot in range(MAX_SLOTS) if slot not in slots][-len(further) :]
+        beside = (replace(image, beside=images[0].id) for image in further)
+        by_slot |= zip(free, beside, strict=False)
+    return by_slot
 
 
 def _bytes_of(delivered: Delivered) -> dict[str, bytes]:

@@ -38,6 +38,7 @@ from gateway.catalog import (
 from gateway.errors import IMAGE_USER_ERROR, ErrorCode, InvalidRequest, shorten, shorten_name
 from gateway.images import IDENTITIES, ImageRequest, ParameterValue
 from gateway.request.body import describe_kind
+from gateway.request.unchecked import check_name, read_unchecked
 
 Value: TypeAlias = ParameterValue | None
 
@@ -65,9 +66,12 @@ def validate(
     *,
     allowed_models: Collection[str] | None = None,
     is_lenient: bool = False,
+    raw: bytes = b"",
 ) -> ImageRequest:
     """The request of a body: model resolved, defaults filled in, other spellings folded.
 
+    `raw` are the bytes of the body. A model without a row is forwarded unchecked, as they are
+    (`request.unchecked`), if the table says so.
     `allowed_models` None allows all. Raises `InvalidRequest`: 400, or 403 `model_not_found` for a
     model that exists and is not allowed. A refusal that lenient mode would not make says so in its
     last sentence and in the header `x-gateway-hint`.
@@ -76,6 +80,8 @@ def validate(
     if allowed_models is not None and model.id not in allowed_models:
         message = f"The key does not have access to model `{model.id}`."
         raise InvalidRequest(message, code=ErrorCode.MODEL_NOT_FOUND)
+    if not model.has_row:
+        return read_unchecked(raw, body, model=model.id)
     if is_lenient:
         return _validate_leniently(body, model, catalog=catalog)
     try:
@@ -160,6 +166,7 @@ def _build(
         # Without a stream, partial images cannot be sent. See
         # `docs/reference/images-api.md#parameters-that-change-nothing`.
         partial_images=_number(values.get("partial_images"), 0) if stream else 0,
+        defaults=model.image_defaults,
     )
 
 
@@ -181,6 +188,9 @@ def _resolve_model(body: Mapping[str, object], catalog: Catalog) -> Model:
     if not isinstance(name, str):
         raise _invalid_type("model", "a string", value=name)
     model = catalog.models.get(name)
+    if model is None and catalog.unknown_models == "passthrough":
+        check_name(name)
+        return catalog.unknown_model(name)
     if model is None:
         raise InvalidRequest(
             f"The model '{shorten_name(name)}' does not exist.",

@@ -106,6 +106,7 @@ FAULTS: Final[Mapping[str, FaultRule]] = {
     "fewer": FaultRule("one image fewer than requested"),
     "same-bytes": FaultRule("the same images for the same prompt"),
     "no-usage": FaultRule("no usage"),
+    "filtered": FaultRule("200 with every image kept back by a filter; of azure and xai"),
     "expired-url": FaultRule("links that have expired"),
     "link-seconds": FaultRule(
         "links that live so many seconds", value=r"[0-9]+(\.[0-9]+)?", needs_value=True
@@ -196,7 +197,7 @@ class FaultPlan:
     """Chooses the faults of each call.
 
     A call plays the faults of the first source that has any: its `X-Sim-Fault` header (several with
-    commas), its prompt, the list of `PUT /_sim/faults` (one a call), the settings.
+    commas), its prompt, the list of `PUT /_sim/faults` (one a call), its account, the settings.
     """
 
     def __init__(self, always: Iterable[Fault] = ()) -> None:
@@ -208,13 +209,15 @@ class FaultPlan:
         """Replaces the list, one fault for each of the next calls."""
         self._queue = deque(faults)
 
-    def choose(self, prompt: str, header: str | None) -> tuple[Fault, ...]:
+    def choose(
+        self, prompt: str, header: str | None, *, of_account: Iterable[Fault] = ()
+    ) -> tuple[Fault, ...]:
         """The faults of one call, counted as played. Raises `BadFault`."""
         requested = [parse_fault(text) for text in header.split(",")] if header else []
         requested = requested or faults_in_prompt(prompt)
         if not requested and self._queue:
             requested = [self._queue.popleft()]
-        chosen = requested or self._always
+        chosen = requested or tuple(of_account) or self._always
         return tuple(f for f in chosen if f.name != "none" and self._is_due(f, prompt))
 
     def _is_due(self, fault: Fault, prompt: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 
 import aiohttp
 
-from gateway.errors import Charge, ErrorCode, UpstreamFailure
+from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, UpstreamFailure
 from gateway.failure_report import FailureReport, Reason
 
 MAX_RETRY_AFTER_SECONDS: Final = 120
@@ -67,6 +67,19 @@ def _explain(error: BaseException | None) -> str:
     return (str(error) or type(error).__name__) if error is not None else ""
 
 
+def refused_unsent(message: str, *, param: str) -> UpstreamFailure:
+    """The service cannot make what is asked for, so it was not asked."""
+    return UpstreamFailure(
+        message,
+        charge=Charge.FREE,
+        status=400,
+        type=INVALID_REQUEST,
+        param=param,
+        code=ErrorCode.INVALID_VALUE,
+        report=FailureReport(Reason.REQUEST_REFUSED, message, phase=Reason.UNREACHABLE.phase),
+    )
+
+
 def cut_off(error: BaseException | None = None) -> UpstreamFailure:
     """The connection was lost after sending, before the answer was complete."""
     return UpstreamFailure(
@@ -112,4 +125,40 @@ def breaker_open(*, retry_after_seconds: float, because: str = "") -> UpstreamFa
         charge=Charge.FREE,
         headers={"Retry-After": str(retry_after)},
         report=FailureReport(Reason.BREAKER_OPEN, because),
+    )
+
+
+def all_passed_over() -> UpstreamFailure:
+    """No account that has the model may be asked now, so nothing was sent."""
+    return UpstreamFailure(
+        "No account of this gateway at upstream can take this request now. Retry in 10 seconds.",
+        code=ErrorCode.UPSTREAM_UNAVAILABLE,
+        charge=Charge.FREE,
+        headers={"Retry-After": "10"},
+        report=FailureReport(Reason.NO_ACCOUNT),
+    )
+
+
+def disabled(model: str) -> UpstreamFailure:
+    """The operator has taken every account that has the model out of service."""
+    return UpstreamFailure(
+        f"The operator of this gateway has taken every account at upstream that has the model "
+        f"'{model}' out of service.",
+        code=ErrorCode.UPSTREAM_UNAVAILABLE,
+        charge=Charge.FREE,
+        # An SDK would wait in vain: only the operator can end this.
+        headers={"Retry-After": "60", "x-should-retry": "false"},
+        report=FailureReport(Reason.NO_ACCOUNT),
+    )
+
+
+def over_budget(model: str) -> UpstreamFailure:
+    """The budgets of all accounts that have the model are used up. No key's limit is reached."""
+    return UpstreamFailure(
+        f"The gateway's own budget for its accounts at upstream that have the model '{model}' is "
+        "used up. This concerns no limit of your key.",
+        code=ErrorCode.UPSTREAM_UNAVAILABLE,
+        charge=Charge.FREE,
+        headers={"Retry-After": str(MAX_RETRY_AFTER_SECONDS), "x-should-retry": "false"},
+        report=FailureReport(Reason.NO_ACCOUNT),
     )

@@ -30,6 +30,7 @@ from gateway.catalog import (
     TextSpec,
 )
 from gateway.limits import LIMITS, Limit
+from gateway.request.unchecked import MAX_N, MAX_NAME, MAX_PARTIAL_IMAGES
 
 Schema = dict[str, Any]
 
@@ -59,15 +60,44 @@ def generation_schemas(catalog: Catalog) -> dict[str, Schema]:
                 for id_, name in names.items()
             ),
             _without_model(catalog),
+            *([_without_row(catalog)] if catalog.may_have_others else []),
         ],
     }
     deployment = {
         "description": "A request for images of the deployment's model, whatever `model` says.",
         "type": "object",
-        "anyOf": [*map(reference, names.values())],
+        "anyOf": [
+            *map(reference, names.values()),
+            *([_UNCHECKED] if catalog.may_have_others else []),
+        ],
     }
     models = {names[model.id]: _model_schema(model, catalog) for model in catalog.models.values()}
     return {"GenerationRequest": request, "DeploymentRequest": deployment, **models}
+
+
+_UNCHECKED: Final[Schema] = {
+    "description": "A request that is forwarded unchecked, for a model without a row.",
+    "type": "object",
+    "properties": {
+        "n": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_N},
+        "stream": {"type": ["boolean", "null"]},
+        "partial_images": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "maximum": MAX_PARTIAL_IMAGES,
+        },
+    },
+}
+
+
+def _without_row(catalog: Catalog) -> Schema:
+    """A request for a model that the table does not have."""
+    name = {"type": "string", "minLength": 1, "maxLength": MAX_NAME, **_not_in([*catalog.models])}
+    return {
+        **_UNCHECKED,
+        "required": ["model"],
+        "properties": {"model": name, **_UNCHECKED["properties"]},
+    }
 
 
 def _without_model(catalog: Catalog) -> Schema:

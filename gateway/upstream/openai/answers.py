@@ -33,9 +33,15 @@ from gateway.upstream.openai.foreign_json import (
 _EXTRACT_FROM: Final = 4 * 1024
 """Characters. Longer base64 is extracted before the JSON around it is parsed."""
 
-_LONG_BASE64: Final = re.compile(
-    rb'"(?:b64_json"\s*:\s*"|url"\s*:\s*"(?=(?:\s|\\[nrtf])*[Dd][Aa][Tt][Aa]:))(?=[^"]{%d})'
-    % _EXTRACT_FROM
+
+def long_text(start: bytes) -> bytes:
+    """The pattern of a long string that begins like `start`, up to its first character."""
+    return rb'"(?=%b)(?=[^"]{%d})' % (start, _EXTRACT_FROM)
+
+
+_DATA_URL: Final = rb"(?:\s|\\[nrtf])*[Dd][Aa][Tt][Aa]:"
+LONG_BASE64: Final = re.compile(
+    rb'"(?:b64_json"\s*:\s*%b|url"\s*:\s*%b)' % (long_text(b""), long_text(_DATA_URL))
 )
 """The start of base64, also in a `data:` URL."""
 
@@ -71,9 +77,28 @@ def parse_answer(
     `UpstreamFailure` as `no_images` if there is no element. The format is
     `docs/reference/images-api.md#responses`.
     """
+    document, extracted = read_document(body, images=images)
+    return answer_of(document, extracted, images=images, upstream_request_id=upstream_request_id)
+
+
+def read_document(body: bytes | bytearray, *, images: int) -> tuple[dict[str, Any], Base64]:
+    """The JSON object of an answer, and the base64 that was extracted from it.
+
+    If it is too large to be read as a whole, the images that were asked for are still kept.
+    """
     shortened, extracted = extract_base64(body)
-    # If it is too large to be read as a whole, the images that were asked for are still kept.
     document = load_object(shortened) or load_object(_first_images(shortened, images))
+    return document, extracted
+
+
+def answer_of(
+    document: dict[str, Any],
+    extracted: Base64,
+    *,
+    images: int,
+    upstream_request_id: str | None,
+) -> UpstreamAnswer:
+    """The answer in a document, as `parse_answer`. The base64 in it is freed."""
     parsed, surplus = _parse_images(document, extracted, images=images)
     has_image = any(image.data or image.url for image in parsed)
     if not parsed or (not has_image and document.get("error")):
@@ -123,7 +148,9 @@ def no_images(document: Mapping[str, Any], *, upstream_request_id: str | None) -
     )
 
 
-def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, Base64]:
+def extract_base64(
+    body: bytes | bytearray, *, starts: re.Pattern[bytes] = LONG_BASE64
+) -> tuple[bytes | bytearray, Base64]:
     """The JSON with a placeholder for each long base64, and those by placeholder.
 
     Base64 has no meaning in JSON, so the parser need not check it as UTF-8 and copy it to text and
@@ -134,7 +161,7 @@ def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, Base64]:
     extracted: dict[str, memoryview] = {}
     start, room = 0, MAX_DOCUMENT_BYTES
     # Bounded, because a search holds the interpreter's lock.
-    while key := _LONG_BASE64.search(body, start, start + room + _EXTRACT_FROM):
+    while key := starts.search(body, start, start + room + _EXTRACT_FROM):
         end = body.find(b'"', key.end() + _EXTRACT_FROM)
         if end < 0:
             break
