@@ -21,6 +21,7 @@ from gateway.values import (
     parse_duration,
     parse_size,
 )
+from tests.rows import each_row
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "config" / "gateway.yaml"
@@ -302,8 +303,8 @@ def test_counts(written: object, count: int):
     assert parse_count(written) == count
 
 
-@pytest.mark.parametrize("parse", [parse_duration, parse_size, parse_count])
-@pytest.mark.parametrize(
+@each_row("parse", [parse_duration, parse_size, parse_count])
+@each_row(
     "written",
     [0, -1, True, None, "", "x", "nan", "inf", "9" * 400, float("nan"), float("inf"), [1], "1 2"],
 )
@@ -326,7 +327,7 @@ def test_an_invalid_address_is_refused(written: str):
 # ── errors ──────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("path", BAD_FILES, ids=lambda path: path.stem)
+@each_row("path", BAD_FILES, ids=lambda path: path.stem)
 def test_each_broken_file_is_refused_with_its_message(path: Path):
     """The first lines of each file are its message, with the file's plain name."""
     marks = [line for line in path.read_text().splitlines() if line.startswith("# expect: ")]
