@@ -35,6 +35,7 @@ from tests.gateways import (
     run_upstream,
 )
 from tests.http.test_store_down import folder_missing
+from tests.stores import usually_on
 
 SHUTDOWN = date(2030, 6, 1)
 FORWARDED, CACHED, REFUSED, GONE = (
@@ -214,6 +215,7 @@ async def test_the_date_passes_while_the_gateway_runs(pond: Pond) -> None:
     assert dates["gpt-image-2"] is None
 
 
+@usually_on("sqlite")
 async def test_upstream_that_does_not_know_the_model_makes_the_message_name_the_successor(
     pond: Pond,
 ) -> None:
@@ -258,6 +260,7 @@ async def test_what_arrived_before_the_date_is_not_sent_after_it(pond: Pond) -> 
     assert await pond.sent("a late grebe") == 0
 
 
+@usually_on("sqlite")
 async def test_an_alias_wins_and_a_default_model_retires_too(
     tmp_path: Path, store_url: str | None
 ) -> None:
