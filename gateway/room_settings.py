@@ -196,7 +196,8 @@ def tracing_settings(settings: Settings, worker: str) -> TracingSettings | None:
             "service.name": tracing.service_name,
             "service.instance.id": worker,
         },
-        upstream_url=settings.accounts[0].base_url,
+        # A purchase may go from one account to another; the requests inside of it name each.
+        upstream_url="" if settings.upstreams else settings.upstream.base_url,
     )
 
 
