@@ -415,6 +415,8 @@ class UpstreamFailure(GatewayError):
         self.upstream_request_id = upstream_request_id
         self.trace: str | None = None
         """The traceparent of the purchase that failed, if that is traced."""
+        self.upstream: str | None = None
+        """The name of the account that failed, if it is known."""
         if self.is_charged:
             self.forbid_retry()
 

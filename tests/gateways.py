@@ -47,8 +47,8 @@ from gateway.process.worker import open_sites
 from gateway.simulator import SimulatorSettings, create_simulator
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters
-from gateway.upstream.client import Pace
 from gateway.upstream.fetch import open_link_fetcher
+from gateway.upstream.observer import Pace
 from gateway.wiring.stores import DATABASE, open_store
 from tests.empty_store import place_empty_store
 from tests.forks import Fork, run_fork

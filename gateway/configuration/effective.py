@@ -37,23 +37,29 @@ def effective_settings(
 
 
 def _of_section(
-    section: Section, values: Expanded, file: Path, path: tuple[str, ...]
+    section: Section, values: Expanded, file: Path, path: tuple[str | int, ...]
 ) -> Iterator[EffectiveSetting]:
     shown = section.model_dump(mode="json")
     for key, name in zip(section.keys(), type(section).model_fields, strict=True):
         value, here = getattr(section, name), (*path, key)
         if isinstance(value, Section):
             yield from _of_section(value, values, file, here)
+        elif isinstance(value, tuple) and any(isinstance(item, Section) for item in value):
+            for index, item in enumerate(value):
+                yield from _of_section(item, values, file, (*here, index))
         # A row for each header: they may come from different places.
         elif isinstance(value, Mapping) and value:
-            for header in value:
-                yield _setting((*here, header), MASKED, values, file)
+            for name_there, item in value.items():
+                masked = MASKED if _is_secret(item) else item
+                yield _setting((*here, name_there), masked, values, file)
         else:
             yield _setting(here, MASKED if _is_secret(value) else shown[key], values, file)
 
 
-def _setting(path: tuple[str, ...], value: Any, values: Expanded, file: Path) -> EffectiveSetting:
-    key = ".".join(path)
+def _setting(
+    path: tuple[str | int, ...], value: Any, values: Expanded, file: Path
+) -> EffectiveSetting:
+    key = ".".join(map(str, path))
     if not _is_set(values.values, path):
         return EffectiveSetting(key, value, "default", None)
     origin = values.origin_of(path)
@@ -64,9 +70,12 @@ def _setting(path: tuple[str, ...], value: Any, values: Expanded, file: Path) ->
     return EffectiveSetting(key, value, "file", str(file))
 
 
-def _is_set(values: Any, path: tuple[str, ...]) -> bool:
+def _is_set(values: Any, path: tuple[str | int, ...]) -> bool:
     for key in path:
-        values = values.get(key) if isinstance(values, Mapping) else None
+        if isinstance(key, int):
+            values = values[key] if isinstance(values, list) else None
+        else:
+            values = values.get(key) if isinstance(values, Mapping) else None
     return values not in (None, "")
 
 

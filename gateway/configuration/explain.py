@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Final, TypeGuard
+from typing import Final, get_args
 
 from pydantic_core import ErrorDetails
 
@@ -12,6 +12,7 @@ from gateway.configuration.fields import UnshownValueError
 from gateway.configuration.settings import Section, Settings
 from gateway.values import nearest
 
+_ENTRY: Final = re.compile(r"^upstreams\.\d+\.")
 _QUOTATION: Final = re.compile(r"""; (?:'.*'|".*") is none""", re.DOTALL)
 """The part of a value that a parser refused. It may be the whole value, but for white space."""
 
@@ -22,6 +23,9 @@ def explain(error: ErrorDetails, *, is_secret: bool = False) -> str:
     The value is left out if it may be, or may contain, a secret.
     """
     key = ".".join(str(part) for part in error["loc"])
+    if not key:
+        # Of two sections together.
+        return f"expected {error.get('ctx', {}).get('error') or error['msg']}."
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"unknown key '{key}'. Did you mean '{_nearest_key(key)}'?"
     context = error.get("ctx", {})
@@ -34,22 +38,30 @@ def explain(error: ErrorDetails, *, is_secret: bool = False) -> str:
     if is_secret and not isinstance(expected, UnshownValueError):
         expected = _QUOTATION.sub("", str(expected))
     # A mapping may contain a secret further down.
-    is_mapping = isinstance(error["input"], dict)
+    given = error["input"]
+    is_mapping = isinstance(given, dict) or (
+        isinstance(given, list | tuple) and any(isinstance(item, dict) for item in given)
+    )
     is_shown = not (is_secret or is_mapping or isinstance(expected, UnshownValueError))
-    subject = f"{error['input']!r} is" if is_shown else "the value is"
+    subject = f"{given!r} is" if is_shown else "the value is"
     return f"{key}: {subject} not valid; expected {expected}."
 
 
 def _section_at(path: Sequence[int | str]) -> type[Section]:
     section: type[Section] = Settings
     for key in path:
-        annotation = section.model_fields[str(key)].annotation
-        section = annotation if _is_section(annotation) else section
+        if isinstance(key, str):
+            section = _section_of(section.model_fields[key].annotation) or section
     return section
 
 
 def _nearest_key(key: str) -> str | None:
     """A key with the same last part, else a similar one of the same section, else any."""
+    entry = _ENTRY.match(key)
+    if entry is not None:
+        # An entry of the list has the keys of the section for one account.
+        near = _nearest_key(f"upstream.{key[entry.end() :]}") or ""
+        return entry[0] + near.removeprefix("upstream.") if near.startswith("upstream.") else near
     known = list(_dotted_keys(Settings))
     section, _, name = key.rpartition(".")
     same_name = [other for other in known if other.rpartition(".")[2] == name]
@@ -63,9 +75,13 @@ def _dotted_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
     """Every key, as `section.key`."""
     for key, field in zip(section.keys(), section.model_fields.values(), strict=True):
         yield prefix + key
-        if _is_section(field.annotation):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _dotted_keys(field.annotation, f"{prefix}{key}.")
 
 
-def _is_section(annotation: object) -> TypeGuard[type[Section]]:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
+def _section_of(annotation: object) -> type[Section] | None:
+    """The section that a key holds, also if it holds a list of them."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None

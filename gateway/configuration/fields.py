@@ -10,6 +10,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
@@ -56,6 +57,8 @@ _GUESSABLE: Final = (
 """What examples write where a token belongs, and what comes to mind first, without separators."""
 
 AUTHORIZATION: Final = "Authorization"
+MAX_PRICE_FACTOR: Final = 1000
+MAX_BUDGET_USD: Final = 1_000_000_000
 
 # What the gateway sets itself, or the HTTP client for the message and the connection. And
 # Idempotency-Key: with a constant one, upstream would answer every purchase like the first.
@@ -238,6 +241,44 @@ def _check_header_name(name: object) -> None:
         raise UnshownValueError(f"names of headers; {name!r} is none")
     if name.lower() in _OWN_HEADERS:
         raise UnshownValueError(f"other headers than {name}, which cannot be set here")
+
+
+def parse_model_names(value: object) -> dict[str, str]:
+    """The models of an account by our name, with the name there; an empty one is the same."""
+    expected = "names of models with their names there, such as gpt-image-2: my-deployment"
+    if not isinstance(value, Mapping):
+        raise ValueError(expected)
+    names: dict[str, str] = {}
+    for ours, theirs in value.items():
+        found = ours if theirs in (None, "") else theirs
+        if not all(isinstance(name, str) and name.strip() for name in (ours, found)):
+            raise ValueError(f"{expected}; {ours!r}: {theirs!r} is none. Put numbers in quotes")
+        names[ours.strip()] = found.strip()
+    return names
+
+
+def parse_price_factor(value: object) -> Decimal:
+    """A decimal number from 0 to 1,000 with at most six places."""
+    try:
+        factor = Decimal("nan") if isinstance(value, bool) else Decimal(str(value).strip())
+    except InvalidOperation:
+        factor = Decimal("nan")
+    places = factor.as_tuple().exponent
+    if not factor.is_finite() or not 0 <= factor <= MAX_PRICE_FACTOR or int(places) < -6:
+        raise ValueError("a number such as 1.1, from 0 to 1000 with at most six decimal places")
+    return factor
+
+
+def parse_budget(value: object) -> int:
+    """US dollars, such as 250 or 0.5, as micro-dollars; 0 allows nothing."""
+    try:
+        usd = Decimal("nan") if isinstance(value, bool) else Decimal(str(value).strip())
+    except InvalidOperation:
+        usd = Decimal("nan")
+    micros = usd * 1_000_000
+    if not usd.is_finite() or not 0 <= usd <= MAX_BUDGET_USD or micros != int(micros):
+        raise ValueError("an amount in US dollars, 0 or more, such as 250 or 0.50")
+    return int(micros)
 
 
 def parse_redis_url(value: object) -> str:
@@ -469,6 +510,31 @@ AdminToken = Annotated[
 ]
 MetricsToken = Annotated[
     SecretStr, BeforeValidator(partial(parse_token, variable="GATEWAY_METRICS_TOKEN")), _as_text()
+]
+ModelNames = Annotated[
+    Mapping[str, str],
+    BeforeValidator(parse_model_names),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "null"]}}),
+]
+_DECIMAL = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "pattern": r"^\d+(?:\.\d{1,6})?$"},
+            {"type": "number", "minimum": 0},
+        ]
+    }
+)
+PriceFactor = Annotated[
+    Decimal,
+    BeforeValidator(parse_price_factor),
+    PlainSerializer(str, return_type=str),
+    _DECIMAL,
+]
+Budget = Annotated[
+    int,
+    BeforeValidator(parse_budget),
+    PlainSerializer(lambda micros: f"{Decimal(micros) / 1_000_000:f}", return_type=str),
+    _DECIMAL,
 ]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url), _as_text("^https?://")]
 RedisUrl = Annotated[SecretStr, BeforeValidator(parse_redis_url), _as_text("^(?:rediss?|unix)://")]

@@ -116,6 +116,8 @@ def _empty_or_reference_or(rule: dict[str, Any]) -> dict[str, Any]:
     if "$ref" in rule:
         return {"anyOf": [rule, {"type": "null"}]}
     about = {k: rule[k] for k in ("description", "default") if rule.get(k) is not None}
+    if rule.get("type") == "array" and "$ref" in rule.get("items", {}):
+        return about | {"anyOf": [{k: rule[k] for k in ("type", "items")}, {"type": "null"}]}
     if rule.get("type") == "object":
         names = {k: rule[k] for k in ("type", "additionalProperties")}
         return about | {"anyOf": [names, {"type": "null"}]}

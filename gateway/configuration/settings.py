@@ -6,11 +6,15 @@ are parsed is `fields`; which room gets which setting is `assembly`.
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     model_validator,
@@ -24,6 +28,7 @@ from gateway.configuration.fields import (
     AuthHeader,
     BaseUrl,
     BlobsUrl,
+    Budget,
     Bytes,
     BytesOrZero,
     CaFile,
@@ -37,7 +42,9 @@ from gateway.configuration.fields import (
     LabelNames,
     ListenAddress,
     MetricsToken,
+    ModelNames,
     Networks,
+    PriceFactor,
     ProxyUrl,
     Ratio,
     RedisUrl,
@@ -72,6 +79,10 @@ class Section(BaseModel):
         """The keys as spelled in the file, in order."""
         return tuple(field.alias or name for name, field in cls.model_fields.items())
 
+
+DEFAULT_GROUP: Final = "default"
+"""Of entries of `upstreams` that name none."""
+ACCOUNT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 _LISTEN_DEFAULT: Final = Address("127.0.0.1", 8080)
 
@@ -230,15 +241,45 @@ class BreakerSettings(Section):
     """How long the breaker stays open (503) before one request probes upstream."""
 
 
+class UpstreamLimits(Section):
+    """The budget of an account at upstream: what all keys together may spend there."""
+
+    usd_micros_per_day: Budget | None = Field(default=None, alias="usd_per_day")
+    """US dollars a day, as for keys; an account over its budget is passed over. Empty: no bound."""
+    usd_micros_per_week: Budget | None = Field(default=None, alias="usd_per_week")
+    """US dollars a week, from Monday. Empty: no bound."""
+    usd_micros_per_month: Budget | None = Field(default=None, alias="usd_per_month")
+    """US dollars a month. Empty: no bound."""
+
+
 class UpstreamSettings(Section):
-    """The OpenAI-compatible service that images are bought from."""
+    """A service that images are bought from: an account there."""
 
     base_url: BaseUrl = "https://api.fastapi.ai/v1"
     """The base URL of any OpenAI-compatible images API."""
     api_key: Secret | None = None
     """The team's real key; `gateway serve` needs it to start."""
     name: Text = "default"
-    """Part of every fingerprint: change it when base_url leads to another service."""
+    """The name of the account, in the ledger, the metrics and the log."""
+    group: Text | None = None
+    """Part of every fingerprint: accounts of one group share cached images. Empty: for upstream its
+    name, for an entry of upstreams 'default'."""
+    dialect: Text = "openai"
+    """The API that is spoken there: openai, azure, or a dialect of models.yaml."""
+    models: ModelNames = Field(default_factory=dict)
+    """The models that are bought here, with the name that each has there. Empty: every model,
+    under its own name."""
+    priority: CountOrZero = 1
+    """Accounts with the lowest number are asked first."""
+    weight: CountOrZero = 1
+    """The share of the purchases among accounts of one priority. 0: only after the others."""
+    images_per_minute: Count | None = None
+    """How many images the account makes a minute; further purchases queue. Empty: no bound."""
+    concurrent: Count | None = None
+    """How many purchases are at the account at once; further ones queue. Empty: no bound."""
+    price_factor: PriceFactor = Decimal(1)
+    """What every price of models.yaml is multiplied by for purchases here."""
+    limits: UpstreamLimits = Field(default_factory=UpstreamLimits)
     timeout_seconds: Seconds = Field(default=600.0, alias="timeout")
     """How long one purchase may take."""
     streams: Switch = True
@@ -331,6 +372,32 @@ class OpenTelemetrySettings(Section):
     """The share of the traces that begin at the gateway which is exported."""
 
 
+def _is_list(value: object) -> object:
+    if not isinstance(value, list | tuple):
+        raise ValueError("a list of accounts, each with a name: '- name: openai'")
+    return value
+
+
+def _name_once(upstreams: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
+    names = [one.name for one in upstreams]
+    for name in names:
+        if not ACCOUNT_NAME.fullmatch(name):
+            raise ValueError(
+                "names of 1 to 64 of the characters A-Z a-z 0-9 _ . -, beginning with a letter or "
+                f"digit; {name[:64]!r} is none"
+            )
+        if names.count(name) > 1:
+            raise ValueError(
+                f"a name of its own for each entry, but {name!r} is there {names.count(name)} times"
+            )
+    return upstreams
+
+
+Upstreams = Annotated[
+    tuple[UpstreamSettings, ...], BeforeValidator(_is_list), AfterValidator(_name_once)
+]
+
+
 class Settings(Section):
     """Settings of the image gateway. Workers read them once; a change needs a restart."""
 
@@ -338,6 +405,8 @@ class Settings(Section):
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
     upstream: UpstreamSettings = Field(default_factory=UpstreamSettings)
+    upstreams: Upstreams = ()
+    """Several accounts instead of upstream: a list whose entries have the keys of upstream."""
     cache: CacheSettings = Field(default_factory=CacheSettings)
     billing: BillingSettings = Field(default_factory=BillingSettings)
     rehost: RehostSettings = Field(default_factory=RehostSettings)
@@ -348,7 +417,32 @@ class Settings(Section):
     log_format: Literal["text", "json"] | None = None
     """The format of log lines; empty: text on a terminal, else json."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_upstream_or_upstreams(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("upstreams") and data.get("upstream"):
+            raise ValueError(
+                "either upstream, for one account, or upstreams, for several, but both have "
+                "values; move those of upstream into an entry of upstreams and delete the section"
+            )
+        return data
+
+    @property
+    def accounts(self) -> tuple[UpstreamSettings, ...]:
+        """The accounts that images are bought from: at least one. Each has its group."""
+        if not self.upstreams:
+            one = self.upstream
+            return (one.model_copy(update={"group": one.group or one.name}),)
+        return tuple(
+            one.model_copy(update={"group": one.group or DEFAULT_GROUP}) for one in self.upstreams
+        )
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long a purchase may take at any account."""
+        return max(account.timeout_seconds for account in self.accounts)
+
     @property
     def drain_seconds(self) -> float:
         """`drain_timeout`, or its default."""
-        return self.workers.drain_timeout_seconds or self.upstream.timeout_seconds
+        return self.workers.drain_timeout_seconds or self.timeout_seconds
