@@ -59,6 +59,7 @@ from gateway.proxy.interpret import Interpreter
 from gateway.proxy.recording import Recorder
 from gateway.proxy.request import Proxy
 from gateway.proxy.store_outage import StoreOutage
+from gateway.purchasing.account_queue import AccountQueue
 from gateway.purchasing.delivery import Delivery
 from gateway.purchasing.purchase import Purchases
 from gateway.purchasing.recovery import Recovery
@@ -66,6 +67,7 @@ from gateway.purchasing.request_search import RequestSearch
 from gateway.purchasing.settlement import Settlements
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.room_settings import (
+    account_rates,
     api_settings,
     capacities,
     client_settings,
@@ -106,6 +108,7 @@ class Gateway:
     tasks: OwnedTasks
     """Purchases, and other work that must not end with a request."""
     flights: Flights
+    account_queue: AccountQueue
     recovery: Recovery
     ledger: Ledger
     totals: Totals
@@ -277,6 +280,16 @@ def wire_gateway(
         is_breaker_open=lambda: client.is_breaker_open,
         observer=purchase_metrics,
     )
+    account_queue = AccountQueue(
+        store,
+        account_rates(settings),
+        worker=worker,
+        workers=settings.workers.count,
+        max_wait_seconds=settings.queue.max_wait_seconds,
+        observers={settings.upstream.name: purchase_metrics},
+        is_wanted=flights.is_wanted,
+    )
+    client.on_headers = partial(account_queue.note, settings.upstream.name)
     purchases = Purchases(
         purchase_settings(settings, worker),
         store,
@@ -285,6 +298,7 @@ def wire_gateway(
         health=upstream_health,
         unstored=unstored,
         tasks=tasks,
+        queue=account_queue,
     )
     recovery = Recovery(
         store,
@@ -379,6 +393,7 @@ def wire_gateway(
         books_memory=books_memory,
         tasks=tasks,
         flights=flights,
+        account_queue=account_queue,
         recovery=recovery,
         ledger=ledger,
         totals=totals,

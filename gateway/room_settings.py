@@ -5,6 +5,7 @@ Those of `wiring/` stand there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final
 
@@ -17,6 +18,7 @@ from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings
 from gateway.net.server_tls import TlsFiles
 from gateway.proxy.interpret import InterpreterSettings
+from gateway.purchasing.account_queue import Rate
 from gateway.purchasing.delivery import DeliverySettings
 from gateway.purchasing.purchase import PurchaseSettings
 from gateway.tasks import Capacity
@@ -102,6 +104,11 @@ def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
         dead_after_seconds=settings.workers.dead_after_seconds,
         stores_prompts=settings.cache.stores_prompts,
     )
+
+
+def account_rates(settings: Settings) -> Mapping[str, Rate]:
+    """The rate of each account at upstream."""
+    return {one.name: Rate(one.images_per_minute, one.concurrent) for one in settings.accounts}
 
 
 def delivery_settings(settings: Settings) -> DeliverySettings:

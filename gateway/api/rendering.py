@@ -25,6 +25,7 @@ CACHE_STATUS: Final = "Cache-Status"
 COST: Final = "x-gateway-cost-usd"
 SAVED: Final = "x-gateway-saved-usd"
 IMAGE_IDS: Final = "x-gateway-image-ids"
+QUEUE: Final = "x-gateway-queue"
 
 BYPASS: Final = "image-gateway; fwd=bypass"
 FORWARDED: Final = {
@@ -52,7 +53,11 @@ EVENT_FIELDS: Final = ("size", "quality", "background", "output_format")
 
 def context_headers(context: RequestContext) -> dict[str, str]:
     """The headers of every response to an image request, also of an error."""
-    headers = {**rate_headers(context.latest_limits), **_notice_header(context)}
+    headers = {
+        **rate_headers(context.latest_limits),
+        **_notice_header(context),
+        **_queue_header(context),
+    }
     if context.is_stored_result:
         headers["idempotent-replayed"] = "true"
     return headers
@@ -86,7 +91,7 @@ def early_headers(context: RequestContext) -> dict[str, str]:
             # Mostly the purchase is still running, and nothing is stored.
             forwarded = STORED[forwarded] if context.purchase.is_stored else forwarded
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
-    headers = {CACHE_STATUS: status, **_notice_header(context)}
+    headers = {CACHE_STATUS: status, **_notice_header(context), **_queue_header(context)}
     # The cost is not known yet. A follower pays nothing, and its savings are not known either.
     if context.purchase.has_begun:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
@@ -119,6 +124,11 @@ def notice_of(context: RequestContext) -> str:
 def _notice_header(context: RequestContext) -> dict[str, str]:
     notice = notice_of(context)
     return {"x-gateway-notice": notice} if notice else {}
+
+
+def _queue_header(context: RequestContext) -> dict[str, str]:
+    text = context.purchase.waiting.text
+    return {} if text is None else {QUEUE: text}
 
 
 def _cache_status(answer: Answer, context: RequestContext) -> str:

@@ -30,6 +30,7 @@ from gateway.store.commands import (
     CounterState,
     LostReservation,
     PeekCounters,
+    Place,
     Receive,
     Reservation,
     Reserve,
@@ -156,6 +157,7 @@ def reserve(
     worker: str,
     estimate: Amounts,
     payload: bytes,
+    place: Place | None = None,
 ) -> Result[Reservation]:
     """Reserves a purchase's estimate and opens its journal, or refuses."""
     return batch.add(
@@ -166,6 +168,7 @@ def reserve(
             payload,
             subjects=_prepared(principal).subjects,
             amounts=_by_unit(estimate),
+            place=place,
         )
     )
 

@@ -31,6 +31,7 @@ from gateway.catalog import Model
 from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
 from gateway.images import Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
+from gateway.purchasing.account_queue import AccountQueue, Waiting
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
@@ -38,7 +39,7 @@ from gateway.purchasing.lease import LeaseKeeper, LeaseTimes
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.store.batch import Batch
-from gateway.store.commands import Settlement
+from gateway.store.commands import Place, Settlement, Turn
 from gateway.store.protocol import Store
 from gateway.tasks import OwnedTasks
 from gateway.tracing import NO_SPAN, PurchaseSpan
@@ -89,6 +90,8 @@ class PurchaseSummary:
     upstream_seconds: float = 0.0
     """How long its purchases took at upstream, with all attempts and the download of links."""
     cost_micros: int = 0
+    waiting: Waiting = field(default_factory=Waiting)
+    """How its purchases wait for their turn at an account."""
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
     shadowed: list[quota.LimitState] = field(default_factory=list)
@@ -151,6 +154,7 @@ class Purchases:
         health: UpstreamHealth,
         unstored: UnstoredImages,
         tasks: OwnedTasks,
+        queue: AccountQueue,
     ) -> None:
         self._settings = settings
         self._health = health
@@ -159,6 +163,7 @@ class Purchases:
         self._settlements = settlements
         self._unstored = unstored
         self._tasks = tasks
+        self._queue = queue
         self._lease_times = LeaseTimes(
             reserved=RESERVED_LEASE_FACTOR * settings.dead_after_seconds,
             whole=settings.timeout_seconds + LEASE_MARGIN_SECONDS,
@@ -173,8 +178,10 @@ class Purchases:
         settled, at most `COMMIT_WAIT_SECONDS` later.
         """
         flight = order.traced(flight)
-        reserved = await self._reserve(order, flight, is_stored=True)
+        reserved, place, turn = await self._reserve(order, flight, is_stored=True)
         keeper = self._keep_lease(flight)
+        with keeper.stopping():
+            await self._take_turn(order, reserved, place, turn)
         async with self._settling_failures(order, reserved):
             with keeper.delivering():
                 delivered = await self._deliver(order, flight)
@@ -186,7 +193,8 @@ class Purchases:
 
     async def buy_unstored(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
         """Buys images for `no-store`, which are not stored. Raises as `buy`."""
-        reserved = await self._reserve(order, flight, is_stored=False)
+        reserved, place, turn = await self._reserve(order, flight, is_stored=False)
+        await self._take_turn(order, reserved, place, turn)
         async with self._settling_failures(order, reserved):
             delivered = await self._deliver(order, flight)
             received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
@@ -206,6 +214,15 @@ class Purchases:
         is back; if this worker dies first, they never are. Raises `UpstreamFailure`.
         """
         flight = order.traced(flight)
+        turn = self._queue.without_store(
+            self._settings.upstream_name, order.summary.waiting, images=len(flight.slots)
+        )
+        async with turn:
+            return await self._buy_without_store(order, flight, is_stored=is_stored)
+
+    async def _buy_without_store(
+        self, order: PurchaseOrder, flight: Flight, *, is_stored: bool
+    ) -> PurchasedImages:
         estimate = pricing.estimate(order.model, order.request, len(flight.slots)).amounts
         reserved = Reserved(
             flight.id,
@@ -240,8 +257,13 @@ class Purchases:
 
     # ── before anything is sent ─────────────────────────────────────────────────────────────
 
-    async def _reserve(self, order: PurchaseOrder, flight: Flight, *, is_stored: bool) -> Reserved:
-        """Reserves the estimate, opens the journal and renews the lease, if the flight has one."""
+    async def _reserve(
+        self, order: PurchaseOrder, flight: Flight, *, is_stored: bool
+    ) -> tuple[Reserved, Place | None, Turn]:
+        """Reserves the estimate, opens the journal and renews the lease, if the flight has one.
+
+        Returns also the place at the account, and whether the purchase has to wait there.
+        """
         estimate = pricing.estimate(order.model, order.request, len(flight.slots))
         reserved = Reserved(
             flight.id,
@@ -254,6 +276,9 @@ class Purchases:
             cached=tuple(order.cached.items()) if order.idempotent is not None else (),
         )
         batch = Batch(self._store)
+        place = self._queue.place(
+            self._settings.upstream_name, order.principal, images=len(flight.slots)
+        )
         reservation = quota.reserve(
             batch,
             order.principal,
@@ -261,13 +286,15 @@ class Purchases:
             worker=self._settings.worker,
             estimate=estimate.amounts,
             payload=reserved.encode(),
+            place=place,
         )
         lease = None
         if is_stored and not flight.is_unshared:
             lease = flight.renew(batch, seconds=self._lease_times.reserved)
         try:
             await batch.execute()
-            if reservation.value.denied is None:
+            turn = reservation.value.turn
+            if reservation.value.denied is None and turn.state != "refused":
                 if lease is not None and not lease.value:
                     raise _lease_lost()
                 # After the reservation: from now on the key depends on the journal alone.
@@ -287,12 +314,34 @@ class Purchases:
             raise quota.refuse_reservation(
                 order.principal, reservation.value, estimate.amounts, why=estimate.reason
             )
+        if turn.state == "refused":
+            raise self._queue.refusal(turn, order.summary.waiting)
         order.summary.has_begun = True
         order.summary.reserved_micros = estimate.amounts.usd_micros
         shadowed = quota.shadowed_by_reservation(order.principal, reservation.value)
         order.summary.shadowed += shadowed
         record = quota.flag_shadowed(reserved.record, shadowed)
-        return replace(reserved, record=record.but(time=reservation.value.reserved_at))
+        reserved = replace(reserved, record=record.but(time=reservation.value.reserved_at))
+        return reserved, place, turn
+
+    async def _take_turn(
+        self, order: PurchaseOrder, reserved: Reserved, place: Place | None, turn: Turn
+    ) -> None:
+        """Waits for the account. If the turn does not come, the purchase is released at 0."""
+        summary = order.summary
+        try:
+            await self._queue.wait(
+                reserved.purchase, place, turn, summary.waiting, is_stream=order.request.stream
+            )
+        except GatewayError:
+            # Nothing was bought: the request writes the record itself.
+            summary.has_begun, summary.reserved_micros = False, 0
+            cancelling = self._tasks.start(
+                retry_until_stored(partial(self._cancel, reserved)),
+                name=f"cancel {reserved.purchase}",
+            )
+            summary.settling.append(cancelling)
+            raise
 
     async def _cancel(self, reserved: Reserved) -> None:
         batch = Batch(self._store)

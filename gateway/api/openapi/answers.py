@@ -276,7 +276,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
     "FoundPurchase": _object(
         {
             "id": _TEXT,
-            "state": {"enum": ["reserved", "received"]},
+            "state": {"enum": ["queued", "reserved", "received"]},
             "since": _TIME_OR_NULL,
             "worker": _TEXT,
             "reserved_usd": _USD,
@@ -530,6 +530,8 @@ HEADERS: Final[Mapping[str, str]] = {
     "x-gateway-cost-usd": "US dollars that this request was charged, with six decimals.",
     "x-gateway-reserved-usd": "In place of the cost on a live stream: the most that it can be.",
     "x-gateway-saved-usd": "The original cost of the images that were not bought.",
+    "x-gateway-queue": "How long the purchase waited for an account of upstream, or its place in "
+    "the queue.",
     "x-gateway-notice": "What the gateway did or did not do although a header asked for it.",
     "idempotent-replayed": "`true` if this is the stored result of an Idempotency-Key.",
     "Preference-Applied": "`dry-run` if nothing was bought.",
