@@ -72,6 +72,7 @@ from gateway.room_settings import (
     capacities,
     client_settings,
     delivery_settings,
+    dialect_of,
     fetch_settings,
     interpreter_settings,
     ledger_settings,
@@ -92,6 +93,7 @@ from gateway.webhooks.sender import GuardedHttp, Sender, open_http
 from gateway.wiring.access import wire_access
 from gateway.wiring.books import focus_settings, report_settings, totals_settings
 from gateway.wiring.cache import Cache, wire_cache
+from gateway.wiring.policy import ServedPolicySource
 from gateway.wiring.stores import open_store
 from gateway.wiring.verification import create_verification
 
@@ -140,12 +142,16 @@ async def open_gateway(
     *,
     open_links: OpenLinks = open_link_fetcher,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Gateway]:
-    """Everything that one worker needs, wired, without its background jobs."""
+    """Everything that one worker needs, wired, without its background jobs.
+
+    `clock` are Unix seconds, by which requests are dated and models retire.
+    """
     metrics, health, worker = Metrics(), Health(), create_worker_name()
     purchase_metrics = metrics.upstream.purchases_from(settings.upstream.name)
     metrics.process.configured.set(settings.workers.count)
-    policy = create_policy(source, metrics)
+    policy = create_policy(ServedPolicySource(source, settings), metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
         # First, so that it is closed last: purchases end while the rest closes.
@@ -165,7 +171,10 @@ async def open_gateway(
         )
         client = await stack.enter_async_context(
             open_client(
-                client_settings(settings), observer=purchase_metrics, tracer=tracer or NO_TRACER
+                client_settings(settings),
+                dialect=dialect_of(settings.accounts[0], lambda: policy().catalog),
+                observer=purchase_metrics,
+                tracer=tracer or NO_TRACER,
             )
         )
         http = await stack.enter_async_context(open_http(sender_settings(settings)))
@@ -184,6 +193,7 @@ async def open_gateway(
             tracer=tracer,
             tls=tls,
             inspection=inspection,
+            clock=clock,
         )
         # If the bytes are not in this store, evicting images still frees entries in Redis, but
         # nothing on a disk.
@@ -208,6 +218,7 @@ def wire_gateway(
     tracer: Tracer | None = None,
     tls: ServerTls | None = None,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> Gateway:
     """Constructs every component, in the order of their dependencies.
 
@@ -321,7 +332,7 @@ def wire_gateway(
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
         tracer=tracer or NO_TRACER,
-        clock=time.time,
+        clock=clock,
     )
     idempotent_images = IdempotentImages(
         IdempotencyKeys(store, tasks), images, cache.image_cache, tasks, waiting=waiting
@@ -341,7 +352,7 @@ def wire_gateway(
         images,
         idempotent_images=idempotent_images,
         store_outage=store_outage,
-        recorder=Recorder(ledger, metrics, time.time, on_refused=alert_watch.note_refusal),
+        recorder=Recorder(ledger, metrics, clock, on_refused=alert_watch.note_refusal),
     )
     services = Services(
         api_settings(settings),
@@ -383,7 +394,7 @@ def wire_gateway(
         overview_caches=OverviewCaches(),
         tracer=tracer,
         body_thread=body_thread,
-        clock=time.time,
+        clock=clock,
     )
     return Gateway(
         services,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
@@ -21,6 +21,9 @@ from gateway.values import UNIT_SECONDS
 MAX_SLOTS: Final = 64
 """Images that one entry can have: slots 0 … 63, see `docs/reference/cache.md#slots`."""
 
+MAX_UNCHECKED_IMAGES: Final = 16
+"""Images of one answer that are kept for a model without a row, even if fewer were requested."""
+
 MAX_AGE_SECONDS: Final = 2**31
 """The longest time that a cache counts: RFC 9111 §1.2.2 reads any longer one as this."""
 
@@ -29,6 +32,9 @@ IDENTITIES: Final = ("user", "safety_identifier")
 neither its fingerprint nor what is kept of an answer has them."""
 
 _WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
+
+ParameterValue: TypeAlias = str | int | float | Mapping[str, Any]
+"""A checked parameter in its one spelling. A boolean is an `int`, an object has fields of these."""
 
 T = TypeVar("T")
 
@@ -44,13 +50,25 @@ def decode_fields(kind: type[T], data: Mapping[str, Any]) -> T:
 
 
 @dataclass(frozen=True, slots=True)
+class UncheckedBody:
+    """The body of a request for a model without a row, which is forwarded as it came."""
+
+    members: Mapping[str, str]
+    """JSON text by name, without `model`, `n`, `stream` and `partial_images`."""
+    canonical: str
+    """All that may change the image, as canonical JSON: equal bodies have the same."""
+    n: str | None = None
+    """`n` as the client wrote it; None if it was omitted."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRequest:
     """One valid request, every default resolved, nothing coerced, the prompt verbatim."""
 
     model: str
     prompt: str
     n: int = 1
-    parameters: Mapping[str, str | int] = field(default_factory=lambda: MappingProxyType({}))
+    parameters: Mapping[str, ParameterValue] = field(default_factory=lambda: MappingProxyType({}))
     """Those that change the image and differ from their default: size, quality, style, …"""
     response_format: str = "b64_json"
     """`b64_json` or `url`."""
@@ -64,8 +82,24 @@ class ImageRequest:
     partial_images: int = 0
     variation: int = 0
     """The first requested slot."""
+    defaults: Mapping[str, Any] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False, repr=False
+    )
+    """What omitted parameters of the image mean for the model. Services with other defaults are
+    sent these."""
     trace: TraceContext = NO_TRACE_CONTEXT
     """Of the client's request that is bought for. Forwarded, but no part of the fingerprint."""
+    asked_model: str | None = None
+    """The alias that the client asked for; None if it asked for `model`."""
+    unchecked: UncheckedBody | None = None
+    """Of a model without a row. Its `parameters` are empty, and `prompt` if that is no text."""
+
+    def max_images(self, requested: int) -> int:
+        """How many images of an answer are kept if `requested` were requested.
+
+        A model without a row may bring more than `n` says, by parameters of its own.
+        """
+        return requested if self.unchecked is None else max(requested, MAX_UNCHECKED_IMAGES)
 
     @property
     def slots(self) -> Sequence[int]:
@@ -122,11 +156,33 @@ class Usage:
     """Upstream counted cached input tokens. Only then does an answer show them."""
     has_cached_details: bool = False
     """Upstream split its cached tokens. Only then does an answer show the split."""
+    svg_model: str = ""
+    """The text model that wrote the SVG image, as upstream's `svg_usage` names it."""
+    svg_in: int = 0
+    svg_out: int = 0
+    svg_reasoning: int = 0
+    svg_reasoning_apart: bool = False
+    """The reasoning tokens are not among `svg_out`, but besides."""
 
     @property
     def total(self) -> int:
-        """All tokens, in and out."""
+        """All tokens of the image model, in and out."""
         return self.text_in + self.image_in + self.image_out + self.text_out
+
+    @property
+    def svg_charged_out(self) -> int:
+        """What the text model wrote, with its reasoning."""
+        return self.svg_out + (self.svg_reasoning if self.svg_reasoning_apart else 0)
+
+    @property
+    def svg_total(self) -> int:
+        """All tokens of the text model, in and out."""
+        return self.svg_in + self.svg_charged_out
+
+    @property
+    def charged(self) -> int:
+        """All tokens of both models."""
+        return self.total + self.svg_total
 
     def shares(self, count: int) -> list[Usage]:
         """`count` integer shares, as even as possible, whose sum is this usage."""
@@ -144,6 +200,9 @@ class Usage:
                 text_out=split(self.text_out, i),
                 cached_text_in=split(self.cached_text_in, i),
                 cached_image_in=split(self.cached_image_in, i),
+                svg_in=split(self.svg_in, i),
+                svg_out=split(self.svg_out, i),
+                svg_reasoning=split(self.svg_reasoning, i),
             )
             for i in range(count)
         ]
@@ -154,6 +213,8 @@ class Usage:
             has_output_details=self.has_output_details,
             has_cached=self.has_cached,
             has_cached_details=self.has_cached_details,
+            svg_model=self.svg_model,
+            svg_reasoning_apart=self.svg_reasoning_apart,
         )
 
     @staticmethod
@@ -172,6 +233,11 @@ class Usage:
             has_output_details=any(u.has_output_details for u in usages),
             has_cached=any(u.has_cached for u in usages),
             has_cached_details=any(u.has_cached_details for u in usages),
+            svg_model=next((u.svg_model for u in usages if u.svg_model), ""),
+            svg_in=sum(u.svg_in for u in usages),
+            svg_out=sum(u.svg_out for u in usages),
+            svg_reasoning=sum(u.svg_reasoning for u in usages),
+            svg_reasoning_apart=any(u.svg_reasoning_apart for u in usages),
         )
 
 
@@ -184,8 +250,9 @@ class Image:
     digest: str
     """SHA-256 of the bytes, hex."""
     format: str
-    """`png`, `jpeg` or `webp`, read from the bytes."""
+    """One of `imagefile.check.MEDIA_TYPES`, read from the bytes."""
     width: int
+    """Pixels; 0 for an SVG that has no size of its own, as is the height."""
     height: int
     size_bytes: int
     created_at: float
@@ -204,16 +271,30 @@ class Image:
     """Those of the model's `answer_fields` that upstream's answer had. Not named `extra`: under
     that name older gateways stored all further keys, also those that name the buyer."""
     model: str = ""
+    beside: str | None = None
+    """The id of the requested image beside which it came, beyond `n`. They are served together."""
     transcoded_from: str | None = None
     """The digest of the image that it was transcoded from; None if it was bought."""
+    active: tuple[str, ...] = ()
+    """Of an SVG: what a browser could run or load, see `docs/security.md`."""
+
+    @property
+    def size_text(self) -> str:
+        """WIDTHxHEIGHT of the bytes; empty for an SVG without a size."""
+        return f"{self.width}x{self.height}" if self.width else ""
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Image:
         """An image from its JSON object in the store."""
-        usage = data.get("usage")
-        return decode_fields(
-            Image, {**data, "usage": decode_fields(Usage, usage) if usage else None}
-        )
+        usage = decode_fields(Usage, data["usage"]) if data.get("usage") else None
+        active = tuple(data.get("active", ()))
+        return decode_fields(Image, {**data, "usage": usage, "active": active})
+
+
+def with_those_beside(images: Mapping[int, Image], slots: Collection[int]) -> list[int]:
+    """Those of `slots` that have an image, and the slots of images that came beside one of them."""
+    ids = {images[slot].id for slot in slots if slot in images}
+    return [slot for slot, image in images.items() if slot in slots or image.beside in ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +333,8 @@ class UpstreamAnswer:
     upstream_request_id: str | None = None
     surplus: int = 0
     """How many more images it has than were asked for. They are neither read nor charged."""
+    cost_picos: int | None = None
+    """What upstream says that it charged, in millionths of a micro-dollar; None if it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,6 +569,8 @@ class Record(NamedTuple):
     """Whose limit that is: `key:NAME`, `team:NAME` or `everyone`."""
     followed: str | None = None
     """Of a follower: the id of the purchase that it followed, of several the last one."""
+    asked_model: str | None = None
+    """The alias that the client asked for, which `model` served; None if it asked for `model`."""
 
     def encode(self) -> bytes:
         """The record's bytes in the ledger: JSON without what `decode` adds."""

@@ -5,7 +5,7 @@ Those of `wiring/` stand there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final
 
@@ -13,9 +13,10 @@ from pydantic import SecretStr
 
 from gateway.api.services import ApiSettings
 from gateway.billing.ledger import LedgerSettings
+from gateway.catalog import BUILT_IN_DIALECTS, Catalog
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.fields import token_weakness
-from gateway.configuration.settings import Settings
+from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.net.server_tls import TlsFiles
 from gateway.proxy.interpret import InterpreterSettings
 from gateway.purchasing.account_queue import Rate
@@ -23,6 +24,8 @@ from gateway.purchasing.delivery import DeliverySettings
 from gateway.purchasing.purchase import PurchaseSettings
 from gateway.tasks import Capacity
 from gateway.tracing import TracingSettings
+from gateway.upstream.dialect import Dialect
+from gateway.upstream.dialects import create_dialect
 from gateway.upstream.fetch import FetchSettings
 from gateway.upstream.session import ClientSettings
 from gateway.webhooks.sender import SenderSettings
@@ -118,6 +121,32 @@ def delivery_settings(settings: Settings) -> DeliverySettings:
         max_pixels=settings.cache.max_pixels,
         streams=settings.upstream.streams,
     )
+
+
+def dialect_of(account: UpstreamSettings, catalog: Callable[[], Catalog]) -> Dialect:
+    """The dialect of an account, with the rows of the current catalog. Raises `CatalogError`."""
+    return create_dialect(
+        account.dialect, catalog, base_url=account.base_url, api_version=account.api_version
+    )
+
+
+def serves(
+    account: UpstreamSettings, settings: Settings, catalog: Callable[[], Catalog]
+) -> Callable[[str], bool]:
+    """Which models an account has that lists none: those of the service whose dialect it speaks.
+
+    Models without a service, and without a row, are OpenAI's and Azure's, or those of any account
+    if none speaks a dialect of these two.
+    """
+    openais = {one.dialect for one in settings.accounts} & set(BUILT_IN_DIALECTS)
+
+    def has(model: str) -> bool:
+        row = catalog().models.get(model)
+        if row is not None and row.service is not None:
+            return row.service == account.dialect
+        return account.dialect in openais or not openais
+
+    return has
 
 
 def client_settings(settings: Settings) -> ClientSettings:

@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -31,8 +31,9 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web, web_app
+from yarl import URL
 
-from gateway.access.policy import Policy, parse_policy
+from gateway.access.policy import Policy, PolicySource, parse_policy
 from gateway.assembly import Gateway, OpenLinks
 from gateway.billing.ledger import Ledger
 from gateway.catalog import Catalog
@@ -45,6 +46,7 @@ from gateway.process.bootstrap import prepare
 from gateway.process.listener import bind_listeners
 from gateway.process.worker import open_sites
 from gateway.simulator import SimulatorSettings, create_simulator
+from gateway.simulator.profiles import PROFILES
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters
 from gateway.upstream.fetch import open_link_fetcher
@@ -108,7 +110,7 @@ class Upstream:
 
     @property
     def root(self) -> str:
-        return self.base_url.removesuffix("/v1")
+        return str(URL(self.base_url).origin())
 
     async def calls(self) -> list[dict[str, Any]]:
         """The requests received since the start or the last `forget`, oldest first."""
@@ -294,9 +296,28 @@ def _read_policy(models: Path, *_state: int) -> Policy:
 SHIPPED = PolicyFile(CONFIG / "models.yaml")
 
 
+@dataclass
+class GivenPolicy:
+    """A policy that a test gives, and may change while the gateway runs."""
+
+    models: Mapping[str, Any]
+    """As in `models.yaml`."""
+    access: Mapping[str, Any] = field(default_factory=dict)
+
+    def read_policy(self) -> Policy:
+        return parse_policy(self.models, self.access, file="models.yaml", access_file="access.yaml")
+
+    def policy_state(self) -> object:
+        return id(self.models), id(self.access)
+
+
 @asynccontextmanager
 async def run_gateway(
-    settings: Settings, *, policy: PolicyFile = SHIPPED, open_links: OpenLinks = open_link_fetcher
+    settings: Settings,
+    *,
+    policy: PolicySource = SHIPPED,
+    open_links: OpenLinks = open_link_fetcher,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[InProcess]:
     """Runs a gateway in this process, on a free port for each of its addresses."""
     if settings.store.redis_url is None:
@@ -309,7 +330,7 @@ async def run_gateway(
     ):
         async with (
             aiohttp.ClientSession(connector=_trusting_connector()) as session,
-            open_running_gateway(settings, policy, open_links=open_links) as gateway,
+            open_running_gateway(settings, policy, open_links=open_links, clock=clock) as gateway,
             open_sites(settings, gateway, listeners) as sites,
         ):
             for site in sites:
@@ -355,7 +376,9 @@ async def run_upstream(catalog: Catalog | None = None, /, **given: Any) -> Async
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         async with aiohttp.ClientSession() as session:
-            yield Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", session, gate)
+            base_path = PROFILES[settings.profile].base_path
+            base_url = f"http://127.0.0.1:{runner.addresses[0][1]}{base_path}"
+            yield Upstream(base_url, session, gate)
     finally:
         await runner.cleanup()
 

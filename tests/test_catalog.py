@@ -53,7 +53,7 @@ def test_the_shipped_table_has_all_models_in_order():
 def test_the_shipped_defaults_for_an_omitted_model():
     catalog = shipped_catalog()
     assert catalog.default_model == "dall-e-2"
-    assert catalog.default_gpt_model == "gpt-image-1.5"
+    assert catalog.default_gpt_model == "gpt-image-2"
     assert catalog.unknown_models == "reject"
 
 
@@ -142,8 +142,8 @@ G2 = "models/gpt-image-2"
         ),
         (
             "unknown_models",
-            "passthrough",
-            "models.yaml: unknown_models: Input should be 'reject'",
+            "forward",
+            "models.yaml: unknown_models: Input should be 'reject' or 'passthrough'",
         ),
         (
             "default_model",

@@ -104,12 +104,14 @@ def declared_id(name: str) -> str:
     return f"key_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
 
-def parse_access(data: Mapping[str, Any], *, file: str, models: Collection[str]) -> AccessFile:
+def parse_access(
+    data: Mapping[str, Any], *, file: str, models: Collection[str], has_others: bool = False
+) -> AccessFile:
     """What `data` declares, read from `file`. Raises `AccessFileError`, which names both.
 
-    `models` are those that there are.
+    `models` are those that there are; with `has_others` any other name may be one too.
     """
-    parser = _Parser(file, models)
+    parser = _Parser(file, models, has_others)
     parser.check_names("", data, _SECTIONS)
     keys = parser.keys(data.get("keys"))
     everyone = data.get("everyone")
@@ -128,6 +130,7 @@ def parse_access(data: Mapping[str, Any], *, file: str, models: Collection[str])
 class _Parser:
     file: str
     models: Collection[str]
+    has_others: bool
 
     # ── everyone and teams ──────────────────────────────────────────────────────────────────
 
@@ -302,7 +305,7 @@ class _Parser:
 
     def check_models(self, where: str, models: Collection[str]) -> None:
         for model in models:
-            if model not in self.models:
+            if model not in self.models and not self.has_others:
                 self.fail_for(f"{where}.models", model, self.models)
 
     def fail_for(self, where: str, value: object, known: Collection[str]) -> NoReturn:

@@ -55,7 +55,9 @@ def parse_policy(
     Raises `CatalogError` and `AccessFileError`, which name the file and the key.
     """
     catalog = parse_catalog(models, file=file)
-    declared = parse_access(access or {}, file=access_file, models=catalog.models)
+    declared = parse_access(
+        access or {}, file=access_file, models=catalog.names, has_others=catalog.may_have_others
+    )
     return Policy(catalog, declared)
 
 

@@ -26,6 +26,8 @@ COST: Final = "x-gateway-cost-usd"
 SAVED: Final = "x-gateway-saved-usd"
 IMAGE_IDS: Final = "x-gateway-image-ids"
 QUEUE: Final = "x-gateway-queue"
+MODEL: Final = "x-gateway-model"
+RETIRES: Final = "x-gateway-model-retires"
 
 BYPASS: Final = "image-gateway; fwd=bypass"
 FORWARDED: Final = {
@@ -57,6 +59,7 @@ def context_headers(context: RequestContext) -> dict[str, str]:
         **rate_headers(context.latest_limits),
         **_notice_header(context),
         **_queue_header(context),
+        **_model_headers(context),
     }
     if context.is_stored_result:
         headers["idempotent-replayed"] = "true"
@@ -91,7 +94,12 @@ def early_headers(context: RequestContext) -> dict[str, str]:
             # Mostly the purchase is still running, and nothing is stored.
             forwarded = STORED[forwarded] if context.purchase.is_stored else forwarded
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
-    headers = {CACHE_STATUS: status, **_notice_header(context), **_queue_header(context)}
+    headers = {
+        CACHE_STATUS: status,
+        **_notice_header(context),
+        **_queue_header(context),
+        **_model_headers(context),
+    }
     # The cost is not known yet. A follower pays nothing, and its savings are not known either.
     if context.purchase.has_begun:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
@@ -129,6 +137,16 @@ def _notice_header(context: RequestContext) -> dict[str, str]:
 def _queue_header(context: RequestContext) -> dict[str, str]:
     text = context.purchase.waiting.text
     return {} if text is None else {QUEUE: text}
+
+
+def _model_headers(context: RequestContext) -> dict[str, str]:
+    """Which model serves an alias, and when the model is shut down."""
+    headers = {}
+    if context.served_by is not None:
+        headers[MODEL] = context.served_by
+    if context.retires is not None:
+        headers[RETIRES] = context.retires.isoformat()
+    return headers
 
 
 def _cache_status(answer: Answer, context: RequestContext) -> str:
@@ -248,7 +266,21 @@ def _usage(answer: Answer, *, reports_all_usage: bool) -> dict[str, Any]:
             "text_tokens": usage.text_out,
         }
     fields["total_tokens"] = usage.total
-    return {"usage": fields}
+    return {"usage": fields, **_svg_usage(usage)}
+
+
+def _svg_usage(usage: Usage) -> dict[str, Any]:
+    """`svg_usage`, as upstream reports the text model of an SVG image; else empty."""
+    if not usage.svg_model:
+        return {}
+    fields = {
+        "model": usage.svg_model,
+        "input_tokens": usage.svg_in,
+        "output_tokens": usage.svg_out,
+        "reasoning_tokens": usage.svg_reasoning,
+        "total_tokens": usage.svg_total,
+    }
+    return {"svg_usage": fields}
 
 
 # ── events ──────────────────────────────────────────────────────────────────────────────────

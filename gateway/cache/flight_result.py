@@ -9,7 +9,7 @@ from gateway.cache.entries import CachedImage, read_slot
 from gateway.cache.flight_events import FlightEnd, PurchasedImages
 from gateway.cache.unstored_images import UnstoredImage
 from gateway.errors import GatewayError
-from gateway.images import Image
+from gateway.images import Image, with_those_beside
 from gateway.store.commands import LeaseResult
 
 
@@ -98,9 +98,8 @@ class FlightResult:
             self.emptied |= left_empty
 
     def _add(self, purchased: PurchasedImages, slots: Iterable[int], filled: set[int]) -> None:
-        for slot in slots:
-            if (image := purchased.images.get(slot)) is None:
-                continue
+        for slot in with_those_beside(purchased.images, set(slots)):
+            image = purchased.images[slot]
             self.images[slot] = image
             filled.add(slot)
             if image.digest in purchased.data:

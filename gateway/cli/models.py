@@ -11,10 +11,11 @@ from gateway.values import nearest
 
 
 def check_models(configuration: Configuration, models: Iterable[str]) -> None:
-    """Ends the command with a message for a model that does not exist."""
-    known = configuration.read_policy().catalog.models
+    """Ends the command with a message for a model that cannot exist."""
+    catalog = configuration.read_policy().catalog
+    known = catalog.names
     for model in models:
-        if model not in known:
+        if not catalog.may_exist(model):
             raise click.ClickException(
                 f"Unknown model '{model}'. Did you mean '{nearest(model, known)}'? Known models: "
                 f"{', '.join(sorted(known))}."

@@ -10,6 +10,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from ipaddress import ip_network
@@ -57,6 +58,7 @@ _GUESSABLE: Final = (
 """What examples write where a token belongs, and what comes to mind first, without separators."""
 
 AUTHORIZATION: Final = "Authorization"
+_API_VERSION: Final = re.compile(r"api-version=[\w.-]{1,64}", re.ASCII)
 MAX_PRICE_FACTOR: Final = 1000
 MAX_BUDGET_USD: Final = 1_000_000_000
 
@@ -160,13 +162,18 @@ def token_weakness(token: str) -> str | None:
 
 
 def parse_base_url(value: object) -> str:
-    """An HTTP URL without query and credentials; a trailing slash is removed."""
+    """An HTTP URL without credentials; a trailing slash is removed.
+
+    Azure's may have the query `api-version=…`, which every request then has. There is no other one.
+    """
     expected = "an address such as https://api.example.com/v1, without user and query"
     # A URL with a user may contain a password, which the message must not show.
     if "@" in str(value):
         raise UnshownValueError(expected)
     parts = _split_url(value)
-    if parts is None or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+    if parts is None or parts.scheme not in ("http", "https") or parts.fragment:
+        raise ValueError(expected)
+    if parts.query and not _API_VERSION.fullmatch(parts.query):
         raise ValueError(expected)
     return parts.geturl().rstrip("/")
 
@@ -255,6 +262,24 @@ def parse_model_names(value: object) -> dict[str, str]:
             raise ValueError(f"{expected}; {ours!r}: {theirs!r} is none. Put numbers in quotes")
         names[ours.strip()] = found.strip()
     return names
+
+
+def parse_shutdown_dates(value: object) -> dict[str, date | None]:
+    """The dates by model, such as 2027-04-07; None for a model whose end is not announced."""
+    expected = "names of models with a date, such as gpt-image-1-mini: 2027-04-07, or without one"
+    if not isinstance(value, Mapping):
+        raise ValueError(expected)
+    dates: dict[str, date | None] = {}
+    for model, day in value.items():
+        try:
+            found = date.fromisoformat(day.strip()) if isinstance(day, str) and day else day or None
+        except ValueError:
+            found = day
+        is_date = isinstance(found, date) and not isinstance(found, datetime)
+        if not isinstance(model, str) or not (found is None or is_date):
+            raise ValueError(f"{expected}; {model!r}: {day!r} is none")
+        dates[model.strip()] = found
+    return dates
 
 
 def parse_price_factor(value: object) -> Decimal:
@@ -514,6 +539,11 @@ MetricsToken = Annotated[
 ModelNames = Annotated[
     Mapping[str, str],
     BeforeValidator(parse_model_names),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "null"]}}),
+]
+ShutdownDates = Annotated[
+    Mapping[str, date | None],
+    BeforeValidator(parse_shutdown_dates),
     WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "null"]}}),
 ]
 _DECIMAL = WithJsonSchema(

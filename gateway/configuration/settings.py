@@ -50,6 +50,7 @@ from gateway.configuration.fields import (
     RedisUrl,
     Seconds,
     Secret,
+    ShutdownDates,
     SigningKeys,
     Switch,
     Text,
@@ -269,6 +270,9 @@ class UpstreamSettings(Section):
     models: ModelNames = Field(default_factory=dict)
     """The models that are bought here, with the name that each has there. Empty: every model,
     under its own name."""
+    shutdown: ShutdownDates = Field(default_factory=dict)
+    """When models are shut down here, where that is another day than in models.yaml. Without a day:
+    not announced."""
     priority: CountOrZero = 1
     """Accounts with the lowest number are asked first."""
     weight: CountOrZero = 1
@@ -285,8 +289,12 @@ class UpstreamSettings(Section):
     streams: Switch = True
     """Whether an image for a client that asked for a stream is bought as a stream. False: it is
     bought plain, and the client gets one completed event."""
-    auth_header: AuthHeader = AUTHORIZATION
-    """The header that carries the key: Authorization as 'Bearer …', any other (api-key) bare."""
+    api_version: Text | None = None
+    """Of dialect azure: the api-version of every request. Empty: that of base_url's query, else a
+    current one."""
+    auth_header: AuthHeader | None = None
+    """The header that carries the key: Authorization as 'Bearer …', any other (api-key) bare.
+    Empty: as the dialect has it, which is Authorization unless it is azure."""
     headers: Headers = Field(default_factory=dict)
     """Additional headers of every request to upstream, by name; their values are secrets."""
     proxy: ProxyUrl | None = None
@@ -297,8 +305,9 @@ class UpstreamSettings(Section):
 
     @model_validator(mode="after")
     def _sends_each_header_once(self) -> UpstreamSettings:
-        if self.auth_header.lower() in {name.lower() for name in self.headers}:
-            raise ValueError(f"headers without {self.auth_header}, which is the auth_header")
+        own = self.auth_header or AUTHORIZATION
+        if own.lower() in {name.lower() for name in self.headers}:
+            raise ValueError(f"headers without {own}, which is the auth_header")
         return self
 
 

@@ -46,6 +46,7 @@ from gateway.store.handshake import (
 )
 from gateway.upstream.fetch import FetchSettings, open_link_fetcher
 from gateway.wiring.cache import Cache, open_cache
+from gateway.wiring.policy import served_policy
 from gateway.wiring.stores import open_existing_store, open_store
 
 MAX_CLOCK_DIFFERENCE_SECONDS: Final = 2.0
@@ -75,7 +76,8 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
 
     Uses the store of a running gateway and never creates one.
     """
-    settings, policy = configuration.read_settings(), configuration.read_policy()
+    settings = configuration.read_settings()
+    policy = served_policy(configuration.read_policy(), settings)
     files = configuration.files
     return [
         Finding("configuration", "ok", f"{files.gateway}, {files.models}"),
@@ -89,7 +91,7 @@ async def examine_settings(settings: Settings, catalog: Catalog | None) -> Seque
     findings = [
         *on_store,
         *await _examine_images(settings),
-        await check_upstream(settings),
+        await check_upstream(settings, catalog),
         *(() if catalog is None else judge_catalog(catalog)),
         judge_parser(is_compiled=has_compiled_parser()),
         *judge_settings(settings),
@@ -303,8 +305,10 @@ def judge_prices(as_of: date, *, today: date) -> Finding:
 
 
 def judge_unknown_prices(catalog: Catalog) -> Sequence[Finding]:
-    """Whether models have no price."""
+    """Whether models have no price, also those without a row."""
     unknown = [name for name, model in catalog.models.items() if model.billing is None]
+    if catalog.unknown_models == "passthrough":
+        unknown.append("models without a row")
     if not unknown:
         return []
     assumed = catalog.unknown_price

@@ -19,6 +19,7 @@ from gateway.process.checks import (
 )
 from gateway.process.findings import Finding
 from gateway.room_settings import tracing_settings
+from gateway.wiring.policy import served_policy
 
 NAME: Final = "configuration"
 
@@ -26,6 +27,7 @@ NAME: Final = "configuration"
 def check_configuration(configuration: Configuration) -> Sequence[Finding]:
     """Every fault for which `gateway serve` would not start, then what it would warn of."""
     findings: list[Finding] = []
+    settings = None
     try:
         settings = configuration.read_settings()
         create_server_tls(settings)
@@ -34,7 +36,8 @@ def check_configuration(configuration: Configuration) -> Sequence[Finding]:
     except ConfigError as error:
         findings += _faults(error)
     try:
-        catalog = configuration.read_policy().catalog
+        policy = configuration.read_policy()
+        catalog = (served_policy(policy, settings) if settings is not None else policy).catalog
         findings.append(judge_prices(catalog.prices_as_of, today=datetime.now(UTC).date()))
         findings += judge_unknown_prices(catalog)
     except (CatalogError, ConfigError) as error:

@@ -14,6 +14,7 @@ from gateway.configuration.settings import Settings
 from gateway.process.checks import examine_settings, judge_settings
 from gateway.process.configuration_check import check_configuration
 from gateway.process.findings import Finding
+from gateway.wiring.policy import served_policy
 
 
 def create_inspection(configuration: Configuration, settings: Settings) -> Inspection:
@@ -40,7 +41,7 @@ async def examine_worker(configuration: Configuration, settings: Settings) -> Se
     faults = [finding for finding in found if finding.level == "fault"]
     files = faults or [Finding("configuration", "ok", str(configuration.files))]
     try:
-        catalog = configuration.read_policy().catalog
+        catalog = served_policy(configuration.read_policy(), settings).catalog
     except (CatalogError, ConfigError):
         catalog = None  # the fault is among those of the files
     return [*files, *await examine_settings(settings, catalog)]

@@ -13,24 +13,30 @@ from typing import Final
 
 from yarl import URL
 
+from gateway.catalog import Catalog
 from gateway.configuration.settings import Settings
 from gateway.failure_report import Reason
 from gateway.process.findings import Finding
 from gateway.purchasing.upstream_health import UpstreamState
-from gateway.room_settings import client_settings
+from gateway.room_settings import client_settings, dialect_of
+from gateway.upstream import openai
 from gateway.upstream.check_request import CheckReply
 from gateway.upstream.client import UpstreamClient, open_client
 
 _OPERATIONS: Final = ("/images/generations", "/images/edits", "/images/variations", "/images")
 
 
-async def check_upstream(settings: Settings) -> Finding:
-    """Whether upstream refuses a request that buys nothing, as an images API does."""
+async def check_upstream(settings: Settings, catalog: Catalog | None = None) -> Finding:
+    """Whether upstream refuses a request that buys nothing, as an images API does.
+
+    Without a catalog, which has the dialects, it is called as OpenAI is.
+    """
     if settings.upstream.api_key is None:
         message = "UPSTREAM_API_KEY is not set; without it `gateway serve` does not start."
         return Finding("upstream", "fault", message)
     base_url = settings.upstream.base_url
-    async with open_client(client_settings(settings)) as client:
+    dialect = openai if catalog is None else dialect_of(settings.accounts[0], lambda: catalog)
+    async with open_client(client_settings(settings), dialect=dialect) as client:
         reply = await client.check(base_url)
         if reply.is_of_another_service:
             better = await _find_base_url(client, base_url, reply)

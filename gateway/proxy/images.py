@@ -27,6 +27,7 @@ from gateway.cache.tags import MAX_ENTRY_TAGS, MAX_KEY_TAGS
 from gateway.cache.takedowns import content_taken_down
 from gateway.cache.transcoding import Transcoding
 from gateway.cache.unstored_images import UnstoredImage, UnstoredImages
+from gateway.catalog.lifecycle import utc_date
 from gateway.errors import (
     INVALID_REQUEST,
     Charge,
@@ -36,13 +37,14 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailure,
 )
-from gateway.images import Image, LimitRefusal, Outcome, Record
+from gateway.images import MAX_SLOTS, Image, LimitRefusal, Outcome, Record, with_those_beside
 from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.parallel import take_slots
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import PurchaseOrder, Purchases
 from gateway.request.headers import MAX_COST, TAGS
+from gateway.request.retirement import refuse_retired, refuse_uncached
 from gateway.store.batch import Batch
 from gateway.store.commands import Entry
 from gateway.store.protocol import Store
@@ -90,7 +92,7 @@ class Images:
 
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
         """The images of a query whose entry was read. Raises `GatewayError`."""
-        if context.key.parallel == "vary":
+        if context.key.parallel == "vary" and query.buys:
             query = await take_slots(self._store, context, query)
         cached = usable_images(query, entry)
         unstored = await self.checked_unstored(query, missing_from(query, cached))
@@ -99,7 +101,7 @@ class Images:
         cached |= transcoded
         images = await self.load(query, cached, unstored=unstored)
         detail = "derived" if transcoded.keys() & images.keys() else None
-        if len(images) == query.request.n:
+        if not missing_from(query, images):
             answer = await self.serve(query, images, cached=cached, detail=detail)
             await self.tag(context, query)
             return answer
@@ -132,7 +134,16 @@ class Images:
         policy = query.cache_policy
         if policy.no_cache or policy.no_store:
             return {}
-        return self._unstored.find(query.fingerprint, slots, max_age_seconds=policy.max_age_seconds)
+        is_unchecked = query.request.unchecked is not None
+        found = self._unstored.find(
+            query.fingerprint,
+            range(MAX_SLOTS) if is_unchecked else slots,
+            max_age_seconds=policy.max_age_seconds,
+        )
+        if not is_unchecked:
+            return found
+        images = {slot: unstored.cached.image for slot, unstored in found.items()}
+        return {slot: found[slot] for slot in with_those_beside(images, set(slots))}
 
     async def checked_unstored(
         self, query: ImageQuery, slots: Iterable[int]
@@ -189,6 +200,10 @@ class Images:
         if not images:
             # A copy, because all requests of a flight have the same error.
             raise (result.own_error or result.flight_error or _no_image()).copy()
+        if query.request.stream:
+            # A stream ends with one image, also if others came beside it.
+            slot = next((slot for slot in query.request.slots if slot in images), min(images))
+            images = {slot: images[slot]}
         if query.request.response_format == "url":
             images = await self._cache.link(query.fingerprint, images, self._sign)
         free = [image for slot, (image, _) in images.items() if slot not in result.bought]
@@ -217,8 +232,13 @@ class Images:
     ) -> PurchaseOrder:
         """The order for `images` images, of a request that has some already.
 
-        Raises `InvalidRequest` above the client's max cost.
+        Raises `InvalidRequest` above the client's max cost, and for a model that was shut down
+        since the request arrived.
         """
+        retired = context.policy.catalog.retirement(query.model, utc_date(self._clock()))
+        if retired not in (None, "forward"):
+            is_refused = retired == "refuse"
+            raise (refuse_retired if is_refused else refuse_uncached)(query.model)
         _check_max_cost(context, query, images)
         request = query.request
         span = self._tracer.purchase(context.trace, request, record, images=images)
@@ -273,7 +293,11 @@ class Images:
             return {}
         key_id = context.principal.key_id
         return await self._transcoding.fill(
-            target, missing, key_id=key_id, admit=partial(self._count_image, context)
+            target,
+            missing,
+            key_id=key_id,
+            admit=partial(self._count_image, context),
+            with_expired=not query.buys,
         )
 
     async def _count_image(self, context: RequestContext) -> None:
@@ -310,6 +334,10 @@ class Images:
     ) -> FlightResult:
         missing = missing_from(query, images)
         policy = query.cache_policy
+        if not query.buys:
+            if images:
+                return FlightResult(missing=set())
+            raise refuse_uncached(query.model)
         if policy.only_if_cached:
             raise _not_cached()
         ignored = _ignored_images(query, entry, missing)
@@ -406,7 +434,13 @@ def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:
     policy = query.cache_policy
     if policy.no_cache or policy.no_store:
         return {}
-    cached = fresh_images(entry, query.request.slots)
+    # Images of a model that was shut down and is served from the cache do not expire.
+    with_expired = not query.buys
+    cached = fresh_images(entry, query.request.slots, with_expired=with_expired)
+    if query.request.unchecked is not None and len(entry.slots) > len(cached):
+        found = fresh_images(entry, range(MAX_SLOTS), with_expired=with_expired)
+        images = {slot: other.image for slot, other in found.items()}
+        cached = {slot: found[slot] for slot in with_those_beside(images, cached.keys())}
     if policy.max_age_seconds is None:
         return cached
     oldest = entry.now - policy.max_age_seconds

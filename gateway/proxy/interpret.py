@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
@@ -22,6 +23,7 @@ from gateway.billing import pricing
 from gateway.billing.ledger import Ledger
 from gateway.cache.transcoding import TranscodingTarget
 from gateway.catalog import Catalog, Model
+from gateway.catalog.lifecycle import Retired
 from gateway.errors import ErrorCode, InvalidRequest
 from gateway.imagefile.convert import as_transcoded_format
 from gateway.images import Expected, ImageRequest, Principal, Representation
@@ -36,6 +38,7 @@ from gateway.request.headers import (
     has_request_headers,
     parse_request_headers,
 )
+from gateway.request.retirement import refuse_retired
 from gateway.request.validation import validate
 from gateway.tasks import SerialThread
 
@@ -62,6 +65,13 @@ class ImageQuery:
     """The body that it was read from."""
     headers: RequestHeaders
     cache_policy: CachePolicy
+    retired: Retired | None = None
+    """What happens to requests for the model, if it was shut down when this one arrived."""
+
+    @property
+    def buys(self) -> bool:
+        """Whether missing images are bought."""
+        return self.retired in (None, "forward")
 
     @property
     def representation(self) -> Representation:
@@ -88,7 +98,7 @@ class _KeyVersion(NamedTuple):
     expected: tuple[Expected, ...]
 
 
-_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, _KeyVersion]
+_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, _KeyVersion, date]
 """All that an interpretation depends on, besides the policy."""
 
 
@@ -117,9 +127,13 @@ class Interpreter:
     async def interpret(self, context: RequestContext, body: bytes) -> ImageQuery:
         """The query of a request; the context's record and cache policy follow it.
 
-        Raises `InvalidRequest`.
+        Raises `InvalidRequest`, also for a model that was shut down and is refused.
         """
         query, recorded = await self._interpret_body(context, body)
+        context.note_model(query.model, asked=query.request.asked_model)
+        if query.retired == "refuse":
+            context.record = context.record.but(**recorded)
+            raise refuse_retired(query.model)
         headers = _NO_HEADERS
         if has_request_headers(context.headers):
             headers = parse_request_headers(context.headers.items())
@@ -147,7 +161,7 @@ class Interpreter:
         # meaning. A declared key has none, but it has a version.
         principal, version = context.principal, context.key.declared_version
         of_key = _KeyVersion(principal.key_id, version, principal.expected)
-        cache_key = (body, deployment, content_type, of_key)
+        cache_key = (body, deployment, content_type, of_key, context.today)
         cached = self._cached.get(cache_key)
         if cached is not None:
             self._cached.move_to_end(cache_key)
@@ -174,6 +188,7 @@ class Interpreter:
             deployment=context.deployment,
             catalog=context.policy.catalog,
             key=context.key,
+            today=context.today,
         )
         is_small = len(body) <= MAX_INLINE_BYTES
         query, recorded = read() if is_small else await self._body_thread.run(read)
@@ -188,6 +203,7 @@ class Interpreter:
         deployment: str | None,
         catalog: Catalog,
         key: Key,
+        today: date,
     ) -> _Interpretation:
         parsed = parse_body(body, content_type)
         if deployment is not None:
@@ -199,13 +215,15 @@ class Interpreter:
             catalog,
             allowed_models=key.models,
             is_lenient=(key.validation or self._settings.validation) == "lenient",
+            raw=body,
         )
-        model = catalog.models[request.model]
+        model = catalog.models.get(request.model) or catalog.unknown_model(request.model)
         pricing.check_price(model)
         found = self._fingerprint(key, request, model)
         recorded = {
             "user": request.user_text[:MAX_USER] or None,
             "model": request.model,
+            "asked_model": request.asked_model,
             "size": _resolved(model, request, "size"),
             "quality": _resolved(model, request, "quality"),
             "n": request.n,
@@ -217,7 +235,8 @@ class Interpreter:
         if not self._settings.streams:
             request = replace(request, partial_images=0)
         policy = _cache_policy(_NO_HEADERS, key)
-        query = ImageQuery(request, model, found, body, _NO_HEADERS, policy)
+        retired = catalog.retirement(model, today)
+        query = ImageQuery(request, model, found, body, _NO_HEADERS, policy, retired)
         return _Interpretation(query, recorded)
 
     def transcoding_target(self, key: Key, query: ImageQuery) -> TranscodingTarget | None:

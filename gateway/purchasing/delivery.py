@@ -25,7 +25,8 @@ from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import MAX_REPORT_MESSAGE, FailureReport, Reason
-from gateway.imagefile.check import BadImage, ImageFacts, check_image, detect_format
+from gateway.imagefile.check import DOCUMENTS, check_image, detect_format
+from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
 from gateway.redaction import MAX_NAMES, Identity
@@ -41,7 +42,7 @@ class Upstream(Protocol):
     """The service that makes the images."""
 
     async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
-        """Buys `images` images, and returns no more. Raises `UpstreamFailure`."""
+        """Buys `images` images; returns at most `request.max_images`. Raises `UpstreamFailure`."""
 
     async def stream(
         self,
@@ -134,6 +135,7 @@ class Delivery:
             )
         else:
             answer = await self._upstream.generate(request, images=len(flight.slots))
+            answer = _without_empty_ones(answer, requested=len(flight.slots))
         purchase = {"purchase": flight.id, **request.trace.fields}
         if answer.surplus:
             log.warning("surplus_images", **purchase, images=answer.surplus)
@@ -142,10 +144,12 @@ class Delivery:
         if any(image.is_link for image in answer.images):
             fetching = (self._fetch(image, faults, request.trace) for image in answer.images)
             answer = replace(answer, images=tuple(await asyncio.gather(*fetching)))
+        may_be_svg = _may_be_svg(request, model)
         complete = [
             (_image(sent, *found, buyer=buyer, model=model, now=clock()), sent.data)
             for sent in answer.images
-            if sent.data is not None and (found := await self._check(sent.data, faults)) is not None
+            if sent.data is not None
+            and (found := await self._check(sent.data, faults, may_be_svg=may_be_svg)) is not None
         ]
         images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
         if not images:
@@ -155,7 +159,8 @@ class Delivery:
         first, _ = images[0]
         echoed = _kept_echoes(answer.echoed, model, image_format=first.format)
         if "size" in echoed and SIZE.fullmatch(echoed["size"]) is None:  # such as `auto`
-            echoed = {**echoed, "size": f"{first.width}x{first.height}"}
+            del echoed["size"]
+            echoed |= {"size": first.size_text} if first.size_text else {}
         return Delivered(replace(answer, echoed=MappingProxyType(echoed)), images)
 
     async def _fetch(
@@ -170,8 +175,14 @@ class Delivery:
             faults.append(f"link {blocked.reason}, host {blocked.host or 'unknown'}")
             return image
 
-    async def _check(self, data: bytes, faults: list[str]) -> tuple[ImageFacts, str] | None:
+    async def _check(
+        self, data: bytes, faults: list[str], *, may_be_svg: bool
+    ) -> tuple[ImageFacts, str] | None:
         """The facts of a complete image, and its digest; None for any other bytes."""
+        is_document = detect_format(data) in DOCUMENTS
+        if is_document and not may_be_svg:
+            faults.append("an SVG that was not asked for")
+            return None
         check = partial(
             _facts_and_digest,
             data,
@@ -179,16 +190,29 @@ class Delivery:
             max_pixels=self._settings.max_pixels,
         )
         try:
-            return check() if len(data) <= INLINE_BYTES else await asyncio.to_thread(check)
+            is_fast = len(data) <= INLINE_BYTES and not is_document
+            return check() if is_fast else await asyncio.to_thread(check)
         except BadImage as bad:
             faults.append(str(bad))
             return None
 
 
 def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[ImageFacts, str]:
-    """Takes two milliseconds a megabyte. Raises `BadImage`."""
+    """Takes two milliseconds a megabyte, for an SVG up to a second. Raises `BadImage`."""
     facts = check_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
     return facts, hashlib.sha256(data).hexdigest()
+
+
+def _may_be_svg(request: ImageRequest, model: Model) -> bool:
+    """Whether the client expects an SVG: it asked for one, or the model makes them by default.
+
+    A client that shows what it takes for a raster image need not guard against a document. What a
+    model without a row makes by default is not known.
+    """
+    spec = model.parameters.get("output_format")
+    default = None if spec is None else spec.default
+    wanted = request.parameters.get("output_format", default)
+    return wanted == "svg" if model.has_row else wanted in (None, "svg")
 
 
 def _buyer_beside_prompt(request: ImageRequest) -> Identity:
@@ -200,6 +224,13 @@ def _buyer_beside_prompt(request: ImageRequest) -> Identity:
     if len(names) <= MAX_NAMES:
         names = {name for name in names if not Identity((name,)).is_in(request.prompt)}
     return Identity(names)
+
+
+def _without_empty_ones(answer: UpstreamAnswer, *, requested: int) -> UpstreamAnswer:
+    """The answer without elements beyond `requested` that have no image: nothing was bought."""
+    images = answer.images
+    kept = [i for n, i in enumerate(images) if n < requested or i.is_link or i.data is not None]
+    return answer if len(kept) == len(images) else replace(answer, images=tuple(kept))
 
 
 # ── what is kept of an answer ───────────────────────────────────────────────────────────────
@@ -261,6 +292,7 @@ def _image(
         model=model.id,
         revised_prompt=sent.revised_prompt and buyer.redact_words(sent.revised_prompt),
         answer_fields=_kept_fields(sent, buyer, model),
+        active=facts.active,
     )
 
 

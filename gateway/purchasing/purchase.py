@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,8 +28,10 @@ from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.idempotent_purchases import keep_for_purchase, release_cancelled
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.catalog import Model
-from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
-from gateway.images import Amounts, Image, ImageRequest, Principal, Record
+from gateway.catalog.lifecycle import is_shut_down, utc_date
+from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
+from gateway.failure_report import Advice, Reason
+from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
 from gateway.purchasing.account_queue import AccountQueue, Waiting
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
@@ -38,6 +40,7 @@ from gateway.purchasing.journal import Received, Reserved
 from gateway.purchasing.lease import LeaseKeeper, LeaseTimes
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
 from gateway.purchasing.upstream_health import UpstreamHealth
+from gateway.request.retirement import name_successor
 from gateway.store.batch import Batch
 from gateway.store.commands import Place, Settlement, Turn
 from gateway.store.protocol import Store
@@ -406,10 +409,11 @@ class Purchases:
         """
         try:
             yield
-        except UpstreamFailure as failure:
-            self._health.failed(failure, order.request, reserved.record)
+        except UpstreamFailure as met:
+            self._health.failed(met, order.request, reserved.record)
+            failure = _with_successor(met, order)
             await self._settle_failure(order, reserved, failure, opening=opening)
-            raise
+            raise failure from None
         except Exception as fault:
             # Not `BaseException`: a cancelled purchase leaves its journal open for recovery.
             log.exception(
@@ -502,6 +506,17 @@ class Purchases:
         await self._wait_for_limits(order, self._tasks.start(settle(), name=name))
 
 
+def _with_successor(failure: UpstreamFailure, order: PurchaseOrder) -> UpstreamFailure:
+    """The failure, which names the successor of a model that was shut down and does not exist."""
+    if failure.report.reason is not Reason.MODEL_UNKNOWN or failure.message.endswith(CUT):
+        return failure
+    if not is_shut_down(order.model.shutdown, utc_date(order.clock())):
+        return failure
+    named = failure.with_sentence(name_successor(order.model))
+    named.advice = Advice.NONE  # the operator knows it, and the client is told what to do
+    return named
+
+
 def _charge_delivery(
     order: PurchaseOrder, reserved: Reserved, delivered: Delivered, *, slots: tuple[int, ...]
 ) -> Received:
@@ -515,6 +530,8 @@ def _charge_delivery(
     images = [image for image, _ in delivered.images]
     if len(images) < len(answer.images) or answer.surplus:
         flags = (*flags, "undelivered")
+    if any(image.active for image in images):
+        flags = (*flags, "active_svg")
     record = reserved.record.but(
         flags=(*reserved.record.flags, *flags),
         size=answer.echoed.get("size", reserved.record.size),
@@ -525,8 +542,18 @@ def _charge_delivery(
     )
     order.span.settled(record, answer.usage)
     shared = share_cost(images, answer, charge.usd_micros)
+    return Received(reserved, _in_slots(shared, slots), charge, record)
+
+
+def _in_slots(images: Sequence[Image], slots: tuple[int, ...]) -> dict[int, Image]:
+    """The images in the slots that they were bought for, and those beyond in the last others."""
     # Not strict: if fewer images were delivered, the last slots stay empty.
-    return Received(reserved, dict(zip(slots, shared, strict=False)), charge, record)
+    by_slot = dict(zip(slots, images, strict=False))
+    if further := images[len(slots) :]:
+        free = [slot for slot in range(MAX_SLOTS) if slot not in slots][-len(further) :]
+        beside = (replace(image, beside=images[0].id) for image in further)
+        by_slot |= zip(free, beside, strict=False)
+    return by_slot
 
 
 def _bytes_of(delivered: Delivered) -> dict[str, bytes]:

@@ -2,7 +2,8 @@
 
 It contains everything that can change the image, and nothing else: not `n`, `user`, `stream`,
 `partial_images` or `response_format`, and no parameter at its default, which `request.validation`
-leaves out. See `docs/reference/cache.md#fingerprint`.
+leaves out. Of a model without a row it contains the whole body (`request.unchecked`). See
+`docs/reference/cache.md#fingerprint`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ def fingerprint(request: ImageRequest, *, cache_epoch: int, upstream_name: str, 
 
     The prompt goes in verbatim: no trimming, no case folding, no Unicode normalisation.
     """
-    parts = {
+    parts: dict[str, object] = {
         "version": VERSION,
         "scope": scope,
         "upstream": upstream_name,
         "model": request.model,
         "cache_epoch": cache_epoch,
-        "prompt": request.prompt,
-        "parameters": dict(request.parameters),
     }
+    if request.unchecked is None:
+        parts |= {"prompt": request.prompt, "parameters": dict(request.parameters)}
+    else:
+        parts["body"] = request.unchecked.canonical
     return hashlib.sha256(_CANONICAL.encode(parts).encode("ascii")).hexdigest()

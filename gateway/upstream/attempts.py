@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from gateway.errors import UpstreamFailure
+from gateway.errors import UpstreamFailure, detach
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.upstream import failures
 from gateway.upstream.breaker import Permit
@@ -152,6 +152,8 @@ class Attempts:
         self._attempts = 0
         self._rejected: UpstreamFailure | None = None
         """The failure of a breaker that is open."""
+        self._unmade: UpstreamFailure | None = None
+        """The failure of an account that cannot make what is asked for."""
 
     async def run(self) -> UpstreamAnswer:
         """The answer; the bytes of its images are not checked.
@@ -164,7 +166,8 @@ class Attempts:
             outcome = await self._try_before_deadline()
             current = self._current
             if isinstance(outcome, Reply):
-                outcome = await current.client.parse_reply(outcome, images=self._images)
+                most = self._request.max_images(self._images)
+                outcome = await current.client.parse_reply(outcome, images=most)
         finally:
             self._report_all(outcome)
         if outcome is None:
@@ -184,7 +187,7 @@ class Attempts:
 
     def _nobody_asked(self) -> UpstreamFailure:
         """The failure if each candidate was passed over."""
-        failure = self._rejected or failures.all_passed_over()
+        failure = self._rejected or self._unmade or failures.all_passed_over()
         failure.upstream = self._current.candidate.name or None
         self._buyer.left(self._current.candidate.name, failure, is_final=True)
         return failure
@@ -274,11 +277,17 @@ class Attempts:
             asked.client.report(asked.permit, None)
             asked.permit = None
             return None
+        if asked.prepared is None:
+            try:
+                asked.prepared = self._prepare(asked)
+            except UpstreamFailure as unmade:
+                self._unmade = detach(unmade)
+                asked.client.report(asked.permit, None)
+                asked.permit = None
+                return None
         if self._current is not asked and self._attempts:
             self._current.client.observer.failed_over()
         self._current = asked
-        if asked.prepared is None:
-            asked.prepared = self._prepare(asked)
         outcome = await self._attempt(asked, asked.prepared)
         asked.attempts += 1
         self._attempts += 1

@@ -71,7 +71,7 @@ async def open_client(
 ) -> AsyncIterator[UpstreamClient]:
     """The client of a process, with its connection pool, which is closed on exit."""
     tls = await asyncio.to_thread(create_tls, settings.ca_file)  # reads files
-    async with open_session(settings, tls) as session:
+    async with open_session(settings, tls, auth=dialect.auth) as session:
         yield UpstreamClient(
             session,
             settings,
@@ -158,7 +158,8 @@ class UpstreamClient:
         sent = _renamed(request, upstream_model)
         body = self._dialect.forwarded_body(sent, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
-        return self._prepared(request, sent, body, receive, images=images)
+        most = request.max_images(images)  # a model without a row may bring more
+        return self._prepared(request, sent, body, receive, images=most)
 
     def prepare_stream(
         self,

@@ -1,7 +1,8 @@
 """A dialect: how one kind of upstream is called, and how its responses are read.
 
 A package such as `openai/` is a dialect, because it has these functions. Another kind of upstream
-is another package, which may import most of them from `openai/`, and its choice in `assembly`.
+is another package, which may import most of them from `openai/`, and a name in `dialects`. A
+service that differs in little is a row of `models.yaml`, which `services/` reads.
 Dialects do no I/O; sending, deadlines, retries and the circuit breaker are `client`. They neither
 redact nor shorten what they read, which `relaying` does for all of them.
 """
@@ -16,6 +17,7 @@ from yarl import URL
 from gateway.errors import UpstreamFailure
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
+from gateway.upstream.auth import Auth
 
 ParsedEvent: TypeAlias = PartialImage | UpstreamAnswer | UpstreamFailure
 """A partial image, the final image, or the failure that ends the stream."""
@@ -24,6 +26,10 @@ ParsedEvent: TypeAlias = PartialImage | UpstreamAnswer | UpstreamFailure
 class Dialect(Protocol):
     """The functions of a dialect."""
 
+    @property
+    def auth(self) -> Auth:
+        """How the key is sent, unless the operator has named a header."""
+
     def generations_url(self, base: URL, model: str, /) -> URL:
         """Where purchases of a model are sent."""
 
@@ -31,7 +37,10 @@ class Dialect(Protocol):
         """The list of the models, which is free of charge."""
 
     def forwarded_body(self, request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
-        """The body of a request for `images` images."""
+        """The body of a request for `images` images.
+
+        Raises `UpstreamFailure`, free of charge, for what the service cannot make.
+        """
 
     def parse_answer(
         self, body: bytes | bytearray, *, images: int, upstream_request_id: str | None

@@ -11,7 +11,7 @@ from typing import Final
 
 import aiohttp
 
-from gateway.errors import Charge, ErrorCode, UpstreamFailure
+from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, UpstreamFailure
 from gateway.failure_report import FailureReport, Reason
 
 MAX_RETRY_AFTER_SECONDS: Final = 120
@@ -65,6 +65,19 @@ def _explain(error: BaseException | None) -> str:
     if isinstance(error, aiohttp.ClientResponseError):
         return f"{error.status} {error.message}"
     return (str(error) or type(error).__name__) if error is not None else ""
+
+
+def refused_unsent(message: str, *, param: str) -> UpstreamFailure:
+    """The service cannot make what is asked for, so it was not asked."""
+    return UpstreamFailure(
+        message,
+        charge=Charge.FREE,
+        status=400,
+        type=INVALID_REQUEST,
+        param=param,
+        code=ErrorCode.INVALID_VALUE,
+        report=FailureReport(Reason.REQUEST_REFUSED, message, phase=Reason.UNREACHABLE.phase),
+    )
 
 
 def cut_off(error: BaseException | None = None) -> UpstreamFailure:

@@ -62,7 +62,7 @@ class Relay:
 
     def failure(self, failure: UpstreamFailure) -> UpstreamFailure:
         """A failure that may be stored and shown. It is a new one: an exception keeps its text."""
-        return UpstreamFailure(
+        relayed = UpstreamFailure(
             self._text(failure.message, MAX_MESSAGE),
             charge=failure.charge,
             status=failure.status,
@@ -78,6 +78,8 @@ class Relay:
             report=failure.report.redacted(self._text),
             advice=failure.advice,
         )
+        relayed.cost_picos = failure.cost_picos
+        return relayed
 
     def _image(self, image: UpstreamImage) -> UpstreamImage:
         return replace(

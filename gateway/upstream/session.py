@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from yarl import URL
 
 from gateway import __version__
+from gateway.upstream.auth import Auth, in_header
 from gateway.upstream.connection import Connection, Connector
 
 _IDLE_CONNECTION_SECONDS: Final = 15.0
@@ -64,8 +65,9 @@ class ClientSettings(BaseModel):
     connect_timeout_seconds: float = Field(default=5, gt=0)
     """For one TCP connection and its TLS handshake."""
     max_image_bytes: int = Field(default=64 * MEBIBYTE, gt=0)
-    auth_header: str = "Authorization"
-    """`Authorization` carries `Bearer <key>`; a header of another name carries the key alone."""
+    auth_header: str | None = None
+    """`Authorization` carries `Bearer <key>`; a header of another name carries the key alone. None:
+    the dialect says how the key is sent."""
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
     """Further headers of every request to upstream."""
     proxy: SecretStr | None = None
@@ -95,13 +97,15 @@ class ClientSettings(BaseModel):
             raise ValueError("must be printable ASCII without spaces, and not empty")
         return SecretStr(secret)
 
-    @property
-    def sent_headers(self) -> dict[str, str]:
-        """The headers of every request to upstream, except those of HTTP itself."""
-        key = self.api_key.get_secret_value()
-        is_bearer = self.auth_header.lower() == "authorization"
+    def sent_headers(self, auth: Auth) -> dict[str, str]:
+        """The headers of every request to upstream, except those of HTTP itself.
+
+        `auth` is how the dialect sends the key.
+        """
+        if self.auth_header is not None:
+            auth = in_header(self.auth_header)
         return {
-            self.auth_header: f"Bearer {key}" if is_bearer else key,
+            auth.header: auth.value(self.api_key.get_secret_value()),
             "Content-Type": "application/json",
             "Accept": "application/json",
             # Base64 of a PNG hardly shrinks, see
@@ -179,7 +183,9 @@ class TrackedBody(aiohttp.BytesPayload):
         await super().write_with_length(writer, content_length)
 
 
-def open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:
+def open_session(
+    settings: ClientSettings, tls: ssl.SSLContext | bool, *, auth: Auth
+) -> aiohttp.ClientSession:
     """A session that sends only the headers of `settings` and stores no cookies."""
     proxy = settings.proxy.get_secret_value() if settings.proxy else None
     return aiohttp.ClientSession(
@@ -189,7 +195,7 @@ def open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aiohtt
             socket_factory=_open_socket,
             ssl=tls,
         ),
-        headers=settings.sent_headers,
+        headers=settings.sent_headers(auth),
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=_READ_BUFFER_BYTES,
         proxy=proxy,

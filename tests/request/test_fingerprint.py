@@ -159,7 +159,7 @@ def test_epoch_upstream_and_scope_change_it(body, epoch, name, scope):
 
 def test_an_omitted_model_shares_it_with_the_default_model():
     assert fingerprint_of({"prompt": "x"}) == fingerprint_of({"prompt": "x", "model": "dall-e-2"})
-    named = {"prompt": "x", "quality": "low", "model": "gpt-image-1.5"}
+    named = {"prompt": "x", "quality": "low", "model": "gpt-image-2"}
     assert fingerprint_of({"prompt": "x", "quality": "low"}) == fingerprint_of(named)
 
 

@@ -98,7 +98,7 @@ def test_the_default_model_must_be_allowed_too():
     allowed = {"dall-e-2"}
     assert validate({"prompt": "x"}, CATALOG, allowed_models=allowed).model == "dall-e-2"
     error = refusal({"prompt": "x", "quality": "low"}, allowed_models=allowed)
-    assert error.message == "The key does not have access to model `gpt-image-1.5`."
+    assert error.message == "The key does not have access to model `gpt-image-2`."
 
 
 def test_a_key_without_models_may_use_none():
@@ -158,7 +158,7 @@ def test_another_default_model_switches_by_the_same_rule():
     catalog = parse_catalog(data, file="models.yaml")
     assert validate({"prompt": "x", "style": "natural"}, catalog).model == "dall-e-3"
     assert validate({"prompt": "x", "quality": "hd"}, catalog).model == "dall-e-3"
-    assert validate({"prompt": "x", "quality": "low"}, catalog).model == "gpt-image-1.5"
+    assert validate({"prompt": "x", "quality": "low"}, catalog).model == "gpt-image-2"
 
 
 def test_a_list_of_one_value_is_worded_as_one():

@@ -311,9 +311,9 @@ def test_an_unknown_or_forbidden_model_is_never_tolerated(lenient):
         ({"style": "vivid"}, "dall-e-2"),
         ({"quality": "standard", "style": "vivid"}, "dall-e-2"),
         ({"stream": False, "partial_images": 0, "style": "vivid"}, "dall-e-2"),
-        ({"background": "auto"}, "gpt-image-1.5"),
-        ({"output_compression": 100, "style": "vivid"}, "gpt-image-1.5"),
-        ({"quality": "low", "response_format": "url"}, "gpt-image-1.5"),
+        ({"background": "auto"}, "gpt-image-2"),
+        ({"output_compression": 100, "style": "vivid"}, "gpt-image-2"),
+        ({"quality": "low", "response_format": "url"}, "gpt-image-2"),
     ],
 )
 def test_tolerated_parameters_do_not_change_the_default_model(given, model):

@@ -18,11 +18,14 @@ from gateway.catalog import (
     BooleanSpec,
     Catalog,
     ChoiceSpec,
+    DecimalSpec,
     IntegerSpec,
     Model,
+    ObjectSpec,
     ParameterSpec,
     Rule,
     SizeSpec,
+    TextSpec,
 )
 
 
@@ -47,9 +50,10 @@ def _answer(request: web.Request, key: Key | None) -> web.Response:
     catalog = request.app[SERVICES].policy().catalog
     encoded = request.app[MODEL_TABLE].of(catalog)
     ids = [
-        model.id
-        for model in catalog.models.values()
-        if model.is_sold and (key is None or key.models is None or model.id in key.models)
+        name
+        for name in catalog.fronts
+        if catalog.model_of(name).is_sold
+        and (key is None or key.models is None or name in key.models)
     ]
     usual = catalog.default_gpt_model
     default = orjson.dumps(usual if usual in ids else next(iter(ids), None))
@@ -68,7 +72,8 @@ class ModelTable:
         """The objects of a catalog by the ids of the models."""
         if catalog is not self._catalog:
             self._encoded = {
-                model.id: orjson.dumps(_model_object(model)) for model in catalog.models.values()
+                name: orjson.dumps(_model_object(row, catalog.model_of(name)))
+                for name, row in catalog.fronts.items()
             }
             self._catalog = catalog
         return self._encoded
@@ -77,7 +82,8 @@ class ModelTable:
 MODEL_TABLE: Final = web.AppKey("model_table", ModelTable)
 
 
-def _model_object(model: Model) -> dict[str, Any]:
+def _model_object(model: Model, served_by: Model) -> dict[str, Any]:
+    """The object of a model, or of an alias, whose requests another model serves."""
     partial_images = model.parameters.get("partial_images")
     return {
         "id": model.id,
@@ -88,8 +94,8 @@ def _model_object(model: Model) -> dict[str, Any]:
         "streams": "stream" in model.parameters,
         "partial_images_max": partial_images.max if isinstance(partial_images, IntegerSpec) else 0,
         # A model whose price is only assumed is charged per image.
-        "billed": "image" if model.billing is None else model.billing.by,
-        "shutdown_date": None if model.shutdown is None else model.shutdown.isoformat(),
+        "billed": "image" if served_by.billing is None else served_by.billing.by,
+        "shutdown_date": None if served_by.shutdown is None else served_by.shutdown.isoformat(),
         "allowed": True,
     }
 
@@ -121,6 +127,16 @@ def _parameter(name: str, spec: ParameterSpec) -> dict[str, Any]:
             shown |= {"min": spec.default, "max": spec.default}
         case BooleanSpec():
             shown["values"] = (True, False)
+        case DecimalSpec():
+            shown |= {"min": spec.min, "max": spec.max}
+            shown |= {"step": spec.step, "decimals": spec.decimals}
+        case TextSpec():
+            shown["max_length"] = spec.max_length
+        case ObjectSpec():
+            shown["fields"] = [
+                {**_parameter(key, field), "required": key in spec.required}
+                for key, field in spec.fields.items()
+            ]
     return shown
 
 

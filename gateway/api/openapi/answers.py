@@ -111,7 +111,16 @@ ANSWERS: Final[Mapping[str, Schema]] = {
                 },
             },
         },
-        {**_ECHOED, "usage": reference("Usage")},
+        {**_ECHOED, "usage": reference("Usage"), "svg_usage": reference("SvgUsage")},
+    ),
+    "SvgUsage": _object(
+        {
+            "model": {"type": "string", "description": "The text model that wrote the image."},
+            "input_tokens": _COUNT,
+            "output_tokens": _COUNT,
+            "reasoning_tokens": _COUNT,
+            "total_tokens": _COUNT,
+        }
     ),
     "Usage": _object(
         {
@@ -151,7 +160,17 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         {**_ECHOED, "usage": reference("Usage")},
     ),
     "Model": _object(
-        {"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT}
+        {
+            "id": _TEXT,
+            "object": {"const": "model"},
+            "created": _COUNT,
+            "owned_by": _TEXT,
+            "shutdown_date": {
+                "type": ["string", "null"],
+                "format": "date",
+                "description": "Until when upstream has the model; null while it is not announced.",
+            },
+        }
     ),
     "ModelList": _object(
         {
@@ -257,7 +276,8 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         {
             **dict.fromkeys(
                 (
-                    *("team", "user", "model", "size", "quality", "error", "limit", "scope"),
+                    *("team", "user", "model", "asked_model", "size", "quality", "error"),
+                    *("limit", "scope"),
                     *("upstream", "upstream_request_id", "prompt_hmac", "fingerprint", "corrects"),
                     *("followed", "client_address", "price_date"),
                 ),
@@ -532,6 +552,9 @@ HEADERS: Final[Mapping[str, str]] = {
     "x-gateway-saved-usd": "The original cost of the images that were not bought.",
     "x-gateway-queue": "How long the purchase waited for an account of upstream, or its place in "
     "the queue.",
+    "x-gateway-model": "The model that serves the alias which the request asked for.",
+    "x-gateway-model-retires": "The date on which upstream shuts the model down, from 60 days "
+    "before it.",
     "x-gateway-notice": "What the gateway did or did not do although a header asked for it.",
     "idempotent-replayed": "`true` if this is the stored result of an Idempotency-Key.",
     "Preference-Applied": "`dry-run` if nothing was bought.",
@@ -560,6 +583,7 @@ LIMIT_HEADERS: Final = (
 )
 _REQUEST_HEADERS: Final = (
     *("Cache-Status", "x-gateway-notice", "idempotent-replayed"),
+    *("x-gateway-model", "x-gateway-model-retires"),
     *LIMIT_HEADERS,
 )
 """Of every response to an image request, also of an error."""

@@ -164,13 +164,13 @@ def _list(items: Schema) -> Schema:
 _EXAMPLES: Final = {
     "plain": {"summary": "An image", "value": {"prompt": "an otter with a pearl"}},
     "two": {
-        "summary": "Two links",
-        "value": {"model": "dall-e-2", "prompt": "an otter", "n": 2, "response_format": "url"},
+        "summary": "Two images of one size",
+        "value": {"model": "gpt-image-2", "prompt": "an otter", "n": 2, "size": "2048x1152"},
     },
     "stream": {
         "summary": "A stream with two partial images",
         "value": {
-            "model": "gpt-image-1.5",
+            "model": "gpt-image-2",
             "prompt": "an otter",
             "quality": "low",
             "stream": True,

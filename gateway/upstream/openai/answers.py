@@ -33,9 +33,15 @@ from gateway.upstream.openai.foreign_json import (
 _EXTRACT_FROM: Final = 4 * 1024
 """Characters. Longer base64 is extracted before the JSON around it is parsed."""
 
-_LONG_BASE64: Final = re.compile(
-    rb'"(?:b64_json"\s*:\s*"|url"\s*:\s*"(?=(?:\s|\\[nrtf])*[Dd][Aa][Tt][Aa]:))(?=[^"]{%d})'
-    % _EXTRACT_FROM
+
+def long_text(start: bytes) -> bytes:
+    """The pattern of a long string that begins like `start`, up to its first character."""
+    return rb'"(?=%b)(?=[^"]{%d})' % (start, _EXTRACT_FROM)
+
+
+_DATA_URL: Final = rb"(?:\s|\\[nrtf])*[Dd][Aa][Tt][Aa]:"
+LONG_BASE64: Final = re.compile(
+    rb'"(?:b64_json"\s*:\s*%b|url"\s*:\s*%b)' % (long_text(b""), long_text(_DATA_URL))
 )
 """The start of base64, also in a `data:` URL."""
 
@@ -52,6 +58,7 @@ Base64: TypeAlias = Mapping[str, memoryview]
 
 _MAX_TOKENS: Final = 10**9
 """A larger number is no token count, and would exhaust every budget and distort every total."""
+_MAX_MODEL_NAME: Final = 128
 _IMAGE_KEYS: Final = frozenset({"b64_json", "url", "revised_prompt"})
 
 _USAGE_SPELLINGS: Final = (
@@ -70,9 +77,28 @@ def parse_answer(
     `UpstreamFailure` as `no_images` if there is no element. The format is
     `docs/reference/images-api.md#responses`.
     """
+    document, extracted = read_document(body, images=images)
+    return answer_of(document, extracted, images=images, upstream_request_id=upstream_request_id)
+
+
+def read_document(body: bytes | bytearray, *, images: int) -> tuple[dict[str, Any], Base64]:
+    """The JSON object of an answer, and the base64 that was extracted from it.
+
+    If it is too large to be read as a whole, the images that were asked for are still kept.
+    """
     shortened, extracted = extract_base64(body)
-    # If it is too large to be read as a whole, the images that were asked for are still kept.
     document = load_object(shortened) or load_object(_first_images(shortened, images))
+    return document, extracted
+
+
+def answer_of(
+    document: dict[str, Any],
+    extracted: Base64,
+    *,
+    images: int,
+    upstream_request_id: str | None,
+) -> UpstreamAnswer:
+    """The answer in a document, as `parse_answer`. The base64 in it is freed."""
     parsed, surplus = _parse_images(document, extracted, images=images)
     has_image = any(image.data or image.url for image in parsed)
     if not parsed or (not has_image and document.get("error")):
@@ -100,7 +126,7 @@ def no_images(document: Mapping[str, Any], *, upstream_request_id: str | None) -
     An error in place of images is relayed and assumed to be free. Anything else was charged: its
     usage, or else the estimate.
     """
-    usage = parse_usage(document.get("usage"))
+    usage = usage_of(document)
     if document.get("error"):
         return error_with_200(
             document,
@@ -122,7 +148,9 @@ def no_images(document: Mapping[str, Any], *, upstream_request_id: str | None) -
     )
 
 
-def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, Base64]:
+def extract_base64(
+    body: bytes | bytearray, *, starts: re.Pattern[bytes] = LONG_BASE64
+) -> tuple[bytes | bytearray, Base64]:
     """The JSON with a placeholder for each long base64, and those by placeholder.
 
     Base64 has no meaning in JSON, so the parser need not check it as UTF-8 and copy it to text and
@@ -133,7 +161,7 @@ def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, Base64]:
     extracted: dict[str, memoryview] = {}
     start, room = 0, MAX_DOCUMENT_BYTES
     # Bounded, because a search holds the interpreter's lock.
-    while key := _LONG_BASE64.search(body, start, start + room + _EXTRACT_FROM):
+    while key := starts.search(body, start, start + room + _EXTRACT_FROM):
         end = body.find(b'"', key.end() + _EXTRACT_FROM)
         if end < 0:
             break
@@ -245,9 +273,32 @@ def parse_usage(usage: Any) -> Usage | None:
     return None
 
 
+def usage_of(document: Mapping[str, Any]) -> Usage | None:
+    """The usage of an answer, with that of the text model that wrote an SVG image."""
+    usage = parse_usage(document.get("usage"))
+    svg = document.get("svg_usage")
+    if usage is None or not isinstance(svg, dict):
+        return usage
+    counts = [token_count(svg.get(f"{kind}_tokens")) for kind in ("input", "output")]
+    if counts[0] is None or counts[1] is None:
+        return usage
+    reasoning = token_count(svg.get("reasoning_tokens")) or 0
+    # Elsewhere the API counts reasoning among the output. If the total says otherwise, or there is
+    # more reasoning than output, it is charged besides.
+    apart = svg.get("total_tokens") == sum(filter(None, counts)) + reasoning and reasoning > 0
+    return replace(
+        usage,
+        svg_model=(as_text(svg.get("model")) or "unknown")[:_MAX_MODEL_NAME],
+        svg_in=counts[0],
+        svg_out=counts[1],
+        svg_reasoning=reasoning,
+        svg_reasoning_apart=apart or reasoning > counts[1],
+    )
+
+
 def usage_of_images(document: Mapping[str, Any]) -> Usage | None:
     """The usage of an answer with images; None if it cannot be true."""
-    usage = parse_usage(document.get("usage"))
+    usage = usage_of(document)
     # Some clones send zeros, but an image always costs tokens.
     return usage if usage is not None and usage.image_out + usage.text_out else None
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from gateway.errors import IMAGE_USER_ERROR, INVALID_REQUEST, REFUSAL_CODES, UpstreamFailure
+from gateway.failure_report import Reason
 from gateway.images import IDENTITIES
+
+CONTENT_POLICY_VIOLATION: Final = "content_policy_violation"
 
 _NO_WORD: Final = frozenset({"", "none", "null"})
 """How gateways write a type or a code that is absent."""
@@ -78,6 +82,24 @@ def refuses_prompt(failure: UpstreamFailure, texts: Iterable[str]) -> bool:
         # this sentence, a client could have a good prompt refused to all others.
         and not any(_SENTENCE_ANYWHERE.search(" ".join(text.split())) for text in texts)
     )
+
+
+def content_refused(failure: UpstreamFailure) -> UpstreamFailure:
+    """The failure as OpenAI's refusal of the content, for services that report it in other words.
+
+    Its message stays. Further keys are dropped: they may repeat the prompt.
+    """
+    set_reason(failure, Reason.CONTENT_REFUSED)
+    failure.status, failure.code, failure.details = 400, CONTENT_POLICY_VIOLATION, {}
+    if failure.type != IMAGE_USER_ERROR:
+        failure.type = INVALID_REQUEST
+    return failure
+
+
+def set_reason(failure: UpstreamFailure, reason: Reason) -> None:
+    """Replaces the reason of the failure's report, and with it the advice for the client."""
+    failure.report = replace(failure.report, reason=reason, phase=reason.phase)
+    failure.advice = reason.advice
 
 
 def _word(text: str | None) -> str:

@@ -1,0 +1,50 @@
+"""URLs and request bodies of a service, by its row."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
+from yarl import URL
+
+from gateway.catalog.dialects import NONE, DialectRow
+from gateway.images import ImageRequest
+from gateway.upstream.failures import refused_unsent
+from gateway.upstream.openai.requests import join_path, members
+from gateway.upstream.path_names import check_path_name
+
+_MODEL: Final = "{model}"
+
+
+def url_of(row: DialectRow, base: URL, path: str, *, model: str = "") -> URL:
+    """The URL of a path of the row. A query of the base is kept."""
+    url = join_path(base, path.replace(_MODEL, quote(model, safe="/")))
+    return url.update_query(dict(row.query)) if row.query else url
+
+
+def body_of(row: DialectRow, request: ImageRequest, *, images: int, stream: bool) -> bytes:
+    """The body of a request for `images` images.
+
+    Raises `UpstreamFailure`, free of charge, if the service makes one image a call or the model's
+    name would lead to another path.
+    """
+    if row.n == NONE and images > 1:
+        message = "The upstream service of this gateway makes one image a request: send n=1."
+        raise refused_unsent(message, param="n")
+    if _MODEL in row.path:
+        check_path_name(request.model)
+    given = members(request, images=images, stream=stream and row.streams != NONE)
+    given.pop("response_format", None)
+    for name in row.explicit:
+        if name in request.defaults:
+            given.setdefault(name, request.defaults[name])
+    names = {**row.rename, "model": row.model, "prompt": row.prompt, "n": row.n}
+    body: dict[str, Any] = {
+        names.get(name, name): value
+        for name, value in given.items()
+        if name not in row.drop and names.get(name) != NONE
+    }
+    if row.response_format is not None:
+        body["response_format"] = row.response_format
+    return orjson.dumps({**row.constants, **body})
