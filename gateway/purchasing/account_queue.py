@@ -2,7 +2,7 @@
 
 The queue is in the store, over all gateways (`store.commands.TakeTurns`). A worker asks for all of
 its waiting purchases of an account at once: at most `1 / MIN_PAUSE_SECONDS` calls a second, however
-many of them wait, and at least one a second. See `docs/reference/upstreams-queue.md`.
+many of them wait, and at least one a second. See `docs/reference/queue.md`.
 """
 
 from __future__ import annotations
