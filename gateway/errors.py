@@ -171,6 +171,7 @@ class ErrorCode(StrEnum):
     KEY_NOT_FOUND = "key_not_found", 404, "There is no active key with this id."
     REQUEST_NOT_FOUND = "request_not_found", 404, "The books have no request with this id."
     PURGE_NOT_FOUND = "purge_not_found", 404, "There is no purge with this id."
+    UPSTREAM_NOT_FOUND = "upstream_not_found", 404, "There is no upstream with this name."
     NAME_TAKEN = "name_taken", 409, "An active key, or a team, has this name."
     DECLARED_IN_FILE = (
         "declared_in_file",
@@ -190,7 +191,11 @@ class ErrorCode(StrEnum):
     OVERLOADED = "overloaded", 503, "This worker has reached a bound of its own."
     UPSTREAM_AUTH = "upstream_auth", 502, "Upstream refused the gateway's own key."
     UPSTREAM_ERROR = "upstream_error", 502, "Upstream failed, or did not answer in time (504)."
-    UPSTREAM_UNAVAILABLE = "upstream_unavailable", 503, "The circuit breaker is open."
+    UPSTREAM_UNAVAILABLE = (
+        "upstream_unavailable",
+        503,
+        "The circuit breaker is open, or every account at upstream is disabled or over its budget.",
+    )
     STORE_UNAVAILABLE = "store_unavailable", 503, "The gateway's store did not answer."
 
 

@@ -34,6 +34,7 @@ from gateway.conditions import Condition
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreFull, StoreUnavailable, detach
 from gateway.purchasing.upstream_health import WRITE_SECONDS
+from gateway.purchasing.upstream_switches import REFRESH_SECONDS as SWITCHES_SECONDS
 from gateway.store.batch import execute
 from gateway.store.commands import Deregister, Heartbeat, Sweep
 from gateway.store.turns import PART_OF_INTERVAL, take_turn
@@ -98,6 +99,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("thumbnail_processes", 5.0, gateway.cache.thumbnails.end_idle),
         Job("image_hits", HITS_SECONDS, gateway.cache.image_hits.write),
         Job("upstream_health", WRITE_SECONDS, upstream_health.refresh, upstream_health.changed),
+        Job("upstream_switches", SWITCHES_SECONDS, gateway.services.upstream_switches.refresh),
         Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("retired_images", unending.interval_seconds, lambda: keep_retired(gateway)),
@@ -135,6 +137,7 @@ async def open_running_gateway(
         with suppress(StoreUnavailable):
             await send_heartbeat(gateway)
             await gateway.cache.takedowns.refresh()
+            await gateway.services.upstream_switches.refresh()
             # Until then no key has a label of its own in the metrics.
             await label_keys(gateway.services)
         async with run_jobs(background_jobs(settings, gateway)):

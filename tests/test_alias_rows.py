@@ -104,8 +104,10 @@ DALLE = {
         ({"a": {}}, "aliases.a.model: Field required"),
         (
             {"a": {"model": "gpt-image-3"}},
-            "aliases.a.model: there is no model 'gpt-image-3'; the nearest valid "
-            "one is 'gpt-image-",
+            (
+                "aliases.a.model: there is no model 'gpt-image-3'; the nearest valid "
+                "one is 'gpt-image-"
+            ),
         ),
         (
             {"a": {"model": "a"}},
@@ -121,8 +123,10 @@ DALLE = {
         ),
         (
             {"a": {**ROW, "map": {"quality": "keep"}}},
-            "aliases.a.map.quality: write 'drop', or values with what becomes of "
-            "them, such as {hd: high}",
+            (
+                "aliases.a.map.quality: write 'drop', or values with what becomes of "
+                "them, such as {hd: high}"
+            ),
         ),
         ({"a": {**ROW, "map": {"quality": {}}}}, "aliases.a.map.quality: write 'drop'"),
         (
@@ -135,19 +139,25 @@ DALLE = {
         ),
         (
             {"a": {**ROW, "map": {"quality": {"low": "hd"}}}},
-            "aliases.a.map.quality: 'low' becomes 'hd', which 'gpt-image-2' does "
-            "not know. Map 'low' to one of low, medium, high, auto",
+            (
+                "aliases.a.map.quality: 'low' becomes 'hd', which 'gpt-image-2' does "
+                "not know. Map 'low' to one of low, medium, high, auto"
+            ),
         ),
         (
             {"a": {**ROW, "map": {"size": {"1024x1024": "1000x1000"}}}},
-            "aliases.a.map.size: '1024x1024' becomes '1000x1000', which "
-            "'gpt-image-2' does not know. Map '1024x1024' to one of 1824x1024, "
-            "auto",
+            (
+                "aliases.a.map.size: '1024x1024' becomes '1000x1000', which "
+                "'gpt-image-2' does not know. Map '1024x1024' to one of 1824x1024, "
+                "auto"
+            ),
         ),
         (
             {"dall-e-3": {**DALLE, "map": {}}},
-            "aliases.dall-e-3.map.quality: 'standard' becomes 'standard', which "
-            "'gpt-image-2' does not know",
+            (
+                "aliases.dall-e-3.map.quality: 'standard' becomes 'standard', which "
+                "'gpt-image-2' does not know"
+            ),
         ),
         (
             {"dall-e-3": {**DALLE, "map": {"quality": {"standard": "low", "hd": "high"}}}},
@@ -167,14 +177,18 @@ DALLE = {
         ),
         (
             {"dall-e-3": {"model": "gpt-image-2", "map": DALLE["map"]}},
-            "aliases.dall-e-3: 'gpt-image-2' has no parameter 'response_format'. "
-            "Add 'response_format: url by rehosting', or 'response_format: drop' "
-            "to map",
+            (
+                "aliases.dall-e-3: 'gpt-image-2' has no parameter 'response_format'. "
+                "Add 'response_format: url by rehosting', or 'response_format: drop' "
+                "to map"
+            ),
         ),
         (
             {"gpt-image-2": {"model": "gpt-image-2-2026-04-21"}},
-            "aliases.gpt-image-2: models has a row of this name too, which has no "
-            "shutdown date. Give the alias another name, or add 'replaces: true'",
+            (
+                "aliases.gpt-image-2: models has a row of this name too, which has no "
+                "shutdown date. Give the alias another name, or add 'replaces: true'"
+            ),
         ),
         (
             {"a": {**ROW, "replaces": True}},
@@ -196,8 +210,10 @@ def test_a_fault_names_file_key_and_fix(aliases, fault):
     [
         (
             {"stand_ins": ["dall-e-4"]},
-            "models.yaml: stand_ins: there is no alias 'dall-e-4' with 'stand_in: "
-            "true'; the nearest valid one is 'dall-e-",
+            (
+                "models.yaml: stand_ins: there is no alias 'dall-e-4' with 'stand_in: "
+                "true'; the nearest valid one is 'dall-e-"
+            ),
         ),
         (
             {"stand_ins": "some"},
@@ -269,3 +285,14 @@ def test_shutdown_dates_of_accounts_replace_those_of_rows():
     assert moved.models["dall-e-3"].shutdown == catalog.models["dall-e-3"].shutdown
     assert moved.fronts["gpt-image-1-mini"].shutdown == date(2027, 4, 7)
     assert list(moved.linked_aliases) == ["dall-e-3"]
+
+
+def test_an_alias_keeps_its_own_row_where_no_account_has_the_model_of_its_name():
+    catalog = catalog_with(stand_ins="all", aliases=read_shipped()["aliases"] | {"b": dict(ROW)})
+    served = catalog.with_models({"gpt-image-2": catalog.models["gpt-image-2"]})
+    assert list(served.linked_aliases) == [*STAND_INS, "b"]
+    body = {"model": "dall-e-3", "prompt": "x", "quality": "hd", "style": "vivid"}
+    assert validate(body, served) == validate(body, catalog)
+    with pytest.raises(InvalidRequest, match="Invalid value: '512x512'"):
+        validate({**body, "size": "512x512"}, served)
+    assert not catalog.with_models({"dall-e-3": catalog.models["dall-e-3"]}).linked_aliases

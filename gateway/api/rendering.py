@@ -72,6 +72,7 @@ def answer_headers(answer: Answer, context: RequestContext, *, now: float) -> di
         CACHE_STATUS: _cache_status(answer, context),
         COST: show_usd(context.purchase.cost_micros),
     }
+    headers |= _upstream_header(context)
     if answer.images:
         headers[IMAGE_IDS] = ",".join(image.id for image, _ in answer.images)
     if answer.outcome == "hit":
@@ -103,6 +104,8 @@ def early_headers(context: RequestContext) -> dict[str, str]:
     # The cost is not known yet. A follower pays nothing, and its savings are not known either.
     if context.purchase.has_begun:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
+    if context.purchase.is_answering:  # until then the purchase may go on to another account
+        headers |= _upstream_header(context)
     return {**headers, **rate_headers(context.latest_limits)}
 
 
@@ -116,12 +119,18 @@ def stream_headers(answer: Answer, context: RequestContext, *, now: float) -> di
 
 def error_headers(context: RequestContext) -> dict[str, str]:
     """The headers of an error, for this request alone."""
-    headers = {COST: show_usd(context.purchase.cost_micros)}
+    headers = {COST: show_usd(context.purchase.cost_micros), **_upstream_header(context)}
     if context.purchase.cost_micros:  # a retry would be charged again
         headers["x-should-retry"] = "false"
     if (status := _error_cache_status(context)) is not None:
         headers[CACHE_STATUS] = status
     return headers
+
+
+def _upstream_header(context: RequestContext) -> dict[str, str]:
+    """Names the account of the latest purchase; nothing for an answer without one."""
+    name = context.purchase.upstream
+    return {} if name is None else {"x-gateway-upstream": name.encode("ascii", "replace").decode()}
 
 
 def notice_of(context: RequestContext) -> str:

@@ -456,6 +456,12 @@ class Settings(Section):
         )
 
     @property
+    def ca_files(self) -> tuple[Path, ...]:
+        """Those of all accounts, each once."""
+        files = (account.ca_file for account in self.accounts)
+        return tuple(dict.fromkeys(file for file in files if file is not None))
+
+    @property
     def timeout_seconds(self) -> float:
         """How long a purchase may take at any account."""
         return max(account.timeout_seconds for account in self.accounts)

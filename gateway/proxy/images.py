@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from functools import partial
 from types import MappingProxyType
 from typing import Final
 
 from gateway.access.keys import Keys
 from gateway.billing import pricing, quota
+from gateway.billing.pricing import Estimate
 from gateway.cache.entries import CachedImage, fresh_images
 from gateway.cache.flight_ends import RECHECK_SECONDS, Patience
 from gateway.cache.flight_events import Flight, PurchasedImages
@@ -74,6 +76,7 @@ class Images:
         hits: ImageHits,
         transcoding: Transcoding | None,
         sign: Sign,
+        price_factor: Callable[[str], Decimal],
         tracer: Tracer,
         clock: Callable[[], float],
     ) -> None:
@@ -81,6 +84,8 @@ class Images:
         self._cache = cache
         self._flights = flights
         self._purchases = purchases
+        self._price_factor = price_factor
+        """The largest of the accounts that may be asked for a model."""
         self._keys = keys
         self._store = store
         self._unstored = unstored
@@ -239,7 +244,7 @@ class Images:
         if retired not in (None, "forward"):
             is_refused = retired == "refuse"
             raise (refuse_retired if is_refused else refuse_uncached)(query.model)
-        _check_max_cost(context, query, images)
+        _check_max_cost(context, query, self.estimate(query, images))
         request = query.request
         span = self._tracer.purchase(context.trace, request, record, images=images)
         trace = span.inside(context.trace)
@@ -277,6 +282,11 @@ class Images:
                 f"{TAGS} not stored, because this key has {MAX_ENTRY_TAGS} tags for this image or "
                 f"{MAX_KEY_TAGS} in all: {', '.join(refused)}"
             )
+
+    def estimate(self, query: ImageQuery, images: int) -> Estimate:
+        """The most that a purchase of so many images costs, whichever account takes it."""
+        factor = self._price_factor(query.model.id)
+        return pricing.estimate(query.model, query.request, images, factor)
 
     # ── images that need not be bought ──────────────────────────────────────────────────────
 
@@ -360,7 +370,7 @@ class Images:
             missing,
             buy=buy,
             check_again=partial(self._check_key, context, query),
-            limits=_limits_of(context, query),
+            limits=_limits_of(context, query, partial(self.estimate, query)),
             subscriber=subscriber,
             ignoring=ignored,
             max_age_seconds=policy.max_age_seconds,
@@ -399,15 +409,17 @@ class Images:
         return buy
 
 
-def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
+def _limits_of(
+    context: RequestContext, query: ImageQuery, estimate_of: Callable[[int], Estimate]
+) -> FollowerLimits:
     """Refuses this request when another one was refused by the same limit, with its own amounts."""
 
     def refuse(refusal: LimitRefusal, images: int) -> GatewayError | None:
+        estimate = estimate_of(images)
         try:
-            _check_max_cost(context, query, images)
+            _check_max_cost(context, query, estimate)
         except InvalidRequest as too_expensive:
             return too_expensive
-        estimate = pricing.estimate(query.model, query.request, images)
         return quota.refuse_alike(context.principal, refusal, estimate.amounts, why=estimate.reason)
 
     principal = context.principal
@@ -467,17 +479,18 @@ def _outcome(result: FlightResult, *, count: int) -> Outcome:
 
 def _is_outage(error: GatewayError | None) -> bool:
     """Whether upstream failed rather than refused. A refused gateway key is no outage."""
+    if error is not None and error.code == ErrorCode.UPSTREAM_UNAVAILABLE:
+        return True  # also if no account may be asked at all
     if not isinstance(error, UpstreamFailure) or error.code == ErrorCode.UPSTREAM_AUTH:
         return False
     return error.status in OUTAGE_STATUSES
 
 
-def _check_max_cost(context: RequestContext, query: ImageQuery, images: int) -> None:
+def _check_max_cost(context: RequestContext, query: ImageQuery, estimate: Estimate) -> None:
     """Holds all purchases of a request below `X-Gateway-Max-Cost-USD`."""
     max_micros = query.headers.max_cost_micros
     if max_micros is None:
         return
-    estimate = pricing.estimate(query.model, query.request, images)
     cost_micros = context.purchase.cost_micros + estimate.amounts.usd_micros
     if cost_micros > max_micros:
         because = f" ({estimate.reason})" if estimate.reason else ""

@@ -41,6 +41,7 @@ from gateway.request.headers import (
 from gateway.request.retirement import refuse_retired
 from gateway.request.validation import validate
 from gateway.tasks import SerialThread
+from gateway.upstream.accounts import Accounts
 
 MAX_USER: Final = 256
 """Characters of `user` in the ledger; upstream gets all of it."""
@@ -84,12 +85,8 @@ class InterpreterSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    upstream_name: str
-    """Part of every fingerprint."""
     validation: Validation = "strict"
     scope: Scope = "global"
-    streams: bool = True
-    """Whether upstream streams. Otherwise there are no partial images to ask for."""
 
 
 class _KeyVersion(NamedTuple):
@@ -116,10 +113,17 @@ class Interpreter:
     """Turns requests into image queries."""
 
     def __init__(
-        self, settings: InterpreterSettings, ledger: Ledger, *, body_thread: SerialThread
+        self,
+        settings: InterpreterSettings,
+        ledger: Ledger,
+        *,
+        accounts: Accounts,
+        body_thread: SerialThread,
     ) -> None:
+        """The fingerprint has the group of the `accounts` that have the model."""
         self._settings = settings
         self._ledger = ledger
+        self._accounts = accounts
         self._body_thread = body_thread
         self._policy: Policy | None = None
         self._cached: OrderedDict[_CacheKey, _Interpretation] = OrderedDict()
@@ -232,7 +236,7 @@ class Interpreter:
         if request.stream:
             # A stream has no links: its events contain the image, whatever the format says.
             request = replace(request, response_format="b64_json")
-        if not self._settings.streams:
+        if not self._accounts.streams(model.id):
             request = replace(request, partial_images=0)
         policy = _cache_policy(_NO_HEADERS, key)
         retired = catalog.retirement(model, today)
@@ -259,7 +263,7 @@ class Interpreter:
         return fingerprint(
             request,
             cache_epoch=model.cache_epoch,
-            upstream_name=self._settings.upstream_name,
+            upstream_name=self._accounts.group_of(model.id),
             scope=_name_space(key.scope or self._settings.scope, key.principal),
         )
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from gateway.access.keys import Keys
-from gateway.billing import pricing, quota
+from gateway.billing import quota
 from gateway.billing.quota import LimitState
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.unstored_images import UnstoredImage
@@ -229,7 +229,7 @@ class Proxy:
         if not query.buys and not images:
             raise refuse_uncached(query.model)
         missing = len(missing_from(query, images)) if query.buys else 0
-        estimate = pricing.estimate(query.model, query.request, missing) if missing else None
+        estimate = self._images.estimate(query, missing) if missing else None
         remaining_budgets = [
             state.remaining
             for state in context.limits

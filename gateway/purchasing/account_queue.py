@@ -192,7 +192,7 @@ class AccountQueue:
     async def wait(
         self,
         purchase: str,
-        place: Place | None,
+        account_name: str,
         turn: Turn,
         waiting: Waiting,
         *,
@@ -203,12 +203,12 @@ class AccountQueue:
         Raises `GatewayError` if it has to be released at 0: it has waited for `max_wait`, nobody
         waits for it any more, or this worker drains. Raises `StoreUnavailable` after an outage.
         """
-        if place is None or turn.state == "taken":
+        if turn.state == "taken":
             return
         if turn.state == "refused":
             raise self.refusal(turn, waiting)
         waiting.use(turn)
-        account, started = self._accounts[place.account], self._clock()
+        account, started = self._accounts[account_name], self._clock()
         waiter = _Waiter(
             purchase,
             waiting,

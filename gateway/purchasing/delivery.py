@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -31,6 +31,8 @@ from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, Up
 from gateway.net.guard import LinkBlocked
 from gateway.redaction import MAX_NAMES, Identity
 from gateway.trace_context import TraceContext
+from gateway.upstream.accounts import Account
+from gateway.upstream.attempts import Buyer, StreamHandlers
 
 MAX_ANSWER_FIELD: Final = 128
 """Characters of a text among the model's `answer_fields`. A longer one is not kept."""
@@ -39,19 +41,21 @@ log = structlog.get_logger(__name__)
 
 
 class Upstream(Protocol):
-    """The service that makes the images."""
+    """The accounts that images are bought from."""
 
-    async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
-        """Buys `images` images; returns at most `request.max_images`. Raises `UpstreamFailure`."""
-
-    async def stream(
+    async def buy(
         self,
         request: ImageRequest,
+        accounts: Sequence[Account],
         *,
-        on_partial: Callable[[PartialImage], Awaitable[None]],
-        on_open: Callable[[], Awaitable[None]],
+        images: int,
+        stream: StreamHandlers | None = None,
+        buyer: Buyer | None = None,
     ) -> UpstreamAnswer:
-        """Buys one image and reports its partial images. Raises `UpstreamFailure`."""
+        """Buys `images` images from the first account that takes the purchase, and no more.
+
+        With `stream` as a stream, where the account streams. Raises `UpstreamFailure`.
+        """
 
 
 class Links(Protocol):
@@ -61,6 +65,17 @@ class Links(Protocol):
         """The bytes behind a link. Raises `LinkBlocked`."""
 
 
+class Route(Buyer, Protocol):
+    """The way of a purchase from account to account, see `routing`."""
+
+    @property
+    def accounts(self) -> Sequence[Account]:
+        """Those that may be asked, in their order."""
+
+    def is_answered(self) -> None:
+        """The account that is asked has begun to answer."""
+
+
 class DeliverySettings(BaseModel):
     """How images are bought, and the bounds of an image that is accepted."""
 
@@ -68,8 +83,6 @@ class DeliverySettings(BaseModel):
 
     max_image_bytes: int = Field(gt=0)
     max_pixels: int = Field(gt=0)
-    streams: bool = True
-    """Whether a purchase for a client that asked for a stream is a stream too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +112,20 @@ class Delivery:
         self._cache = cache
 
     async def deliver(
-        self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
+        self,
+        request: ImageRequest,
+        model: Model,
+        flight: Flight,
+        route: Route,
+        *,
+        clock: Callable[[], float],
     ) -> Delivered:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
-        is_streamed = request.stream and self._settings.streams
+        is_streamed = request.stream and any(account.streams for account in route.accounts)
         try:
-            return await self._deliver(request, model, flight, is_streamed=is_streamed, clock=clock)
+            return await self._deliver(
+                request, model, flight, route, is_streamed=is_streamed, clock=clock
+            )
         except UpstreamFailure as failure:
             failure.buyer = request.user_names
             if is_streamed:
@@ -117,11 +138,13 @@ class Delivery:
         request: ImageRequest,
         model: Model,
         flight: Flight,
+        route: Route,
         *,
         is_streamed: bool,
         clock: Callable[[], float],
     ) -> Delivered:
         buyer = _buyer_beside_prompt(request)
+        stream = None
         if is_streamed:
             publisher = self._flights.publisher(flight, max_images=request.partial_images)
 
@@ -130,12 +153,15 @@ class Delivery:
                 echoed = _kept_echoes(image.echoed, model, image_format=found)
                 await publisher.publish(replace(image, echoed=echoed))
 
-            answer = await self._upstream.stream(
-                request, on_partial=publish, on_open=publisher.open
-            )
-        else:
-            answer = await self._upstream.generate(request, images=len(flight.slots))
-            answer = _without_empty_ones(answer, requested=len(flight.slots))
+            async def open_stream() -> None:
+                route.is_answered()
+                await publisher.open()
+
+            stream = StreamHandlers(publish, open_stream)
+        answer = await self._upstream.buy(
+            request, route.accounts, images=len(flight.slots), stream=stream, buyer=route
+        )
+        answer = _without_empty_ones(answer, requested=len(flight.slots))
         purchase = {"purchase": flight.id, **request.trace.fields}
         if answer.surplus:
             log.warning("surplus_images", **purchase, images=answer.surplus)
