@@ -5,7 +5,7 @@ Those of `wiring/` stand there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final
 
@@ -19,6 +19,7 @@ from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.net.server_tls import TlsFiles
 from gateway.proxy.interpret import InterpreterSettings
+from gateway.purchasing.account_queue import Rate
 from gateway.purchasing.delivery import DeliverySettings
 from gateway.purchasing.purchase import PurchaseSettings
 from gateway.tasks import Capacity
@@ -103,6 +104,11 @@ def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
         dead_after_seconds=settings.workers.dead_after_seconds,
         stores_prompts=settings.cache.stores_prompts,
     )
+
+
+def account_rates(settings: Settings) -> Mapping[str, Rate]:
+    """The rate of each account at upstream."""
+    return {one.name: Rate(one.images_per_minute, one.concurrent) for one in settings.accounts}
 
 
 def delivery_settings(settings: Settings) -> DeliverySettings:

@@ -311,6 +311,14 @@ class UpstreamSettings(Section):
         return self
 
 
+class QueueSettings(Section):
+    """The queue of purchases that wait for an account's images_per_minute or concurrent."""
+
+    max_wait_seconds: Seconds = Field(default=60.0, alias="max_wait")
+    """How long a purchase waits for its turn at most before it gets a 429; one that would have to
+    wait longer gets it at once."""
+
+
 class CacheSettings(Section):
     """The image cache: lifetimes and bounds."""
 
@@ -416,6 +424,7 @@ class Settings(Section):
     upstream: UpstreamSettings = Field(default_factory=UpstreamSettings)
     upstreams: Upstreams = ()
     """Several accounts instead of upstream: a list whose entries have the keys of upstream."""
+    queue: QueueSettings = Field(default_factory=QueueSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     billing: BillingSettings = Field(default_factory=BillingSettings)
     rehost: RehostSettings = Field(default_factory=RehostSettings)

@@ -76,6 +76,10 @@ class Client(Protocol):
 class Buyer(Protocol):
     """Follows a purchase from one account to the next."""
 
+    @property
+    def waited_seconds(self) -> float:
+        """How long the purchase has waited before, which counts towards the deadline."""
+
     async def approach(self, account: str) -> bool:
         """Called before each attempt; False: this account is passed over."""
 
@@ -88,6 +92,8 @@ class Buyer(Protocol):
 
 class Alone:
     """A purchase at the one account that there is."""
+
+    waited_seconds = 0.0
 
     async def approach(self, account: str) -> bool:
         """Never passes over it."""
@@ -149,6 +155,7 @@ class Attempts:
         self._buyer = buyer or Alone()
         self._pace = candidates[0].client.pace
         self._seconds = max(one.client.settings.timeout_seconds for one in self._asked)
+        self._seconds -= self._buyer.waited_seconds
         self._started = self._pace.clock()
         self._current = self._asked[0]
         self._state = SendState()

@@ -23,8 +23,8 @@ def served_policy(policy: Policy, settings: Settings) -> Policy:
     """
     spoken = {account.dialect for account in settings.accounts}
     policy.catalog.check_dialects(sorted(spoken))
-    policy = replace(policy, catalog=with_account_dates(policy.catalog, settings))
     accounts = create_accounts(settings).with_services(lambda model: service_of(policy, model))
+    policy = replace(policy, catalog=with_account_dates(policy.catalog, settings, accounts))
     try:
         check_accounts(
             accounts,
