@@ -146,6 +146,7 @@ def client_settings(settings: Settings) -> Sequence[ClientSettings]:
 
 def _of_account(upstream: UpstreamSettings, settings: Settings) -> ClientSettings:
     return ClientSettings(
+        name=upstream.name,
         base_url=upstream.base_url,
         api_key=upstream.api_key or SecretStr(""),
         timeout_seconds=upstream.timeout_seconds,
