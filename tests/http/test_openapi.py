@@ -386,6 +386,7 @@ async def test_answers_to_operators_are_as_described(shared: Shared, document: D
         "reuse": "within:12h",
         "parallel": "vary",
         "allow_no_cache": False,
+        "priority": 3,
         "expires_at": 4_000_000_000,
     }
 

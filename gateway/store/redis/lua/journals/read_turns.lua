@@ -18,7 +18,7 @@ for i = 4, #ARGV do
     local own = ticket.score - head.score + head.size
     local count, images = count_ahead(account, place.key, tag + own, rank)
     images = images + math.ceil((own - ticket.size) / (head.size / head.images))
-    count = count + (redis.call('ZRANK', name, place.member) or 0) + 1
+    count = count + redis.call('ZCOUNT', name, '-inf', digits(ticket.score))
     turn = { state, count, time_until(account, ticket.images, images) }
   end
   table.insert(found, turn)
