@@ -414,7 +414,8 @@ def _(spec: SizeSpec, name: str, value: object) -> Value:
 def _(spec: _FrameSize, name: str, value: object) -> Value:
     if not isinstance(value, str):
         raise _invalid_type(name, "a string", value=value)
-    if value in spec.size.values:
+    # Listed sizes are those of a whole image.
+    if value in spec.size.values and SIZE.fullmatch(value) is None:
         return value
     if (fault := _frame_fault(spec, value)) is not None:
         raise _invalid_size(name, value, fault=fault)
