@@ -100,13 +100,15 @@ class ErrorCode(StrEnum):
         return member
 
     # ── the request ──
+    DECIMAL_ABOVE_MAX_VALUE = "decimal_above_max_value", 400, "A number exceeds its maximum."
+    DECIMAL_BELOW_MIN_VALUE = "decimal_below_min_value", 400, "A number is below its minimum."
     EMPTY_STRING = "empty_string", 400, "The prompt is an empty string."
     INTEGER_ABOVE_MAX_VALUE = "integer_above_max_value", 400, "An integer exceeds its maximum."
     INTEGER_BELOW_MIN_VALUE = "integer_below_min_value", 400, "An integer is below its minimum."
     INVALID_TYPE = "invalid_type", 400, "A parameter has another JSON type than its own."
     INVALID_VALUE = "invalid_value", 400, "A parameter or header has a value that is not allowed."
     MISSING_REQUIRED_PARAMETER = "missing_required_parameter", 400, "A parameter is missing."
-    STRING_ABOVE_MAX_LENGTH = "string_above_max_length", 400, "The prompt is too long."
+    STRING_ABOVE_MAX_LENGTH = "string_above_max_length", 400, "A text is too long."
     UNKNOWN_PARAMETER = "unknown_parameter", 400, "The model has no such parameter."
     UNKNOWN_HEADER = "unknown_header", 400, "No header of the gateway has this name."
     UNSUPPORTED_CONTENT_ENCODING = (
@@ -417,6 +419,8 @@ class UpstreamFailure(GatewayError):
         """What upstream says that it charged although no image came; None if it does not."""
         self.trace: str | None = None
         """The traceparent of the purchase that failed, if that is traced."""
+        self.upstream: str | None = None
+        """The name of the account that failed, if it is known."""
         if self.is_charged:
             self.forbid_retry()
 

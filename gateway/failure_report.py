@@ -78,6 +78,12 @@ class Reason(StrEnum):
 
     # ── before anything was sent ──
     BREAKER_OPEN = "breaker_open", "connect", "The circuit breaker is open after other failures."
+    NO_ACCOUNT = (
+        "no_account",
+        "connect",
+        "No account at upstream may be asked: see `gateway upstreams list`.",
+        Advice.OPERATOR,
+    )
     UNREACHABLE = (
         "unreachable",
         "connect",

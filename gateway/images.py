@@ -33,6 +33,9 @@ neither its fingerprint nor what is kept of an answer has them."""
 
 _WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
 
+ParameterValue: TypeAlias = str | int | float | Mapping[str, Any]
+"""A checked parameter in its one spelling. A boolean is an `int`, an object has fields of these."""
+
 T = TypeVar("T")
 
 
@@ -65,7 +68,7 @@ class ImageRequest:
     model: str
     prompt: str
     n: int = 1
-    parameters: Mapping[str, str | int] = field(default_factory=lambda: MappingProxyType({}))
+    parameters: Mapping[str, ParameterValue] = field(default_factory=lambda: MappingProxyType({}))
     """Those that change the image and differ from their default: size, quality, style, …"""
     response_format: str = "b64_json"
     """`b64_json` or `url`."""
@@ -151,11 +154,33 @@ class Usage:
     """Upstream counted cached input tokens. Only then does an answer show them."""
     has_cached_details: bool = False
     """Upstream split its cached tokens. Only then does an answer show the split."""
+    svg_model: str = ""
+    """The text model that wrote the SVG image, as upstream's `svg_usage` names it."""
+    svg_in: int = 0
+    svg_out: int = 0
+    svg_reasoning: int = 0
+    svg_reasoning_apart: bool = False
+    """The reasoning tokens are not among `svg_out`, but besides."""
 
     @property
     def total(self) -> int:
-        """All tokens, in and out."""
+        """All tokens of the image model, in and out."""
         return self.text_in + self.image_in + self.image_out + self.text_out
+
+    @property
+    def svg_charged_out(self) -> int:
+        """What the text model wrote, with its reasoning."""
+        return self.svg_out + (self.svg_reasoning if self.svg_reasoning_apart else 0)
+
+    @property
+    def svg_total(self) -> int:
+        """All tokens of the text model, in and out."""
+        return self.svg_in + self.svg_charged_out
+
+    @property
+    def charged(self) -> int:
+        """All tokens of both models."""
+        return self.total + self.svg_total
 
     def shares(self, count: int) -> list[Usage]:
         """`count` integer shares, as even as possible, whose sum is this usage."""
@@ -173,6 +198,9 @@ class Usage:
                 text_out=split(self.text_out, i),
                 cached_text_in=split(self.cached_text_in, i),
                 cached_image_in=split(self.cached_image_in, i),
+                svg_in=split(self.svg_in, i),
+                svg_out=split(self.svg_out, i),
+                svg_reasoning=split(self.svg_reasoning, i),
             )
             for i in range(count)
         ]
@@ -183,6 +211,8 @@ class Usage:
             has_output_details=self.has_output_details,
             has_cached=self.has_cached,
             has_cached_details=self.has_cached_details,
+            svg_model=self.svg_model,
+            svg_reasoning_apart=self.svg_reasoning_apart,
         )
 
     @staticmethod
@@ -201,6 +231,11 @@ class Usage:
             has_output_details=any(u.has_output_details for u in usages),
             has_cached=any(u.has_cached for u in usages),
             has_cached_details=any(u.has_cached_details for u in usages),
+            svg_model=next((u.svg_model for u in usages if u.svg_model), ""),
+            svg_in=sum(u.svg_in for u in usages),
+            svg_out=sum(u.svg_out for u in usages),
+            svg_reasoning=sum(u.svg_reasoning for u in usages),
+            svg_reasoning_apart=any(u.svg_reasoning_apart for u in usages),
         )
 
 
@@ -213,8 +248,9 @@ class Image:
     digest: str
     """SHA-256 of the bytes, hex."""
     format: str
-    """`png`, `jpeg` or `webp`, read from the bytes."""
+    """One of `imagefile.check.MEDIA_TYPES`, read from the bytes."""
     width: int
+    """Pixels; 0 for an SVG that has no size of its own, as is the height."""
     height: int
     size_bytes: int
     created_at: float
@@ -237,14 +273,20 @@ class Image:
     """The id of the requested image beside which it came, beyond `n`. They are served together."""
     transcoded_from: str | None = None
     """The digest of the image that it was transcoded from; None if it was bought."""
+    active: tuple[str, ...] = ()
+    """Of an SVG: what a browser could run or load, see `docs/security.md`."""
+
+    @property
+    def size_text(self) -> str:
+        """WIDTHxHEIGHT of the bytes; empty for an SVG without a size."""
+        return f"{self.width}x{self.height}" if self.width else ""
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Image:
         """An image from its JSON object in the store."""
-        usage = data.get("usage")
-        return decode_fields(
-            Image, {**data, "usage": decode_fields(Usage, usage) if usage else None}
-        )
+        usage = decode_fields(Usage, data["usage"]) if data.get("usage") else None
+        active = tuple(data.get("active", ()))
+        return decode_fields(Image, {**data, "usage": usage, "active": active})
 
 
 def with_those_beside(images: Mapping[int, Image], slots: Collection[int]) -> list[int]:

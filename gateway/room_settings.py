@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from gateway.api.services import ApiSettings
 from gateway.billing.ledger import LedgerSettings
-from gateway.catalog import Catalog
+from gateway.catalog import BUILT_IN_DIALECTS, Catalog
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings, UpstreamSettings
@@ -122,6 +122,25 @@ def dialect_of(account: UpstreamSettings, catalog: Callable[[], Catalog]) -> Dia
     return create_dialect(
         account.dialect, catalog, base_url=account.base_url, api_version=account.api_version
     )
+
+
+def serves(
+    account: UpstreamSettings, settings: Settings, catalog: Callable[[], Catalog]
+) -> Callable[[str], bool]:
+    """Which models an account has that lists none: those of the service whose dialect it speaks.
+
+    Models without a service, and without a row, are OpenAI's and Azure's, or those of any account
+    if none speaks a dialect of these two.
+    """
+    openais = {one.dialect for one in settings.accounts} & set(BUILT_IN_DIALECTS)
+
+    def has(model: str) -> bool:
+        row = catalog().models.get(model)
+        if row is not None and row.service is not None:
+            return row.service == account.dialect
+        return account.dialect in openais or not openais
+
+    return has
 
 
 def client_settings(settings: Settings) -> ClientSettings:

@@ -24,4 +24,5 @@ def _parse_shipped() -> dict[Any, Any]:
 
 
 def shipped_catalog() -> Catalog:
-    return parse_catalog(read_shipped(), file=SHIPPED.name)
+    """As a gateway in front of OpenAI has it: without the models of other services."""
+    return parse_catalog(read_shipped(), file=SHIPPED.name).of_services({"openai"})

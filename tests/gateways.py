@@ -31,6 +31,7 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web, web_app
+from yarl import URL
 
 from gateway.access.policy import Policy, parse_policy
 from gateway.assembly import Gateway, OpenLinks
@@ -45,10 +46,11 @@ from gateway.process.bootstrap import prepare
 from gateway.process.listener import bind_listeners
 from gateway.process.worker import open_sites
 from gateway.simulator import SimulatorSettings, create_simulator
+from gateway.simulator.profiles import PROFILES
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters
-from gateway.upstream.client import Pace
 from gateway.upstream.fetch import open_link_fetcher
+from gateway.upstream.observer import Pace
 from gateway.wiring.stores import DATABASE, open_store
 from tests.empty_store import place_empty_store
 from tests.forks import Fork, run_fork
@@ -108,7 +110,7 @@ class Upstream:
 
     @property
     def root(self) -> str:
-        return self.base_url.removesuffix("/v1")
+        return str(URL(self.base_url).origin())
 
     async def calls(self) -> list[dict[str, Any]]:
         """The requests received since the start or the last `forget`, oldest first."""
@@ -355,7 +357,9 @@ async def run_upstream(catalog: Catalog | None = None, /, **given: Any) -> Async
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         async with aiohttp.ClientSession() as session:
-            yield Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", session, gate)
+            base_path = PROFILES[settings.profile].base_path
+            base_url = f"http://127.0.0.1:{runner.addresses[0][1]}{base_path}"
+            yield Upstream(base_url, session, gate)
     finally:
         await runner.cleanup()
 

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from gateway.images import ImageRequest
-from gateway.upstream.client import Pace, open_client
+from gateway.upstream.client import open_client
+from gateway.upstream.observer import Pace
 from gateway.upstream.session import ClientSettings
 
 KEY = "sk-secret-of-the-team"
@@ -150,6 +151,9 @@ class Notes:
 
     def retried(self) -> None:
         self.retries += 1
+
+    def failed_over(self) -> None:
+        pass
 
     def waits(self, more: int) -> None:
         self.waiting.append(more)

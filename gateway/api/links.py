@@ -8,12 +8,11 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.api.exchange import EXCHANGE
-from gateway.api.http.images import SECURITY_HEADERS, send_image
+from gateway.api.http.images import representation_headers, send_image
 from gateway.api.http.ranges import is_not_modified
 from gateway.api.services import SERVICES
 from gateway.cache.image_index import IMAGE_NAME
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
-from gateway.imagefile.check import MEDIA_TYPES
 
 CROSS_ORIGIN: Final = {"Cross-Origin-Resource-Policy": "cross-origin"}
 """Any page may show the image of a link."""
@@ -48,12 +47,7 @@ async def _serve(request: web.Request) -> web.StreamResponse:
     # A 304 has the validators but not the representation (RFC 9110 §15.4.5).
     if is_not_modified(request, validators[hdrs.ETAG]):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=validators)
-    representation = {
-        hdrs.CONTENT_TYPE: MEDIA_TYPES[image.format],
-        hdrs.CONTENT_DISPOSITION: f'inline; filename="{name}"',
-        hdrs.ACCEPT_RANGES: "bytes",
-    }
-    headers = validators | representation | SECURITY_HEADERS | CROSS_ORIGIN
+    headers = validators | representation_headers(image.format, name) | CROSS_ORIGIN
     return await send_image(request, image.data, headers)
 
 

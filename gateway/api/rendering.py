@@ -238,7 +238,21 @@ def _usage(answer: Answer, *, reports_all_usage: bool) -> dict[str, Any]:
             "text_tokens": usage.text_out,
         }
     fields["total_tokens"] = usage.total
-    return {"usage": fields}
+    return {"usage": fields, **_svg_usage(usage)}
+
+
+def _svg_usage(usage: Usage) -> dict[str, Any]:
+    """`svg_usage`, as upstream reports the text model of an SVG image; else empty."""
+    if not usage.svg_model:
+        return {}
+    fields = {
+        "model": usage.svg_model,
+        "input_tokens": usage.svg_in,
+        "output_tokens": usage.svg_out,
+        "reasoning_tokens": usage.svg_reasoning,
+        "total_tokens": usage.svg_total,
+    }
+    return {"svg_usage": fields}
 
 
 # ── events ──────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,8 @@ TOKEN_NAMES: Final[Mapping[str, str]] = {
     "cached_image_in": "input_cached_image_tokens",
     "text_out": "output_text_tokens",
     "image_out": "output_image_tokens",
+    "svg_text_in": "svg_input_text_tokens",
+    "svg_text_out": "svg_output_text_tokens",
 }
 """Kinds of tokens as OpenAI's reports name them; others have their own name."""
 

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gateway.catalog import (
     SIZE,
     ChoiceSpec,
     Model,
+    SheetLayout,
+    SizeSpec,
     TokenBilling,
     TokenFormula,
 )
@@ -39,7 +41,7 @@ ESTIMATED: Final = "estimated"
 
 KINDS: Final = (
     *("text_in", "cached_text_in", "image_in", "cached_image_in", "image_out", "text_out"),
-    *(IMAGE, ESTIMATED),
+    *("svg_text_in", "svg_text_out", IMAGE, ESTIMATED),
 )
 """The kinds of costs. Of equal remainders the first kind is rounded up."""
 
@@ -106,29 +108,31 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
     `docs/reference/billing.md#estimates`. Raises as `check_price`.
     """
     if isinstance(model.billing, TokenBilling):
-        return _estimate_tokens(model.billing, request, images=images)
-    micros = cost(
-        model,
-        usage=None,
-        images=images,
-        size=_requested(request, "size"),
-        quality=_requested(request, "quality"),
-    ).usd_micros
+        return _estimate_tokens(model, model.billing, request, images=images)
+    micros = cost(model, usage=None, images=images, parameters=request.parameters).usd_micros
     reason = None
     if model.billing is None:
         reason = f"price unknown: reserved as ${model.assumed_usd_per_image} an image"
     return Estimate(Amounts(images=images, usd_micros=micros), reason)
 
 
-def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: int) -> Estimate:
+def _estimate_tokens(
+    model: Model, billing: TokenBilling, request: ImageRequest, *, images: int
+) -> Estimate:
     requested_size = _requested(request, "size")
     requested_quality = _requested(request, "quality")
-    image = _most_expensive_image(billing, requested_size, requested_quality)
+    sheet = _sheet(model, request)
+    if sheet is None or requested_size is None:
+        image = _most_expensive_image(billing, requested_size, requested_quality)
+    else:
+        image = _most_expensive_sheet(billing, sheet, requested_size, requested_quality)
+    svg = svg_bound(model, request)
     partial_images = request.partial_images if request.stream else 0
     text_in = len(request.prompt.encode("utf-8", "surrogatepass")) + PROMPT_OVERHEAD_TOKENS
     image_out = partial_images * billing.partial_image_tokens
     prices = _token_picos(billing)
     picos = image.picos * images + prices["text_in"] * text_in + prices["image_out"] * image_out
+    picos += svg.picos * images
     reasons = [
         f"{name} omitted: reserved as {reserved}"
         for name, requested, reserved in (
@@ -136,10 +140,10 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: in
             ("size", requested_size, image.size),
         )
         if requested is None
-    ]
+    ] + svg.reasons
     amounts = Amounts(
         images=images,
-        tokens=text_in + image_out + images * image.tokens,
+        tokens=text_in + image_out + images * (image.tokens + svg.tokens),
         usd_micros=_rounded_up(picos),
     )
     return Estimate(amounts, "; ".join(reasons) or None)
@@ -179,6 +183,75 @@ def _highest(billing: TokenBilling, sizes: Iterable[str], quality: str | None) -
     return highest._replace(tokens=max(image.tokens for image in images))
 
 
+def _sheet(model: Model, request: ImageRequest) -> SheetLayout | None:
+    """How the frames of the requested format are laid out; None for a format without frames."""
+    size = model.parameters.get("size")
+    if not isinstance(size, SizeSpec) or size.sheet is None:
+        return None
+    if request.parameters.get("output_format") not in size.sheet.formats:
+        return None
+    frames = request.parameters.get(size.sheet.frames, model.parameters[size.sheet.frames].default)
+    return size.sheet.layout_of(frames if isinstance(frames, int) else 1)
+
+
+def _most_expensive_sheet(
+    billing: TokenBilling, layout: SheetLayout, size: str, quality: str | None
+) -> _ImageEstimate:
+    """The bound of a sheet of frames of this size.
+
+    How upstream arranges the frames is not known: of all sheets with as many pixels a square has
+    the most tokens.
+    """
+    formula, matched = billing.output_tokens_formula, SIZE.fullmatch(size)
+    if formula is None or matched is None:
+        return _most_expensive_image(billing, None, quality)
+    pixels = int(matched[1]) * int(matched[2]) * layout.columns * layout.rows
+    images = [
+        _ImageEstimate(tokens, _image_bound(billing, tokens, size=size, quality=name), size, name)
+        for name, grid in formula.grid.items()
+        if quality in (None, name)
+        for tokens in (_grid_tokens(formula, grid, cells=grid, pixels=pixels),)
+    ]
+    return max(images, key=lambda image: image.picos)
+
+
+class SvgBound(NamedTuple):
+    """The most that the text model of an SVG image may cost."""
+
+    tokens: int = 0
+    picos: int = 0
+    reasons: list[str] = []  # noqa: RUF012 - of a tuple, and never changed
+
+
+def svg_bound(model: Model, request: ImageRequest) -> SvgBound:
+    """The bound of the text model of one image; nothing for other formats."""
+    billing = model.billing
+    if not isinstance(billing, TokenBilling) or not is_svg(model, request):
+        return SvgBound()
+    bounds, prices = billing.svg_max_tokens or {}, model.text_models
+    if prices is None:  # the catalog has them for every row with bounds
+        raise ValueError(f"{model.id} has no prices of text models")
+    svg = request.parameters.get("svg")
+    options: Mapping[str, Any] = svg if isinstance(svg, Mapping) else {}
+    effort, name = (options.get("reasoning") or {}).get("effort"), options.get("model")
+    reasons = []
+    if effort is None:
+        effort = max(bounds, key=bounds.__getitem__)
+        reasons.append(f"reasoning effort omitted: reserved as {effort}")
+    price = prices.dearest() if name is None else prices.price_of(name) or prices.unknown
+    text_in = len(request.prompt.encode("utf-8", "surrogatepass")) + PROMPT_OVERHEAD_TOKENS
+    text_in += billing.svg_input_tokens or 0
+    picos = text_in * _millions(price.text_in) + bounds[effort] * _millions(price.text_out)
+    return SvgBound(text_in + bounds[effort], picos, reasons)
+
+
+def is_svg(model: Model, request: ImageRequest) -> bool:
+    """Whether a text model writes the image, which is billed besides."""
+    billing = model.billing
+    has_bound = isinstance(billing, TokenBilling) and billing.svg_max_tokens is not None
+    return has_bound and request.parameters.get("output_format") == "svg"
+
+
 def _image_bound(billing: TokenBilling, tokens: int, *, size: str, quality: str) -> int:
     """The most that an image costs: its tokens, or its own price where that is higher.
 
@@ -208,8 +281,12 @@ def _formula_tokens(formula: TokenFormula, grid: int, *, size: str) -> int:
         raise ValueError(f"not a size: {size}")
     shorter, longer = sorted(int(edge) for edge in matched.groups())
     cells = (2 * grid * shorter + longer) // (2 * longer)  # grid · shorter/longer, half up
-    area = formula.pixels_offset + shorter * longer
-    return -(-grid * cells * area // formula.pixels_divisor)
+    return _grid_tokens(formula, grid, cells=cells, pixels=shorter * longer)
+
+
+def _grid_tokens(formula: TokenFormula, grid: int, *, cells: int, pixels: int) -> int:
+    area = grid * cells * (formula.pixels_offset + pixels)
+    return -(-area * (100 + formula.headroom_percent) // (100 * formula.pixels_divisor))
 
 
 # ── costs ───────────────────────────────────────────────────────────────────────────────────
@@ -226,25 +303,38 @@ def charge(
     by_tokens = is_billed_by_tokens(model)
     if by_tokens and usage is None:
         return estimated, estimated_cost(estimated.usd_micros)
-    found = cost(
-        model,
-        usage=usage,
-        images=images,
-        size=_requested(request, "size"),
-        quality=_requested(request, "quality"),
-    )
-    tokens = usage.total if by_tokens and usage is not None else 0
+    found = cost(model, usage=usage, images=images, parameters=request.parameters)
+    tokens = usage.charged if by_tokens and usage is not None else 0
     return Amounts(images=images, tokens=tokens, usd_micros=found.usd_micros), found
 
 
+def lacks_usage(model: Model, request: ImageRequest, usage: Usage | None) -> bool:
+    """Whether the tokens of an image that was made are not all known, so the estimate is charged.
+
+    An SVG image has two usages, as two models made it.
+    """
+    if not is_billed_by_tokens(model):
+        return False
+    return usage is None or (is_svg(model, request) and not usage.svg_model)
+
+
+def text_model_flags(model: Model, usage: Usage | None) -> tuple[str, ...]:
+    """The flag of a charge whose text model has no price: it costs the configured worst case."""
+    if usage is None or not usage.svg_model or model.text_models is None:
+        return ()
+    is_known = model.text_models.price_of(usage.svg_model) is not None
+    return () if is_known else (UNKNOWN_PRICE,)
+
+
 def cost(
-    model: Model, *, usage: Usage | None, images: int, size: str | None, quality: str | None
+    model: Model, *, usage: Usage | None, images: int, parameters: Mapping[str, object]
 ) -> Cost:
     """The cost of a purchase.
 
-    Models billed by tokens cost their `usage`. Others cost their price per delivered image,
-    by `size` and `quality` of the request; None is the model's default. Without a price each image
-    costs the configured worst case.
+    Models billed by tokens cost their `usage`, at the prices of both models where a text model
+    wrote the image. Others cost their price per delivered image, by the `parameters` of the
+    request; one that is not among them has its default. Without a price each image costs the
+    configured worst case.
 
     Raises `ValueError` for a model billed by tokens without usage: then the cost is not known, and
     the estimate is charged (`docs/reference/billing.md#charges`), as by `charge`.
@@ -253,12 +343,15 @@ def cost(
     if isinstance(billing, TokenBilling):
         if usage is None:
             raise ValueError(f"without usage the cost of {model.id} is not known: use the estimate")
-        return split_cost(_usage_picos(billing, usage))
+        return split_cost(_usage_picos(model, billing, usage))
     if billing is None:
         check_price(model)
         return _of_one_kind(IMAGE, _millions(model.assumed_usd_per_image or Decimal(0)) * images)
-    row = billing.usd_per_image[_price_key(model, "size", size)]
-    return _of_one_kind(IMAGE, _millions(row[_price_key(model, "quality", quality)]) * images)
+    values = {name: _price_key(model, name, parameters.get(name)) for name in billing.priced_by}
+    price = billing.price_of(values)
+    if price is None:  # the catalog has checked the table, and validation the values
+        raise ValueError(f"{model.id} has no price of an image with {values}")
+    return _of_one_kind(IMAGE, _millions(price) * images)
 
 
 def estimated_cost(usd_micros: int) -> Cost:
@@ -307,11 +400,11 @@ def _rounded_up(picos: int) -> int:
     return -(-picos // PICOS_PER_MICRO)
 
 
-def _price_key(model: Model, name: str, value: str | None) -> str:
+def _price_key(model: Model, name: str, value: object) -> str:
     """The value as the price table has it: the default for None, other spellings folded."""
     spec = model.parameters[name]
-    value = str(spec.default) if value is None else value
-    return spec.means.get(value, value) if isinstance(spec, ChoiceSpec) else value
+    key = str(spec.default if value is None else value)
+    return spec.means.get(key, key) if isinstance(spec, ChoiceSpec) else key
 
 
 def _requested(request: ImageRequest, name: str) -> str | None:
@@ -333,13 +426,28 @@ def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
         "cached_image_in": usage.cached_image_in,
         "image_out": usage.image_out,
         "text_out": usage.text_out,
+        "svg_text_in": usage.svg_in,
+        "svg_text_out": usage.svg_charged_out,
     }
     return {kind: count for kind, count in kinds.items() if count}
 
 
-def _usage_picos(billing: TokenBilling, usage: Usage) -> dict[str, int]:
+def _usage_picos(model: Model, billing: TokenBilling, usage: Usage) -> dict[str, int]:
     prices = _token_picos(billing)
+    if usage.svg_model:
+        prices = {**prices, **_svg_picos(model, usage.svg_model)}
     return {kind: tokens * prices[kind] for kind, tokens in tokens_by_kind(usage).items()}
+
+
+def _svg_picos(model: Model, text_model: str) -> Mapping[str, int]:
+    """The price of a token of the text model, by kind."""
+    if model.text_models is None:  # it was not asked for, and upstream reports it all the same
+        return {"svg_text_in": 0, "svg_text_out": 0}
+    price = model.text_models.price_of(text_model) or model.text_models.unknown
+    return {
+        "svg_text_in": _millions(price.text_in),
+        "svg_text_out": _millions(price.text_out),
+    }
 
 
 def _token_picos(billing: TokenBilling) -> Mapping[str, int]:

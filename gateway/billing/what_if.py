@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from math import ceil
 from typing import Any, Final, Protocol
@@ -25,6 +24,7 @@ _QUALITY: Final = "quality="
 UNKNOWN_MODEL: Final = "models.yaml does not have the model"
 NO_PRICE: Final = "models.yaml has no price of the model"
 OTHER_QUALITIES: Final = "the model does not have this quality"
+BOUND_ONLY: Final = "of the model's tokens only a bound is known"
 UNKNOWN_IMAGE: Final = "the size or quality is not known, or not in the price table"
 WAS_ESTIMATED: Final = "charged at an estimate"
 NO_KINDS: Final = "recorded by an older gateway, without the cost by kind"
@@ -142,25 +142,35 @@ def _images_at(quality: str, row: Row, model: Model | None) -> int | str:
     if quality not in _qualities(model):
         return OTHER_QUALITIES
     size, before = row.dimensions.get("size"), row.dimensions.get("quality")
-    if size is None or before is None:
+    if before is None or (size is None and _needs_size(model.billing)):
         return UNKNOWN_IMAGE
     if isinstance(model.billing, ImageBilling):
-        return _priced_at(quality, row.sums, model.billing.usd_per_image.get(size, {}), before)
+        return _priced_at(quality, row.sums, model.billing, size=size, before=before)
+    if model.billing.is_bound_only:
+        return BOUND_ONLY
     return _tokens_at(quality, row.sums, model.billing, size=size, before=before)
 
 
-def _priced_at(quality: str, sums: Sums, prices: Mapping[str, Decimal], before: str) -> int | str:
-    old, new = prices.get(before), prices.get(quality)
+def _needs_size(billing: TokenBilling | ImageBilling) -> bool:
+    return isinstance(billing, TokenBilling) or "size" in billing.priced_by
+
+
+def _priced_at(
+    quality: str, sums: Sums, billing: ImageBilling, *, size: str | None, before: str
+) -> int | str:
+    """The totals have size and quality only: a price by anything else is not known."""
+    old = billing.price_of({"size": size, "quality": before})
+    new = billing.price_of({"size": size, "quality": quality})
     if not old or new is None:
         return UNKNOWN_IMAGE
     return ceil(sums.costs.get(IMAGE, 0) * Fraction(new) / Fraction(old))
 
 
 def _tokens_at(
-    quality: str, sums: Sums, billing: TokenBilling, *, size: str, before: str
+    quality: str, sums: Sums, billing: TokenBilling, *, size: str | None, before: str
 ) -> int | str:
     tokens, cost = sums.tokens.get("image_out", 0), sums.costs.get("image_out", 0)
-    table = output_tokens(billing, size) if SIZE.fullmatch(size) else {}
+    table = output_tokens(billing, size) if size and SIZE.fullmatch(size) else {}
     old, new = table.get(before), table.get(quality)
     if old is None or new is None:
         return UNKNOWN_IMAGE
@@ -182,7 +192,8 @@ def _qualities(model: Model) -> frozenset[str]:
         return frozenset()
     if isinstance(billing, TokenBilling) and billing.output_tokens_formula is not None:
         return frozenset(billing.output_tokens_formula.grid)
-    table: Mapping[str, Mapping[str, object]] = (
-        billing.usd_per_image if isinstance(billing, ImageBilling) else billing.output_tokens or {}
-    )
-    return frozenset(name for row in table.values() for name in row)
+    if isinstance(billing, ImageBilling):
+        return frozenset(
+            value for name, table in billing.levels() if name == "quality" for value in table
+        )
+    return frozenset(name for row in (billing.output_tokens or {}).values() for name in row)

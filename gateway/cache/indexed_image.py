@@ -71,7 +71,7 @@ class IndexedImage:
     """Unix seconds at which it was received, or its source if it was transcoded."""
     model: str = ""
     size: str = ""
-    """`1024x1024`, as requested."""
+    """`1024x1024`, as requested; empty for an SVG without a size."""
     quality: str | None = None
     width: int = 0
     height: int = 0
@@ -86,6 +86,8 @@ class IndexedImage:
     tags: tuple[str, ...] = ()
     prompt: str | None = None
     revised_prompt: str | None = None
+    active: tuple[str, ...] = ()
+    """Of an SVG: what a browser could run or load."""
 
     @staticmethod
     def of(image: Image, fingerprint: str, origin: ImageOrigin | None = None) -> IndexedImage:
@@ -96,13 +98,14 @@ class IndexedImage:
             fingerprint,
             created_at=image.created_at,
             model=image.model,
-            size=image.echoed.get("size") or f"{image.width}x{image.height}",
+            size=image.echoed.get("size") or image.size_text,
             quality=image.echoed.get("quality"),
             width=image.width,
             height=image.height,
             size_bytes=image.size_bytes,
             cost_micros=image.cost_micros,
             is_transcoded=image.transcoded_from is not None,
+            active=image.active,
         )
         if origin is None:
             return indexed
@@ -155,7 +158,8 @@ class IndexedImage:
     def decode(encoded: bytes) -> IndexedImage:
         """The inverse of `encode`. Raises one of `stored.UNREADABLE` for other bytes."""
         data: dict[str, Any] = orjson.loads(encoded)
-        return decode_fields(IndexedImage, {**data, "tags": tuple(data.get("tags", ()))})
+        lists = {name: tuple(data.get(name, ())) for name in ("tags", "active")}
+        return decode_fields(IndexedImage, {**data, **lists})
 
 
 _NAMES: Final = tuple(f.name for f in fields(IndexedImage))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -22,12 +23,19 @@ from gateway.catalog.billing import (
     AssumedPrice,
     Billing,
     ImageBilling,
+    TextPrices,
     TokenBilling,
     TokenFormula,
     assumed_price,
 )
 from gateway.catalog.dialects import BUILT_IN_DIALECTS, DialectRow
-from gateway.catalog.parameters import ChoiceSpec, ParameterSpec, SizeSpec
+from gateway.catalog.parameters import (
+    ChoiceSpec,
+    IntegerSpec,
+    ObjectSpec,
+    ParameterSpec,
+    SizeSpec,
+)
 from gateway.catalog.rows import SIZE, CatalogError, Name, Row, did_you_mean, require
 from gateway.catalog.rules import Rule
 from gateway.images import IDENTITIES
@@ -47,7 +55,7 @@ ECHOED_PARAMETERS: Final = ("size", "quality", "background", "output_format")
 _OTHER_ANSWER_FIELDS: Final = frozenset(
     {
         *("b64_json", "created", "created_at", "data", "error", "partial_image_index"),
-        *("revised_prompt", "type", "url", "usage", *ECHOED_PARAMETERS),
+        *("revised_prompt", "svg_usage", "type", "url", "usage", *ECHOED_PARAMETERS),
     }
 )
 """The fields of the images API itself, which `answer_fields` cannot replace."""
@@ -86,8 +94,9 @@ class Model(Row):
     service: Name | None = None
     """The row of `dialects` whose service has the model. None: OpenAI's and Azure's."""
     _assumed_price: AssumedPrice | None = PrivateAttr(default=None)
+    _image_defaults: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+    _text_models: TextModels | None = PrivateAttr(default=None)
     _has_row: bool = PrivateAttr(default=True)
-    _image_defaults: Mapping[str, Any] | None = PrivateAttr(default=None)
 
     @property
     def has_row(self) -> bool:
@@ -97,15 +106,12 @@ class Model(Row):
     @property
     def image_defaults(self) -> Mapping[str, Any]:
         """The defaults of the parameters that are no fields of `images.ImageRequest`."""
-        if self._image_defaults is None:
-            self._image_defaults = MappingProxyType(
-                {
-                    name: spec.default
-                    for name, spec in self.parameters.items()
-                    if name not in _FIELD_TYPES and spec.default is not None
-                }
-            )
         return self._image_defaults
+
+    @property
+    def text_models(self) -> TextModels | None:
+        """The prices of the text models that write SVG images; None if the row has none."""
+        return self._text_models
 
     @property
     def assumed_usd_per_image(self) -> Decimal | None:
@@ -124,8 +130,13 @@ class Model(Row):
         for name, expected in _FIELD_TYPES.items():
             spec = self.parameters.get(name)
             require(spec is None or spec.type == expected, f"'{name}' must be of type {expected}")
-        for name in (name for rule in self.rules for name in rule.when):
-            require(name in self.parameters, f"a rule names '{name}', which is no parameter")
+        self._image_defaults = {
+            name: spec.default
+            for name, spec in self.parameters.items()
+            if name not in _FIELD_TYPES and spec.default is not None
+        }
+        _check_rules(self)
+        _check_sheet(self)
         for name in self.answer_fields:
             require(name not in IDENTITIES, f"answer_fields: '{name}' names the buyer of an image")
             is_free = name not in _OTHER_ANSWER_FIELDS
@@ -138,6 +149,29 @@ class Model(Row):
             suggestion = did_you_mean(name, values)
             require(name in values, f"latency_seconds: there is no quality '{name}'{suggestion}")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class TextModels:
+    """The prices of text models, and the worst case of those that are not in the table."""
+
+    prices: Mapping[str, TextPrices]
+    unknown: TextPrices
+
+    def price_of(self, name: str) -> TextPrices | None:
+        """The price of a model, also of a dated snapshot of one; None if it is not known."""
+        return self.prices.get(name) or self.prices.get(_SNAPSHOT.sub("", name))
+
+    def dearest(self) -> TextPrices:
+        """The highest prices of all."""
+        everything = (*self.prices.values(), self.unknown)
+        return TextPrices.model_construct(
+            text_in=max(price.text_in for price in everything),
+            text_out=max(price.text_out for price in everything),
+        )
+
+
+_SNAPSHOT: Final = re.compile(r"-[0-9]{4}-[0-9]{2}-[0-9]{2}$")
 
 
 class Catalog(Row):
@@ -156,6 +190,10 @@ class Catalog(Row):
         BeforeValidator(assumed_price, json_schema_input_type=Literal["deny"] | AssumedPrice),
     ] = None
     """For models without `billing`. None, written `deny`: they are refused."""
+    text_models: Mapping[Name, TextPrices] = Field(default_factory=dict)
+    """The models that write SVG images, by name."""
+    unknown_text_model: TextPrices | None = None
+    """The worst case of any other; needed by a row with `svg_max_tokens`."""
     harmless: Mapping[Name, bool | int] = Field(default_factory=dict)
     dialects: Mapping[Name, DialectRow] = Field(default_factory=dict)
     """Services that speak neither OpenAI's dialect nor Azure's, by name."""
@@ -182,6 +220,11 @@ class Catalog(Row):
                 raise ValueError(message)
             if model.billing is None:
                 model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
+            if isinstance(model.billing, TokenBilling) and model.billing.svg_max_tokens:
+                if self.unknown_text_model is None:
+                    raise ValueError(f"unknown_text_model: needed by svg_max_tokens of {model.id}")
+                prices = TextModels(self.text_models, self.unknown_text_model)
+                model._text_models = prices  # noqa: SLF001
         return self
 
     @property
@@ -230,28 +273,72 @@ class Catalog(Row):
         return any(name in model.parameters for model in self.models.values())
 
 
-_UNKNOWN: Final = Model(
-    id="unknown",
-    created=0,
-    owned_by="unknown",
-    cache_epoch=0,
-    prompt_max_characters=1,
-    parameters={},
-)
-
-
 def _check_billing(model: Model, billing: TokenBilling | ImageBilling) -> None:
+    if isinstance(billing, ImageBilling):
+        _check_prices(model, billing)
+        return
     for name in ("size", "quality"):
         require(name in model.parameters, f"needs the parameter '{name}', by which it is billed")
-    if isinstance(billing, ImageBilling):
-        _check_table(model, "usd_per_image", billing.usd_per_image)
-        return
     if billing.output_tokens is not None:
         _check_table(model, "output_tokens", billing.output_tokens)
     if billing.output_tokens_formula is not None:
         _check_formula(model, billing.output_tokens_formula)
     for row in billing.usd_per_image.values():
         _check_names(model, "quality", "usd_per_image", names=row)
+    _check_svg(model, billing)
+
+
+def _check_prices(model: Model, billing: ImageBilling) -> None:
+    for name in billing.priced_by:
+        spec = model.parameters.get(name)
+        require(spec is not None, f"needs the parameter '{name}', by which it is billed")
+        has_default = spec is not None and spec.default is not None
+        require(has_default, f"'{name}', by which it is billed, needs a default")
+    for name, table in billing.levels():
+        _check_names(model, name, "usd_per_image", names=table)
+
+
+def _check_svg(model: Model, billing: TokenBilling) -> None:
+    formats = model.parameters.get("output_format")
+    makes_svg = isinstance(formats, ChoiceSpec) and "svg" in formats.values
+    bounds = billing.svg_max_tokens
+    if bounds is None:
+        require(not makes_svg, "needs svg_max_tokens, the bound of what an SVG image costs")
+        return
+    require(makes_svg, "svg_max_tokens is of no use: output_format has no 'svg'")
+    svg = model.parameters.get("svg")
+    reasoning = svg.fields.get("reasoning") if isinstance(svg, ObjectSpec) else None
+    effort = reasoning.fields.get("effort") if isinstance(reasoning, ObjectSpec) else None
+    if not isinstance(effort, ChoiceSpec):
+        raise ValueError("svg_max_tokens needs the parameter svg with the choice reasoning.effort")
+    for value in effort.distinct_values:
+        require(value in bounds, f"svg_max_tokens lacks the effort '{value}'")
+    for value in bounds:
+        known = value in effort.distinct_values
+        require(known, f"svg_max_tokens has the effort '{value}', which svg does not know")
+
+
+def _check_sheet(model: Model) -> None:
+    size, formats = model.parameters.get("size"), model.parameters.get("output_format")
+    if not isinstance(size, SizeSpec) or size.sheet is None:
+        return
+    known = formats.values if isinstance(formats, ChoiceSpec) else ()
+    for name in size.sheet.formats:
+        require(name in known, f"sheet: output_format has no '{name}'")
+    frames = model.parameters.get(size.sheet.frames)
+    if not isinstance(frames, IntegerSpec) or frames.default is None:
+        raise ValueError(f"sheet: '{size.sheet.frames}' must be an integer with a default")
+    require(frames.max <= size.sheet.layouts[-1].frames, "sheet: no layout has room for all frames")
+
+
+def _check_rules(model: Model) -> None:
+    for rule in model.rules:
+        for name, condition in rule.when.items():
+            spec = model.parameters.get(name)
+            require(spec is not None, f"a rule names '{name}', which is no parameter")
+            has_default = spec is not None and spec.default is not None
+            fits = condition.given is None or not has_default
+            require(fits, f"a rule asks whether '{name}' is given, which has a default")
 
 
 def _check_table(model: Model, table: str, rows: Mapping[str, Mapping[str, object]]) -> None:
@@ -280,3 +367,14 @@ def _check_names(model: Model, parameter: str, table: str, *, names: Iterable[st
         raise ValueError(f"{table} lacks the {parameter} '{value}'")
     for name in sorted(found - values):
         raise ValueError(f"{table} has the {parameter} '{name}', which the parameter does not know")
+
+
+_UNKNOWN: Final = Model(
+    id="unknown",
+    created=0,
+    owned_by="unknown",
+    cache_epoch=0,
+    prompt_max_characters=1,
+    parameters={},
+)
+"""Of `Catalog.unknown_model`. At the end, because a row is checked when it is made."""

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
+from gateway.catalog.billing import SHAPES
 from gateway.catalog.models import Catalog
-from gateway.catalog.rows import CatalogError
+from gateway.catalog.parameters import PARAMETER_TYPES
+from gateway.catalog.rows import CatalogError, did_you_mean
 
 
 def parse_catalog(data: Mapping[str, Any], *, file: str) -> Catalog:
@@ -32,15 +35,29 @@ def parse_catalog(data: Mapping[str, Any], *, file: str) -> Catalog:
         lines = []
         for fault in error.errors(include_url=False):
             place = ".".join(_key_path(data, fault["loc"]))
-            message = fault["msg"].removeprefix("Value error, ")
+            message = _message(fault)
             lines.append(": ".join(part for part in (file, place, message) if part))
         raise CatalogError("\n".join(lines)) from None
+
+
+def _message(fault: ErrorDetails) -> str:
+    """What is wrong. The type of a parameter is named with what could be meant."""
+    if "'type'" in fault.get("ctx", {}).get("discriminator", ""):
+        listed = ", ".join(PARAMETER_TYPES)
+        if fault["type"] == "union_tag_not_found":
+            return f"needs a type, one of {listed}"
+        tag = str(fault["ctx"]["tag"])
+        near = did_you_mean(tag, PARAMETER_TYPES)
+        return f"there is no type of parameters '{tag}'{near}; write one of {listed}"
+    return fault["msg"].removeprefix("Value error, ")
 
 
 def _key_path(data: Any, location: Iterable[str | int]) -> list[str]:
     """The keys that lead to a fault, without the row types that pydantic puts between them."""
     path: list[str] = []
     for key in location:
+        if key in SHAPES:
+            continue
         if isinstance(data, Mapping):
             if key in (data.get("type"), data.get("by")):
                 continue

@@ -11,22 +11,34 @@ from gateway.catalog.rows import Name, Row, require
 
 
 class RuleCondition(Row):
-    """A condition on a parameter's value: exactly one of the three."""
+    """A condition on a parameter's value: exactly one of these."""
 
-    equals: str | int | bool | None = None
-    above: int | None = None
-    below: int | None = None
+    equals: str | int | float | bool | None = None
+    not_equals: str | int | float | bool | None = None
+    """Also holds for an omitted parameter without a default."""
+    above: int | float | None = None
+    below: int | float | None = None
+    given: bool | None = None
+    """Whether the request has a parameter that has no default."""
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        require(len(self.model_fields_set) == 1, "needs one of equals, above, below")
+        names = ", ".join(type(self).model_fields)
+        require(len(self.model_fields_set) == 1, f"needs one of {names}")
         return self
 
     def holds(self, value: object) -> bool:
-        """Whether the condition holds for a value, which may be the parameter's default."""
+        """Whether the condition holds for a value, which may be the parameter's default.
+
+        None is an omitted parameter without a default.
+        """
+        if self.given is not None:
+            return (value is not None) == self.given
         if self.equals is not None:
             return value == self.equals
-        if not isinstance(value, int):
+        if self.not_equals is not None:
+            return value != self.not_equals
+        if not isinstance(value, int | float):
             return False
         if self.above is not None:
             return value > self.above

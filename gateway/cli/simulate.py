@@ -15,6 +15,7 @@ from gateway.cli.output import errors_as_messages
 from gateway.configuration.fields import Address, parse_address
 from gateway.configuration.files import Configuration, find_config
 from gateway.simulator import SimulatorSettings, open_simulator
+from gateway.simulator.profiles import PROFILES
 
 
 class ListenType(click.ParamType[Address]):
@@ -38,16 +39,62 @@ class ListenType(click.ParamType[Address]):
 @click.option("--latency-scale", type=float, default=1.0, show_default=True, help="0 for none.")
 @click.option("--fault", "faults", multiple=True, help="A fault of every response.")
 @click.option("--api-key", help="The only key to accept; all if not given.")
+@click.option(
+    "--profile",
+    type=click.Choice(list(PROFILES)),
+    default="openai",
+    show_default=True,
+    help="The service that it stands in for.",
+)
+@click.option(
+    "--images-per-minute", type=click.IntRange(1), help="The rate of each account; 429 beyond it."
+)
+@click.option("--key", "keys", multiple=True, help="A key to accept, of an account of its own.")
+@click.option(
+    "--key-fault",
+    "key_faults",
+    type=(str, str),
+    multiple=True,
+    metavar="KEY FAULT",
+    help="A fault of every response to this key.",
+)
+@click.option(
+    "--deployment",
+    "deployments",
+    multiple=True,
+    metavar="NAME=MODEL",
+    help="A deployment of the profile azure; without any, they have their models' names.",
+)
 def simulate(
     config: Path | None,
     listen: Address,
     latency_scale: float,
     faults: tuple[str, ...],
     api_key: str | None,
+    profile: str,
+    images_per_minute: int | None,
+    keys: tuple[str, ...],
+    key_faults: tuple[tuple[str, str], ...],
+    deployments: tuple[str, ...],
 ) -> None:
     """Serves a simulated images API, with the models of models.yaml."""
+    by_key: dict[str, tuple[str, ...]] = {}
+    for key, fault in key_faults:
+        by_key[key] = (*by_key.get(key, ()), fault)
+    named = [deployment.partition("=") for deployment in deployments]
+    if not all(name and model for name, _, model in named):
+        raise click.UsageError("--deployment expects NAME=MODEL, such as art=gpt-image-2.")
     try:
-        settings = SimulatorSettings(latency_scale=latency_scale, faults=faults, api_key=api_key)
+        settings = SimulatorSettings(
+            latency_scale=latency_scale,
+            faults=faults,
+            api_key=api_key,
+            profile=profile,
+            images_per_minute=images_per_minute,
+            keys=(*keys, *by_key) if keys else (),
+            key_faults=by_key,
+            deployments={name: model for name, _, model in named},
+        )
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     with errors_as_messages():

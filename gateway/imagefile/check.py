@@ -1,6 +1,7 @@
-"""Checks the structure of PNG, JPEG and WebP files: `docs/reference/cache.md#bytes`.
+"""Checks the structure of image files: `docs/reference/cache.md#bytes`.
 
-Pixels are not decoded. Conversion to another format is `convert`.
+Here are PNG, JPEG and WebP; `gif` and `svg` have modules of their own. Pixels are not decoded.
+Conversion to another format is `convert`.
 """
 
 from __future__ import annotations
@@ -9,41 +10,40 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
-MEDIA_TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+from gateway.imagefile.facts import MAX_SMALL_PARTS, BadImage, ImageFacts
+from gateway.imagefile.gif import SIGNATURES, check_gif
+from gateway.imagefile.svg import check_svg, is_svg
+
+MEDIA_TYPES: Final = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "svg": "image/svg+xml",
+}
 """The formats that `check_image` knows. Only images of these are stored and have links."""
 
-MAX_SMALL_PARTS: Final = 1000
+DOCUMENTS: Final = frozenset({"svg"})
+"""The formats that a browser opens as a document, in which script could run."""
+
 MIN_PART_BYTES: Final = 256
-"""A file has at most so many chunks or segments, and one more for each `MIN_PART_BYTES`. Encoders
-write far larger ones, and a file of empty ones takes seconds for each megabyte."""
-
-
-class BadImage(ValueError):
-    """The bytes are not a complete image; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """The format and size in an image's header."""
-
-    format: str
-    """One of `MEDIA_TYPES`."""
-    width: int
-    height: int
+"""A file has at most one chunk or segment for so many bytes, beside `MAX_SMALL_PARTS`."""
 
 
 def check_image(data: bytes, *, max_bytes: int, max_pixels: int) -> ImageFacts:
     """The format and size of an image that is complete from signature to end marker.
 
-    Checks lengths, PNG checksums and end markers. A PNG or WebP must not have bytes after its end,
-    and a JPEG must end in EOI. Takes about a millisecond per megabyte. Raises `BadImage`.
+    Checks lengths, PNG checksums and end markers. A PNG, WebP or GIF must not have bytes after its
+    end, and a JPEG must end in EOI. Takes about a millisecond per megabyte, but an SVG, which has
+    no pixels, up to a second. Raises `BadImage`.
     """
     if len(data) > max_bytes:
         raise BadImage(f"larger than {max_bytes} bytes")
-    facts = _check_format(data)
+    facts = _check_format(data, max_pixels=max_pixels)
+    if facts.format == "svg":
+        return facts
     if facts.width < 1 or facts.height < 1:
         raise BadImage("no pixels")
     if facts.width * facts.height > max_pixels:
@@ -52,15 +52,19 @@ def check_image(data: bytes, *, max_bytes: int, max_pixels: int) -> ImageFacts:
 
 
 def detect_format(data: bytes) -> str | None:
-    """`png`, `jpeg` or `webp` by the first bytes alone; None for anything else."""
+    """One of `MEDIA_TYPES` by the first bytes alone; None for anything else."""
     if data.startswith(PNG_SIGNATURE):
         return "png"
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
-    return "webp" if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else None
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "webp"
+    if data.startswith(SIGNATURES):
+        return "gif"
+    return "svg" if is_svg(data) else None
 
 
-def _check_format(data: bytes) -> ImageFacts:
+def _check_format(data: bytes, *, max_pixels: int) -> ImageFacts:
     match detect_format(data):
         case "png":
             return check_png(data)
@@ -68,7 +72,11 @@ def _check_format(data: bytes) -> ImageFacts:
             return _check_jpeg(data)
         case "webp":
             return _check_webp(data)
-    raise BadImage("neither PNG, JPEG nor WebP")
+        case "gif":
+            return check_gif(data, max_pixels=max_pixels)
+        case "svg":
+            return check_svg(data)
+    raise BadImage("neither PNG, JPEG, WebP, GIF nor SVG")
 
 
 def _max_parts(data: bytes) -> int:

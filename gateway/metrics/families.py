@@ -147,6 +147,7 @@ class PurchaseMetrics:
         self._family = family
         self._name = name
         family.retries[(name,)]
+        family.failovers[(name,)]
         family.waiting[(name,)]
         family.breaker_open[(name,)]
         # It counts as working until the store says otherwise.
@@ -168,6 +169,10 @@ class PurchaseMetrics:
     def retried(self) -> None:
         """Counts one attempt after the first."""
         self._family.retries[(self._name,)].inc()
+
+    def failed_over(self) -> None:
+        """Counts a purchase that went on to another account."""
+        self._family.failovers[(self._name,)].inc()
 
     def waits(self, more: int) -> None:
         """A purchase begins (1) or stops (−1) to wait before it may be sent."""
@@ -210,6 +215,11 @@ class UpstreamMetrics:
         )
         self.retries = create.counters(
             "upstream_retries_total", "Attempts to buy after the first of a purchase", upstream
+        )
+        self.failovers = create.counters(
+            "upstream_failovers_total",
+            "Purchases that an account did not take and that went on to another one",
+            upstream,
         )
         self.breaker_open = create.gauges(
             "upstream_breaker_open", "Workers whose circuit breaker is open", upstream

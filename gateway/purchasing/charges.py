@@ -45,25 +45,30 @@ def charge_answer(
     """The charge for images that came: what upstream says that it charged, or else their price."""
     if answer.cost_picos is not None:
         return _charge_reported(answer.cost_picos, len(answer.images), estimate=estimate)
+    lacks_usage = pricing.lacks_usage(model, request, answer.usage)
+    usage = None if lacks_usage else answer.usage
     amounts, cost = pricing.charge(
-        model, request, usage=answer.usage, images=len(answer.images), estimated=estimate
+        model, request, usage=usage, images=len(answer.images), estimated=estimate
     )
-    has_no_usage = pricing.is_billed_by_tokens(model) and answer.usage is None
-    flags = ("no_usage",) if has_no_usage else ()
-    return _charged(amounts, cost, answer.usage, flags=flags, estimate=estimate)
+    flags = ("no_usage",) if lacks_usage else pricing.text_model_flags(model, usage)
+    return _charged(amounts, cost, usage, flags=flags, estimate=estimate)
 
 
 def charge_failure(
     model: Model, request: ImageRequest, failure: UpstreamFailure, *, estimate: Amounts
 ) -> Charged:
     """The charge for a purchase that brought no image: nothing, its usage, or the estimate."""
-    flags = () if failure.charge is Charge.FREE else (failure.charge.value,)
+    flags: tuple[str, ...] = () if failure.charge is Charge.FREE else (failure.charge.value,)
     if not failure.is_charged:
         return charge_reserved(Amounts(), flags=flags)
     if failure.cost_picos is not None:
         return _charge_reported(failure.cost_picos, estimate.images, estimate=estimate, flags=flags)
     if failure.usage is None or not pricing.is_billed_by_tokens(model):
         return charge_reserved(estimate, flags=flags)
+    was_made = failure.charge is Charge.UNDELIVERED
+    if was_made and pricing.lacks_usage(model, request, failure.usage):
+        return charge_reserved(estimate, flags=flags)
+    flags += pricing.text_model_flags(model, failure.usage)
     images = estimate.images if failure.images is None else failure.images
     amounts, cost = pricing.charge(
         model, request, usage=failure.usage, images=images, estimated=estimate

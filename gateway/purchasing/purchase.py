@@ -466,6 +466,8 @@ def _charge_delivery(
     images = [image for image, _ in delivered.images]
     if len(images) < len(answer.images) or answer.surplus:
         flags = (*flags, "undelivered")
+    if any(image.active for image in images):
+        flags = (*flags, "active_svg")
     record = reserved.record.but(
         flags=(*reserved.record.flags, *flags),
         size=answer.echoed.get("size", reserved.record.size),

@@ -14,8 +14,8 @@ values are allowed; bytes become JSON in `request.body`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -25,19 +25,22 @@ from gateway.catalog import (
     BooleanSpec,
     Catalog,
     ChoiceSpec,
+    DecimalSpec,
     IntegerSpec,
     Model,
+    ObjectSpec,
     ParameterSpec,
+    SheetLayout,
     SizeSpec,
     TextSpec,
+    canonical_number,
 )
 from gateway.errors import IMAGE_USER_ERROR, ErrorCode, InvalidRequest, shorten, shorten_name
-from gateway.images import IDENTITIES, ImageRequest
+from gateway.images import IDENTITIES, ImageRequest, ParameterValue
 from gateway.request.body import describe_kind
 from gateway.request.unchecked import check_name, read_unchecked
 
-Value: TypeAlias = str | int | None
-"""A checked parameter; a boolean is an `int` here."""
+Value: TypeAlias = ParameterValue | None
 
 _NOT_IN_THE_IMAGE: Final = frozenset(
     {"n", "partial_images", "response_format", "stream", *IDENTITIES}
@@ -96,7 +99,7 @@ def _validate_strictly(
         # By class in the registry, without a dispatch for each parameter: no row type has
         # subclasses.
         name: _check.registry[type(spec)](spec, name, value)
-        for name, spec in model.parameters.items()
+        for name, spec in _specs(model, body)
         # null means omitted: `docs/reference/images-api.md#null-and-types`.
         if (value := body.get(name)) is not None
     }
@@ -106,6 +109,30 @@ def _validate_strictly(
             error = rule.error
             raise InvalidRequest(error.message, type=error.type, param=error.param, code=error.code)
     return _build(model, prompt, values=values, given=given, body=body)
+
+
+@dataclass(frozen=True, slots=True)
+class _FrameSize:
+    """The row of a size that is one frame's, because the format has a sheet of them."""
+
+    size: SizeSpec
+    layout: SheetLayout
+
+
+def _specs(
+    model: Model, body: Mapping[str, object]
+) -> Iterable[tuple[str, ParameterSpec | _FrameSize]]:
+    """The parameters of a model as this body has them."""
+    size = model.parameters.get("size")
+    if not isinstance(size, SizeSpec) or size.sheet is None:
+        return model.parameters.items()
+    if body.get("output_format") not in size.sheet.formats:
+        return model.parameters.items()
+    frames = body.get(size.sheet.frames)
+    if not isinstance(frames, int):  # omitted, or refused when its turn comes
+        frames = _number(model.parameters[size.sheet.frames].default, 1)
+    of_frames = _FrameSize(size, size.sheet.layout_of(frames))
+    return [(name, of_frames if name == "size" else s) for name, s in model.parameters.items()]
 
 
 def _build(
@@ -122,6 +149,7 @@ def _build(
         if name not in _NOT_IN_THE_IMAGE
         and value is not None
         and value != model.parameters[name].default
+        and value != {}  # an object of which nothing is off its default
     }
     stream = values.get("stream") is True
     requested = body.get("response_format") if "response_format" in model.parameters else None
@@ -271,7 +299,7 @@ def _can_be_written(value: object) -> bool:
 
 def _is_default(spec: ParameterSpec, name: str, value: object) -> bool:
     try:
-        return _check(spec, name, value) == spec.default
+        return spec.default is not None and _check(spec, name, value) == spec.default
     except InvalidRequest:
         return False
 
@@ -313,13 +341,8 @@ def _check_prompt(body: Mapping[str, object], model: Model) -> str:
             "but got an empty string instead."
         )
         raise InvalidRequest(message, param="prompt", code=ErrorCode.EMPTY_STRING)
-    max_length = model.prompt_max_characters
-    if len(prompt) > max_length:
-        message = (
-            "Invalid 'prompt': string too long. Expected a string with maximum length "
-            f"{max_length}, but got a string with length {len(prompt)} instead."
-        )
-        raise InvalidRequest(message, param="prompt", code=ErrorCode.STRING_ABOVE_MAX_LENGTH)
+    if len(prompt) > model.prompt_max_characters:
+        raise _too_long("prompt", prompt, max_length=model.prompt_max_characters)
     return prompt
 
 
@@ -327,7 +350,7 @@ def _check_prompt(body: Mapping[str, object], model: Model) -> str:
 
 
 @singledispatch
-def _check(spec: ParameterSpec, name: str, value: object) -> Value:
+def _check(spec: ParameterSpec | _FrameSize, name: str, value: object) -> Value:
     """The value as the row reads it. Raises `InvalidRequest`."""
     raise TypeError(f"no check for rows like {type(spec).__name__}")
 
@@ -350,12 +373,18 @@ def _(spec: SizeSpec, name: str, value: object) -> Value:
     if value in spec.values:
         return value
     if (fault := _size_fault(spec, value)) is not None:
-        raise InvalidRequest(
-            f"Invalid size '{shorten(value)}'. {fault}",
-            type=IMAGE_USER_ERROR,
-            param=name,
-            code=ErrorCode.INVALID_VALUE,
-        )
+        raise _invalid_size(name, value, fault=fault)
+    return value
+
+
+@_check.register
+def _(spec: _FrameSize, name: str, value: object) -> Value:
+    if not isinstance(value, str):
+        raise _invalid_type(name, "a string", value=value)
+    if value in spec.size.values:
+        return value
+    if (fault := _frame_fault(spec, value)) is not None:
+        raise _invalid_size(name, value, fault=fault)
     return value
 
 
@@ -366,10 +395,10 @@ def _(spec: IntegerSpec, name: str, value: object) -> Value:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _invalid_type(name, "an integer", value=value)
     if value < spec.min:
-        fault = f"below minimum value. Expected a value >= {spec.min}"
+        fault = f"integer below minimum value. Expected a value >= {spec.min}"
         raise _out_of_range(name, fault, number=value, code=ErrorCode.INTEGER_BELOW_MIN_VALUE)
     if value > spec.max:
-        fault = f"above maximum value. Expected a value <= {spec.max}"
+        fault = f"integer above maximum value. Expected a value <= {spec.max}"
         raise _out_of_range(name, fault, number=value, code=ErrorCode.INTEGER_ABOVE_MAX_VALUE)
     if spec.only is not None and value != spec.only.value:
         raise InvalidRequest(spec.only.message)
@@ -384,10 +413,59 @@ def _(spec: BooleanSpec, name: str, value: object) -> Value:
 
 
 @_check.register
+def _(spec: DecimalSpec, name: str, value: object) -> Value:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _invalid_type(name, "a number", value=value)
+    # 1e999 was read as infinite, which is above any maximum.
+    if value < spec.min:
+        fault = f"decimal below minimum value. Expected a value >= {spec.min}"
+        raise _out_of_range(name, fault, number=value, code=ErrorCode.DECIMAL_BELOW_MIN_VALUE)
+    if value > spec.max:
+        fault = f"decimal above maximum value. Expected a value <= {spec.max}"
+        raise _out_of_range(name, fault, number=value, code=ErrorCode.DECIMAL_ABOVE_MAX_VALUE)
+    number = canonical_number(value)
+    if not spec.has_step(number):
+        fault = f"Expected a multiple of {spec.step}"
+    elif not spec.has_decimals(number):
+        fault = f"Expected at most {spec.decimals} digits behind the decimal point"
+    else:
+        return number
+    message = f"Invalid '{name}': {fault}, but got {shorten(str(number))} instead."
+    raise InvalidRequest(message, param=name, code=ErrorCode.INVALID_VALUE)
+
+
+@_check.register
 def _(spec: TextSpec, name: str, value: object) -> Value:
     if not isinstance(value, str):
         raise _invalid_type(name, "a string", value=value)
+    if spec.max_length is not None and len(value) > spec.max_length:
+        raise _too_long(name, value, max_length=spec.max_length)
     return value
+
+
+@_check.register
+def _(spec: ObjectSpec, name: str, value: object) -> Value:
+    """The fields off their defaults, in the order of the row."""
+    if not isinstance(value, Mapping):
+        raise _invalid_type(name, "an object", value=value)
+    for key in value:
+        if key not in spec.fields:
+            path = f"{name}.{shorten(key)}"
+            message = f"Unknown parameter: '{path}'."
+            raise InvalidRequest(message, param=path, code=ErrorCode.UNKNOWN_PARAMETER)
+    checked: dict[str, Value] = {}
+    for key, field in spec.fields.items():
+        path = f"{name}.{key}"
+        if (inner := value.get(key)) is None:  # null means omitted here too
+            if key in spec.required:
+                message = f"Missing required parameter: '{path}'."
+                code = ErrorCode.MISSING_REQUIRED_PARAMETER
+                raise InvalidRequest(message, param=path, code=code)
+            continue
+        read = _check(field, path, inner)
+        if read != field.default and read != {}:
+            checked[key] = read
+    return checked
 
 
 def _size_fault(spec: SizeSpec, size: str) -> str | None:
@@ -395,7 +473,27 @@ def _size_fault(spec: SizeSpec, size: str) -> str | None:
     matched = SIZE.fullmatch(size)
     if matched is None:
         return f"Expected WIDTHxHEIGHT, for example '{spec.example}'."
-    shorter, longer = sorted(int(edge) for edge in matched.groups())
+    return _bounds_fault(spec, *map(int, matched.groups()))
+
+
+def _frame_fault(spec: _FrameSize, size: str) -> str | None:
+    """The fault of a frame's size: the sheet of all frames, upright or on its side, must fit."""
+    matched = SIZE.fullmatch(size)
+    if matched is None:
+        return f"Expected WIDTHxHEIGHT, for example '{spec.size.example}'."
+    width, height = map(int, matched.groups())
+    if width % spec.size.divisor or height % spec.size.divisor:
+        return f"Width and height must both be divisible by {spec.size.divisor}."
+    columns, rows = spec.layout.columns, spec.layout.rows
+    sheets = [(width * columns, height * rows), (width * rows, height * columns)]
+    faults = [_bounds_fault(spec.size, *sheet) for sheet in sheets]
+    if None in faults:
+        return None
+    return f"Its frames make a sheet of {sheets[0][0]}x{sheets[0][1]} pixels. {faults[0]}"
+
+
+def _bounds_fault(spec: SizeSpec, width: int, height: int) -> str | None:
+    shorter, longer = sorted((width, height))
     pixels = shorter * longer
     if shorter % spec.divisor or longer % spec.divisor:
         return f"Width and height must both be divisible by {spec.divisor}."
@@ -420,9 +518,22 @@ def _invalid_type(name: str, expected: str, *, value: object) -> InvalidRequest:
     return InvalidRequest(message, param=name, code=ErrorCode.INVALID_TYPE)
 
 
-def _out_of_range(name: str, fault: str, *, number: int, code: ErrorCode) -> InvalidRequest:
-    message = f"Invalid '{name}': integer {fault}, but got {shorten(str(number))} instead."
+def _out_of_range(name: str, fault: str, *, number: float, code: ErrorCode) -> InvalidRequest:
+    message = f"Invalid '{name}': {fault}, but got {shorten(str(number))} instead."
     return InvalidRequest(message, param=name, code=code)
+
+
+def _invalid_size(name: str, size: str, *, fault: str) -> InvalidRequest:
+    message = f"Invalid size '{shorten(size)}'. {fault}"
+    return InvalidRequest(message, type=IMAGE_USER_ERROR, param=name, code=ErrorCode.INVALID_VALUE)
+
+
+def _too_long(name: str, text: str, *, max_length: int) -> InvalidRequest:
+    message = (
+        f"Invalid '{name}': string too long. Expected a string with maximum length "
+        f"{max_length}, but got a string with length {len(text)} instead."
+    )
+    return InvalidRequest(message, param=name, code=ErrorCode.STRING_ABOVE_MAX_LENGTH)
 
 
 def _quoted_list(values: Collection[str], conjunction: str) -> str:

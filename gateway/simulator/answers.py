@@ -16,12 +16,18 @@ import orjson
 import pybase64
 
 from gateway.catalog import TokenBilling
-from gateway.simulator.drawing import draw_image
+from gateway.simulator.damage import damaged
+from gateway.simulator.drawing import draw_gif, draw_image
 from gateway.simulator.faults import without_faults
 from gateway.simulator.generation import Generation, output_tokens
+from gateway.simulator.vectors import draw_svg
 
 _SMALL_PART: Final = 16
 """Small images have this part of the requested width and height."""
+
+_SVG_MODEL: Final = "gpt-5.6-sol"
+_REASONING_TOKENS: Final = {"none": 0, "minimal": 64, "low": 256, "medium": 994, "high": 2048}
+"""By effort; the larger ones are in `high`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,8 @@ def create_answer(generation: Generation, options: AnswerOptions) -> bytes:
         }
         if "no-usage" not in options.faults:
             body["usage"] = usage_of(generation, generation.billing, len(images))
+    if generation.output_format == "svg" and "no-usage" not in options.faults:
+        body["svg_usage"] = svg_usage_of(generation)
     return orjson.dumps(body, option=orjson.OPT_INDENT_2)
 
 
@@ -67,6 +75,7 @@ def create_images(generation: Generation, options: AnswerOptions) -> list[dict[s
     if "one-bad" in options.faults and files:
         bad = count // 2
         files[bad] = files[bad][: len(files[bad]) // 2]
+    files = [damaged(data, options.faults) for data in files]
     return [_element(data, generation, options) for data in files]
 
 
@@ -91,6 +100,21 @@ def usage_of(generation: Generation, billing: TokenBilling, images: int) -> dict
     return usage
 
 
+def svg_usage_of(generation: Generation) -> dict[str, Any]:
+    """The tokens of the text model that wrote an SVG."""
+    effort = (generation.svg.get("reasoning") or {}).get("effort")
+    tokens_in = math.ceil(len(generation.prompt) / 4) + 1500
+    reasoning = _REASONING_TOKENS.get(str(effort), _REASONING_TOKENS["medium"])
+    tokens_out = reasoning + 443
+    return {
+        "model": generation.svg.get("model", _SVG_MODEL),
+        "input_tokens": tokens_in,
+        "output_tokens": tokens_out,
+        "reasoning_tokens": reasoning,
+        "total_tokens": tokens_in + tokens_out,
+    }
+
+
 def _draw(
     generation: Generation, options: AnswerOptions, *, index: int = 0, progress: float = 1.0
 ) -> bytes:
@@ -98,13 +122,25 @@ def _draw(
     if options.is_small:
         width, height = max(16, width // _SMALL_PART), max(16, height // _SMALL_PART)
     is_repeated = "same-bytes" in options.faults
-    seed = zlib.crc32(generation.prompt.encode()) if is_repeated else options.seed
+    seed = index + (zlib.crc32(generation.prompt.encode()) if is_repeated else options.seed)
+    prompt = without_faults(generation.prompt)
+    if generation.output_format == "svg":
+        return draw_svg(prompt, width=width, height=height, seed=seed).encode()
+    if generation.output_format == "gif":
+        return draw_gif(
+            prompt,
+            width=width,
+            height=height,
+            seed=seed,
+            frames=generation.frames,
+            frame_ms=generation.frame_ms,
+        )
     return draw_image(
-        without_faults(generation.prompt),
+        prompt,
         width=width,
         height=height,
         format=generation.output_format,
-        seed=seed + index,
+        seed=seed,
         transparent=generation.background == "transparent",
         compression=generation.compression,
         progress=progress,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final
 
 import orjson
@@ -18,8 +19,10 @@ from gateway.catalog import (
     BooleanSpec,
     Catalog,
     ChoiceSpec,
+    DecimalSpec,
     IntegerSpec,
     Model,
+    ObjectSpec,
     ParameterSpec,
     RuleCondition,
     SizeSpec,
@@ -66,8 +69,9 @@ def check_body(body: Any, catalog: Catalog) -> Model:
             raise refuse(message, param=name, code="unknown_parameter")
     _check_prompt(body, model)
     for name, spec in model.parameters.items():
-        if name in body:
+        if name in body and not (name == "size" and _has_sheet(body, model)):
             _check_value(name, body[name], spec)
+    _check_sheet(body, model)
     _check_rules(body, model)
     return model
 
@@ -116,9 +120,51 @@ def _check_value(name: str, value: Any, spec: ParameterSpec) -> None:
     elif isinstance(spec, BooleanSpec):
         if not isinstance(value, bool):
             raise wrong_type(name, "a boolean", value)
+    elif isinstance(spec, DecimalSpec):
+        _check_decimal(name, value, spec)
+    elif isinstance(spec, ObjectSpec):
+        _check_object(name, value, spec)
     # The real API accepts any JSON but null as `user`.
     elif value is None if name in _ANY_JSON else not isinstance(value, str):
         raise wrong_type(name, "a string", value)
+    elif spec.max_length and len(value) > spec.max_length:
+        message = (
+            f"Invalid '{name}': string too long. Expected a string with maximum length "
+            f"{spec.max_length}, but got a string with length {len(value)} instead."
+        )
+        raise refuse(message, param=name, code="string_above_max_length")
+
+
+def _check_decimal(name: str, value: Any, spec: DecimalSpec) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(name, "a number", value)
+    number = Decimal(str(value))
+    for bound, is_beyond, word, sign in (
+        (spec.min, number < Decimal(str(spec.min)), "below minimum", ">="),
+        (spec.max, number > Decimal(str(spec.max)), "above maximum", "<="),
+    ):
+        if is_beyond:
+            message = f"Invalid '{name}': decimal {word} value. Expected a value {sign} {bound}"
+            code = f"decimal_{word[:5]}_{word[6:9]}_value"
+            raise refuse(f"{message}, but got {value} instead.", param=name, code=code)
+    is_step = spec.step is None or not number % Decimal(str(spec.step))
+    digits = -int(number.normalize().as_tuple().exponent)
+    if not is_step or (spec.decimals is not None and digits > spec.decimals):
+        raise bad_value(name, f"Invalid '{name}': {value} is between two steps.")
+
+
+def _check_object(name: str, value: Any, spec: ObjectSpec) -> None:
+    if not isinstance(value, dict):
+        raise wrong_type(name, "an object", value)
+    for key in value:
+        if key not in spec.fields:
+            path = f"{name}.{key}"
+            raise refuse(f"Unknown parameter: '{path}'.", param=path, code="unknown_parameter")
+    for key, field in spec.fields.items():
+        if key in value:
+            _check_value(f"{name}.{key}", value[key], field)
+        elif key in spec.required:
+            raise missing(f"{name}.{key}")
 
 
 def _check_choice(name: str, value: Any, spec: ChoiceSpec) -> None:
@@ -193,6 +239,42 @@ def size_fault(size: str, spec: SizeSpec) -> str | None:
     return None
 
 
+def _has_sheet(body: Mapping[str, Any], model: Model) -> bool:
+    """Whether the size is that of a frame, of which all are made as one sheet."""
+    spec = model.parameters.get("size")
+    is_known = isinstance(spec, SizeSpec) and spec.sheet is not None
+    return is_known and body.get("output_format") in spec.sheet.formats  # type: ignore[union-attr]
+
+
+def _check_sheet(body: Mapping[str, Any], model: Model) -> None:
+    """Refuses frames whose sheet fits neither upright nor on its side."""
+    spec = model.parameters.get("size")
+    size = body.get("size", "auto")
+    if not isinstance(spec, SizeSpec) or not _has_sheet(body, model) or size in spec.values:
+        return
+    found = _DIMENSIONS.fullmatch(size) if isinstance(size, str) else None
+    if found is None:
+        raise bad_value("size", f"Invalid size '{size}'.", type=IMAGE_USER_ERROR)
+    width, height = int(found[1]), int(found[2])
+    columns, rows = sheet_cells(body, model)
+    sheets = (f"{width * columns}x{height * rows}", f"{width * rows}x{height * columns}")
+    is_even = width % spec.divisor == height % spec.divisor == 0
+    if not is_even or all(size_fault(sheet, spec) is not None for sheet in sheets):
+        message = f"Invalid size '{size}'. The frames do not fit into one sheet."
+        raise bad_value("size", message, type=IMAGE_USER_ERROR)
+
+
+def sheet_cells(body: Mapping[str, Any], model: Model) -> tuple[int, int]:
+    """Columns and rows of the sheet of a checked body; 1 and 1 for a format without frames."""
+    spec = model.parameters.get("size")
+    if not isinstance(spec, SizeSpec) or spec.sheet is None or not _has_sheet(body, model):
+        return 1, 1
+    default = model.parameters[spec.sheet.frames].default
+    frames = body.get(spec.sheet.frames, default)
+    layouts = [layout for layout in spec.sheet.layouts if layout.frames >= frames]
+    return layouts[0].columns, layouts[0].rows
+
+
 # ── rules across parameters ─────────────────────────────────────────────────────────────────
 
 
@@ -206,9 +288,13 @@ def _check_rules(body: Mapping[str, Any], model: Model) -> None:
 
 
 def _holds(condition: RuleCondition, value: Any) -> bool:
+    if condition.given is not None:
+        return (value is not None) is condition.given
     if condition.equals is not None:
         return bool(value == condition.equals)
-    if not isinstance(value, int):
+    if condition.not_equals is not None:
+        return bool(value != condition.not_equals)
+    if not isinstance(value, int | float):
         return False
     is_above = condition.above is not None and value > condition.above
     return is_above or (condition.below is not None and value < condition.below)

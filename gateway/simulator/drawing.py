@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageChops, ImageDraw, ImageFont, PngImagePlugin
 
 Colour: TypeAlias = tuple[int, int, int]
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, slots=True)
-class _Palette:
+class Palette:
     """The colours of one hour."""
 
     sky: tuple[Colour, ...]
@@ -33,19 +33,19 @@ class _Palette:
 
 
 _PALETTES: Final = (
-    _Palette(((38, 42, 92), (128, 84, 138), (240, 140, 120), (255, 205, 150)), (255, 236, 190),
+    Palette(((38, 42, 92), (128, 84, 138), (240, 140, 120), (255, 205, 150)), (255, 236, 190),
              (38, 40, 72)),
-    _Palette(((64, 132, 196), (128, 186, 220), (206, 230, 232), (246, 240, 220)), (255, 252, 232),
+    Palette(((64, 132, 196), (128, 186, 220), (206, 230, 232), (246, 240, 220)), (255, 252, 232),
              (34, 84, 84)),
-    _Palette(((10, 14, 42), (24, 36, 84), (52, 74, 128), (116, 132, 172)), (240, 242, 255),
+    Palette(((10, 14, 42), (24, 36, 84), (52, 74, 128), (116, 132, 172)), (240, 242, 255),
              (10, 18, 38), stars=True),
-    _Palette(((18, 60, 76), (38, 120, 124), (136, 192, 160), (244, 228, 178)), (255, 246, 200),
+    Palette(((18, 60, 76), (38, 120, 124), (136, 192, 160), (244, 228, 178)), (255, 246, 200),
              (14, 52, 56)),
-    _Palette(((92, 46, 74), (188, 82, 78), (238, 142, 76), (252, 212, 128)), (255, 240, 180),
+    Palette(((92, 46, 74), (188, 82, 78), (238, 142, 76), (252, 212, 128)), (255, 240, 180),
              (62, 30, 46)),
-    _Palette(((88, 96, 142), (150, 148, 190), (216, 186, 208), (250, 222, 214)), (255, 246, 240),
+    Palette(((88, 96, 142), (150, 148, 190), (216, 186, 208), (250, 222, 214)), (255, 246, 240),
              (66, 70, 108)),
-    _Palette(((8, 20, 40), (14, 62, 74), (34, 124, 104), (130, 190, 140)), (236, 255, 226),
+    Palette(((8, 20, 40), (14, 62, 74), (34, 124, 104), (130, 190, 140)), (236, 255, 226),
              (6, 24, 34), stars=True),
 )  # fmt: skip
 
@@ -86,11 +86,46 @@ def draw_image(
     return _encode(image, format=format, compression=compression, seed=seed)
 
 
+def draw_gif(
+    prompt: str, *, width: int, height: int, seed: int, frames: int, frame_ms: int
+) -> bytes:
+    """An animated GIF: the water drifts by, and a bar at the bottom counts the frames."""
+    scene = _paint_scene(prompt, width, height, seed=seed)
+    scene = scene.resize((width, height), Image.Resampling.BILINEAR)
+    drawn = [_frame(scene, prompt, index=index, frames=frames) for index in range(frames)]
+    file = io.BytesIO()
+    drawn[0].save(
+        file,
+        "GIF",
+        save_all=True,
+        append_images=drawn[1:],
+        duration=frame_ms,
+        loop=0,
+        comment=f"drawn with seed {seed}".encode(),
+    )
+    return file.getvalue()
+
+
+def _frame(scene: Image.Image, prompt: str, *, index: int, frames: int) -> Image.Image:
+    width, height = scene.size
+    frame = ImageChops.offset(scene, index * width // (8 * frames), 0)
+    _write_caption(frame, prompt)
+    done = width * (index + 1) // frames
+    ImageDraw.Draw(frame).rectangle((0, height - 1, max(0, done - 1), height - 1), (255, 0, 0))
+    return frame.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+
+
+def chosen(prompt: str, *, seed: int) -> tuple[Palette, random.Random]:
+    """The hour of a prompt, and the dice for all else."""
+    digest = hashlib.sha256(prompt.encode("utf-8", "replace")).digest()
+    dice = random.Random(digest + str(seed).encode())  # noqa: S311 (a drawing, not a secret)
+    return _PALETTES[digest[0] % len(_PALETTES)], dice
+
+
 def _paint_scene(prompt: str, width: int, height: int, *, seed: int) -> Image.Image:
     """Paints larger than requested where that is affordable: scaling down smooths the edges."""
+    palette, dice = chosen(prompt, seed=seed)
     digest = hashlib.sha256(prompt.encode("utf-8", "replace")).digest()
-    palette = _PALETTES[digest[0] % len(_PALETTES)]
-    dice = random.Random(digest + str(seed).encode())  # noqa: S311 (a drawing, not a secret)
     factor = min(1.5, _CANVAS_EDGE / max(width, height))
     size = (max(8, round(width * factor)), max(8, round(height * factor)))
     scene = _paint_sky(size, palette, dice)
@@ -101,7 +136,7 @@ def _paint_scene(prompt: str, width: int, height: int, *, seed: int) -> Image.Im
     return scene
 
 
-def _paint_sky(size: tuple[int, int], palette: _Palette, dice: random.Random) -> Image.Image:
+def _paint_sky(size: tuple[int, int], palette: Palette, dice: random.Random) -> Image.Image:
     stops = Image.new("RGB", (1, len(palette.sky)))
     for index, colour in enumerate(palette.sky):
         stops.putpixel((0, index), colour)
@@ -132,7 +167,7 @@ def _paint_stars(draw: ImageDraw.ImageDraw, size: tuple[int, int], dice: random.
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), (shade, shade, shade))
 
 
-def _paint_sun(sky: Image.Image, palette: _Palette, dice: random.Random) -> None:
+def _paint_sun(sky: Image.Image, palette: Palette, dice: random.Random) -> None:
     edge = min(sky.size)
     x = round(sky.width * dice.uniform(0.18, 0.82))
     y = round(sky.height * dice.uniform(0.12, 0.4))
@@ -153,7 +188,7 @@ def _falloff(distance: float) -> int:
     return round(170 * max(0.0, 1 - distance / 180) ** 2)
 
 
-def _paint_hills(scene: Image.Image, palette: _Palette, dice: random.Random, *, count: int) -> None:
+def _paint_hills(scene: Image.Image, palette: Palette, dice: random.Random, *, count: int) -> None:
     draw, ground = ImageDraw.Draw(scene), scene.height * _HORIZON
     for layer in range(count):
         depth = (layer + 1) / count
@@ -194,7 +229,7 @@ def _paint_trees(
             draw.polygon([(x - half, base), peak, (x + half, base)], colour)
 
 
-def _paint_water(scene: Image.Image, palette: _Palette, dice: random.Random) -> None:
+def _paint_water(scene: Image.Image, palette: Palette, dice: random.Random) -> None:
     """The world above, mirrored and a little darker, with ripples that widen to the front."""
     width, ground = scene.width, round(scene.height * _HORIZON)
     deep = scene.height - ground
@@ -277,7 +312,7 @@ def _paint_otter_head(spot: Spot) -> None:
 
 
 def _paint_reeds(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], palette: _Palette, dice: random.Random
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], palette: Palette, dice: random.Random
 ) -> None:
     width, height = size
     colour = _blend(palette.near, (0, 0, 0), 0.35)

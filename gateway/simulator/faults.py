@@ -94,9 +94,19 @@ FAULTS: Final[Mapping[str, FaultRule]] = {
     "bad-base64": FaultRule("images in wrong base64"),
     "tiny-png": FaultRule("images of five bytes"),
     "one-bad": FaultRule("one damaged image, the others good"),
+    "gif-no-trailer": FaultRule("a GIF without its trailer"),
+    "gif-frames": FaultRule("a GIF of 300 frames"),
+    "svg-dtd": FaultRule("an SVG with a DTD"),
+    "svg-entity": FaultRule("an SVG with a DTD and entities"),
+    "svg-active": FaultRule("an SVG with script, references and foreign content"),
+    "svg-depth": FaultRule("an SVG of more than 100 levels"),
+    "svg-elements": FaultRule("an SVG of more than 100,000 elements"),
+    "svg-tag": FaultRule("an SVG with a tag of more than 64 KiB"),
+    "svg-cut": FaultRule("half of an SVG"),
     "fewer": FaultRule("one image fewer than requested"),
     "same-bytes": FaultRule("the same images for the same prompt"),
     "no-usage": FaultRule("no usage"),
+    "filtered": FaultRule("200 with every image kept back by a filter; of azure and xai"),
     "expired-url": FaultRule("links that have expired"),
     "link-seconds": FaultRule(
         "links that live so many seconds", value=r"[0-9]+(\.[0-9]+)?", needs_value=True
@@ -187,7 +197,7 @@ class FaultPlan:
     """Chooses the faults of each call.
 
     A call plays the faults of the first source that has any: its `X-Sim-Fault` header (several with
-    commas), its prompt, the list of `PUT /_sim/faults` (one a call), the settings.
+    commas), its prompt, the list of `PUT /_sim/faults` (one a call), its account, the settings.
     """
 
     def __init__(self, always: Iterable[Fault] = ()) -> None:
@@ -199,13 +209,15 @@ class FaultPlan:
         """Replaces the list, one fault for each of the next calls."""
         self._queue = deque(faults)
 
-    def choose(self, prompt: str, header: str | None) -> tuple[Fault, ...]:
+    def choose(
+        self, prompt: str, header: str | None, *, of_account: Iterable[Fault] = ()
+    ) -> tuple[Fault, ...]:
         """The faults of one call, counted as played. Raises `BadFault`."""
         requested = [parse_fault(text) for text in header.split(",")] if header else []
         requested = requested or faults_in_prompt(prompt)
         if not requested and self._queue:
             requested = [self._queue.popleft()]
-        chosen = requested or self._always
+        chosen = requested or tuple(of_account) or self._always
         return tuple(f for f in chosen if f.name != "none" and self._is_due(f, prompt))
 
     def _is_due(self, fault: Fault, prompt: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -193,6 +194,20 @@ def error_in_200(code: str) -> Refusal:
 def redirect(status: int, target: str) -> Refusal:
     """A redirect, as of a load balancer or of a base URL that has moved."""
     return Refusal(status, "", content_type="text/plain", headers={"Location": target})
+
+
+def rate_limited(model: str, *, limit: int, requested: int, seconds: float) -> Refusal:
+    """The account's images of this minute are used up, with the time after which to retry."""
+    milliseconds = math.ceil(seconds * 1000)
+    message = (
+        f"Rate limit reached for {model} (for limit gpt-image) in organization org-simulated on "
+        f"images per min: Limit {limit}, Requested {requested}. Please try again in "
+        f"{milliseconds}ms. Visit https://platform.openai.com/account/rate-limits to learn more."
+    )
+    refusal = refuse(message, status=429, type="images", code="rate_limit_exceeded")
+    refusal.headers["retry-after"] = str(math.ceil(seconds))
+    refusal.headers["retry-after-ms"] = str(milliseconds)
+    return refusal
 
 
 def _too_fast(model: str) -> Refusal:

@@ -1,13 +1,14 @@
 """The simulated upstream as an HTTP server.
 
-    POST /v1/images/generations   also without /v1
+    POST /v1/images/generations   also without /v1; other profiles have their own paths
     GET  /v1/models, /v1/models/{id}
     GET  /_sim/files/img-….png    the images behind `url`
     GET  /_sim/calls              the calls received, oldest first; DELETE forgets them
     PUT  /_sim/faults             a JSON list of faults, one for each of the next calls
     GET  /healthz
 
-`body` checks what arrives and `generation` resolves it. `faults` chooses what goes wrong, `answers`
+`profiles` are the services that it stands in for, `accounts` their keys and rates. `body` checks
+what arrives and `generation` resolves it. `faults` chooses what goes wrong, `answers`
 makes the 200, and `sending` or `streams` sends it.
 """
 
@@ -17,7 +18,15 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +37,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gateway.catalog import Catalog, Model
+from gateway.simulator.accounts import Accounts
 from gateway.simulator.answers import AnswerOptions, create_answer
 from gateway.simulator.body import check_body, parse_body
 from gateway.simulator.faults import (
@@ -42,13 +52,12 @@ from gateway.simulator.faults import (
     refusal_of,
 )
 from gateway.simulator.generation import Generation, resolve
-from gateway.simulator.links import LINK_SECONDS, Links, denied_page
+from gateway.simulator.links import Links, denied_page
+from gateway.simulator.profiles import PROFILES
 from gateway.simulator.refusals import (
     Refusal,
-    no_key,
     refuse,
     unknown_path,
-    wrong_key,
     wrong_method,
 )
 from gateway.simulator.sending import Disconnected, hang_up, is_connected, send_answer
@@ -70,12 +79,22 @@ class SimulatorSettings(BaseModel):
     faults: tuple[str, ...] = ()
     """Played together by every call that requests none itself."""
     api_key: str | None = Field(default=None, repr=False)
-    """The only key that is accepted; None accepts any key, and none."""
+    """The only key that is accepted; None accepts any key, and none, unless there are `keys`."""
+    keys: tuple[str, ...] = Field(default=(), repr=False)
+    """Further keys, each of an account of its own."""
+    key_faults: Mapping[str, tuple[str, ...]] = Field(default_factory=dict, repr=False)
+    """Played together by every call of an account, by its key."""
+    images_per_minute: int | None = Field(default=None, gt=0)
+    """How many images each account makes a minute; None: any number."""
+    profile: str = "openai"
+    """The service: a name of `profiles`."""
+    deployments: Mapping[str, str] = Field(default_factory=dict)
+    """Models by the name of their deployment, for azure. Without any, they have their own names."""
     small_images: bool = False
     """Images of a sixteenth of the requested width and height, at least 16 pixels; answers still
     say the requested size. For tests and benchmarks, where drawing would take most of the time."""
-    link_seconds: float = Field(default=LINK_SECONDS, gt=0)
-    """How long the images behind `url` can be fetched."""
+    link_seconds: float | None = Field(default=None, gt=0)
+    """How long the images behind `url` can be fetched; None: as long as the service's."""
 
     @field_validator("faults")
     @classmethod
@@ -83,6 +102,22 @@ class SimulatorSettings(BaseModel):
         for fault in faults:
             parse_fault(fault)
         return faults
+
+    @field_validator("key_faults")
+    @classmethod
+    def _key_faults_are_known(
+        cls, faults: Mapping[str, tuple[str, ...]]
+    ) -> Mapping[str, tuple[str, ...]]:
+        for fault in (fault for several in faults.values() for fault in several):
+            parse_fault(fault)
+        return faults
+
+    @field_validator("profile")
+    @classmethod
+    def _profile_is_known(cls, profile: str) -> str:
+        if profile not in PROFILES:
+            raise ValueError(f"there is no profile '{profile}'; known are {', '.join(PROFILES)}")
+        return profile
 
 
 @dataclass(slots=True)
@@ -106,6 +141,7 @@ class Call:
 _CALL: Final = web.RequestKey("call", Call)
 _REQUEST_ID: Final = web.RequestKey("request_id", str)
 _STARTED: Final = web.RequestKey("started", float)
+_RATE: Final = web.RequestKey("rate", Mapping[str, str])
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -113,8 +149,17 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Simulator:
     """The handlers, and the state that they share."""
 
-    def __init__(self, catalog: Catalog, settings: SimulatorSettings) -> None:
-        self._catalog = catalog
+    def __init__(
+        self, catalog: Catalog, settings: SimulatorSettings, *, clock: Callable[[], float]
+    ) -> None:
+        self._profile = PROFILES[settings.profile](settings.deployments)
+        models = {name: m for name, m in catalog.models.items() if self._profile.serves(m)}
+        self._catalog = catalog.model_copy(update={"models": models})
+        keys = {*settings.keys, *([] if settings.api_key is None else [settings.api_key])}
+        self._accounts = Accounts(keys, images_per_minute=settings.images_per_minute, clock=clock)
+        self._account_faults = {
+            key: tuple(map(parse_fault, faults)) for key, faults in settings.key_faults.items()
+        }
         self._settings = settings
         self._plan = FaultPlan(map(parse_fault, settings.faults))
         self._links = Links()
@@ -124,10 +169,8 @@ class Simulator:
     def routes(self) -> list[web.AbstractRouteDef]:
         """The URL table."""
         return [
-            web.post("/v1/images/generations", self.generate),
-            web.post("/images/generations", self.generate),
-            web.get("/v1/models", self.list_models),
-            web.get("/models", self.list_models),
+            *(web.post(path, self.generate) for path in self._profile.generations),
+            *(web.get(path, self.list_models) for path in self._profile.lists),
             web.get("/v1/models/{name}", self.show_model),
             web.get("/_sim/files/{name}", self.send_file),
             web.get("/_sim/calls", self.list_calls),
@@ -150,20 +193,36 @@ class Simulator:
         if not request.path.startswith(("/_sim/", "/healthz")):
             self._calls.append(call)
         try:
-            response = await _answered(request, handler)
+            response = await self._answered(request, handler)
         except Disconnected:
             hang_up(request)
             return web.Response()
         call.status = response.status
         return response
 
+    async def _answered(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Refusal as refusal:
+            return _refusal_response(self._profile.refusal(refusal))
+        except web.HTTPNotFound:
+            not_found = unknown_path(request.method, request.path)
+            return _refusal_response(self._profile.refusal(not_found))
+        except web.HTTPMethodNotAllowed as error:
+            not_allowed = wrong_method(request.method, request.path)
+            not_allowed.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+            return _refusal_response(not_allowed)
+        except web.HTTPRequestEntityTooLarge:
+            return _refusal_response(refuse("The request body is too large.", status=413))
+
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """The images endpoint: authenticate, check, play the faults, answer."""
-        self._authenticate(request)
+        key = self._authenticate(request)
         call = request[_CALL]
         call.body = parse_body(await request.read(), request.headers.get("Content-Type"))
-        generation = resolve(call.body, check_body(call.body, self._catalog))
-        faults = self._choose_faults(request, generation)
+        generation = self._read_generation(request, call.body)
+        request[_RATE] = self._accounts.take(key, images=generation.n, model=generation.model.id)
+        faults = self._choose_faults(request, generation, key=key)
         call.fault = ", ".join(fault.text for fault in faults) or None
         if generation.stream and not any(map(prevents_stream, faults)):
             return await self._stream(request, generation, faults)
@@ -172,8 +231,21 @@ class Simulator:
             await self._hang(request)
         _refuse(request, generation, faults)
         options = self._answer_options(request, faults)
-        body = await asyncio.to_thread(create_answer, generation, options)
+        body = await asyncio.to_thread(self._create_answer, generation, options)
         return await send_answer(request, body, faults)
+
+    def _read_generation(self, request: web.Request, body: Any) -> Generation:
+        """What a body asks for, as the service reads it. Raises `Refusal`."""
+        deployment = request.match_info.get("deployment")
+        self._profile.check_version(request.query, deployment=deployment)
+        body = self._profile.canonical(body, deployment=deployment)
+        model = check_body(body, self._catalog)
+        return self._profile.resolved(resolve(body, model), body)
+
+    def _create_answer(self, generation: Generation, options: AnswerOptions) -> bytes:
+        """The body of a 200. Drawing blocks."""
+        body = create_answer(generation, options)
+        return self._profile.rewritten(body, generation, options.faults)
 
     async def _stream(
         self, request: web.Request, generation: Generation, faults: tuple[Fault, ...]
@@ -187,23 +259,36 @@ class Simulator:
             self._answer_options(request, faults),
             seconds=self._latency_seconds(generation),
             faults={fault.name: fault for fault in faults},
-            error=_refusal(request, generation, sent[0]) if sent else None,
+            error=self._event_error(request, generation, sent),
             add=partial(self._hang, request),
         )
         return await send_stream(request, play)
 
-    def _authenticate(self, request: web.Request) -> None:
-        if self._settings.api_key is None:
-            return
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise no_key()
-        if not secrets.compare_digest(key.strip().encode(), self._settings.api_key.encode()):
-            raise wrong_key(key.strip())
-
-    def _choose_faults(self, request: web.Request, generation: Generation) -> tuple[Fault, ...]:
+    def _authenticate(self, request: web.Request) -> str:
+        """The key of a request; empty if it has none and needs none."""
         try:
-            return self._plan.choose(generation.prompt, request.headers.get("X-Sim-Fault"))
+            key = self._profile.key_in(request.headers)
+        except Refusal:
+            if self._accounts.needs_key:
+                raise
+            return ""
+        if self._accounts.needs_key:
+            self._accounts.check(key)
+        return key
+
+    def _event_error(
+        self, request: web.Request, generation: Generation, faults: Sequence[Fault]
+    ) -> Refusal | None:
+        """The first fault as an error in a stream."""
+        refusal = _refusal(request, generation, faults[0]) if faults else None
+        return None if refusal is None else self._profile.refusal(refusal)
+
+    def _choose_faults(
+        self, request: web.Request, generation: Generation, *, key: str
+    ) -> tuple[Fault, ...]:
+        header, of_account = request.headers.get("X-Sim-Fault"), self._account_faults.get(key, ())
+        try:
+            return self._plan.choose(generation.prompt, header, of_account=of_account)
         except BadFault as error:
             raise refuse(str(error), code="unknown_fault") from None
 
@@ -218,7 +303,8 @@ class Simulator:
 
     def _answer_options(self, request: web.Request, faults: Collection[Fault]) -> AnswerOptions:
         given, seconds = link_of(faults), link_seconds_of(faults)
-        lifetime = self._settings.link_seconds if seconds is None else seconds
+        usual = self._settings.link_seconds or self._profile.link_seconds
+        lifetime = usual if seconds is None else seconds
 
         def link(data: bytes) -> str:
             if given is not None:
@@ -249,10 +335,10 @@ class Simulator:
     async def send_file(self, request: web.Request) -> web.Response:
         """The image behind a link, or the storage's 403."""
         query = request.rel_url.raw_query_string
-        data = self._links.open(request.match_info["name"], query, now=time.time())
-        if data is None or "Authorization" in request.headers:
+        file = self._links.open(request.match_info["name"], query, now=time.time())
+        if file is None or "Authorization" in request.headers:
             return web.Response(status=403, text=denied_page(), content_type="application/xml")
-        return web.Response(body=data, content_type="image/png")
+        return web.Response(body=file.data, content_type=file.media_type)
 
     async def list_calls(self, _request: web.Request) -> web.Response:
         """`GET /_sim/calls`: a JSON list of `Call`, oldest first."""
@@ -293,21 +379,6 @@ def _refusal(request: web.Request, generation: Generation, fault: Fault) -> Refu
     return refusal_of(fault, model=generation.model.id, request_id=request[_REQUEST_ID])
 
 
-async def _answered(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except Refusal as refusal:
-        return _refusal_response(refusal)
-    except web.HTTPNotFound:
-        return _refusal_response(unknown_path(request.method, request.path))
-    except web.HTTPMethodNotAllowed as error:
-        not_allowed = wrong_method(request.method, request.path)
-        not_allowed.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
-        return _refusal_response(not_allowed)
-    except web.HTTPRequestEntityTooLarge:
-        return _refusal_response(refuse("The request body is too large.", status=413))
-
-
 def _refusal_response(refusal: Refusal) -> web.Response:
     return web.Response(
         status=refusal.status,
@@ -338,6 +409,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     """The headers of the real API, and those of its edge, which a gateway must not pass on."""
     response.headers["server"] = "cloudflare"
     response.headers["cf-ray"] = f"{secrets.token_hex(8)}-AMS"
+    response.headers.update(request.get(_RATE, {}))
     is_from_api = response.content_type in ("application/json", "text/event-stream")
     if not is_from_api or _REQUEST_ID not in request:
         return
@@ -359,9 +431,17 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     )
 
 
-def create_simulator(catalog: Catalog, settings: SimulatorSettings) -> web.Application:
-    """The simulated upstream as an application, for the models of `catalog`; does no I/O."""
-    simulator = Simulator(catalog, settings)
+def create_simulator(
+    catalog: Catalog,
+    settings: SimulatorSettings,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> web.Application:
+    """The simulated upstream as an application, for the models of `catalog`; does no I/O.
+
+    `clock` is that of the accounts' rates, in seconds.
+    """
+    simulator = Simulator(catalog, settings, clock=clock)
     app = web.Application(middlewares=[simulator.observe], client_max_size=_MAX_BODY_BYTES)
     app.add_routes(simulator.routes())
     app.on_response_prepare.append(add_headers)
@@ -373,7 +453,7 @@ def create_simulator(catalog: Catalog, settings: SimulatorSettings) -> web.Appli
 async def open_simulator(
     host: str, port: int, *, catalog: Catalog, settings: SimulatorSettings
 ) -> AsyncIterator[str]:
-    """Serves inside the context and yields the base URL, `http://host:port/v1`.
+    """Serves inside the context and yields the profile's base URL, `http://host:port/v1`.
 
     Port 0 takes a free port. At the end it cuts off unfinished calls. Raises `OSError` when the
     address is in use.
@@ -385,6 +465,6 @@ async def open_simulator(
         await web.TCPSite(runner, host, port).start()
         bound = runner.addresses[0]
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        yield f"http://{shown}:{bound[1]}/v1"
+        yield f"http://{shown}:{bound[1]}{PROFILES[settings.profile].base_path}"
     finally:
         await runner.cleanup()

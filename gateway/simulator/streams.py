@@ -119,7 +119,7 @@ def _last_frame(play: Play) -> bytes:
     """The image, or an error instead of it; empty if the stream has neither."""
     if play.error is not None:
         error = orjson.loads(play.error.body)["error"]
-        return _frame("error", {"error": {key: error[key] for key in _ERROR_ORDER} | error})
+        return _frame("error", {"error": {key: error.get(key) for key in _ERROR_ORDER} | error})
     images = create_images(play.generation, play.options)
     if not images or "stream-no-completed" in play.faults:
         return b""

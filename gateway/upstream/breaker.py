@@ -55,6 +55,10 @@ class Breaker:
         """Open or half-open."""
         return self._next_probe_at is not None
 
+    def admits(self, now: float) -> bool:
+        """Whether `acquire` would give permission now."""
+        return self._next_probe_at is None or now >= self._next_probe_at
+
     def acquire(self, now: float) -> Permit | Rejected:
         """Asks for permission to send one purchase.
 

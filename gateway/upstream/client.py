@@ -1,20 +1,18 @@
-"""The client of upstream: one purchase with its deadline, retries and circuit breaker.
+"""The client of one account at upstream: its requests, its answers and its circuit breaker.
 
-A purchase has one deadline and at most `MAX_RETRIES` retries, see
-`docs/reference/billing.md#retries-and-the-circuit-breaker`. URLs, request bodies and the reading of
-responses are the dialect, connections are `session`. `purchasing` checks the bytes of images.
+Which accounts a purchase asks, its deadline and its retries are `attempts`. URLs, request bodies
+and the reading of responses are the dialect, connections are `session`. `purchasing` checks the
+bytes of images.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
-from typing import Final, Protocol, TypeAlias
+from typing import Final
 
 import aiohttp
 import structlog
@@ -30,10 +28,13 @@ from gateway.tasks import Turns
 from gateway.trace_context import TraceContext
 from gateway.tracing import NO_TRACER, Tracer
 from gateway.upstream import failures, openai
-from gateway.upstream.breaker import Breaker, Permit, Rejected
+from gateway.upstream.attempts import Attempts, Candidate, StreamHandlers
+from gateway.upstream.breaker import Breaker, Permit
 from gateway.upstream.check_request import CheckReply, send_check_request
 from gateway.upstream.connection import AnswerRejected
 from gateway.upstream.dialect import Dialect, ParsedEvent
+from gateway.upstream.observer import Observer, Pace, Unobserved
+from gateway.upstream.outcomes import Answered, Failed, Outcome, PreparedRequest, Reply
 from gateway.upstream.relaying import Relay
 from gateway.upstream.session import (
     MEBIBYTE,
@@ -45,12 +46,6 @@ from gateway.upstream.session import (
 )
 from gateway.upstream.stream import StreamReader, read_body
 
-MAX_RETRIES: Final = 2
-RETRY_WINDOW_SECONDS: Final = 30.0
-"""After the first attempt has started. Later than this no retry starts."""
-
-_FIRST_BACKOFF_SECONDS: Final = 0.5
-_JITTER: Final = 0.25
 _ENVELOPE_BYTES: Final = MEBIBYTE
 """Allowance for everything in an answer that is not base64."""
 _MAX_ERROR_BYTES: Final = MEBIBYTE
@@ -63,115 +58,6 @@ _MAX_DECODING: Final = 2
 """Large answers decoded at the same time. More threads would only compete for the GIL."""
 
 log = structlog.get_logger(__name__)
-
-
-class Observer(Protocol):
-    """Receives the outcome of every attempt; the metrics implement it."""
-
-    def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
-        """An attempt ended with a status, or with `unreachable`, `cut`, `rejected` or `timeout`."""
-
-    def retried(self) -> None:
-        """Another attempt will follow."""
-
-    def waits(self, more: int) -> None:
-        """A purchase begins (1) or stops (−1) to wait before it may be sent."""
-
-    def waited(self, seconds: float) -> None:
-        """How long a purchase waited in all before its last attempt."""
-
-    def breaker_turned(self, *, is_open: bool) -> None:
-        """The circuit breaker has opened or closed."""
-
-
-class Unobserved:
-    """An observer that records nothing."""
-
-    def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
-        """Nothing."""
-
-    def retried(self) -> None:
-        """Nothing."""
-
-    def waits(self, more: int) -> None:
-        """Nothing."""
-
-    def waited(self, seconds: float) -> None:
-        """Nothing."""
-
-    def breaker_turned(self, *, is_open: bool) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """The clock and the randomness of retries and breaker, which tests replace."""
-
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
-    random: Callable[[], float] = random.random
-    """Uniform in [0, 1)."""
-    wall_clock: Callable[[], float] = time.time
-    """Unix seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """A complete 2xx answer, in chunks as received."""
-
-    status: int
-    chunks: list[bytes]
-    size_bytes: int
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """A 2xx answer or a stream that brought an image."""
-
-    status: int
-    answer: UpstreamAnswer
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """An attempt that failed."""
-
-    status: int | str
-    """Upstream's, or `unreachable`, `cut`, `rejected` or `timeout`."""
-    failure: UpstreamFailure
-    came_with_200: bool = False
-    """Its status is not the response's. It is not retried: upstream had begun to work."""
-
-    @property
-    def is_retryable(self) -> bool:
-        if self.came_with_200:
-            return False
-        status = self.status if isinstance(self.status, int) else None
-        return failures.is_retryable(self.failure, upstream_status=status)
-
-    @property
-    def is_outage(self) -> bool:
-        """Whether the breaker counts it: no connection, no complete answer in time, or 5xx."""
-        return not isinstance(self.status, int) or self.status >= 500
-
-
-_Outcome: TypeAlias = _Reply | _Answered | _Failed
-
-
-@dataclass(frozen=True, slots=True)
-class _PreparedRequest:
-    """The request of a purchase, which every attempt sends, and the reader of its answer."""
-
-    model: str
-    texts: tuple[str, ...]
-    """The prompt and the names of the client, which upstream may quote."""
-    body: bytes
-    receive: Callable[[aiohttp.ClientResponse], Awaitable[_Outcome]]
-    """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
-    images: int
-    """How many it asks for."""
-    trace: TraceContext
 
 
 @contextlib.asynccontextmanager
@@ -232,19 +118,25 @@ class UpstreamClient:
         """Whether purchases are rejected at the moment, or one of them is probing."""
         return self._breaker.is_open
 
+    @property
+    def settings(self) -> ClientSettings:
+        return self._settings
+
+    @property
+    def pace(self) -> Pace:
+        return self._pace
+
+    @property
+    def observer(self) -> Observer:
+        return self._observer
+
+    def admits(self) -> bool:
+        """Whether the breaker would let a purchase pass now."""
+        return self._breaker.admits(self._pace.clock())
+
     async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
-        """Buys `images` images of `request`; their bytes are not checked.
-
-        For a model without a row there may be more, as `ImageRequest.max_images` says.
-
-        Raises `UpstreamFailure` if no image came, with the presumed `charge`. The deadline applies
-        until the last byte has arrived; decoding afterwards has none. Some services answer with
-        the events of a stream, which is accepted.
-        """
-        body = self._dialect.forwarded_body(request, images=images)
-        receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
-        most = request.max_images(images)
-        return await self._buy(self._prepare(request, body, receive, images=most))
+        """Buys images at this account alone, as `upstream.pool` does at several."""
+        return await Attempts([Candidate(self)], request, images=images).run()
 
     async def stream(
         self,
@@ -253,25 +145,41 @@ class UpstreamClient:
         on_partial: Callable[[PartialImage], Awaitable[None]],
         on_open: Callable[[], Awaitable[None]],
     ) -> UpstreamAnswer:
-        """Buys one image of `request` as a stream, with the partial images that it requests.
+        """Buys an image as a stream at this account alone."""
+        stream = StreamHandlers(on_partial, on_open)
+        return await Attempts([Candidate(self)], request, images=1, stream=stream).run()
 
-        `on_open` is called once, when upstream's 200 has arrived; after that nothing is retried.
-        `on_partial` is called for each partial image, and reading continues when it returns. Both
-        count towards the deadline. They must not raise, because that would end the purchase.
-        Some clones answer without a stream, which is accepted. Raises like `generate`.
-        """
-        body = self._dialect.forwarded_body(request, images=1, stream=True)
-        started = self._pace.clock()
+    def prepare(
+        self, request: ImageRequest, *, images: int, upstream_model: str = ""
+    ) -> PreparedRequest:
+        """A request for `images` images. Some services answer it with the events of a stream."""
+        sent = _renamed(request, upstream_model)
+        body = self._dialect.forwarded_body(sent, images=images)
+        receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
+        most = request.max_images(images)  # a model without a row may bring more
+        return self._prepared(request, sent, body, receive, images=most)
 
-        async def receive(response: aiohttp.ClientResponse) -> _Outcome:
-            await on_open()
+    def prepare_stream(
+        self,
+        request: ImageRequest,
+        handlers: StreamHandlers,
+        *,
+        started: float,
+        upstream_model: str = "",
+    ) -> PreparedRequest:
+        """A request for one image as a stream. Some clones answer without a stream."""
+        sent = _renamed(request, upstream_model)
+        body = self._dialect.forwarded_body(sent, images=1, stream=True)
+
+        async def receive(response: aiohttp.ClientResponse) -> Outcome:
+            await handlers.on_open()
             if response.content_type != "text/event-stream":
                 return await self._receive_answer(response, limit_bytes=self._limit_bytes(1))
-            reader = self._stream_reader(response, request, on_partial, started=started)
+            reader = self._stream_reader(response, request, handlers.on_partial, started=started)
             # Closed here also if reading stops before the end of the stream.
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
                 outcome = _outcome_of_200(response.status, await reader.read(chunks))
-            if isinstance(outcome, _Failed):
+            if isinstance(outcome, Failed):
                 report = replace(outcome.failure.report, phase="stream")
                 outcome.failure.report = report
                 outcome.failure.upstream_request_id = (
@@ -280,7 +188,7 @@ class UpstreamClient:
                 )
             return outcome
 
-        return await self._buy(self._prepare(request, body, receive, images=1))
+        return self._prepared(request, sent, body, receive, images=1)
 
     async def check(self, base_url: str) -> CheckReply:
         """For `doctor`: what a purchase from this base URL would meet; it buys nothing.
@@ -292,16 +200,19 @@ class UpstreamClient:
             self._session, URL(base_url), dialect=self._dialect, relay=self._relay
         )
 
-    def _prepare(
+    def _prepared(
         self,
         request: ImageRequest,
+        sent: ImageRequest,
         body: bytes,
-        receive: Callable[[aiohttp.ClientResponse], Awaitable[_Outcome]],
+        receive: Callable[[aiohttp.ClientResponse], Awaitable[Outcome]],
         *,
         images: int,
-    ) -> _PreparedRequest:
+    ) -> PreparedRequest:
         texts = (request.prompt, *request.user_names)
-        return _PreparedRequest(request.model, texts, body, receive, images, request.trace)
+        return PreparedRequest(
+            request.model, sent.model, texts, body, receive, images=images, trace=request.trace
+        )
 
     def _stream_reader(
         self,
@@ -335,42 +246,57 @@ class UpstreamClient:
             on_partial=lambda image: on_partial(self._relay.partial_image(image)),
         )
 
-    async def _buy(self, prepared: _PreparedRequest) -> UpstreamAnswer:
-        """The answer, or raises the failure, as it may be relayed: the only way out of this client.
+    def relayed(self, answer: UpstreamAnswer) -> UpstreamAnswer:
+        """The answer as it may leave `upstream`.
 
         Partial images, which come out before, are relayed by the reader of the stream.
         """
-        try:
-            answer = await self._send_and_parse(prepared)
-        except UpstreamFailure as failure:
-            raise self._relayed(failure, prepared) from None
         return self._relay.answer(answer)
 
-    def _relayed(self, failure: UpstreamFailure, prepared: _PreparedRequest) -> UpstreamFailure:
+    def relayed_failure(
+        self, failure: UpstreamFailure, prepared: PreparedRequest
+    ) -> UpstreamFailure:
+        """The failure as it may leave `upstream`."""
         relayed = self._relay.failure(failure)
         relayed.refuses_prompt = self._dialect.refuses_prompt(relayed, prepared.texts)
         return relayed
 
-    async def _send_and_parse(self, prepared: _PreparedRequest) -> UpstreamAnswer:
-        permit = self._breaker.acquire(self._pace.clock())
-        if isinstance(permit, Rejected):
-            self._outage.occurs(reason=self._last_outage)
-            raise failures.breaker_open(
-                retry_after_seconds=permit.retry_after_seconds, because=self._last_outage
-            )
-        outcome: _Outcome | None = None
-        try:
-            outcome = await self._send_before_deadline(prepared)
-            if isinstance(outcome, _Reply):
-                # Decoding has no deadline, so that an image that was paid for is not lost.
-                outcome = await self._parse_reply(outcome, images=prepared.images)
-        finally:
-            self._report(permit, outcome)
-        if isinstance(outcome, _Failed):
-            raise outcome.failure
-        return outcome.answer
+    # ── the circuit breaker ─────────────────────────────────────────────────────────────────
 
-    async def _parse_reply(self, reply: _Reply, *, images: int) -> _Answered | _Failed:
+    def acquire(self) -> Permit | UpstreamFailure:
+        """The permission to send, which ends in `report`; the failure if the breaker is open."""
+        permit = self._breaker.acquire(self._pace.clock())
+        if isinstance(permit, Permit):
+            return permit
+        self._outage.occurs(reason=self._last_outage)
+        return failures.breaker_open(
+            retry_after_seconds=permit.retry_after_seconds, because=self._last_outage
+        )
+
+    def report(self, permit: Permit, outcome: Outcome | None, *, is_counted: bool = False) -> None:
+        """Reports the outcome of a purchase, after its retries, to the breaker. None: cancelled.
+
+        With `is_counted`, an earlier failure of the same purchase was reported before.
+        """
+        was_open = self._breaker.is_open
+        if outcome is None or (is_counted and permit.probe is None and _is_outage(outcome)):
+            self._breaker.abandon(permit, self._pace.clock())
+        elif isinstance(outcome, Failed) and outcome.is_outage:
+            self._breaker.fail(permit, self._pace.clock())
+            self._last_outage = _summary(outcome.failure.report)
+        else:
+            self._breaker.succeed()
+        if self._breaker.is_open:
+            self._outage.occurs(reason=self._last_outage)
+        else:
+            self._outage.ends()
+        if self._breaker.is_open != was_open:
+            self._observer.breaker_turned(is_open=not was_open)
+
+    # ── one attempt ─────────────────────────────────────────────────────────────────────────
+
+    async def parse_reply(self, reply: Reply, *, images: int) -> Answered | Failed:
+        """Reads a complete answer. It has no deadline: an image that was paid for is not lost."""
         request_id = self._dialect.request_id(reply.headers)
 
         def parse() -> UpstreamAnswer | UpstreamFailure:
@@ -402,87 +328,22 @@ class UpstreamClient:
         async with self._decoding:
             return _outcome_of_200(reply.status, await asyncio.to_thread(parse))
 
-    def _report(self, permit: Permit, outcome: _Outcome | None) -> None:
-        """Reports the outcome of a purchase, after its retries, to the breaker. None: cancelled."""
-        was_open = self._breaker.is_open
-        if outcome is None:
-            self._breaker.abandon(permit, self._pace.clock())
-        elif isinstance(outcome, _Failed) and outcome.is_outage:
-            self._breaker.fail(permit, self._pace.clock())
-            self._last_outage = _summary(outcome.failure.report)
-        else:
-            self._breaker.succeed()
-        if self._breaker.is_open:
-            self._outage.occurs(reason=self._last_outage)
-        else:
-            self._outage.ends()
-        if self._breaker.is_open != was_open:
-            self._observer.breaker_turned(is_open=not was_open)
-
-    async def _send_before_deadline(self, prepared: _PreparedRequest) -> _Outcome:
-        state = SendState()
-        try:
-            async with asyncio.timeout(self._settings.timeout_seconds):
-                return await self._send(prepared, state)
-        except TimeoutError:
-            if state.error is not None:
-                return self._failed(state.error, is_complete=False)
-            return _Failed("timeout", failures.timed_out(was_sent=state.is_sent))
-
     def _limit_bytes(self, images: int) -> int:
         """The size of the largest valid answer with `images` images in base64."""
         base64_bytes = self._settings.max_image_bytes * 4 // 3 + 4
         # An eighth for line breaks and escapes in it.
         return images * (base64_bytes + base64_bytes // 8) + _ENVELOPE_BYTES
 
-    async def _send(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
-        """Sends and retries until there is an answer or a failure that is not retried."""
-        started = self._pace.clock()
-        retries, waited_seconds = 0, 0.0
-        try:
-            while True:
-                outcome = await self._observe_attempt(prepared, state, retries=retries)
-                if not isinstance(outcome, _Failed):
-                    return outcome
-                elapsed = self._pace.clock() - started
-                wait = self._wait_seconds(outcome, retries=retries, elapsed_seconds=elapsed)
-                if wait is None:
-                    return outcome
-                retries += 1
-                self._observer.retried()
-                await self._wait(wait)
-                waited_seconds += wait
-        finally:
-            self._observer.waited(waited_seconds)
-
-    async def _wait(self, seconds: float) -> None:
-        self._observer.waits(1)
-        try:
-            await self._pace.sleep(seconds)
-        finally:
-            self._observer.waits(-1)
-
-    def _wait_seconds(
-        self, failed: _Failed, *, retries: int, elapsed_seconds: float
-    ) -> float | None:
-        """The wait before the next attempt; None if there is no further one."""
-        if retries == MAX_RETRIES or not failed.is_retryable:
-            return None
-        wait = failures.requested_wait_seconds(failed.failure)
-        if wait is None:
-            jitter = 1 - _JITTER * self._pace.random()
-            wait = _FIRST_BACKOFF_SECONDS * 2**retries * jitter
-        return wait if elapsed_seconds + wait <= RETRY_WINDOW_SECONDS else None
-
-    async def _observe_attempt(
-        self, prepared: _PreparedRequest, state: SendState, *, retries: int
-    ) -> _Outcome:
+    async def attempt(
+        self, prepared: PreparedRequest, state: SendState, *, resends: int
+    ) -> Outcome:
+        """Sends the request once, after `resends` other attempts. `state` shows how far it came."""
         started = self._pace.clock()
         status: int | str = "timeout"  # if the deadline cancels it
-        url = self._dialect.generations_url(self._base, prepared.model)
+        url = self._dialect.generations_url(self._base, prepared.upstream_model)
         try:
             with self._tracer.http_request(
-                prepared.trace, "POST", str(url), resends=retries
+                prepared.trace, "POST", str(url), resends=resends
             ) as span:
                 outcome = await self._send_once(
                     prepared, state, url=url, trace=span.inside(prepared.trace)
@@ -496,10 +357,10 @@ class UpstreamClient:
             self._observer.attempted(prepared.model, status=status, seconds=elapsed)
 
     async def _send_once(
-        self, prepared: _PreparedRequest, state: SendState, *, url: URL, trace: TraceContext
-    ) -> _Outcome:
+        self, prepared: PreparedRequest, state: SendState, *, url: URL, trace: TraceContext
+    ) -> Outcome:
         """Sends one request. `state.is_sent` stays set only if the answer was cut off."""
-        outcome: _Outcome
+        outcome: Outcome
         state.error = None
         # A header that the operator has set, perhaps the one with the key, is not the client's.
         own = self._session.headers
@@ -521,12 +382,12 @@ class UpstreamClient:
                     outcome = await self._receive_error(response, state.error)
         except AnswerRejected as error:
             detach(error)  # the reader of the body keeps it
-            return _Failed("rejected", failures.rejected(str(error)))
+            return Failed("rejected", failures.rejected(str(error)))
         except (aiohttp.ClientError, OSError) as error:
             detach(error)
             if state.is_sent:
-                return _Failed("cut", failures.cut_off(error))
-            return _Failed("unreachable", failures.unreachable(error))
+                return Failed("cut", failures.cut_off(error))
+            return Failed("unreachable", failures.unreachable(error))
         # Upstream has answered. If the deadline passes before the next attempt, nothing is under
         # way.
         state.is_sent = False
@@ -535,16 +396,16 @@ class UpstreamClient:
 
     async def _receive_answer(
         self, response: aiohttp.ClientResponse, *, limit_bytes: int
-    ) -> _Reply | _Failed:
+    ) -> Reply | Failed:
         chunks: list[bytes] = []
         length = await _read(response, chunks, limit_bytes=limit_bytes)
         if length > limit_bytes:
-            return _Failed(response.status, failures.oversized())
-        return _Reply(response.status, chunks, length, response.headers)
+            return Failed(response.status, failures.oversized())
+        return Reply(response.status, chunks, length, response.headers)
 
     async def _receive_error(
         self, response: aiohttp.ClientResponse, error: ErrorResponse
-    ) -> _Failed:
+    ) -> Failed:
         """Reads an error response, as far as it comes."""
         is_complete = False
         # The status alone is enough, so a body that is cut off or stalls is no further failure.
@@ -554,7 +415,13 @@ class UpstreamClient:
                 is_complete = True
         return self._failed(error, is_complete=is_complete)
 
-    def _failed(self, error: ErrorResponse, *, is_complete: bool) -> _Failed:
+    def timed_out(self, state: SendState) -> Failed:
+        """The outcome of an attempt whose deadline has passed."""
+        if state.error is not None:
+            return self._failed(state.error, is_complete=False)
+        return Failed("timeout", failures.timed_out(was_sent=state.is_sent))
+
+    def _failed(self, error: ErrorResponse, *, is_complete: bool) -> Failed:
         failure = self._dialect.parse_error(
             error.status,
             error.headers,
@@ -562,18 +429,29 @@ class UpstreamClient:
             is_complete=is_complete,
             received_at=error.received_at,
         )
-        return _Failed(error.status, failure)
+        return Failed(error.status, failure)
 
 
-def _answered(outcome: _Outcome) -> tuple[int | None, str | None]:
+def _answered(outcome: Outcome) -> tuple[int | None, str | None]:
     """The status of the response, if there was one, and the kind of error, for the span."""
-    if not isinstance(outcome, _Failed):
+    if not isinstance(outcome, Failed):
         return outcome.status, None
     if outcome.came_with_200:
         return outcome.failure.report.status, outcome.failure.report.reason
     if isinstance(outcome.status, int):
         return outcome.status, None
     return None, outcome.status
+
+
+def _is_outage(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and outcome.is_outage
+
+
+def _renamed(request: ImageRequest, upstream_model: str) -> ImageRequest:
+    """The request with the name that the model has at the account."""
+    if upstream_model in ("", request.model):
+        return request
+    return replace(request, model=upstream_model)
 
 
 def _summary(report: FailureReport) -> str:
@@ -607,15 +485,15 @@ async def _read(response: aiohttp.ClientResponse, chunks: list[bytes], *, limit_
     return length
 
 
-def _outcome_of_200(status: int, result: UpstreamAnswer | UpstreamFailure) -> _Answered | _Failed:
+def _outcome_of_200(status: int, result: UpstreamAnswer | UpstreamFailure) -> Answered | Failed:
     """The outcome of an answer or a stream that began with `status`.
 
     For metrics and breaker an error in it counts as the status that it usually has. An answer that
     cannot be read is no outage.
     """
     if isinstance(result, UpstreamAnswer):
-        return _Answered(status, result)
+        return Answered(status, result)
     result.report = replace(result.report, status=status)
     if result.charge is not Charge.UNDELIVERED:
         status = result.status
-    return _Failed(status, result, came_with_200=True)
+    return Failed(status, result, came_with_200=True)

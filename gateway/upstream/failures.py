@@ -126,3 +126,39 @@ def breaker_open(*, retry_after_seconds: float, because: str = "") -> UpstreamFa
         headers={"Retry-After": str(retry_after)},
         report=FailureReport(Reason.BREAKER_OPEN, because),
     )
+
+
+def all_passed_over() -> UpstreamFailure:
+    """No account that has the model may be asked now, so nothing was sent."""
+    return UpstreamFailure(
+        "No account of this gateway at upstream can take this request now. Retry in 10 seconds.",
+        code=ErrorCode.UPSTREAM_UNAVAILABLE,
+        charge=Charge.FREE,
+        headers={"Retry-After": "10"},
+        report=FailureReport(Reason.NO_ACCOUNT),
+    )
+
+
+def disabled(model: str) -> UpstreamFailure:
+    """The operator has taken every account that has the model out of service."""
+    return UpstreamFailure(
+        f"The operator of this gateway has taken every account at upstream that has the model "
+        f"'{model}' out of service.",
+        code=ErrorCode.UPSTREAM_UNAVAILABLE,
+        charge=Charge.FREE,
+        # An SDK would wait in vain: only the operator can end this.
+        headers={"Retry-After": "60", "x-should-retry": "false"},
+        report=FailureReport(Reason.NO_ACCOUNT),
+    )
+
+
+def over_budget(model: str) -> UpstreamFailure:
+    """The budgets of all accounts that have the model are used up. No key's limit is reached."""
+    return UpstreamFailure(
+        f"The gateway's own budget for its accounts at upstream that have the model '{model}' is "
+        "used up. This concerns no limit of your key.",
+        code=ErrorCode.UPSTREAM_UNAVAILABLE,
+        charge=Charge.FREE,
+        headers={"Retry-After": str(MAX_RETRY_AFTER_SECONDS), "x-should-retry": "false"},
+        report=FailureReport(Reason.NO_ACCOUNT),
+    )

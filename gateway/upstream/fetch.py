@@ -187,10 +187,7 @@ class LinkFetcher:
             raise LinkBlocked("status")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise LinkBlocked("encoding")
-        media_type = response.content_type.lower()
-        if media_type.startswith("text/") or media_type.endswith(
-            ("/json", "+json", "/xml", "+xml")
-        ):
+        if _is_no_image(response.content_type.lower()):
             raise LinkBlocked("type")
         limit = self._settings.max_bytes
         # Before the body is read; the check below is for bodies without a length.
@@ -202,6 +199,14 @@ class LinkFetcher:
             if len(body) > limit:
                 raise LinkBlocked("too_large")
         return bytes(body)
+
+
+def _is_no_image(media_type: str) -> bool:
+    """Whether a page or an error was answered. Some storages call every file `octet-stream`."""
+    if media_type == "image/svg+xml":
+        return False
+    is_data = media_type.endswith(("/json", "+json", "/xml", "+xml"))
+    return is_data or media_type.startswith("text/")
 
 
 def _reason_of(error: Exception) -> Reason:

@@ -1,7 +1,7 @@
 """Names of models that are parts of upstream's URLs.
 
-Clients choose the names of unknown models, so such a name must not lead to another path, which would
-be asked with the gateway's key.
+Clients choose the names of unknown models, so such a name must not lead to another path, which
+would be asked with the gateway's key.
 """
 
 from __future__ import annotations

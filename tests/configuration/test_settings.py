@@ -54,7 +54,7 @@ def test_the_defaults_are_the_documented_ones():
     assert settings.upstream.base_url == "https://api.fastapi.ai/v1"
     assert settings.upstream.name == "default"
     assert settings.upstream.timeout_seconds == 600
-    assert settings.upstream.auth_header == "Authorization"
+    assert settings.upstream.auth_header is None  # the dialect's
     assert settings.upstream.headers == {}
     assert settings.upstream.proxy is settings.upstream.ca_file is None
     assert settings.upstream.breaker.failures == 5

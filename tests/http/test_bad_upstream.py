@@ -26,7 +26,7 @@ from gateway.images import Record
 from gateway.simulator.drawing import draw_image
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, CounterState, PeekCounters
-from gateway.upstream.client import Pace
+from gateway.upstream.observer import Pace
 from tests.gates import Gate
 from tests.gateways import (
     MODEL,

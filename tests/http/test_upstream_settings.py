@@ -334,4 +334,4 @@ def test_the_demo_uses_no_settings_of_the_real_upstream(tmp_path: Path) -> None:
     assert (demo.base_url, demo.name) == ("http://127.0.0.1:9000/v1", "simulated")
     assert demo.proxy is demo.ca_file is None
     assert demo.headers == {}
-    assert demo.auth_header == "Authorization"
+    assert demo.auth_header is None

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms, ImageStat
 
-from gateway.imagefile.check import BadImage, ImageFacts, check_image
+from gateway.imagefile.check import check_image
 from gateway.imagefile.convert import transcode_image
+from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.simulator.drawing import draw_image
 from tests.processor import processor_seconds
 
@@ -147,9 +148,9 @@ IDAT, IEND = chunk(b"IDAT", b"x"), chunk(b"IEND", b"")
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "neither PNG, JPEG nor WebP"),
-        (b"GIF89a" + bytes(20), "neither PNG, JPEG nor WebP"),
-        (b"\x89PNG\r", "neither PNG, JPEG nor WebP"),
+        (b"", "neither PNG, JPEG, WebP, GIF nor SVG"),
+        (b"BM" + bytes(20), "neither PNG, JPEG, WebP, GIF nor SVG"),
+        (b"\x89PNG\r", "neither PNG, JPEG, WebP, GIF nor SVG"),
         (SIGNATURE, "PNG is cut short"),
         (SIGNATURE + chunk(b"IHDR", HEADER) + IEND, "PNG without IDAT"),
         (SIGNATURE + IDAT + IEND, "PNG does not start with IHDR"),

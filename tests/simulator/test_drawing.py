@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gateway.imagefile.check import ImageFacts, check_image
+from gateway.imagefile.check import check_image
+from gateway.imagefile.facts import ImageFacts
 from gateway.simulator.drawing import draw_image
 
 FORMATS = ("png", "jpeg", "webp")

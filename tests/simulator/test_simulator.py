@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from yarl import URL
 
 from gateway.catalog import SimulatorSpec
-from gateway.imagefile.check import BadImage, check_image
+from gateway.imagefile.check import check_image
+from gateway.imagefile.facts import BadImage
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.simulator.faults import FAULTS, BadFault, parse_fault
 from gateway.simulator.generation import formula_tokens, resolve

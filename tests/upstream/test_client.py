@@ -12,7 +12,8 @@ from yarl import URL
 from gateway import __version__
 from gateway.errors import Charge, UpstreamFailure
 from gateway.upstream import openai
-from gateway.upstream.client import Pace, UpstreamClient
+from gateway.upstream.client import UpstreamClient
+from gateway.upstream.observer import Pace
 from gateway.upstream.session import ClientSettings
 from tests.scripted_upstream import (
     GOOD,

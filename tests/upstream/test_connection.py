@@ -24,7 +24,7 @@ from gateway.errors import Charge, UpstreamFailure
 from gateway.images import ImageRequest
 from gateway.net.guard import LinkBlocked
 from gateway.upstream import connection
-from gateway.upstream.client import Pace, UpstreamClient, open_client
+from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.connection import (
     MAX_FRAMING_BYTES,
     MAX_HEAD_BYTES,
@@ -32,6 +32,7 @@ from gateway.upstream.connection import (
     Connection,
 )
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
+from gateway.upstream.observer import Pace
 from gateway.upstream.session import ClientSettings
 from tests.inner_server import TLS
 from tests.scripted_upstream import KEY, Notes, images

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from gateway.api.admin.requests import check_query, invalid_value, read_limit, read_time
 from gateway.api.auth import KEY
-from gateway.api.http.images import SECURITY_HEADERS, send_image
+from gateway.api.http.images import representation_headers, send_image
 from gateway.api.http.json import json_response
 from gateway.api.http.ranges import is_not_modified
 from gateway.api.origin import public_url
@@ -20,7 +20,7 @@ from gateway.api.services import SERVICES
 from gateway.cache.image_search import FoundImage, SearchTerms
 from gateway.cache.indexed_image import MEMBER
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
-from gateway.imagefile.check import MEDIA_TYPES
+from gateway.imagefile.check import DOCUMENTS
 
 DEFAULT_LISTED: Final = 60
 MAX_LISTED: Final = 100
@@ -77,11 +77,12 @@ async def show_thumbnail(request: web.Request) -> web.StreamResponse:
         raise _gone()
     if not thumbnail:
         raise GatewayError(
-            f"There is no thumbnail of this {image.indexed.format} image: it cannot be decoded.",
+            f"There is no thumbnail of this {image.indexed.format} image: {_why(image)}.",
             type=INVALID_REQUEST,
             code=ErrorCode.NO_THUMBNAIL,
         )
-    return await send_image(request, thumbnail, _headers(etag, "image/webp"))
+    name = f"img-{image.id}-thumbnail.webp"
+    return await send_image(request, thumbnail, _headers(etag, "webp", name))
 
 
 async def send_file(request: web.Request) -> web.StreamResponse:
@@ -93,11 +94,15 @@ async def send_file(request: web.Request) -> web.StreamResponse:
     data = await request.app[SERVICES].cache.blobs.peek(image.indexed.digest)
     if data is None:
         raise _gone()
-    headers = _headers(etag, MEDIA_TYPES[image.indexed.format])
-    kind = "attachment" if "download" in request.query else "inline"
+    is_download = "download" in request.query
     name = f"img-{image.id}.{image.indexed.format}"
-    headers[hdrs.CONTENT_DISPOSITION] = f'{kind}; filename="{name}"'
+    headers = _headers(etag, image.indexed.format, name, is_download=is_download)
     return await send_image(request, data, headers)
+
+
+def _why(image: FoundImage) -> str:
+    is_document = image.indexed.format in DOCUMENTS
+    return "the gateway draws no documents" if is_document else "it cannot be decoded"
 
 
 async def _find(request: web.Request) -> FoundImage:
@@ -148,20 +153,19 @@ async def _public(
         "expires_at": image.expires_at,
         "state": image.state,
         "transcoded": indexed.is_transcoded,
+        "active": list(indexed.active),
         "prompt": (indexed.prompt or "")[:max_prompt] if is_shown else None,
         "revised_prompt": (indexed.revised_prompt or "")[:max_prompt] or None if is_shown else None,
         "url": public_url(request) + await services.signing.sign(path),
     }
 
 
-def _headers(etag: str, media_type: str) -> dict[str, str]:
+def _headers(etag: str, format: str, name: str, *, is_download: bool = False) -> dict[str, str]:
     return {
-        hdrs.CONTENT_TYPE: media_type,
         hdrs.ETAG: etag,
         hdrs.CACHE_CONTROL: _CACHE_CONTROL,
-        hdrs.ACCEPT_RANGES: "bytes",
         "Cross-Origin-Resource-Policy": "same-origin",
-        **SECURITY_HEADERS,
+        **representation_headers(format, name, is_download=is_download),
     }
 
 

@@ -18,11 +18,14 @@ from gateway.catalog import (
     BooleanSpec,
     Catalog,
     ChoiceSpec,
+    DecimalSpec,
     IntegerSpec,
     Model,
+    ObjectSpec,
     ParameterSpec,
     Rule,
     SizeSpec,
+    TextSpec,
 )
 
 
@@ -121,6 +124,16 @@ def _parameter(name: str, spec: ParameterSpec) -> dict[str, Any]:
             shown |= {"min": spec.default, "max": spec.default}
         case BooleanSpec():
             shown["values"] = (True, False)
+        case DecimalSpec():
+            shown |= {"min": spec.min, "max": spec.max}
+            shown |= {"step": spec.step, "decimals": spec.decimals}
+        case TextSpec():
+            shown["max_length"] = spec.max_length
+        case ObjectSpec():
+            shown["fields"] = [
+                {**_parameter(key, field), "required": key in spec.required}
+                for key, field in spec.fields.items()
+            ]
     return shown
 
 

@@ -10,14 +10,29 @@ from aiohttp import hdrs, web
 
 from gateway.api.http.ranges import requested_range
 from gateway.api.http.sending import send_body
+from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES
 
-SECURITY_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; sandbox",
-    "Referrer-Policy": "no-referrer",
-}
-"""Opened by itself an image can do nothing, whatever its bytes are, and its address, which may be a
-credential, is sent to no other server."""
+_POLICY: Final = "default-src 'none'; sandbox"
+_DOCUMENT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+
+
+def representation_headers(format: str, name: str, *, is_download: bool = False) -> dict[str, str]:
+    """The headers of an image with this file name.
+
+    Opened by itself an image can do nothing, whatever its bytes are, and its address, which may be
+    a credential, is sent to no other server. An SVG is a document, so a browser only saves it; if
+    it is shown all the same, its own styles and embedded images work, and nothing else does.
+    """
+    is_document = format in DOCUMENTS
+    kind = "attachment" if is_document or is_download else "inline"
+    return {
+        hdrs.CONTENT_TYPE: MEDIA_TYPES[format],
+        hdrs.CONTENT_DISPOSITION: f'{kind}; filename="{name}"',
+        hdrs.ACCEPT_RANGES: "bytes",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": _DOCUMENT_POLICY if is_document else _POLICY,
+        "Referrer-Policy": "no-referrer",
+    }
 
 
 async def send_image(

@@ -111,7 +111,16 @@ ANSWERS: Final[Mapping[str, Schema]] = {
                 },
             },
         },
-        {**_ECHOED, "usage": reference("Usage")},
+        {**_ECHOED, "usage": reference("Usage"), "svg_usage": reference("SvgUsage")},
+    ),
+    "SvgUsage": _object(
+        {
+            "model": {"type": "string", "description": "The text model that wrote the image."},
+            "input_tokens": _COUNT,
+            "output_tokens": _COUNT,
+            "reasoning_tokens": _COUNT,
+            "total_tokens": _COUNT,
+        }
     ),
     "Usage": _object(
         {

@@ -19,8 +19,10 @@ from gateway.catalog import (
     BooleanSpec,
     Catalog,
     ChoiceSpec,
+    DecimalSpec,
     IntegerSpec,
     Model,
+    ObjectSpec,
     ParameterSpec,
     Rule,
     RuleCondition,
@@ -160,26 +162,58 @@ def _model_schema(model: Model, catalog: Catalog) -> Schema:
 
 
 def _parameter(spec: ParameterSpec) -> Schema:
-    """The values of a parameter. Null is among them, and means the default."""
+    """The values of a parameter. Null is among them, and means that it is omitted."""
+    default: Schema = {} if spec.default is None else {"default": spec.default}
     match spec:
         case ChoiceSpec():
-            return {"enum": [*spec.values, None], "default": spec.default}
+            return {"enum": [*spec.values, None], **default}
         case SizeSpec():
-            rule = (
-                f"WIDTHxHEIGHT: both divisible by {spec.divisor}, at most {spec.max_edge}, "
-                f"{spec.min_pixels} to {spec.max_pixels} pixels, at most {spec.max_ratio} to 1"
-            )
-            free = {"type": "string", "pattern": f"^{SIZE.pattern}$", "description": rule}
-            return {"anyOf": [{"enum": [*spec.values, None]}, free], "default": spec.default}
+            return {"anyOf": [{"enum": [*spec.values, None]}, _free_size(spec)], **default}
         case IntegerSpec(only=only) if only is not None:
-            return {"enum": [only.value, None], "default": spec.default}
+            return {"enum": [only.value, None], **default}
         case IntegerSpec():
             bounds = {"minimum": spec.min, "maximum": spec.max}
-            return {"type": ["integer", "null"], **bounds, "default": spec.default}
+            return {"type": ["integer", "null"], **bounds, **default}
         case BooleanSpec():
-            return {"type": ["boolean", "null"], "default": spec.default}
+            return {"type": ["boolean", "null"], **default}
+        case DecimalSpec():
+            return {**_decimal(spec), **default}
         case TextSpec():
-            return {"type": ["string", "null"]}
+            longest = {} if spec.max_length is None else {"maxLength": spec.max_length}
+            return {"type": ["string", "null"], **longest}
+        case ObjectSpec():
+            return _object(spec)
+
+
+def _free_size(spec: SizeSpec) -> Schema:
+    rule = (
+        f"WIDTHxHEIGHT: both divisible by {spec.divisor}, at most {spec.max_edge}, "
+        f"{spec.min_pixels} to {spec.max_pixels} pixels, at most {spec.max_ratio} to 1"
+    )
+    if spec.sheet is not None:
+        rule += f"; of {' and '.join(spec.sheet.formats)} the sheet of all frames"
+    return {"type": "string", "pattern": f"^{SIZE.pattern}$", "description": rule}
+
+
+def _decimal(spec: DecimalSpec) -> Schema:
+    schema: Schema = {"type": ["number", "null"], "minimum": spec.min, "maximum": spec.max}
+    if spec.step is not None:
+        schema["multipleOf"] = spec.step
+    if spec.decimals is not None:
+        schema["description"] = f"At most {spec.decimals} digits behind the decimal point."
+    return schema
+
+
+def _object(spec: ObjectSpec) -> Schema:
+    fields = {name: _parameter(field) for name, field in spec.fields.items()}
+    for name in spec.required:
+        fields[name] = {"allOf": [fields[name], {"not": NULL}]}
+    return {
+        "type": ["object", "null"],
+        "properties": fields,
+        "required": list(spec.required),
+        "additionalProperties": False,
+    }
 
 
 def _rule(rule: Rule, model: Model) -> Schema:
@@ -187,10 +221,12 @@ def _rule(rule: Rule, model: Model) -> Schema:
     conditions = []
     for name, condition in rule.when.items():
         default = model.parameters[name].default
-        required = {} if condition.holds(default) else {"required": [name]}
-        values = _values_of(condition)
-        if not required:
-            values = {"anyOf": [values, NULL]}
+        # A condition that holds for the default also does for an omitted parameter and null.
+        is_met = condition.holds(default)
+        required = {} if is_met else {"required": [name]}
+        values = {"anyOf": [_values_of(condition), NULL]} if is_met else _values_of(condition)
+        if not is_met and condition.given is not None:
+            values = {"not": NULL}
         conditions.append({"properties": {name: values}, **required})
     return {"not": {"allOf": conditions}, "description": f"Else: {rule.error.message}"}
 
@@ -198,6 +234,10 @@ def _rule(rule: Rule, model: Model) -> Schema:
 def _values_of(condition: RuleCondition) -> Schema:
     if condition.equals is not None:
         return {"const": condition.equals}
+    if condition.not_equals is not None:
+        return {"not": {"enum": [condition.not_equals, None]}}
+    if condition.given is not None:
+        return {"not": NULL} if condition.given else NULL
     if condition.above is not None:
         return {"type": "number", "exclusiveMinimum": condition.above}
     return {"type": "number", "exclusiveMaximum": condition.below}

@@ -12,9 +12,61 @@ from gateway.store.protocol import Command
 CLOSED_JOURNAL_SECONDS: Final = 7 * 86_400
 """How long a settled journal is kept, so that a repeated settlement finds it."""
 
+MAX_PRIORITY: Final = 10
+
+MAX_QUEUED: Final = 10_000
+"""Purchases that wait for one account; a further one is refused."""
+
+HEAD_SECONDS: Final = 2
+"""How long the others in a queue wait for the worker whose turn it is."""
+
+MAX_STOP_SECONDS: Final = 120
+"""For how long an account's own word stops its queue at most."""
+
 FREE_JOURNAL_SECONDS: Final = 300
 """The same for one that is charged nothing and will not be corrected: clients can make any number
 of these for nothing, and a repetition after this time moves no money."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a purchase needs of the account that it is sent to, which may make it wait.
+
+    The account's bucket holds and refills `images_per_minute`, and `concurrent` purchases of it are
+    open at a time; None: no such limit. With neither nothing waits.
+    """
+
+    account: str
+    """The upstream's name."""
+    key: str
+    """Whose turn it is: the keys of a queue take turns."""
+    images: int
+    priority: int
+    """Images that the key gets in each round, from 1 to `MAX_PRIORITY`."""
+    images_per_minute: int | None
+    concurrent: int | None
+    max_wait: float | None = None
+    """Seconds: a purchase that would have to wait longer is not reserved; None: it waits."""
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a purchase ever waits for this account."""
+        return self.images_per_minute is not None or self.concurrent is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Whether a purchase may be sent to its account now.
+
+    `taken`: yes, the account's tokens are taken. `queued`: not yet. `refused`: the queue is full,
+    or longer than `Place.max_wait`; then nothing was reserved.
+    """
+
+    state: Literal["taken", "queued", "refused"] = "taken"
+    position: int = 0
+    """In the queue, from 1 on; 0 for a turn that is taken."""
+    wait_seconds: float = 0.0
+    """The estimate at the account's rate; without a rate 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +81,8 @@ class Reservation:
     """The same at the first of repeated reservations."""
     exceeded: tuple[int, ...] = ()
     """As in `Admission`; empty for a repetition."""
+    turn: Turn = Turn()
+    """If nothing was denied. `refused` is no reservation either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +96,9 @@ class Reserve(Command[Reservation]):
 
     `amounts` (unit → amount) are reserved in all calendar windows of the `subjects`, whether or not
     a consumption limits them. A counter that both name is reserved in once.
+
+    With a `place`, the purchase takes the account's tokens in the same step, or, if others wait or
+    there are not enough, the journal opens as `queued` until its turn, see `TakeTurns`.
     """
 
     purchase: str
@@ -50,6 +107,28 @@ class Reserve(Command[Reservation]):
     payload: bytes
     subjects: tuple[str, ...] = ()
     amounts: Mapping[str, int] = field(default_factory=dict)
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reroute(Command[Reservation]):
+    """Replaces reservation and payload of an open journal, for another account.
+
+    As `Reserve`, in one step with the release of what was reserved: the windows of now apply, and
+    `reserved_at` is the time of this command. If it is denied or its turn refused, nothing changes.
+    Token buckets give only what the purchase needs more than before.
+
+    The worker has to know that nothing was sent, or that the account charges nothing. A journal
+    that is `received`, closed or missing is left alone: `reserved_at` is 0 then.
+    """
+
+    purchase: str
+    worker: str
+    consumptions: tuple[Consumption, ...]
+    payload: bytes
+    subjects: tuple[str, ...] = ()
+    amounts: Mapping[str, int] = field(default_factory=dict)
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +216,7 @@ class Journal:
 
     purchase: str
     worker: str
-    state: Literal["reserved", "received"]
+    state: Literal["queued", "reserved", "received"]
     payload: bytes
     reserved_at: float = field(default=0.0, compare=False)
     """The store's time of the reservation in Unix seconds."""
@@ -171,7 +250,64 @@ class OpenJournals(Command[Sequence[Journal]]):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadJournalState(Command[Literal["reserved", "received", "settled", "unknown"]]):
+class ReadJournalState(Command[Literal["queued", "reserved", "received", "settled", "unknown"]]):
     """The state of a purchase's journal; `unknown` if there is none."""
 
     purchase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What a worker may send to an account now."""
+
+    taken: tuple[str, ...]
+    """The worker's purchases whose turn has come, until it has `seen` them."""
+    waiting: int
+    """Purchases that wait for the account, of all workers."""
+    next_in: float
+    """Seconds until the worker's next turn may come, at the account's rate; 0 if it waits for a
+    purchase to end, or for another worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeTurns(Command[Turns]):
+    """Takes an account's tokens for those of a worker's queued purchases whose turn it is.
+
+    Their journals become `reserved` in the same step. The tokens are taken in the order of the
+    queue: keys take turns, each gets `Place.priority` images a round, and its oldest purchase is
+    first. A turn of another worker that it does not take within `HEAD_SECONDS` is passed over, and
+    so are all its turns until it asks again.
+
+    `seen` are purchases that earlier replies have named: a reply may be lost.
+    """
+
+    account: str
+    worker: str
+    images_per_minute: int | None
+    concurrent: int | None
+    seen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTurns(Command[Sequence[Turn]]):
+    """Where purchases are in an account's queue, in their order; those that are not have a turn."""
+
+    account: str
+    images_per_minute: int | None
+    concurrent: int | None
+    purchases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectAccount(Command[None]):
+    """Corrects an account's bucket by what upstream says of it.
+
+    It never holds more than before. `stop_seconds` stops the queue for as long, at most for
+    `MAX_STOP_SECONDS`.
+    """
+
+    account: str
+    images_per_minute: int | None
+    remaining: int | None = None
+    """Images that upstream would still take."""
+    stop_seconds: float = 0.0

@@ -15,6 +15,11 @@ Every key starts with one prefix, `igw:` by default:
 | `igw:{books}:running-totals` | hash | micro-dollars by `<name>:<kind>` | none |
 | `igw:{books}:open:<worker>` | sorted set | the worker's open purchases by time | none; deleted \
 when empty |
+| `igw:{books}:queue:account:<account>` | hash | the bucket of an account, and its queue's counts \
+| a day after its last use |
+| `igw:{books}:queue:keys:<account>`, `…:heads:<account>` | hash, sorted set | the keys that wait \
+for it, and the tag of each one's first purchase | the same; deleted when empty |
+| `igw:{books}:queue:tickets:<account>:<key>` | sorted set | a key's purchases in order | the same |
 | `igw:{books}:workers` | sorted set | workers by their last heartbeat | none |
 | `igw:{books}:ledger:charged:<yyyy-mm-dd>`, `…:free:<yyyy-mm-dd>` | stream | the records of a \
 day | none; trimmed |

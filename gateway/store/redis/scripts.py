@@ -22,7 +22,7 @@ class Script:
 
 
 _COUNTERS: Final = ("books", "counters")
-_JOURNALS: Final = ("books", "counters", "journals")
+_JOURNALS: Final = ("books", "counters", "journals", "queues")
 
 _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "blobs": {"put_blob": ()},
@@ -41,7 +41,11 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "hits": {"count_hits": (), "read_hits": (), "delete_hits": ()},
     "journals": {
         "reserve": _JOURNALS,
+        "reroute": _JOURNALS,
         "receive": ("books",),
+        "take_turns": _JOURNALS,
+        "read_turns": _JOURNALS,
+        "correct_account": _JOURNALS,
         "settle": (*_JOURNALS, "ledger"),
         "open_journals": ("books",),
     },

@@ -14,7 +14,7 @@ from typing import Final
 from gateway.errors import StoreUnavailable
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.private_files import PRIVATE_FILE, create_private_folder, make_private
-from gateway.store.sqlite.schema import SCHEMA
+from gateway.store.sqlite.schema import ADDED_TABLES, SCHEMA
 
 BUSY_SECONDS: Final = 1.0
 """How long SQLite itself waits for a lock. Rarely needed, as writers take `write_lock` first."""
@@ -44,6 +44,7 @@ def create_sqlite_schema(path: Path) -> None:
                     f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
             _check_schema(db, path)
+            db.executescript(ADDED_TABLES)
 
 
 def check_sqlite_schema(path: Path) -> None:
@@ -54,6 +55,9 @@ def check_sqlite_schema(path: Path) -> None:
             raise StoreMissing(str(path))
         with contextlib.closing(connect(path)) as db:
             _check_schema(db, path)
+            # Of an older gateway that is still running; another user may not write them.
+            with contextlib.suppress(sqlite3.OperationalError):
+                db.executescript(ADDED_TABLES)
 
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:

@@ -185,3 +185,28 @@ CREATE TABLE totals_groups (
     PRIMARY KEY (period_id, group_name)
 );
 """
+
+ADDED_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS account_buckets (
+    account TEXT PRIMARY KEY, level INTEGER, updated_at INTEGER NOT NULL,
+    latest INTEGER NOT NULL, joined INTEGER NOT NULL, stopped_until INTEGER NOT NULL,
+    head TEXT NOT NULL, head_since INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS account_keys (
+    account TEXT NOT NULL, key TEXT NOT NULL, tag INTEGER NOT NULL, rank INTEGER NOT NULL,
+    PRIMARY KEY (account, key)
+);
+CREATE TABLE IF NOT EXISTS account_queue (
+    purchase TEXT PRIMARY KEY, account TEXT NOT NULL, key TEXT NOT NULL, worker TEXT NOT NULL,
+    images INTEGER NOT NULL, size INTEGER NOT NULL, score INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS account_queue_in_order ON account_queue (account, key, score);
+CREATE TABLE IF NOT EXISTS account_slow_workers (
+    account TEXT NOT NULL, worker TEXT NOT NULL, PRIMARY KEY (account, worker)
+);
+CREATE TABLE IF NOT EXISTS account_grants (
+    purchase TEXT PRIMARY KEY, account TEXT NOT NULL, worker TEXT NOT NULL
+);
+"""
+"""Tables that came later. An older gateway on the same database ignores them, so they need no new
+schema version. The columns are explained in `commands.queues`."""

@@ -58,6 +58,7 @@ Base64: TypeAlias = Mapping[str, memoryview]
 
 _MAX_TOKENS: Final = 10**9
 """A larger number is no token count, and would exhaust every budget and distort every total."""
+_MAX_MODEL_NAME: Final = 128
 _IMAGE_KEYS: Final = frozenset({"b64_json", "url", "revised_prompt"})
 
 _USAGE_SPELLINGS: Final = (
@@ -125,7 +126,7 @@ def no_images(document: Mapping[str, Any], *, upstream_request_id: str | None) -
     An error in place of images is relayed and assumed to be free. Anything else was charged: its
     usage, or else the estimate.
     """
-    usage = parse_usage(document.get("usage"))
+    usage = usage_of(document)
     if document.get("error"):
         return error_with_200(
             document,
@@ -272,9 +273,32 @@ def parse_usage(usage: Any) -> Usage | None:
     return None
 
 
+def usage_of(document: Mapping[str, Any]) -> Usage | None:
+    """The usage of an answer, with that of the text model that wrote an SVG image."""
+    usage = parse_usage(document.get("usage"))
+    svg = document.get("svg_usage")
+    if usage is None or not isinstance(svg, dict):
+        return usage
+    counts = [token_count(svg.get(f"{kind}_tokens")) for kind in ("input", "output")]
+    if counts[0] is None or counts[1] is None:
+        return usage
+    reasoning = token_count(svg.get("reasoning_tokens")) or 0
+    # Elsewhere the API counts reasoning among the output. If the total says otherwise, or there is
+    # more reasoning than output, it is charged besides.
+    apart = svg.get("total_tokens") == sum(filter(None, counts)) + reasoning and reasoning > 0
+    return replace(
+        usage,
+        svg_model=(as_text(svg.get("model")) or "unknown")[:_MAX_MODEL_NAME],
+        svg_in=counts[0],
+        svg_out=counts[1],
+        svg_reasoning=reasoning,
+        svg_reasoning_apart=apart or reasoning > counts[1],
+    )
+
+
 def usage_of_images(document: Mapping[str, Any]) -> Usage | None:
     """The usage of an answer with images; None if it cannot be true."""
-    usage = parse_usage(document.get("usage"))
+    usage = usage_of(document)
     # Some clones send zeros, but an image always costs tokens.
     return usage if usage is not None and usage.image_out + usage.text_out else None
 

@@ -19,9 +19,9 @@ from gateway.upstream.openai.answers import (
     extract_base64,
     no_images,
     parse_image,
-    parse_usage,
     restore_base64,
     token_count,
+    usage_of,
     usage_of_images,
 )
 from gateway.upstream.openai.errors import error_with_200
@@ -31,7 +31,7 @@ _PARTIAL: Final = "image_generation.partial_image"
 _COMPLETED: Final = "image_generation.completed"
 _ERROR: Final = "error"
 _EVENT_KEYS: Final = frozenset(
-    {"type", "created_at", "usage", "partial_image_index", "error", *ECHOED_PARAMETERS}
+    {"type", "created_at", "usage", "svg_usage", "partial_image_index", "error", *ECHOED_PARAMETERS}
 )
 """The keys of an event that do not belong to its image."""
 
@@ -63,7 +63,7 @@ def parse_event(
         document = restore_base64(document, extracted)
         return error_with_200(
             document,
-            usage=parse_usage(document.get("usage")),
+            usage=usage_of(document),
             charge=Charge.ASSUMED_FREE if is_first else Charge.PRESUMED,
             upstream_request_id=upstream_request_id,
         )

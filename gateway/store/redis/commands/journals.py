@@ -16,8 +16,11 @@ from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
     flatten,
+    microseconds,
+    no_result,
     optional,
     pairs,
+    read_texts,
     script_command,
 )
 from gateway.store.redis.keys import Keys
@@ -26,14 +29,26 @@ from gateway.store.redis.windows import window_name
 
 @encode.register
 def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
+    return _reserving("reserve", command, keys)
+
+
+@encode.register
+def _reroute(command: commands.Reroute, keys: Keys) -> RedisCommand:
+    return _reserving("reroute", command, keys)
+
+
+def _reserving(
+    script: str, command: commands.Reserve | commands.Reroute, keys: Keys
+) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Reservation:
-        denied, states, now, reserved_at, exceeded = reply
+        denied, states, now, reserved_at, exceeded, turn = reply
         return commands.Reservation(
             read_index(denied),
             read_states(states),
             now / SECOND,
             reserved_at=reserved_at / SECOND,
             exceeded=tuple(exceeded),
+            turn=commands.Turn(turn[0].decode(), turn[1], turn[2] / SECOND),
         )
 
     arguments: list[Argument] = [
@@ -42,9 +57,26 @@ def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
         command.payload,
         keys.calendar,
         _scopes(command.subjects, command.amounts),
+        _place(command.place),
         *consumption_arguments(command.consumptions),
     ]
-    return script_command("reserve", [keys.books], arguments, read=read)
+    return script_command(script, [keys.books], arguments, read=read)
+
+
+def _place(place: commands.Place | None) -> bytes:
+    """A place as `shared/queues.lua` reads it: numbers are text."""
+    if place is None or not place.is_limited:
+        return b""
+    max_wait = None if place.max_wait is None else microseconds(place.max_wait)
+    numbers = {
+        "images": place.images,
+        "priority": place.priority,
+        "rate": place.images_per_minute,
+        "concurrent": place.concurrent,
+        "max_wait": max_wait,
+    }
+    as_text = {name: "" if number is None else str(number) for name, number in numbers.items()}
+    return orjson.dumps({"account": place.account, "key": place.key, **as_text})
 
 
 @encode.register
@@ -147,3 +179,41 @@ def _read_journal_state(command: commands.ReadJournalState, keys: Keys) -> Redis
         return "unknown" if reply is None else reply.decode()
 
     return RedisCommand(("HGET", keys.journal(command.purchase), "state"), read)
+
+
+@encode.register
+def _take_turns(command: commands.TakeTurns, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[Any]) -> commands.Turns:
+        taken, waiting, next_in = reply
+        return commands.Turns(tuple(sorted(read_texts(taken))), waiting, next_in / SECOND)
+
+    rates = _or_none(command.images_per_minute, command.concurrent)
+    arguments = (command.account, command.worker, *rates, *command.seen)
+    return script_command("take_turns", [keys.books], arguments, read=read)
+
+
+@encode.register
+def _read_turns(command: commands.ReadTurns, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[Any]) -> Sequence[commands.Turn]:
+        return [
+            commands.Turn(state.decode(), position, wait / SECOND)
+            for state, position, wait in reply
+        ]
+
+    rates = _or_none(command.images_per_minute, command.concurrent)
+    arguments = (command.account, *rates, *command.purchases)
+    return script_command("read_turns", [keys.books], arguments, read=read)
+
+
+@encode.register
+def _correct_account(command: commands.CorrectAccount, keys: Keys) -> RedisCommand:
+    arguments = (
+        command.account,
+        *_or_none(command.images_per_minute, command.remaining),
+        microseconds(command.stop_seconds),
+    )
+    return script_command("correct_account", [keys.books], arguments, read=no_result)
+
+
+def _or_none(*numbers: int | None) -> Sequence[Argument]:
+    return ["" if number is None else number for number in numbers]

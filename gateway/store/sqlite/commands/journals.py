@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import orjson
 
@@ -21,7 +21,7 @@ from gateway.store.commands import (
     Counter,
     WindowName,
 )
-from gateway.store.sqlite.arithmetic import window_at
+from gateway.store.sqlite.arithmetic import UNITS, window_at
 from gateway.store.sqlite.commands.counters import (
     consume_from_buckets,
     end_future_buckets,
@@ -30,10 +30,36 @@ from gateway.store.sqlite.commands.counters import (
     read_counter,
 )
 from gateway.store.sqlite.commands.ledger import append_record
+from gateway.store.sqlite.commands.queues import (
+    MAX_TAKEN,
+    NO_TURN,
+    Account,
+    Ticket,
+    count_tickets,
+    decide_turn,
+    in_order,
+    is_passed,
+    is_queued,
+    join_queue,
+    leave_queue,
+    may_go,
+    open_account,
+    read_turn,
+    slow_workers,
+    take_ticket,
+    time_until_own,
+    write_account,
+)
 from gateway.store.sqlite.commands.registry import reads, writes
 from gateway.store.sqlite.commands.running_totals import add_to_total
 from gateway.store.sqlite.commands.workers import record_heartbeat
 from gateway.store.sqlite.transaction import Transaction
+
+SHOWN_STATE: Final = (
+    "CASE WHEN state = 'reserved' AND purchase IN (SELECT purchase FROM account_queue)"
+    " THEN 'queued' ELSE state END"
+)
+"""A queued journal is stored as `reserved`, and in the table of the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,34 +119,117 @@ def reserve(tx: Transaction, command: commands.Reserve) -> commands.Reservation:
     consumptions = command.consumptions
     if (journal := _read_journal(tx, command.purchase)) is not None:
         reserved_at = tx.now if journal.reserved_at is None else journal.reserved_at
-        return commands.Reservation(None, read_consumed(tx, consumptions), tx.now, reserved_at)
+        turn = commands.Turn("queued" if is_queued(tx, command.purchase) else "taken")
+        states = read_consumed(tx, consumptions)
+        return commands.Reservation(None, states, tx.now, reserved_at, turn=turn)
     denied, exceeded = judge(tx, consumptions)
-    if denied is None:
-        consume_from_buckets(tx, consumptions, exceeded)
-        reserved = tuple(_in_window(tx, one) for one in consumptions)
-        scopes = _scopes_at(tx, command.subjects, command.amounts, tx.now)
-        _add_to_windows(tx, [(one, 0, one.amount) for one in _counters(reserved, scopes)])
-        tx.execute(
-            "INSERT OR REPLACE INTO journals"
-            " (purchase, worker, state, payload, consumptions, windows, charge, presumed,"
-            " remove_after, reserved_at)"
-            " VALUES (?, ?, 'reserved', ?, ?, ?, '{}', 0, ?, ?)",
-            (
-                command.purchase,
-                command.worker,
-                command.payload,
-                orjson.dumps(reserved).decode(),
-                orjson.dumps(scopes).decode(),
-                math.inf,
-                tx.now,
-            ),
-        )
-        # A worker with an open journal is always registered, so that others can find it.
-        record_heartbeat(tx, command.worker)
-    else:
+    if denied is not None:
         end_future_buckets(tx, consumptions)
-    states = read_consumed(tx, consumptions, denied=denied)
-    return commands.Reservation(denied, states, tx.now, tx.now, exceeded)
+        states = read_consumed(tx, consumptions, denied=denied)
+        return commands.Reservation(denied, states, tx.now, tx.now)
+    turn, account = decide_turn(tx, command.place)
+    if turn.state == "refused":
+        states = read_consumed(tx, consumptions)
+        return commands.Reservation(None, states, tx.now, tx.now, turn=turn)
+    consume_from_buckets(tx, consumptions, exceeded)
+    _open_journal(tx, command, turn, account)
+    states = read_consumed(tx, consumptions)
+    return commands.Reservation(None, states, tx.now, tx.now, exceeded, turn)
+
+
+def _open_journal(
+    tx: Transaction,
+    command: commands.Reserve | commands.Reroute,
+    turn: commands.Turn,
+    account: Account | None,
+) -> None:
+    """Reserves in the windows, takes the turn or joins the queue, and writes the journal."""
+    reserved = [_in_window(tx, one) for one in command.consumptions]
+    if account is not None and command.place is not None:
+        if turn.state == "taken":
+            reserved += take_account(account, command.place.images)
+        else:
+            worker = command.worker
+            join_queue(tx, account, command.place, purchase=command.purchase, worker=worker)
+        write_account(tx, account)
+    scopes = _scopes_at(tx, command.subjects, command.amounts, tx.now)
+    _add_to_windows(tx, [(one, 0, one.amount) for one in _counters(reserved, scopes)])
+    tx.execute(
+        "INSERT OR REPLACE INTO journals"
+        " (purchase, worker, state, payload, consumptions, windows, charge, presumed,"
+        " remove_after, reserved_at)"
+        " VALUES (?, ?, 'reserved', ?, ?, ?, '{}', 0, ?, ?)",
+        (
+            command.purchase,
+            command.worker,
+            command.payload,
+            orjson.dumps(reserved).decode(),
+            orjson.dumps(scopes).decode(),
+            math.inf,
+            tx.now,
+        ),
+    )
+    # A worker with an open journal is always registered, so that others can find it.
+    record_heartbeat(tx, command.worker)
+
+
+def take_account(account: Account, images: int) -> list[_Reserved]:
+    """Takes an account's tokens. Returns with what the journal holds the account, if anything."""
+    if account.rate is not None:
+        account.level -= images * UNITS
+    if account.most is None:
+        return []
+    held = _Reserved(account.subject, "purchases", "concurrency", amount=1, maximum=account.most)
+    return [held]
+
+
+@writes(commands.Reroute)
+def reroute(tx: Transaction, command: commands.Reroute) -> commands.Reservation:
+    journal = _read_journal(tx, command.purchase)
+    row = tx.fetch_one("SELECT state FROM journals WHERE purchase = ?", (command.purchase,))
+    if journal is None or row != ("reserved",):
+        return commands.Reservation(None, read_consumed(tx, command.consumptions), tx.now, 0.0)
+    released = _counters(journal.consumptions, journal.scopes)
+    # So that the new reservation is judged without the old one.
+    tx.execute("SAVEPOINT released")
+    _add_to_windows(tx, [(one, 0, -one.amount) for one in released])
+    more = _less_given(command.consumptions, journal.consumptions)
+    denied, exceeded = judge(tx, more)
+    turn, account = NO_TURN, None
+    if denied is None:
+        turn, account = decide_turn(tx, command.place)
+    if denied is not None or turn.state == "refused":
+        tx.execute("ROLLBACK TO released")
+        end_future_buckets(tx, more)
+        states = read_consumed(tx, more, denied=denied)
+        tx.execute("RELEASE released")
+        return commands.Reservation(denied, states, tx.now, tx.now, turn=turn)
+    tx.execute("RELEASE released")
+    consume_from_buckets(tx, more, exceeded)
+    leave_queue(tx, command.purchase)
+    _open_journal(tx, command, turn, account)
+    states = read_consumed(tx, command.consumptions)
+    return commands.Reservation(None, states, tx.now, tx.now, exceeded, turn)
+
+
+def _less_given(
+    consumptions: Iterable[Consumption], before: Iterable[_Reserved]
+) -> tuple[Consumption, ...]:
+    """The consumptions without what token buckets have given this purchase before."""
+    given: dict[tuple[str, str], int] = {}
+    for one in before:
+        if one.period == "minute":
+            name = one.subject, one.unit
+            given[name] = given.get(name, 0) + one.amount
+    found = []
+    for consumption in consumptions:
+        counter, amount, _ = consumption
+        if counter.period == "minute":
+            had = given.get((counter.subject, counter.unit), 0)
+            given[counter.subject, counter.unit] = max(0, had - amount)
+            amount = max(0, amount - had)
+        found.append(consumption._replace(amount=amount))
+    return tuple(found)
 
 
 def _in_window(tx: Transaction, consumption: Consumption) -> _Reserved:
@@ -219,6 +328,7 @@ def settle(tx: Transaction, command: commands.Settle) -> commands.Settlement:
         record = lost.record
     if journal.is_settled and not (command.correct and journal.presumed):
         return _settlement(tx, journal, status="already")
+    leave_queue(tx, command.purchase)
     _charge(tx, journal, command)
     if record is not None:
         append_record(tx, record, is_charged=_moves(journal.charge, command.charge))
@@ -325,8 +435,8 @@ def _read_journal(tx: Transaction, purchase: str) -> _Journal | None:
 @reads(commands.OpenJournals)
 def open_journals(tx: Transaction, command: commands.OpenJournals) -> Sequence[commands.Journal]:
     columns = (
-        "SELECT purchase, worker, state, payload, coalesce(reserved_at, 0), consumptions, windows"
-        " FROM journals WHERE state != 'settled'"
+        f"SELECT purchase, worker, {SHOWN_STATE}, payload, coalesce(reserved_at, 0), consumptions,"  # noqa: S608
+        " windows FROM journals WHERE state != 'settled'"
     )
     arguments: list[object] = []
     if command.text:
@@ -374,9 +484,69 @@ def read_windows(packed: str, packed_scopes: str) -> Mapping[WindowName, Mapping
 @reads(commands.ReadJournalState)
 def read_journal_state(
     tx: Transaction, command: commands.ReadJournalState
-) -> Literal["reserved", "received", "settled", "unknown"]:
+) -> Literal["queued", "reserved", "received", "settled", "unknown"]:
     row = tx.fetch_one(
-        "SELECT state FROM journals WHERE purchase = ? AND remove_after > ?",
+        f"SELECT {SHOWN_STATE} FROM journals WHERE purchase = ? AND remove_after > ?",  # noqa: S608
         (command.purchase, tx.now),
     )
     return "unknown" if row is None else row[0]
+
+
+@writes(commands.TakeTurns)
+def take_turns(tx: Transaction, command: commands.TakeTurns) -> commands.Turns:
+    worker, name = command.worker, command.account
+    tx.execute_many(
+        "DELETE FROM account_grants WHERE purchase = ? AND worker = ?",
+        [(purchase, worker) for purchase in command.seen],
+    )
+    account = open_account(tx, name, command.images_per_minute, command.concurrent)
+    slow = slow_workers(tx, account, asking=worker)
+    for _ in range(MAX_TAKEN):
+        ticket = next(in_order(tx, account, slow), None)
+        if ticket is None or not may_go(tx, account, ticket.images):
+            break
+        if ticket.worker == worker:
+            _take(tx, account, ticket)
+        elif is_passed(tx, account, ticket):
+            slow.append(ticket.worker)
+            tx.execute("INSERT OR IGNORE INTO account_slow_workers VALUES (?, ?)", (name, slow[-1]))
+        else:
+            break
+    write_account(tx, account)
+    rows = tx.fetch_all(
+        "SELECT purchase FROM account_grants WHERE account = ? AND worker = ? ORDER BY purchase",
+        (name, worker),
+    )
+    next_in = time_until_own(tx, account, slow, worker=worker) / 1e6
+    return commands.Turns(tuple(one for (one,) in rows), count_tickets(tx, name), next_in)
+
+
+def _take(tx: Transaction, account: Account, ticket: Ticket) -> None:
+    """Turns a queued journal into a reserved one."""
+    held = take_account(account, ticket.images)
+    if held:
+        (packed,) = tx.fetch_one(
+            "SELECT consumptions FROM journals WHERE purchase = ?", (ticket.purchase,)
+        )
+        tx.execute(
+            "UPDATE journals SET consumptions = ? WHERE purchase = ?",
+            (orjson.dumps([*orjson.loads(packed), *held]).decode(), ticket.purchase),
+        )
+        _add_to_windows(tx, [(one, 0, one.amount) for one in held])
+    take_ticket(tx, account, ticket)
+
+
+@reads(commands.ReadTurns)
+def read_turns(tx: Transaction, command: commands.ReadTurns) -> Sequence[commands.Turn]:
+    account = open_account(tx, command.account, command.images_per_minute, command.concurrent)
+    return [read_turn(tx, account, purchase) for purchase in command.purchases]
+
+
+@writes(commands.CorrectAccount)
+def correct_account(tx: Transaction, command: commands.CorrectAccount) -> None:
+    account = open_account(tx, command.account, command.images_per_minute, None)
+    if command.remaining is not None:
+        account.level = min(account.level, max(0, command.remaining) * UNITS)
+    stop = math.ceil(min(command.stop_seconds, commands.MAX_STOP_SECONDS) * 1e6)
+    account.stopped_until = max(account.stopped_until, tx.steady_micros + stop)
+    write_account(tx, account)

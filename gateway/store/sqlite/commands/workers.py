@@ -41,4 +41,5 @@ def deregister(tx: Transaction, command: commands.Deregister) -> bool:
     if has_open_journals:
         return False
     tx.execute("DELETE FROM workers WHERE worker = ?", (command.worker,))
+    tx.execute("DELETE FROM account_slow_workers WHERE worker = ?", (command.worker,))
     return True

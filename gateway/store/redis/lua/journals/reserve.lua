@@ -1,8 +1,8 @@
 -- KEYS: books. ARGV: purchase, worker, payload, the calendar, the subjects and amounts as JSON, the
--- consumptions.
+-- place at an account as JSON ('' = none), the consumptions.
 -- Returns the index of the denied consumption (-1 = none), the states, now, the time of the
--- reservation, and the indexes of the consumptions that exceed a shadow limit.
-local FIRST = 6
+-- reservation, the indexes of the consumptions that exceed a shadow limit, and the turn.
+local FIRST = 7
 local purchase, worker, payload = ARGV[1], ARGV[2], ARGV[3]
 local scopes = cjson.decode(ARGV[5])
 local key = journal_key(purchase)
@@ -11,13 +11,20 @@ if not choose_windows(ARGV[4]) then
 end
 local consumptions = read_consumptions(ARGV, FIRST)
 if redis.call('EXISTS', key) == 1 then
-  return { -1, states(consumptions), now, tonumber(redis.call('HGET', key, 'at') or now), {} }
+  local at, state = unpack(redis.call('HMGET', key, 'at', 'state'))
+  local turn = state == 'queued' and { state, 0, 0 } or NO_TURN
+  return { -1, states(consumptions), now, tonumber(at or now), {}, turn }
 end
 
 local denied, exceeded = consume(consumptions, true)
 if denied then
   end_future_buckets(consumptions)
-  return { denied - 1, states(read_consumptions(ARGV, FIRST), denied), now, now, {} }
+  return { denied - 1, states(read_consumptions(ARGV, FIRST), denied), now, now, {}, NO_TURN }
+end
+local place = read_place(ARGV[6])
+local turn = decide_turn(place)
+if turn[1] == 'refused' then
+  return { -1, states(read_consumptions(ARGV, FIRST)), now, now, {}, turn }
 end
 
 local packed = pack_consumptions(consumptions)
@@ -26,9 +33,10 @@ for _, counter in ipairs(reserved_counters(packed, scopes)) do
   add_to_window(counter.window, counter.unit, 'reserved', counter.amount)
 end
 write_buckets(consumptions)
+local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()
-redis.call('HSET', key, 'state', 'reserved', 'worker', worker, 'payload', payload,
-  'at', digits(now), 'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes))
+redis.call('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
+  'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes), unpack(fields))
 redis.call('ZADD', open_key(worker), digits(now), purchase)
 redis.call('ZADD', WORKERS, digits(now), worker)
-return { -1, states(consumptions), now, now, exceeded }
+return { -1, states(consumptions), now, now, exceeded, turn }

@@ -95,7 +95,10 @@ local function close(journal)
   end
   write_charge(journal, counters, {})
   move_totals(charge.usd_micros or 0, saved)
-  redis.call('HDEL', key, 'payload')
+  if journal.state == 'queued' then
+    leave_place(journal.place)
+  end
+  redis.call('HDEL', key, 'payload', 'place')
   redis.call('ZREM', open_key(journal.worker), purchase)
   return result('settled', journal)
 end

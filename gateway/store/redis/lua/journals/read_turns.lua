@@ -1,0 +1,26 @@
+-- KEYS: books. ARGV: account, its rate and concurrency ('' = none), the purchases.
+-- Returns state, position and estimated wait of each.
+local account = open_account(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))
+local found = {}
+for i = 4, #ARGV do
+  local state, packed = unpack(redis.call('HMGET', journal_key(ARGV[i]), 'state', 'place'))
+  local place = state == 'queued' and cjson.decode(packed)
+  local tag, rank
+  if place and place.account == account.name then
+    tag, rank = read_turn(account, place.key)
+  end
+  local turn = NO_TURN
+  if tag then
+    local name = tickets_key(account, place.key)
+    local first = redis.call('ZRANGE', name, 0, 0, 'WITHSCORES')
+    local head = read_ticket(first[1], first[2])
+    local ticket = read_ticket(place.member, redis.call('ZSCORE', name, place.member) or first[2])
+    local own = ticket.score - head.score + head.size
+    local count, images = count_ahead(account, place.key, tag + own, rank)
+    images = images + math.ceil((own - ticket.size) / (head.size / head.images))
+    count = count + (redis.call('ZRANK', name, place.member) or 0) + 1
+    turn = { state, count, time_until(account, ticket.images, images) }
+  end
+  table.insert(found, turn)
+end
+return found

@@ -1,0 +1,77 @@
+-- KEYS and ARGV as those of `reserve`, and what it returns; the time of the reservation is 0 if the
+-- journal is not open any more.
+local FIRST = 7
+local purchase, worker, payload = ARGV[1], ARGV[2], ARGV[3]
+local scopes = cjson.decode(ARGV[5])
+local key = journal_key(purchase)
+if not choose_windows(ARGV[4]) then
+  return wrong_calendar()
+end
+local journal = read_hash(key)
+if not journal or (journal.state ~= 'queued' and journal.state ~= 'reserved') then
+  return { -1, states(read_consumptions(ARGV, FIRST)), now, 0, {}, NO_TURN }
+end
+
+local function add_reserved(counters, sign)
+  for _, counter in ipairs(counters) do
+    add_to_window(counter.window, counter.unit, 'reserved', sign * counter.amount)
+  end
+end
+
+-- In the tables only, so that a refusal changes nothing.
+local old_consumptions = cjson.decode(journal.consumptions)
+local released = reserved_counters(old_consumptions, cjson.decode(journal.windows))
+add_reserved(released, -1)
+for _, window in pairs(opened_windows) do
+  window.counters = {} -- those of the old reservation, which the new one counts in again
+end
+
+local consumptions = read_consumptions(ARGV, FIRST)
+-- A bucket has given what the purchase needed before.
+local given = {}
+for _, item in ipairs(old_consumptions) do
+  if item[3] == 'minute' then
+    local name = item[1] .. ' ' .. item[2]
+    given[name] = (given[name] or 0) + tonumber(item[5])
+  end
+end
+for _, consumption in ipairs(consumptions) do
+  local counter = consumption.counter
+  if counter.period == 'minute' then
+    consumption.asked = consumption.amount
+    local name = counter.subject .. ' ' .. counter.unit
+    local more = math.max(0, consumption.amount - (given[name] or 0))
+    given[name] = math.max(0, (given[name] or 0) - consumption.amount)
+    consumption.amount = more
+  end
+end
+
+local denied, exceeded = consume(consumptions, true)
+local place = read_place(ARGV[6])
+local turn = denied and NO_TURN or decide_turn(place)
+if denied or turn[1] == 'refused' then
+  add_reserved(released, 1)
+  local list = states(read_consumptions(ARGV, FIRST), denied)
+  return { denied and denied - 1 or -1, list, now, now, {}, turn }
+end
+
+if journal.state == 'queued' then
+  leave_place(journal.place, place and place.opened)
+end
+write_buckets(consumptions)
+for _, consumption in ipairs(consumptions) do
+  consumption.amount = consumption.asked or consumption.amount
+end
+local packed = pack_consumptions(consumptions)
+scopes.windows = pack_current_windows()
+add_reserved(reserved_counters(packed, scopes), 1)
+local fields = write_turn(turn, place, purchase, worker, packed)
+write_windows()
+redis.call('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
+  'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes), unpack(fields))
+if journal.worker ~= worker then
+  redis.call('ZREM', open_key(journal.worker), purchase)
+end
+redis.call('ZADD', open_key(worker), digits(now), purchase)
+redis.call('ZADD', WORKERS, digits(now), worker)
+return { -1, states(consumptions), now, now, exceeded, turn }

@@ -1,0 +1,75 @@
+"""Both stores on a clock that a test moves, for what takes minutes.
+
+The embedded store takes its clock as an argument. Redis has its own: here its scripts read a hash
+instead of `TIME`, and are otherwise those that the gateway ships.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import pytest
+import redis.asyncio
+
+from gateway.store.protocol import Store
+from gateway.store.redis.scripts import SCRIPTS, Script
+from gateway.store.redis.store import open_redis_store
+from gateway.store.sqlite.store import open_sqlite_store
+
+_READ_TIME: Final = "redis.call('TIME')"
+_READ_HASH: Final = "redis.call('HMGET', 'igw:{books}:test-clock', 's', 'us')"
+
+
+@dataclass
+class ClockedStore:
+    """A store whose clock stands still until it is moved."""
+
+    open: Callable[[], AbstractAsyncContextManager[Store]]
+    """Each call opens the same store, as a worker does."""
+    _tell: Callable[[float], Awaitable[None]]
+    now: float
+    """Unix seconds."""
+
+    async def move_to(self, now: float) -> None:
+        self.now = now
+        await self._tell(now)
+
+
+@asynccontextmanager
+async def clocked(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]:
+    """An empty store of the kind of the fixture's parameter."""
+    start = float(int(time.time()))
+    if request.param == "sqlite":
+        path, times = request.getfixturevalue("sqlite_path"), [start]
+
+        async def set_clock(now: float) -> None:
+            times[0] = now
+
+        yield ClockedStore(
+            lambda: open_sqlite_store(path, clock=lambda: times[0]), set_clock, start
+        )
+        return
+    url = request.getfixturevalue("redis_url")
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    for name, script in SCRIPTS.items():
+        monkeypatch.setitem(cast(Any, SCRIPTS), name, _with_clock(script))
+    async with redis.asyncio.Redis.from_url(url) as client:
+
+        async def write_clock(now: float) -> None:
+            micros = round(now * 1e6)
+            times = {"s": micros // 1_000_000, "us": micros % 1_000_000}
+            await cast(Any, client).hset("igw:{books}:test-clock", mapping=times)
+
+        await write_clock(start)
+        yield ClockedStore(lambda: open_redis_store(url), write_clock, start)
+
+
+def _with_clock(script: Script) -> Script:
+    assert _READ_TIME in script.source
+    source = script.source.replace(_READ_TIME, _READ_HASH)
+    return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

@@ -1,0 +1,156 @@
+"""Azure OpenAI as upstream, and Azure's class of `openai` in front: `docs/upstreams.md`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncAzureOpenAI
+
+from tests.gateways import Client, InProcess, Upstream, make_settings, run_gateway, run_upstream
+
+MODEL = "gpt-image-2"
+VERSION = "2025-04-01-preview"
+NOT_DEPLOYED = "gpt-image-1-mini"
+EXTRAS = ("content_filter_results", "prompt_filter_results", "inner_error", "revised_prompt")
+
+
+@pytest.fixture(autouse=True)
+def _environment(package_environment: None) -> None:
+    """For every test."""
+
+
+@asynccontextmanager
+async def run_azure(
+    folder: Path, redis_url: str | None = None, *, path: str = "", **given: Any
+) -> AsyncIterator[tuple[Client, Upstream, InProcess]]:
+    """A key, a resource with two deployments, and the gateway between them."""
+    deployments = {MODEL: MODEL, "dall-e-3": "dall-e-3"}
+    async with run_upstream(profile="azure", deployments=deployments) as upstream:
+        settings = make_settings(
+            folder,
+            upstream.root + path,
+            redis_url,
+            upstream={"dialect": "azure", "api_key": "azure-resource-key", **given},
+        )
+        async with run_gateway(settings) as gateway:
+            yield await gateway.client.with_key(), upstream, gateway
+
+
+def opened(client: Client) -> AsyncAzureOpenAI:
+    """Azure's class, with the gateway as its resource."""
+    return AsyncAzureOpenAI(
+        azure_endpoint=client.url, api_key=client.secret, api_version=VERSION, max_retries=0
+    )
+
+
+async def test_azures_class_buys_from_azure_through_the_gateway(
+    tmp_path: Path, store_url: str | None
+) -> None:
+    async with (
+        run_azure(tmp_path, store_url) as (alice, upstream, gateway),
+        opened(alice) as azure,
+    ):
+        bought = await azure.images.generate(model=MODEL, prompt="an otter")
+        again = await azure.images.generate(model=MODEL, prompt="an otter", quality="auto")
+        calls = await upstream.calls()
+        link = await azure.images.generate(model="dall-e-3", prompt="an otter by link")
+        image = await alice.send("GET", str(link.data[0].url).removeprefix(alice.url))
+        stream = await azure.images.generate(
+            model=MODEL, prompt="an otter in a stream", stream=True, partial_images=2
+        )
+        kinds = [event.type.rpartition(".")[2] async for event in stream]
+
+        with pytest.raises(openai.BadRequestError) as refused:
+            await azure.images.generate(model=MODEL, prompt="[[sim:moderation]] an otter")
+        await upstream.forget()
+        with pytest.raises(openai.BadRequestError) as repeated:
+            await azure.images.generate(model=MODEL, prompt="[[sim:moderation]] an otter")
+        asked_again = await upstream.calls()
+        with pytest.raises(openai.NotFoundError) as missing:
+            await azure.images.generate(model=NOT_DEPLOYED, prompt="an otter")
+        records = {record.status: record for record in await gateway.ledger()}
+
+    assert bought.data[0].b64_json == again.data[0].b64_json
+    (call,) = calls
+    # The fingerprint says OpenAI's default, and Azure's is another one.
+    assert call["body"] == {"prompt": "an otter", "quality": "auto"}
+    assert call["path"] == f"/openai/deployments/{MODEL}/images/generations"
+    assert call["headers"]["api-key"] == "azure-resource-key"[-4:]
+    assert "authorization" not in call["headers"]
+    assert image.status == 200
+    assert kinds == ["partial_image", "partial_image", "completed"]
+
+    assert refused.value.body == repeated.value.body
+    assert set(refused.value.body) == {"message", "type", "param", "code"}
+    assert refused.value.code == "content_policy_violation"
+    assert asked_again == []
+    assert missing.value.code == "DeploymentNotFound"
+    assert records[404].cost_micros == 0
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+async def test_what_azure_answers(tmp_path: Path, store_url: str | None) -> None:
+    async with run_azure(tmp_path, store_url) as (alice, upstream, gateway):
+
+        async def ask(fault: str, **body: Any) -> Any:
+            return await alice.ask(f"an otter [[sim:{fault}]]", model=MODEL, **body)
+
+        policy = await ask("content-policy")
+        output = await ask("moderation;stage=output")
+        await upstream.forget()
+        await ask("moderation;stage=output")
+        asked_again = len(await upstream.calls())
+        filtered = await ask("filtered", quality="low", size="1024x1024")
+        streamed = await ask("moderation;stage=output", stream=True, partial_images=1)
+        key = await ask("status=401")
+        network = await ask("status=403")
+        rate = await ask("429;retry-after=61")
+        billing = await ask("billing-limit")
+        webp = await alice.ask("an otter", model=MODEL, output_format="webp")
+        plain = await alice.ask("an otter", model=MODEL)
+        records = {record.request_id: record for record in await gateway.ledger()}
+
+    def of(reply: Any) -> Any:
+        return records[reply.headers["x-request-id"]]
+
+    for reply in (policy, output, filtered):
+        assert (reply.status, reply.error["code"]) == (400, "content_policy_violation")
+        assert set(reply.error) == {"message", "type", "param", "code"}
+    assert output.error["message"].startswith("Generated image was filtered")
+    # The next image of the prompt may pass the filter.
+    assert asked_again == 1
+    assert of(policy).cost_micros == of(output).cost_micros == 0
+    # It was made, and its usage came: 196 tokens, and the prompt.
+    assert of(filtered).flags == ("undelivered",)
+    assert 5_880 < of(filtered).cost_micros < 6_100
+    assert b'"code":"content_policy_violation"' in streamed.body.replace(b" ", b"")
+    assert key.error["code"] == network.error["code"] == "upstream_auth"
+    assert "subscription key" not in key.error["message"]
+    assert (rate.status, rate.headers["Retry-After"]) == (429, "61")
+    assert (rate.error["code"], rate.error["type"]) == ("rate_limit_exceeded", "requests")
+    assert billing.status == 400
+    assert (webp.status, webp.error["param"]) == (400, "output_format")
+    assert of(webp).cost_micros == 0
+    assert plain.status == 200
+    for extra in EXTRAS:
+        assert extra.encode() not in plain.body + policy.body
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+async def test_the_v1_form_has_the_model_in_the_body(tmp_path: Path, store_url: str | None) -> None:
+    path = "/openai/v1?api-version=preview"
+    token = {"auth_header": "Authorization", "api_key": "token-of-entra"}
+    async with run_azure(tmp_path, store_url, path=path, **token) as (alice, upstream, _):
+        reply = await alice.ask("an otter", model=MODEL, quality="low")
+        (call,) = await upstream.calls()
+
+    assert reply.status == 200, reply.body
+    assert call["path"] == "/openai/v1/images/generations"
+    assert call["body"] == {"model": MODEL, "prompt": "an otter", "quality": "low"}
+    assert call["headers"]["authorization"] == "token-of-entra"[-4:]
+    assert "api-key" not in call["headers"]
