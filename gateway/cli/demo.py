@@ -75,7 +75,7 @@ def demo_settings(base_url: str, settings: Settings) -> Settings:
     upstream = UpstreamSettings(base_url=base_url, api_key=key, name="simulated")
     folder = settings.store.data_dir / "demo"
     store = settings.store.model_copy(update={"redis_url": None, "data_dir": folder})
-    return settings.model_copy(update={"store": store, "upstream": upstream})
+    return settings.model_copy(update={"store": store, "upstream": upstream, "upstreams": ()})
 
 
 async def prepare_demo(settings: Settings) -> tuple[str, str]:

@@ -132,7 +132,12 @@ def check(model: str, size: str, quality: str, *, sizes: tuple[str, ...], format
         )
         assert (found.images, found.tokens, found.usd_micros) == expected, body
         usage = Usage(text_in=text, image_out=n * tokens + more)
-        bill = cost(CATALOG.models[model], usage=usage, images=n, size=size, quality=quality)
+        bill = cost(
+            CATALOG.models[model],
+            usage=usage,
+            images=n,
+            parameters={"size": size, "quality": quality},
+        )
         assert bill.usd_micros <= found.usd_micros, body
         count += 1
     return count
@@ -199,7 +204,9 @@ def test_an_estimate_covers_every_split_of_the_same_tokens(model, size, quality,
         image_out=tokens - text_out,
         text_out=text_out,
     )
-    bill = cost(CATALOG.models[model], usage=usage, images=1, size=size, quality=quality)
+    bill = cost(
+        CATALOG.models[model], usage=usage, images=1, parameters={"size": size, "quality": quality}
+    )
     assert bill.usd_micros <= found.usd_micros
     assert usage.total == found.tokens
 

@@ -32,7 +32,10 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway
 from tests.http.test_store_down import folder_missing
+from tests.stores import usual_store
 from tests.waiting import eventually
+
+store_url = usual_store("sqlite")
 
 ASSETS = "/dashboard/assets"
 
@@ -344,7 +347,7 @@ async def test_the_model_table_describes_every_parameter(embedded: InProcess) ->
         assert shown["streams"] == ("stream" in model.parameters)
         assert [r["message"] for r in shown["rules"]] == [r.error.message for r in model.rules]
         assert {p["type"] for p in shown["parameters"]} <= {
-            *("enum", "integer", "string", "boolean", "size")
+            *("enum", "integer", "string", "boolean", "size", "decimal", "object")
         }
     gpt = {p["name"]: p for p in models["gpt-image-2"]["parameters"]}
     assert "high" in gpt["quality"]["values"]

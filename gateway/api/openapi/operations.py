@@ -642,9 +642,20 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "admin_upstream": Operation(
         "Show how purchases end, and why the last ones failed",
         "admin",
-        _ok("Upstreams", "Every upstream, of all workers and gateways together."),
+        _ok("Upstreams", "Every account at upstream, of all workers and gateways together."),
         credential="admin",
         errors=_READ_ERRORS,
+    ),
+    "admin_upstream.switch": Operation(
+        "Take an account at upstream out of service, or put it back",
+        "admin",
+        _ok("Upstream", "The account. Every worker knows it within a second."),
+        credential="admin",
+        body=Content(
+            schema="UpstreamSwitch",
+            examples={"disable": {"value": {"enabled": False, "reason": "its bill is disputed"}}},
+        ),
+        errors=(*_ADMIN_ERRORS, 404),
     ),
     "admin_focus": Operation(
         "Export a month's costs in FOCUS",
