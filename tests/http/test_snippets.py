@@ -109,5 +109,5 @@ async def test_a_program_shows_the_gateways_error(embedded: InProcess, tmp_path:
     request = {"body": {"model": "gpt-image-2", "prompt": "an otter", "size": "1x1"}}
 
     for name, text in (await programs(tmp_path, client, request)).items():
-        with pytest.raises(AssertionError, match="Invalid value: '1x1'"):
+        with pytest.raises(AssertionError, match="Invalid size '1x1'"):
             await run(*PROGRAMS[name], folder=tmp_path, text=text)
