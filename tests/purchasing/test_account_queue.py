@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, StoreUnavailable
@@ -42,6 +42,7 @@ def test_what_upstream_says(status: int, headers: dict[str, str], said: Said | N
     assert read_said(status, headers) == said
 
 
+@settings(max_examples=30)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_no_header_stops_a_queue_for_longer(remaining: str, value: str) -> None:
     for name in ("Retry-After", "x-ratelimit-reset-images"):
