@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,12 +59,14 @@ from gateway.proxy.interpret import Interpreter
 from gateway.proxy.recording import Recorder
 from gateway.proxy.request import Proxy
 from gateway.proxy.store_outage import StoreOutage
+from gateway.purchasing.account_states import read_budgets
 from gateway.purchasing.delivery import Delivery
 from gateway.purchasing.purchase import Purchases
 from gateway.purchasing.recovery import Recovery
 from gateway.purchasing.request_search import RequestSearch
 from gateway.purchasing.settlement import Settlements
-from gateway.purchasing.upstream_health import UpstreamHealth
+from gateway.purchasing.upstream_health import AccountsHealth, UpstreamHealth
+from gateway.purchasing.upstream_switches import UpstreamSwitches
 from gateway.room_settings import (
     api_settings,
     capacities,
@@ -84,14 +86,15 @@ from gateway.store.protocol import BlobStore, Store
 from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
 from gateway.tasks import OwnedTasks, SerialThread, SingleFlight
 from gateway.tracing import NO_TRACER, Tracer, TracingSettings
-from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
+from gateway.upstream.pool import Pool, open_pool
 from gateway.webhooks.outbox import Outbox
 from gateway.webhooks.sender import GuardedHttp, Sender, open_http
 from gateway.wiring.access import wire_access
+from gateway.wiring.accounts import create_accounts
 from gateway.wiring.books import focus_settings, report_settings, totals_settings
 from gateway.wiring.cache import Cache, wire_cache
-from gateway.wiring.policy import ServedPolicySource
+from gateway.wiring.policy import ServedPolicySource, service_of
 from gateway.wiring.stores import open_store
 from gateway.wiring.verification import create_verification
 
@@ -139,10 +142,13 @@ async def open_gateway(
     *,
     open_links: OpenLinks = open_link_fetcher,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Gateway]:
-    """Everything that one worker needs, wired, without its background jobs."""
+    """Everything that one worker needs, wired, without its background jobs.
+
+    `clock` are Unix seconds, by which requests are dated and models retire.
+    """
     metrics, health, worker = Metrics(), Health(), create_worker_name()
-    purchase_metrics = metrics.upstream.purchases_from(settings.upstream.name)
     metrics.process.configured.set(settings.workers.count)
     policy = create_policy(ServedPolicySource(source, settings), metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
@@ -162,11 +168,14 @@ async def open_gateway(
                 tracer=tracer or NO_TRACER,
             )
         )
-        client = await stack.enter_async_context(
-            open_client(
+        by_name = {account.name: account for account in settings.accounts}
+        observers = {name: metrics.upstream.purchases_from(name) for name in by_name}
+        pool = await stack.enter_async_context(
+            open_pool(
+                create_accounts(settings).with_services(lambda model: service_of(policy(), model)),
                 client_settings(settings),
-                dialect=dialect_of(settings.accounts[0], lambda: policy().catalog),
-                observer=purchase_metrics,
+                observe=observers.__getitem__,
+                dialect_of=lambda one: dialect_of(by_name[one.name], lambda: policy().catalog),
                 tracer=tracer or NO_TRACER,
             )
         )
@@ -177,15 +186,16 @@ async def open_gateway(
             worker=worker,
             store=store,
             blob_store=blob_store,
-            client=client,
+            pool=pool,
             links=links,
             http=http,
             metrics=metrics,
-            purchase_metrics=purchase_metrics,
+            observers=observers,
             health=health,
             tracer=tracer,
             tls=tls,
             inspection=inspection,
+            clock=clock,
         )
         # If the bytes are not in this store, evicting images still frees entries in Redis, but
         # nothing on a disk.
@@ -201,15 +211,16 @@ def wire_gateway(
     worker: str,
     store: Store,
     blob_store: BlobStore,
-    client: UpstreamClient,
+    pool: Pool,
     links: LinkFetcher,
     http: GuardedHttp,
     metrics: Metrics,
-    purchase_metrics: PurchaseMetrics,
+    observers: Mapping[str, PurchaseMetrics],
     health: Health,
     tracer: Tracer | None = None,
     tls: ServerTls | None = None,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> Gateway:
     """Constructs every component, in the order of their dependencies.
 
@@ -273,21 +284,33 @@ def wire_gateway(
     )
     settlements = Settlements(store, cache.image_cache, metrics.money)
     delivery = Delivery(
-        delivery_settings(settings), client, links, flights=flights, cache=cache.image_cache
+        delivery_settings(settings), pool, links, flights=flights, cache=cache.image_cache
     )
-    upstream_health = UpstreamHealth(
+    health_changed = asyncio.Event()
+    upstream_health = AccountsHealth(
         store,
-        name=settings.upstream.name,
-        worker=worker,
-        is_breaker_open=lambda: client.is_breaker_open,
-        observer=purchase_metrics,
+        {
+            account.name: UpstreamHealth(
+                store,
+                name=account.name,
+                worker=worker,
+                is_breaker_open=partial(is_breaker_open, pool, account.name),
+                observer=observers[account.name],
+                changed=health_changed,
+            )
+            for account in pool.accounts
+        },
+        changed=health_changed,
     )
+    upstream_switches = UpstreamSwitches(store, [account.name for account in pool.accounts])
+    pool.is_disabled = upstream_switches.is_disabled
     purchases = Purchases(
         purchase_settings(settings, worker),
         store,
         delivery,
         settlements=settlements,
-        health=upstream_health,
+        candidates=pool,
+        health=upstream_health.accounts,
         unstored=unstored,
         tasks=tasks,
     )
@@ -299,7 +322,9 @@ def wire_gateway(
         tracer=tracer or NO_TRACER,
     )
     body_thread = SerialThread("bodies")
-    interpreter = Interpreter(interpreter_settings(settings), ledger, body_thread=body_thread)
+    interpreter = Interpreter(
+        interpreter_settings(settings), ledger, accounts=pool.accounts, body_thread=body_thread
+    )
     images = Images(
         interpreter,
         cache.image_cache,
@@ -311,8 +336,9 @@ def wire_gateway(
         hits=cache.image_hits,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
+        price_factor=pool.price_factor,
         tracer=tracer or NO_TRACER,
-        clock=time.time,
+        clock=clock,
     )
     idempotent_images = IdempotentImages(
         IdempotencyKeys(store, tasks), images, cache.image_cache, tasks, waiting=waiting
@@ -332,7 +358,7 @@ def wire_gateway(
         images,
         idempotent_images=idempotent_images,
         store_outage=store_outage,
-        recorder=Recorder(ledger, metrics, time.time, on_refused=alert_watch.note_refusal),
+        recorder=Recorder(ledger, metrics, clock, on_refused=alert_watch.note_refusal),
     )
     services = Services(
         api_settings(settings),
@@ -365,6 +391,9 @@ def wire_gateway(
         focus=FocusExport(store, totals, focus_settings(settings)),
         health=health,
         upstream_health=upstream_health,
+        upstream_switches=upstream_switches,
+        pool=pool,
+        read_budgets=partial(read_budgets, store),
         request_search=RequestSearch(store, ledger_settings(settings)),
         recent_days=RecentDays(store, totals, access.subjects.calendar),
         recent_requests=RecentRequests(store),
@@ -374,7 +403,7 @@ def wire_gateway(
         overview_caches=OverviewCaches(),
         tracer=tracer,
         body_thread=body_thread,
-        clock=time.time,
+        clock=clock,
     )
     return Gateway(
         services,
@@ -394,6 +423,11 @@ def wire_gateway(
         worker=worker,
         tls=tls,
     )
+
+
+def is_breaker_open(pool: Pool, account: str) -> bool:
+    """Whether the circuit breaker of an account is open in this worker."""
+    return pool.client(account).is_breaker_open
 
 
 def create_worker_name() -> str:

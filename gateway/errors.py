@@ -107,6 +107,7 @@ class ErrorCode(StrEnum):
     INTEGER_BELOW_MIN_VALUE = "integer_below_min_value", 400, "An integer is below its minimum."
     INVALID_TYPE = "invalid_type", 400, "A parameter has another JSON type than its own."
     INVALID_VALUE = "invalid_value", 400, "A parameter or header has a value that is not allowed."
+    MODEL_RETIRED = "model_retired", 400, "The model was shut down, and nothing is bought of it."
     MISSING_REQUIRED_PARAMETER = "missing_required_parameter", 400, "A parameter is missing."
     STRING_ABOVE_MAX_LENGTH = "string_above_max_length", 400, "A text is too long."
     UNKNOWN_PARAMETER = "unknown_parameter", 400, "The model has no such parameter."
@@ -170,6 +171,7 @@ class ErrorCode(StrEnum):
     KEY_NOT_FOUND = "key_not_found", 404, "There is no active key with this id."
     REQUEST_NOT_FOUND = "request_not_found", 404, "The books have no request with this id."
     PURGE_NOT_FOUND = "purge_not_found", 404, "There is no purge with this id."
+    UPSTREAM_NOT_FOUND = "upstream_not_found", 404, "There is no upstream with this name."
     NAME_TAKEN = "name_taken", 409, "An active key, or a team, has this name."
     DECLARED_IN_FILE = (
         "declared_in_file",
@@ -189,7 +191,11 @@ class ErrorCode(StrEnum):
     OVERLOADED = "overloaded", 503, "This worker has reached a bound of its own."
     UPSTREAM_AUTH = "upstream_auth", 502, "Upstream refused the gateway's own key."
     UPSTREAM_ERROR = "upstream_error", 502, "Upstream failed, or did not answer in time (504)."
-    UPSTREAM_UNAVAILABLE = "upstream_unavailable", 503, "The circuit breaker is open."
+    UPSTREAM_UNAVAILABLE = (
+        "upstream_unavailable",
+        503,
+        "The circuit breaker is open, or every account at upstream is disabled or over its budget.",
+    )
     STORE_UNAVAILABLE = "store_unavailable", 503, "The gateway's store did not answer."
 
 

@@ -89,6 +89,8 @@ class ImageRequest:
     sent these."""
     trace: TraceContext = NO_TRACE_CONTEXT
     """Of the client's request that is bought for. Forwarded, but no part of the fingerprint."""
+    asked_model: str | None = None
+    """The alias that the client asked for; None if it asked for `model`."""
     unchecked: UncheckedBody | None = None
     """Of a model without a row. Its `parameters` are empty, and `prompt` if that is no text."""
 
@@ -547,7 +549,7 @@ class Record(NamedTuple):
     tags: tuple[str, ...] = ()
     """Those of the request."""
     upstream: str | None = None
-    """The name of the upstream that a purchase was sent to."""
+    """The name of the account at upstream that a purchase was sent to."""
     price_date: str | None = None
     """The date of the prices of a charge, as in `models.yaml`: `2026-11-01`."""
     costs: Mapping[str, int] = MappingProxyType({})
@@ -561,6 +563,11 @@ class Record(NamedTuple):
     """Whose limit that is: `key:NAME`, `team:NAME` or `everyone`."""
     followed: str | None = None
     """Of a follower: the id of the purchase that it followed, of several the last one."""
+    asked_model: str | None = None
+    """The alias that the client asked for, which `model` served; None if it asked for `model`."""
+
+    upstream_model: str | None = None
+    """The model's name at that account, if it is another one."""
 
     def encode(self) -> bytes:
         """The record's bytes in the ledger: JSON without what `decode` adds."""

@@ -29,10 +29,12 @@ from gateway.billing.verification import VERIFY_EVERY_SECONDS
 from gateway.billing.zone_changes import note_time_zone
 from gateway.cache.image_hits import WRITE_EVERY_SECONDS as HITS_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
+from gateway.catalog.lifecycle import utc_date
 from gateway.conditions import Condition
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreFull, StoreUnavailable, detach
 from gateway.purchasing.upstream_health import WRITE_SECONDS
+from gateway.purchasing.upstream_switches import REFRESH_SECONDS as SWITCHES_SECONDS
 from gateway.store.batch import execute
 from gateway.store.commands import Deregister, Heartbeat, Sweep
 from gateway.store.turns import PART_OF_INTERVAL, take_turn
@@ -74,6 +76,7 @@ class Job:
 def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     """Every background job of a worker; a new job is a new row."""
     heartbeat_seconds = settings.workers.heartbeat_seconds
+    unending = gateway.cache.unending
     blobs, upstream_health = gateway.cache.blobs, gateway.services.upstream_health
     return (
         Job(
@@ -96,8 +99,10 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("thumbnail_processes", 5.0, gateway.cache.thumbnails.end_idle),
         Job("image_hits", HITS_SECONDS, gateway.cache.image_hits.write),
         Job("upstream_health", WRITE_SECONDS, upstream_health.refresh, upstream_health.changed),
+        Job("upstream_switches", SWITCHES_SECONDS, gateway.services.upstream_switches.refresh),
         Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
+        Job("retired_images", unending.interval_seconds, lambda: keep_retired(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services), is_done_at_start=True),
         Job("process", PROCESS_SECONDS, lambda: measure_process(gateway)),
@@ -121,16 +126,18 @@ async def open_running_gateway(
     *,
     open_links: OpenLinks = open_link_fetcher,
     inspection: Inspection = NO_INSPECTION,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Gateway]:
     """A gateway with its background jobs. On exit, open purchases are settled first."""
     async with open_gateway(
-        settings, source, open_links=open_links, inspection=inspection
+        settings, source, open_links=open_links, inspection=inspection, clock=clock
     ) as gateway:
         # Before the first request: other workers must know this one, and it the take-downs. A
         # gateway also starts without its store.
         with suppress(StoreUnavailable):
             await send_heartbeat(gateway)
             await gateway.cache.takedowns.refresh()
+            await gateway.services.upstream_switches.refresh()
             # Until then no key has a label of its own in the metrics.
             await label_keys(gateway.services)
         async with run_jobs(background_jobs(settings, gateway)):
@@ -264,6 +271,21 @@ async def track_untracked(gateway: Gateway) -> None:
         count := await gateway.cache.blobs.track_untracked()
     ):
         log.info("untracked_blobs_tracked", images=count)
+
+
+async def keep_retired(gateway: Gateway) -> None:
+    """Keeps images of models that were shut down and are served from the cache."""
+    catalog = gateway.policy().catalog
+    today = utc_date(gateway.services.clock())
+    models = {
+        name
+        for name, model in catalog.models.items()
+        if catalog.retirement(model, today) == "serve-cached"
+    }
+    unending = gateway.cache.unending
+    # The scan is expensive, so one worker does it for all.
+    if models and await has_turn(gateway, "retired_images", unending.interval_seconds):
+        await unending.prolong(models)
 
 
 async def tend_ledger(gateway: Gateway) -> None:

@@ -5,7 +5,7 @@ Those of `wiring/` stand there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final
 
@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from gateway.api.services import ApiSettings
 from gateway.billing.ledger import LedgerSettings
-from gateway.catalog import BUILT_IN_DIALECTS, Catalog
+from gateway.catalog import Catalog
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings, UpstreamSettings
@@ -90,10 +90,8 @@ def tls_files(settings: Settings) -> TlsFiles | None:
 def interpreter_settings(settings: Settings) -> InterpreterSettings:
     """The settings of `proxy.interpret`."""
     return InterpreterSettings(
-        upstream_name=settings.upstream.name,
         validation=settings.validation,
         scope=settings.cache.scope,
-        streams=settings.upstream.streams,
     )
 
 
@@ -101,19 +99,17 @@ def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
     """The settings of `purchasing.purchase`."""
     return PurchaseSettings(
         worker=worker,
-        upstream_name=settings.upstream.name,
-        timeout_seconds=settings.upstream.timeout_seconds,
+        timeout_seconds=settings.timeout_seconds,
         dead_after_seconds=settings.workers.dead_after_seconds,
         stores_prompts=settings.cache.stores_prompts,
     )
 
 
 def delivery_settings(settings: Settings) -> DeliverySettings:
-    """The settings of `purchasing.delivery`: streams, and the largest image that is accepted."""
+    """The settings of `purchasing.delivery`: the largest image that is accepted."""
     return DeliverySettings(
         max_image_bytes=settings.cache.max_image_bytes,
         max_pixels=settings.cache.max_pixels,
-        streams=settings.upstream.streams,
     )
 
 
@@ -124,28 +120,25 @@ def dialect_of(account: UpstreamSettings, catalog: Callable[[], Catalog]) -> Dia
     )
 
 
-def serves(
-    account: UpstreamSettings, settings: Settings, catalog: Callable[[], Catalog]
-) -> Callable[[str], bool]:
-    """Which models an account has that lists none: those of the service whose dialect it speaks.
+def client_settings(settings: Settings) -> Sequence[ClientSettings]:
+    """The settings of `upstream.client` for each account, which redacts the secrets of all."""
+    found = [_of_account(account, settings) for account in settings.accounts]
+    return [
+        one.model_copy(
+            update={
+                "secrets_of_others": tuple(
+                    SecretStr(secret)
+                    for other in found
+                    if other is not one
+                    for secret in other.secrets
+                )
+            }
+        )
+        for one in found
+    ]
 
-    Models without a service, and without a row, are OpenAI's and Azure's, or those of any account
-    if none speaks a dialect of these two.
-    """
-    openais = {one.dialect for one in settings.accounts} & set(BUILT_IN_DIALECTS)
 
-    def has(model: str) -> bool:
-        row = catalog().models.get(model)
-        if row is not None and row.service is not None:
-            return row.service == account.dialect
-        return account.dialect in openais or not openais
-
-    return has
-
-
-def client_settings(settings: Settings) -> ClientSettings:
-    """The settings of `upstream.client`."""
-    upstream = settings.upstream
+def _of_account(upstream: UpstreamSettings, settings: Settings) -> ClientSettings:
     return ClientSettings(
         base_url=upstream.base_url,
         api_key=upstream.api_key or SecretStr(""),
@@ -172,11 +165,12 @@ def ledger_settings(settings: Settings) -> LedgerSettings:
 def fetch_settings(settings: Settings) -> FetchSettings:
     """The settings of `upstream.fetch`: which links may be fetched."""
     return FetchSettings(
-        upstream_url=settings.upstream.base_url,
+        upstream_url=settings.accounts[0].base_url,
+        more_upstream_urls=tuple(account.base_url for account in settings.accounts[1:]),
         allow=settings.rehost.allow,
         max_bytes=settings.cache.max_image_bytes,
-        ca_file=settings.upstream.ca_file,
-        secrets=tuple(client_settings(settings).secrets),
+        more_ca_files=settings.ca_files,
+        secrets=tuple(client_settings(settings)[0].secrets),
     )
 
 
@@ -202,10 +196,10 @@ def tracing_settings(settings: Settings, worker: str) -> TracingSettings | None:
             "service.name": tracing.service_name,
             "service.instance.id": worker,
         },
-        upstream_url=settings.upstream.base_url,
+        upstream_url=settings.accounts[0].base_url,
     )
 
 
 def sender_settings(settings: Settings) -> SenderSettings:
     """The settings of `webhooks.sender`: which hosts webhooks may have."""
-    return SenderSettings(allow=settings.rehost.allow, ca_file=settings.upstream.ca_file)
+    return SenderSettings(allow=settings.rehost.allow, more_ca_files=settings.ca_files)

@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -33,7 +33,7 @@ import yaml
 from aiohttp import web, web_app
 from yarl import URL
 
-from gateway.access.policy import Policy, parse_policy
+from gateway.access.policy import Policy, PolicySource, parse_policy
 from gateway.assembly import Gateway, OpenLinks
 from gateway.billing.ledger import Ledger
 from gateway.catalog import Catalog
@@ -231,7 +231,7 @@ class InProcess:
 
     def set_pace(self, pace: Pace) -> None:
         """Replaces the clock and the randomness of retries and of the circuit breaker."""
-        self.gateway.services.proxy._images._purchases._delivery._upstream._pace = pace
+        self.gateway.services.proxy._images._purchases._delivery._upstream.use_pace(pace)
 
     def stop_time(self) -> Clock:
         """Retries and the circuit breaker get a clock that only the test moves."""
@@ -296,9 +296,28 @@ def _read_policy(models: Path, *_state: int) -> Policy:
 SHIPPED = PolicyFile(CONFIG / "models.yaml")
 
 
+@dataclass
+class GivenPolicy:
+    """A policy that a test gives, and may change while the gateway runs."""
+
+    models: Mapping[str, Any]
+    """As in `models.yaml`."""
+    access: Mapping[str, Any] = field(default_factory=dict)
+
+    def read_policy(self) -> Policy:
+        return parse_policy(self.models, self.access, file="models.yaml", access_file="access.yaml")
+
+    def policy_state(self) -> object:
+        return id(self.models), id(self.access)
+
+
 @asynccontextmanager
 async def run_gateway(
-    settings: Settings, *, policy: PolicyFile = SHIPPED, open_links: OpenLinks = open_link_fetcher
+    settings: Settings,
+    *,
+    policy: PolicySource = SHIPPED,
+    open_links: OpenLinks = open_link_fetcher,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[InProcess]:
     """Runs a gateway in this process, on a free port for each of its addresses."""
     if settings.store.redis_url is None:
@@ -311,7 +330,7 @@ async def run_gateway(
     ):
         async with (
             aiohttp.ClientSession(connector=_trusting_connector()) as session,
-            open_running_gateway(settings, policy, open_links=open_links) as gateway,
+            open_running_gateway(settings, policy, open_links=open_links, clock=clock) as gateway,
             open_sites(settings, gateway, listeners) as sites,
         ):
             for site in sites:

@@ -56,7 +56,7 @@ def parse_policy(
     """
     catalog = parse_catalog(models, file=file)
     declared = parse_access(
-        access or {}, file=access_file, models=catalog.models, has_others=catalog.may_have_others
+        access or {}, file=access_file, models=catalog.names, has_others=catalog.may_have_others
     )
     return Policy(catalog, declared)
 

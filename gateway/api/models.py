@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 from aiohttp import web
@@ -14,17 +14,21 @@ from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
 from gateway.billing.pricing import check_price
 from gateway.billing.quota import rate_headers, show_usd
-from gateway.catalog import Model
+from gateway.catalog import Catalog, Model
+from gateway.catalog.lifecycle import utc_date
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, shorten_name
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """`GET /v1/models`: without models that cannot be bought, because their price is not known."""
+    """`GET /v1/models`: without models that are not sold.
+
+    Their price is not known, or they were shut down and `retired` is `refuse`.
+    """
     await _add_limit_headers(request)
     return json_response(
         {
             "object": "list",
-            "data": [_model_object(m) for m in _allowed_models(request) if m.is_sold],
+            "data": [_model_object(*found) for found in _offered(request)],
         }
     )
 
@@ -33,10 +37,10 @@ async def show_model(request: web.Request) -> web.Response:
     """`GET /v1/models/{id}`; 404 also for a model that the key may not use."""
     await _add_limit_headers(request)
     model_id = request.match_info["model"]
-    for model in _allowed_models(request):
-        if model.id == model_id:
+    for name, model in _allowed(request):
+        if name == model_id:
             check_price(model)
-            return json_response(_model_object(model))
+            return json_response(_model_object(name, model, _row_of(request, name)))
     raise GatewayError(
         f"The model '{shorten_name(model_id)}' does not exist",
         status=404,
@@ -51,16 +55,36 @@ async def _add_limit_headers(request: web.Request) -> None:
     request[EXCHANGE].headers.update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
 
 
-def _allowed_models(request: web.Request) -> Iterable[Model]:
+def _allowed(request: web.Request) -> Iterator[tuple[str, Model]]:
+    """The models and aliases that the key may use, each with the model that serves it."""
     key: Key = request[KEY]
-    catalog = request.app[SERVICES].policy().catalog
-    return [m for m in catalog.models.values() if key.models is None or m.id in key.models]
+    catalog = _catalog(request)
+    for name in catalog.fronts:
+        if key.models is None or name in key.models:
+            yield name, catalog.model_of(name)
 
 
-def _model_object(model: Model) -> dict[str, Any]:
+def _offered(request: web.Request) -> Iterator[tuple[str, Model, Model]]:
+    catalog, today = _catalog(request), utc_date(request.app[SERVICES].clock())
+    for name, model in _allowed(request):
+        if model.is_sold and catalog.retirement(model, today) != "refuse":
+            yield name, model, _row_of(request, name)
+
+
+def _catalog(request: web.Request) -> Catalog:
+    return request.app[SERVICES].policy().catalog
+
+
+def _row_of(request: web.Request, name: str) -> Model:
+    return _catalog(request).fronts[name]
+
+
+def _model_object(name: str, served_by: Model, row: Model) -> dict[str, Any]:
+    shutdown = served_by.shutdown
     return {
-        "id": model.id,
+        "id": name,
         "object": "model",
-        "created": model.created,
-        "owned_by": model.owned_by,
+        "created": row.created,
+        "owned_by": row.owned_by,
+        "shutdown_date": None if shutdown is None else shutdown.isoformat(),
     }

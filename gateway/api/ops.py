@@ -14,6 +14,7 @@ from gateway.api.scraping import scrape
 from gateway.api.services import SERVICES
 from gateway.failure_report import Reason
 from gateway.metrics import CONTENT_TYPE
+from gateway.purchasing.upstream_health import UpstreamState
 
 NO_STORE: Final[Mapping[str, str]] = {hdrs.CACHE_CONTROL: "no-store"}
 
@@ -45,17 +46,19 @@ async def readyz(request: web.Request) -> web.Response:
     reasons: keys without limits can still buy, and hits are served.
     """
     services = request.app[SERVICES]
-    health, upstream = services.health, services.upstream_health.current()
+    health, upstreams = services.health, services.upstream_health.current()
     status, reasons = "ready", {}
     if not health.store_up:
         reasons["store"] = health.store_reason() or "The store did not answer."
     if health.is_books_memory_low:
         reasons["books_memory"] = BOOKS_MEMORY_LOW
-    failure = upstream.last_failure
-    if upstream.is_failing:
-        # No credential is needed here, so what upstream said is left to `doctor` and the admin API.
-        why = cause.explanation if (cause := upstream.cause) is not None else BREAKER_OPEN
-        reasons["upstream"] = f"{why} {SEE_FAILURES}"
+    for upstream in upstreams:
+        if upstream.is_failing:
+            # No credential is needed here, so what upstream said is left to `doctor` and the admin
+            # API.
+            why = cause.explanation if (cause := upstream.cause) is not None else BREAKER_OPEN
+            name = "upstream" if len(upstreams) == 1 else f"upstream:{upstream.name}"
+            reasons[name] = f"{why} {SEE_FAILURES}"
     if health.is_draining:
         status, reasons = "draining", {}
     elif not health.store_reached:
@@ -63,24 +66,40 @@ async def readyz(request: web.Request) -> web.Response:
     body: dict[str, object] = {"status": status, "degraded": list(reasons)}
     if reasons:
         body["reasons"] = reasons
-    if failure is not None:
-        body["upstream"] = {
-            "breaker": "open" if upstream.open_breakers else "closed",
-            "last_success_at": upstream.last_success_at,
-            "failures_since_success": upstream.failures_since_success,
-            "last_failure": {
-                "time": failure.time,
-                "phase": failure.phase,
-                "reason": failure.reason,
-                "status": failure.status,
-                "code": failure.code if CODE.fullmatch(failure.code or "") else None,
-            },
+    if len(upstreams) > 1:
+        switches = services.upstream_switches
+        body["upstreams"] = {
+            upstream.name: {
+                "enabled": not switches.is_disabled(upstream.name),
+                **_shown_upstream(upstream),
+            }
+            for upstream in upstreams
         }
+    elif upstreams[0].last_failure is not None:
+        body["upstream"] = _shown_upstream(upstreams[0])
     return json_response(
         body,
         status=200 if status == "ready" else 503,
         headers=NO_STORE,
     )
+
+
+def _shown_upstream(upstream: UpstreamState) -> dict[str, object]:
+    failure = upstream.last_failure
+    return {
+        "breaker": "open" if upstream.open_breakers else "closed",
+        "last_success_at": upstream.last_success_at,
+        "failures_since_success": upstream.failures_since_success,
+        "last_failure": None
+        if failure is None
+        else {
+            "time": failure.time,
+            "phase": failure.phase,
+            "reason": failure.reason,
+            "status": failure.status,
+            "code": failure.code if CODE.fullmatch(failure.code or "") else None,
+        },
+    }
 
 
 async def metrics(request: web.Request) -> web.StreamResponse:

@@ -25,6 +25,8 @@ CACHE_STATUS: Final = "Cache-Status"
 COST: Final = "x-gateway-cost-usd"
 SAVED: Final = "x-gateway-saved-usd"
 IMAGE_IDS: Final = "x-gateway-image-ids"
+MODEL: Final = "x-gateway-model"
+RETIRES: Final = "x-gateway-model-retires"
 
 BYPASS: Final = "image-gateway; fwd=bypass"
 FORWARDED: Final = {
@@ -52,7 +54,11 @@ EVENT_FIELDS: Final = ("size", "quality", "background", "output_format")
 
 def context_headers(context: RequestContext) -> dict[str, str]:
     """The headers of every response to an image request, also of an error."""
-    headers = {**rate_headers(context.latest_limits), **_notice_header(context)}
+    headers = {
+        **rate_headers(context.latest_limits),
+        **_notice_header(context),
+        **_model_headers(context),
+    }
     if context.is_stored_result:
         headers["idempotent-replayed"] = "true"
     return headers
@@ -64,6 +70,7 @@ def answer_headers(answer: Answer, context: RequestContext, *, now: float) -> di
         CACHE_STATUS: _cache_status(answer, context),
         COST: show_usd(context.purchase.cost_micros),
     }
+    headers |= _upstream_header(context)
     if answer.images:
         headers[IMAGE_IDS] = ",".join(image.id for image, _ in answer.images)
     if answer.outcome == "hit":
@@ -86,10 +93,12 @@ def early_headers(context: RequestContext) -> dict[str, str]:
             # Mostly the purchase is still running, and nothing is stored.
             forwarded = STORED[forwarded] if context.purchase.is_stored else forwarded
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
-    headers = {CACHE_STATUS: status, **_notice_header(context)}
+    headers = {CACHE_STATUS: status, **_notice_header(context), **_model_headers(context)}
     # The cost is not known yet. A follower pays nothing, and its savings are not known either.
     if context.purchase.has_begun:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
+    if context.purchase.is_answering:  # until then the purchase may go on to another account
+        headers |= _upstream_header(context)
     return {**headers, **rate_headers(context.latest_limits)}
 
 
@@ -103,12 +112,18 @@ def stream_headers(answer: Answer, context: RequestContext, *, now: float) -> di
 
 def error_headers(context: RequestContext) -> dict[str, str]:
     """The headers of an error, for this request alone."""
-    headers = {COST: show_usd(context.purchase.cost_micros)}
+    headers = {COST: show_usd(context.purchase.cost_micros), **_upstream_header(context)}
     if context.purchase.cost_micros:  # a retry would be charged again
         headers["x-should-retry"] = "false"
     if (status := _error_cache_status(context)) is not None:
         headers[CACHE_STATUS] = status
     return headers
+
+
+def _upstream_header(context: RequestContext) -> dict[str, str]:
+    """Names the account of the latest purchase; nothing for an answer without one."""
+    name = context.purchase.upstream
+    return {} if name is None else {"x-gateway-upstream": name.encode("ascii", "replace").decode()}
 
 
 def notice_of(context: RequestContext) -> str:
@@ -119,6 +134,16 @@ def notice_of(context: RequestContext) -> str:
 def _notice_header(context: RequestContext) -> dict[str, str]:
     notice = notice_of(context)
     return {"x-gateway-notice": notice} if notice else {}
+
+
+def _model_headers(context: RequestContext) -> dict[str, str]:
+    """Which model serves an alias, and when the model is shut down."""
+    headers = {}
+    if context.served_by is not None:
+        headers[MODEL] = context.served_by
+    if context.retires is not None:
+        headers[RETIRES] = context.retires.isoformat()
+    return headers
 
 
 def _cache_status(answer: Answer, context: RequestContext) -> str:

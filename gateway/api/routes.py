@@ -155,6 +155,11 @@ def admin_routes() -> list[web.RouteDef]:
         ),
         _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
         web.get("/admin/upstream", with_admin(upstream.show_upstreams), name="admin_upstream"),
+        _patch(
+            "/admin/upstream/{name}",
+            with_admin(upstream.switch_upstream),
+            name="admin_upstream.switch",
+        ),
         web.get("/admin/requests", with_admin(recent.list_requests), name="admin_requests"),
         web.get("/admin/events", with_admin(events.list_events), name="admin_events"),
         web.get("/admin/settings", with_admin(settings.show_settings), name="admin_settings"),

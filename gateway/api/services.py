@@ -45,9 +45,12 @@ from gateway.metrics import Metrics
 from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
 from gateway.purchasing.request_search import RequestSearch
-from gateway.purchasing.upstream_health import UpstreamHealth
+from gateway.purchasing.upstream_health import AccountsHealth
+from gateway.purchasing.upstream_switches import UpstreamSwitches
 from gateway.tasks import Kept, SerialThread, SingleFlight
 from gateway.tracing import Tracer
+from gateway.upstream.accounts import Account
+from gateway.upstream.pool import Pool
 from gateway.webhooks.kept_events import KeptEvent, KeptEvents
 
 
@@ -165,7 +168,14 @@ class Services:
     limit_gauges: LimitGauges
     focus: FocusExport
     health: Health
-    upstream_health: UpstreamHealth
+    upstream_health: AccountsHealth
+    upstream_switches: UpstreamSwitches
+    pool: Pool
+    """The accounts at upstream."""
+    read_budgets: Callable[
+        [Sequence[Account]], Awaitable[Mapping[str, Sequence[Mapping[str, Any]]]]
+    ]
+    """What accounts have used of their budgets, by name."""
     request_search: RequestSearch
     recent_days: RecentDays
     recent_requests: RecentRequests

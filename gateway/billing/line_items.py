@@ -34,7 +34,7 @@ class LineItem:
     """A part of a cost."""
 
     name: str
-    """As in OpenAI's report of costs: `gpt-image-1.5, output_image_tokens`."""
+    """As in OpenAI's report of costs: `gpt-image-2, output_image_tokens`."""
     cost_micros: int
     """Micro-dollars; below zero if corrections exceed charges."""
     quantity: int | None = None

@@ -33,6 +33,12 @@ PROMPT_OVERHEAD_TOKENS: Final = 16
 PICOS_PER_MICRO: Final = 1_000_000
 """Picos: what prices are counted in, millionths of a micro-dollar."""
 
+LIST_PRICE: Final = Decimal(1)
+"""The price factor of an account that charges the prices of `models.yaml`."""
+
+_SCALED: Final = PICOS_PER_MICRO * 1_000_000
+"""How many millionths of a pico, which factors with six decimals need, are a micro-dollar."""
+
 IMAGE: Final = "image"
 """The kind of a cost per image."""
 
@@ -98,8 +104,12 @@ def check_price(model: Model) -> None:
 # ── estimates ───────────────────────────────────────────────────────────────────────────────
 
 
-def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
+def estimate(
+    model: Model, request: ImageRequest, images: int, factor: Decimal = LIST_PRICE
+) -> Estimate:
     """An upper bound of the cost of `images` images of this request.
+
+    Every price is multiplied by `factor`, that of the account.
 
     Input tokens are the prompt's UTF-8 bytes + 16. Output tokens are those of the largest size
     and quality that upstream may choose. An image costs the larger of its tokens × price and its
@@ -108,8 +118,10 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
     `docs/reference/billing.md#estimates`. Raises as `check_price`.
     """
     if isinstance(model.billing, TokenBilling):
-        return _estimate_tokens(model, model.billing, request, images=images)
-    micros = cost(model, usage=None, images=images, parameters=request.parameters).usd_micros
+        return _estimate_tokens(model, model.billing, request, images=images, factor=factor)
+    micros = cost(
+        model, usage=None, images=images, parameters=request.parameters, factor=factor
+    ).usd_micros
     reason = None
     if model.billing is None:
         reason = f"price unknown: reserved as ${model.assumed_usd_per_image} an image"
@@ -117,7 +129,7 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
 
 
 def _estimate_tokens(
-    model: Model, billing: TokenBilling, request: ImageRequest, *, images: int
+    model: Model, billing: TokenBilling, request: ImageRequest, *, images: int, factor: Decimal
 ) -> Estimate:
     requested_size = _requested(request, "size")
     requested_quality = _requested(request, "quality")
@@ -144,7 +156,7 @@ def _estimate_tokens(
     amounts = Amounts(
         images=images,
         tokens=text_in + image_out + images * (image.tokens + svg.tokens),
-        usd_micros=_rounded_up(picos),
+        usd_micros=_rounded_up(picos * _millions(factor), _SCALED),
     )
     return Estimate(amounts, "; ".join(reasons) or None)
 
@@ -293,7 +305,13 @@ def _grid_tokens(formula: TokenFormula, grid: int, *, cells: int, pixels: int) -
 
 
 def charge(
-    model: Model, request: ImageRequest, *, usage: Usage | None, images: int, estimated: Amounts
+    model: Model,
+    request: ImageRequest,
+    *,
+    usage: Usage | None,
+    images: int,
+    estimated: Amounts,
+    factor: Decimal = LIST_PRICE,
 ) -> tuple[Amounts, Cost]:
     """The charge for a purchase that delivered `images` images: the real cost if known.
 
@@ -303,7 +321,7 @@ def charge(
     by_tokens = is_billed_by_tokens(model)
     if by_tokens and usage is None:
         return estimated, estimated_cost(estimated.usd_micros)
-    found = cost(model, usage=usage, images=images, parameters=request.parameters)
+    found = cost(model, usage=usage, images=images, parameters=request.parameters, factor=factor)
     tokens = usage.charged if by_tokens and usage is not None else 0
     return Amounts(images=images, tokens=tokens, usd_micros=found.usd_micros), found
 
@@ -327,9 +345,14 @@ def text_model_flags(model: Model, usage: Usage | None) -> tuple[str, ...]:
 
 
 def cost(
-    model: Model, *, usage: Usage | None, images: int, parameters: Mapping[str, object]
+    model: Model,
+    *,
+    usage: Usage | None,
+    images: int,
+    parameters: Mapping[str, object],
+    factor: Decimal = LIST_PRICE,
 ) -> Cost:
-    """The cost of a purchase.
+    """The cost of a purchase, at an account whose prices are `factor` times those of the model.
 
     Models billed by tokens cost their `usage`, at the prices of both models where a text model
     wrote the image. Others cost their price per delivered image, by the `parameters` of the
@@ -343,15 +366,16 @@ def cost(
     if isinstance(billing, TokenBilling):
         if usage is None:
             raise ValueError(f"without usage the cost of {model.id} is not known: use the estimate")
-        return split_cost(_usage_picos(model, billing, usage))
+        return _at_factor(_usage_picos(model, billing, usage), factor)
     if billing is None:
         check_price(model)
-        return _of_one_kind(IMAGE, _millions(model.assumed_usd_per_image or Decimal(0)) * images)
+        assumed = _millions(model.assumed_usd_per_image or Decimal(0))
+        return _of_images(assumed * images, factor)
     values = {name: _price_key(model, name, parameters.get(name)) for name in billing.priced_by}
     price = billing.price_of(values)
     if price is None:  # the catalog has checked the table, and validation the values
         raise ValueError(f"{model.id} has no price of an image with {values}")
-    return _of_one_kind(IMAGE, _millions(price) * images)
+    return _of_images(_millions(price) * images, factor)
 
 
 def estimated_cost(usd_micros: int) -> Cost:
@@ -364,23 +388,37 @@ def reported_cost(picos: int) -> Cost:
     return split_cost({IMAGE: picos})
 
 
-def split_cost(picos: Mapping[str, int]) -> Cost:
+def _at_factor(picos: Mapping[str, int], factor: Decimal) -> Cost:
+    """The cost of these exact list prices at an account, rounded up once."""
+    if factor == LIST_PRICE:
+        return split_cost(picos)
+    millionths = _millions(factor)
+    return split_cost({kind: exact * millionths for kind, exact in picos.items()}, _SCALED)
+
+
+def _of_images(usd_micros: int, factor: Decimal) -> Cost:
+    if factor == LIST_PRICE:
+        return _of_one_kind(IMAGE, usd_micros)
+    return _at_factor({IMAGE: usd_micros * PICOS_PER_MICRO}, factor)
+
+
+def split_cost(picos: Mapping[str, int], unit: int = PICOS_PER_MICRO) -> Cost:
     """Rounds the sum of exact costs up, and divides it among their kinds.
 
-    `picos` are in the order of `KINDS`. Each kind has the whole micro-dollars of its exact cost.
-    Those that are left of the sum, fewer than there are kinds, go one each to the kinds with the
-    largest remainders.
+    `picos` are in the order of `KINDS`, and `unit` of them are a micro-dollar. Each kind has the
+    whole micro-dollars of its exact cost. Those that are left of the sum, fewer than there are
+    kinds, go one each to the kinds with the largest remainders.
     """
     by_kind, remainders = {}, {}
     for kind, exact in picos.items():
-        micros, remainder = divmod(exact, PICOS_PER_MICRO)
+        micros, remainder = divmod(exact, unit)
         if remainder:
             remainders[kind] = remainder
         if micros or remainder:
             by_kind[kind] = micros
     if not remainders:
         return Cost(sum(by_kind.values()), by_kind, _NOTHING)
-    left = _rounded_up(sum(remainders.values()))
+    left = _rounded_up(sum(remainders.values()), unit)
     # Sorting is stable, so of equal remainders the first kind stays first.
     largest = sorted(remainders, key=remainders.__getitem__, reverse=True)[:left]
     for kind in largest:
@@ -396,8 +434,8 @@ def _of_one_kind(kind: str, usd_micros: int) -> Cost:
     return Cost(usd_micros, {kind: usd_micros} if usd_micros else _NOTHING, _NOTHING)
 
 
-def _rounded_up(picos: int) -> int:
-    return -(-picos // PICOS_PER_MICRO)
+def _rounded_up(picos: int, unit: int = PICOS_PER_MICRO) -> int:
+    return -(-picos // unit)
 
 
 def _price_key(model: Model, name: str, value: object) -> str:

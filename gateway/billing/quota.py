@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from gateway.billing.running_totals import limit_subjects, running_totals
 from gateway.errors import ErrorCode, LimitExceeded
@@ -30,7 +30,9 @@ from gateway.store.commands import (
     CounterState,
     LostReservation,
     PeekCounters,
+    Place,
     Receive,
+    Reroute,
     Reservation,
     Reserve,
     Settle,
@@ -50,6 +52,15 @@ _SHOWN: Final = frozenset({"requests", "images", "tokens"})
 _IMAGE_RATES: Final = [
     limit for limit in LIMITS.values() if limit.unit == "images" and limit.period == "minute"
 ]
+
+
+class AccountBudget(NamedTuple):
+    """What an account at upstream may cost, whoever buys."""
+
+    subject: str
+    """`upstream:NAME`. Its windows count also without a maximum."""
+    maxima: Mapping[str, int]
+    """By the name of a limit of money, in micro-dollars."""
 
 
 class LimitState(NamedTuple):
@@ -156,18 +167,56 @@ def reserve(
     worker: str,
     estimate: Amounts,
     payload: bytes,
+    account: AccountBudget | None = None,
+    place: Place | None = None,
 ) -> Result[Reservation]:
-    """Reserves a purchase's estimate and opens its journal, or refuses."""
-    return batch.add(
-        Reserve(
-            purchase,
-            worker,
-            _reserved_amounts(principal, estimate),
-            payload,
-            subjects=_prepared(principal).subjects,
-            amounts=_by_unit(estimate),
+    """Reserves a purchase's estimate and opens its journal, or refuses.
+
+    With `account` it counts against the budget of the account at upstream too.
+    """
+    counted = _counted_at(principal, estimate, account)
+    return batch.add(Reserve(purchase, worker, payload=payload, place=place, **counted))
+
+
+def reroute(
+    batch: Batch,
+    principal: Principal,
+    purchase: str,
+    *,
+    worker: str,
+    estimate: Amounts,
+    payload: bytes,
+    account: AccountBudget | None = None,
+    place: Place | None = None,
+) -> Result[Reservation]:
+    """Moves an open reservation to another account, or leaves it as it is and refuses."""
+    counted = _counted_at(principal, estimate, account)
+    return batch.add(Reroute(purchase, worker, payload=payload, place=place, **counted))
+
+
+def _counted_at(
+    principal: Principal, estimate: Amounts, account: AccountBudget | None
+) -> dict[str, Any]:
+    """What a purchase counts in, besides its principal in the windows of its account."""
+    amounts, subjects = _by_unit(estimate), _prepared(principal).subjects
+    consumptions = _reserved_amounts(principal, estimate)
+    if account is not None:
+        subjects = (*subjects, account.subject)
+        # After those of the principal, so that its own limits refuse first.
+        consumptions += tuple(
+            Consumption(
+                Counter(account.subject, limit.unit, limit.period, maximum), amounts[limit.unit]
+            )
+            for name, maximum in account.maxima.items()
+            for limit in (LIMITS[name],)
         )
-    )
+    return {"consumptions": consumptions, "subjects": subjects, "amounts": amounts}
+
+
+def is_refused_by_account(principal: Principal, reservation: Reservation) -> bool:
+    """Whether the budget of an account at upstream denied it, and not a limit of the principal."""
+    denied = reservation.denied
+    return denied is not None and denied >= len(_prepared(principal).reserved)
 
 
 def receive(

@@ -246,6 +246,17 @@ class Blobs:
         await batch.execute()
         await self.evict(evicted)
 
+    async def prolong(self, image: Image) -> bool:
+        """Stores bytes again, for as long as new ones; False if they are lost or taken down.
+
+        Raises `StoreUnavailable`.
+        """
+        data = await self.peek(image.digest)
+        if data is None:
+            return False
+        await self.restore(image, data)
+        return True
+
     async def delete(self, digests: Iterable[str]) -> None:
         """Deletes bytes from the store, and untracks them. Raises `StoreUnavailable`."""
         digests = tuple(digests)

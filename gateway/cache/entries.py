@@ -28,6 +28,7 @@ from gateway.store.commands import (
     EmptySlots,
     Entry,
     GetValue,
+    ProlongSlots,
     ReadEntry,
     SetValue,
     Slot,
@@ -131,6 +132,16 @@ class Entries:
         """Empties slots, each only if it still has the image with the given id."""
         batch.add(EmptySlots(fingerprint, slots))
 
+    def prolong(self, batch: Batch, fingerprint: str, slots: Mapping[int, str]) -> None:
+        """Lets images be fresh for the settings' time from now on: slot → image id."""
+        seconds = self._settings.ttl_seconds, self._settings.stale_if_error_seconds
+        batch.add(ProlongSlots(fingerprint, slots, *seconds))
+
+    @property
+    def ttl_seconds(self) -> float:
+        """How long images stay fresh."""
+        return self._settings.ttl_seconds
+
     def stale_images(self, entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
         """The expired images of `slots` that are within the stale-if-error window."""
         # The store removes an entry after the window of its last image; others may have left it
@@ -178,12 +189,15 @@ def _decode_refusal(encoded: bytes) -> UpstreamFailure:
 # ── reading slots ───────────────────────────────────────────────────────────────────────────
 
 
-def fresh_images(entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
-    """The images of `slots` that have not expired."""
+def fresh_images(
+    entry: Entry, slots: Iterable[int], *, with_expired: bool = False
+) -> dict[int, CachedImage]:
+    """The images of `slots` that have not expired, or all of them."""
     return {
         n: read_slot(slot, now=entry.now)
         for n in slots
-        if (slot := entry.slots.get(n)) is not None and slot.expires_at > entry.now
+        if (slot := entry.slots.get(n)) is not None
+        and (with_expired or slot.expires_at > entry.now)
     }
 
 

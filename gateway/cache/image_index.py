@@ -99,6 +99,28 @@ class ImageIndex:
             batch.add(AddToSet(IMAGES_BY_DIGEST, image.digest, (image.id,), ttl))
             self.add_to_source(batch, image)
 
+    async def prolong(self, batch: Batch, image_ids: Sequence[str]) -> list[IndexedImage]:
+        """Keeps records as long as new ones, unless one is replaced before the batch.
+
+        Returns those of images that were not taken down. Raises `StoreUnavailable`.
+        """
+        reads = Batch(self._store)
+        found = {image_id: reads.add(GetValue(IMAGES, image_id)) for image_id in image_ids}
+        await reads.execute()
+        kept = []
+        for image_id, record in found.items():
+            encoded = record.value
+            if encoded is None:
+                continue
+            indexed = read_stored("image", encoded, IndexedImage.decode, name=image_id)
+            if indexed is None or indexed.is_tombstone:
+                continue
+            ttl = self._ttl_seconds
+            batch.add(SetValue(IMAGES, image_id, encoded, ttl, expected=(encoded,)))
+            batch.add(AddToSet(IMAGES_BY_DIGEST, indexed.digest, (image_id,), ttl))
+            kept.append(indexed)
+        return kept
+
     def list(
         self, batch: Batch, fingerprint: str, images: Mapping[int, Image], origin: ImageOrigin
     ) -> None:

@@ -100,8 +100,10 @@ class Transcoding:
         *,
         key_id: str,
         admit: Callable[[], Coroutine[Any, Any, None]],
+        with_expired: bool = False,
     ) -> Mapping[int, CachedImage]:
-        """Those of `slots` that could be made; they are stored.
+        """Those of `slots` that could be made; they are stored. Expired sources are only for
+        `with_expired`.
 
         Empty for a prompt that was taken down, even if its source was not. `admit` counts each
         image against the key, unless it is already being made. Raises what `admit` raises,
@@ -115,7 +117,7 @@ class Transcoding:
             return {}
         made: dict[int, CachedImage] = {}
         entry = await self._cache.looked_up(look_up)
-        for slot, source in fresh_images(entry, slots).items():
+        for slot, source in fresh_images(entry, slots, with_expired=with_expired).items():
             image_id = _id_of(target, slot, source.image)
             if image_id in self._impossible:
                 continue
@@ -185,7 +187,7 @@ class Transcoding:
             return None
         # Another key may have had an earlier turn for it.
         entry = await self._cache.entry(target.fingerprint)
-        found = fresh_images(entry, [slot]).get(slot)
+        found = fresh_images(entry, [slot], with_expired=True).get(slot)
         if found is not None and found.image.id == image_id:
             return found.image
         transcoded = await self._convert(target, source.image.digest, image_id=image_id)
@@ -217,8 +219,8 @@ class Transcoding:
             # No flight has this lease, so slots that are being bought stay leased.
             lease=f"transcoding-{image_id}",
             origin=ImageOrigin() if bought is None else bought.origin,
-            # It expires with its source.
-            ttl_seconds=source.ttl_seconds,
+            # It expires with its source, or at once if that has expired and is served all the same.
+            ttl_seconds=max(1, source.ttl_seconds),
         )
         # A purge of the source before this read is seen here; a later one also names this image,
         # which was stored before it.

@@ -19,6 +19,14 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.catalog.aliases import (
+    Alias,
+    LinkedAlias,
+    StandIns,
+    check_names,
+    link_aliases,
+    switched_on,
+)
 from gateway.catalog.billing import (
     AssumedPrice,
     Billing,
@@ -29,6 +37,7 @@ from gateway.catalog.billing import (
     assumed_price,
 )
 from gateway.catalog.dialects import BUILT_IN_DIALECTS, DialectRow
+from gateway.catalog.lifecycle import Retired, is_shut_down
 from gateway.catalog.parameters import (
     ChoiceSpec,
     IntegerSpec,
@@ -80,7 +89,11 @@ class Model(Row):
     """Unix seconds, for `/v1/models`."""
     owned_by: Name
     shutdown: date | None = None
-    """The day from which upstream refuses it."""
+    """The day from which upstream refuses it, at 00:00 UTC."""
+    successor: Name | None = None
+    """The model that messages name in its place once it was shut down."""
+    retired: Retired | None = None
+    """What happens to its requests then. None: the catalog's `retired`."""
     cache_epoch: NonNegativeInt
     prompt_max_characters: PositiveInt
     parameters: Mapping[Name, ParameterSpec]
@@ -184,6 +197,8 @@ class Catalog(Row):
     default_gpt_model: Name
     unknown_models: Literal["reject", "passthrough"]
     """What happens to a request for a model without a row: `passthrough` forwards it unchecked."""
+    retired: Retired = "forward"
+    """What happens to requests for models that were shut down."""
     prices_as_of: date
     unknown_price: Annotated[
         AssumedPrice | None,
@@ -195,18 +210,27 @@ class Catalog(Row):
     unknown_text_model: TextPrices | None = None
     """The worst case of any other; needed by a row with `svg_max_tokens`."""
     harmless: Mapping[Name, bool | int] = Field(default_factory=dict)
+    stand_ins: StandIns = ()
+    """The aliases with `stand_in` that are switched on."""
+    aliases: Mapping[Name, Alias] = Field(default_factory=dict)
+    """Names under which other models are served."""
     dialects: Mapping[Name, DialectRow] = Field(default_factory=dict)
     """Services that speak neither OpenAI's dialect nor Azure's, by name."""
     models: Annotated[Mapping[Name, Model], Field(min_length=1)]
+    _linked_aliases: Mapping[str, LinkedAlias] = PrivateAttr(default_factory=dict)
+    _fronts: Mapping[str, Model] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
+        check_names(switched_on(self.aliases, self.stand_ins), self.models)
+        self._link()
         for key in ("default_model", "default_gpt_model"):
             name = getattr(self, key)
-            suggestion = did_you_mean(name, self.models)
-            require(name in self.models, f"{key}: there is no row '{name}'{suggestion}")
-            is_openais = self.models[name].service is None
+            suggestion = did_you_mean(name, self.fronts)
+            require(name in self.fronts, f"{key}: there is no row '{name}'{suggestion}")
+            is_openais = self.model_of(name).service is None
             require(is_openais, f"{key}: '{name}' is the model of a service of its own")
+        self._check_successors()
         for name in self.harmless:
             require(self.knows_parameter(name), f"harmless: no model has the parameter '{name}'")
         for name in BUILT_IN_DIALECTS:
@@ -225,7 +249,70 @@ class Catalog(Row):
                     raise ValueError(f"unknown_text_model: needed by svg_max_tokens of {model.id}")
                 prices = TextModels(self.text_models, self.unknown_text_model)
                 model._text_models = prices  # noqa: SLF001
+        self._link()  # again: the rows of aliases are copies, with their prices
         return self
+
+    def _check_successors(self) -> None:
+        for name, model in self.models.items():
+            if (successor := model.successor) is not None:
+                key, known = f"models.{name}.successor", self.models.keys() - {name}
+                suggestion = did_you_mean(successor, known)
+                require(successor != name, f"{key}: a model cannot succeed itself")
+                require(successor in known, f"{key}: there is no row '{successor}'{suggestion}")
+
+    def _link(self) -> None:
+        served = {
+            name: alias
+            for name, alias in switched_on(self.aliases, self.stand_ins).items()
+            if name not in self._linked_aliases or self._end_of(name) in self.models
+        }
+        self._linked_aliases = link_aliases(served, self.models)
+        rows = {name: alias.row for name, alias in self._linked_aliases.items()}
+        self._fronts = {**self.models, **rows}
+
+    @property
+    def linked_aliases(self) -> Mapping[str, LinkedAlias]:
+        """The aliases that are switched on."""
+        return self._linked_aliases
+
+    @property
+    def fronts(self) -> Mapping[str, Model]:
+        """The row that a request is checked against first, by every name that it may ask for."""
+        return self._fronts
+
+    @property
+    def names(self) -> Collection[str]:
+        """Every model and alias, also those that are switched off: what a key may be allowed."""
+        return {**self.models, **self.aliases}.keys()
+
+    def model_of(self, name: str) -> Model:
+        """The model that serves a name of `fronts`: itself, or that of an alias."""
+        return self.models[self._end_of(name)]
+
+    def _end_of(self, name: str) -> str:
+        while name in self._linked_aliases:
+            name = self._linked_aliases[name].target
+        return name
+
+    def retirement(self, model: Model, today: date) -> Retired | None:
+        """What happens to requests for a model that was shut down; None before."""
+        if not is_shut_down(model.shutdown, today):
+            return None
+        return model.retired or self.retired
+
+    def with_shutdowns(self, shutdowns: Mapping[str, date | None]) -> Catalog:
+        """The same models, some of them with another shutdown date, or without one."""
+        models = {
+            name: model.model_copy(update={"shutdown": shutdowns.get(name, model.shutdown)})
+            for name, model in self.models.items()
+        }
+        return self.with_models(models)
+
+    def with_models(self, models: Mapping[str, Model]) -> Catalog:
+        """The catalog with other rows, without the aliases that they do not serve any more."""
+        changed = self.model_copy(update={"models": models})
+        changed._link()  # noqa: SLF001 - its own class
+        return changed
 
     @property
     def may_have_others(self) -> bool:
@@ -234,7 +321,7 @@ class Catalog(Row):
 
     def may_exist(self, name: str) -> bool:
         """Whether a key may be allowed the model: it has a row, or needs none."""
-        return name in self.models or self.may_have_others
+        return name in self.names or self.may_have_others
 
     def unknown_model(self, name: str) -> Model:
         """A model that has no row, under `unknown_models: passthrough`: without parameters.
@@ -253,9 +340,7 @@ class Catalog(Row):
             for name, model in self.models.items()
             if model.service is None or model.service in spoken
         }
-        return (
-            self if len(models) == len(self.models) else self.model_copy(update={"models": models})
-        )
+        return self if len(models) == len(self.models) else self.with_models(models)
 
     def check_dialects(self, named: Iterable[str]) -> None:
         """Raises `CatalogError` for a name that is neither built in nor a row of `dialects`."""

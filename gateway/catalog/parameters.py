@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.catalog.rows import Name, Row, Size, require
+from gateway.catalog.rows import SIZE, Name, Row, Size, require
 
 _MAX_NUMBER: Final = 2**53
 """Up to here JSON readers agree on every integer."""
@@ -147,6 +147,30 @@ class SizeSpec(Row):
         require(fits, f"'{self.default}' is not among the values")
         require(self.min_pixels <= self.max_pixels, "min_pixels is above max_pixels")
         return self
+
+    def fault_of(self, size: str) -> str | None:
+        """The fault of a free size, worded as in `docs/reference/images-api.md#sizes-by-rule`."""
+        matched = SIZE.fullmatch(size)
+        if matched is None:
+            return f"Expected WIDTHxHEIGHT, for example '{self.example}'."
+        return self.bounds_fault(*map(int, matched.groups()))
+
+    def bounds_fault(self, width: int, height: int) -> str | None:
+        """The same of a width and a height."""
+        shorter, longer = sorted((width, height))
+        pixels = shorter * longer
+        if shorter % self.divisor or longer % self.divisor:
+            return f"Width and height must both be divisible by {self.divisor}."
+        if longer > self.max_edge:
+            return f"The longest edge must be less than or equal to {self.max_edge}."
+        if pixels < self.min_pixels:
+            return "Requested resolution is below the current minimum pixel budget."
+        if pixels > self.max_pixels:
+            return "Requested resolution exceeds the current pixel budget."
+        # Last, because its wording was never observed at the service. The others are exact.
+        if longer > self.max_ratio * shorter:
+            return f"The aspect ratio must be between 1:{self.max_ratio} and {self.max_ratio}:1."
+        return None
 
 
 class Only(Row):

@@ -25,7 +25,7 @@ from gateway.access.key_records import KeySpec
 from gateway.access.keys import Keys
 from gateway.access.sign_in_links import create_sign_in_link
 from gateway.assembly import create_server_tls
-from gateway.catalog import Catalog
+from gateway.catalog import Catalog, ChoiceSpec, Model
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import command_actor, config_option, find_changing_configuration
 from gateway.cli.output import errors_as_messages
@@ -61,7 +61,8 @@ def demo(config: Path | None) -> None:
         with errors_as_messages():
             prepare(settings)
             secret, link = asyncio.run(prepare_demo(settings))
-        print_instructions(settings, secret, link, model=catalog.default_gpt_model)
+        model = catalog.models[catalog.default_gpt_model]
+        print_instructions(settings, secret, link, model=model)
         run_gateway(configuration)
 
 
@@ -74,7 +75,7 @@ def demo_settings(base_url: str, settings: Settings) -> Settings:
     upstream = UpstreamSettings(base_url=base_url, api_key=key, name="simulated")
     folder = settings.store.data_dir / "demo"
     store = settings.store.model_copy(update={"redis_url": None, "data_dir": folder})
-    return settings.model_copy(update={"store": store, "upstream": upstream})
+    return settings.model_copy(update={"store": store, "upstream": upstream, "upstreams": ()})
 
 
 async def prepare_demo(settings: Settings) -> tuple[str, str]:
@@ -95,11 +96,14 @@ async def create_demo_key(store: Store) -> str:
     return secret
 
 
-def print_instructions(settings: Settings, secret: str, link: str, *, model: str) -> None:
+def print_instructions(settings: Settings, secret: str, link: str, *, model: Model) -> None:
     """Prints a link to the dashboard, and two commands to paste: an image, and a hit."""
     server = settings.server
     url = f"{server.scheme}://{server.listen.on_this_machine}/v1/images/generations"
-    body = json.dumps({"model": model, "prompt": PROMPT})
+    # The model's first quality, which is its fastest: the simulated upstream takes as long.
+    quality = model.parameters.get("quality")
+    fast = {"quality": quality.values[0]} if isinstance(quality, ChoiceSpec) else {}
+    body = json.dumps({"model": model.id, "prompt": PROMPT, **fast})
     request = (
         f"curl -sS {url} -H {shlex.quote(f'Authorization: Bearer {secret}')} "
         f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -49,6 +49,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "gateway.cli.teams",
         "Teams: limits, models, cache scope and labels that their keys have in common.",
     ),
+    "upstreams": (
+        "gateway.cli.upstreams",
+        "The accounts at upstream that images are bought from.",
+    ),
     "usage": ("gateway.cli.usage", "Shows who spent what, and what the cache saved."),
 }
 """The module of each command, and the first sentence of its help, as lists show it.

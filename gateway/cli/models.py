@@ -13,7 +13,7 @@ from gateway.values import nearest
 def check_models(configuration: Configuration, models: Iterable[str]) -> None:
     """Ends the command with a message for a model that cannot exist."""
     catalog = configuration.read_policy().catalog
-    known = catalog.models
+    known = catalog.names
     for model in models:
         if not catalog.may_exist(model):
             raise click.ClickException(

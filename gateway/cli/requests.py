@@ -20,7 +20,8 @@ from gateway.purchasing.request_search import FoundRequest, RequestSearch
 from gateway.room_settings import ledger_settings
 
 COLUMNS: Final = (
-    *("kind", "id", "request_id", "time", "key", "team", "user", "model", "size", "quality", "n"),
+    *("kind", "id", "request_id", "time", "key", "team", "user", "model", "asked_model"),
+    *("size", "quality", "n"),
     *("outcome", "status", "error", "limit", "scope", "count", "flags", "images", "images_served"),
     *("cost_usd", "costs_usd", "saved_usd", "reserved_usd", "tokens", "price_date"),
     *("upstream", "upstream_request_id", "worker", "state", "latency_ms", "followed", "corrects"),

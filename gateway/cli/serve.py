@@ -27,7 +27,7 @@ from gateway.process.bootstrap import check_store, prepare
 from gateway.process.checks import check_before_serving
 from gateway.process.listener import Listeners, bind_listeners, bound_address
 from gateway.process.supervisor import supervise
-from gateway.process.upstream_check import judge_base_url
+from gateway.process.upstream_check import judge_accounts
 from gateway.process.worker import serve as serve_worker
 from gateway.room_settings import tracing_settings
 
@@ -43,12 +43,7 @@ def serve(config: Path | None) -> None:
     """Serves the team. Needs UPSTREAM_API_KEY."""
     configuration = find_changing_configuration(config)
     settings = configuration.read_settings()
-    if settings.upstream.api_key is None:
-        raise click.ClickException(
-            "UPSTREAM_API_KEY is not set: set it to the team's key, or try `gateway demo`, "
-            "which needs none."
-        )
-    if (fault := judge_base_url(settings.upstream.base_url)) is not None:
+    for fault in judge_accounts(settings):
         raise click.ClickException(fault)
     configure_logs(settings.log_format)
     run_gateway(configuration)

@@ -10,6 +10,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from ipaddress import ip_network
@@ -261,6 +262,24 @@ def parse_model_names(value: object) -> dict[str, str]:
             raise ValueError(f"{expected}; {ours!r}: {theirs!r} is none. Put numbers in quotes")
         names[ours.strip()] = found.strip()
     return names
+
+
+def parse_shutdown_dates(value: object) -> dict[str, date | None]:
+    """The dates by model, such as 2027-04-07; None for a model whose end is not announced."""
+    expected = "names of models with a date, such as gpt-image-1-mini: 2027-04-07, or without one"
+    if not isinstance(value, Mapping):
+        raise ValueError(expected)
+    dates: dict[str, date | None] = {}
+    for model, day in value.items():
+        try:
+            found = date.fromisoformat(day.strip()) if isinstance(day, str) and day else day or None
+        except ValueError:
+            found = day
+        is_date = isinstance(found, date) and not isinstance(found, datetime)
+        if not isinstance(model, str) or not (found is None or is_date):
+            raise ValueError(f"{expected}; {model!r}: {day!r} is none")
+        dates[model.strip()] = found
+    return dates
 
 
 def parse_price_factor(value: object) -> Decimal:
@@ -520,6 +539,11 @@ MetricsToken = Annotated[
 ModelNames = Annotated[
     Mapping[str, str],
     BeforeValidator(parse_model_names),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "null"]}}),
+]
+ShutdownDates = Annotated[
+    Mapping[str, date | None],
+    BeforeValidator(parse_shutdown_dates),
     WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "null"]}}),
 ]
 _DECIMAL = WithJsonSchema(

@@ -50,6 +50,7 @@ from gateway.configuration.fields import (
     RedisUrl,
     Seconds,
     Secret,
+    ShutdownDates,
     SigningKeys,
     Switch,
     Text,
@@ -269,6 +270,9 @@ class UpstreamSettings(Section):
     models: ModelNames = Field(default_factory=dict)
     """The models that are bought here, with the name that each has there. Empty: every model,
     under its own name."""
+    shutdown: ShutdownDates = Field(default_factory=dict)
+    """When models are shut down here, where that is another day than in models.yaml. Without a day:
+    not announced."""
     priority: CountOrZero = 1
     """Accounts with the lowest number are asked first."""
     weight: CountOrZero = 1
@@ -441,6 +445,12 @@ class Settings(Section):
         return tuple(
             one.model_copy(update={"group": one.group or DEFAULT_GROUP}) for one in self.upstreams
         )
+
+    @property
+    def ca_files(self) -> tuple[Path, ...]:
+        """Those of all accounts, each once."""
+        files = (account.ca_file for account in self.accounts)
+        return tuple(dict.fromkeys(file for file in files if file is not None))
 
     @property
     def timeout_seconds(self) -> float:

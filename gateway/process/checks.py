@@ -32,7 +32,7 @@ from gateway.process.bootstrap import find_shared_files
 from gateway.process.findings import Finding
 from gateway.process.open_purchases import check_open_purchases
 from gateway.process.plaintext import judge_plaintext
-from gateway.process.upstream_check import check_upstream, judge_failures
+from gateway.process.upstream_check import check_upstreams, judge_failures
 from gateway.purchasing.upstream_health import read_states
 from gateway.room_settings import read_admin_token, tls_files
 from gateway.store.batch import execute
@@ -91,7 +91,7 @@ async def examine_settings(settings: Settings, catalog: Catalog | None) -> Seque
     findings = [
         *on_store,
         *await _examine_images(settings),
-        await check_upstream(settings, catalog),
+        *await check_upstreams(settings, catalog),
         *(() if catalog is None else judge_catalog(catalog)),
         judge_parser(is_compiled=has_compiled_parser()),
         *judge_settings(settings),
@@ -458,7 +458,7 @@ async def _fetch_own_link(settings: Settings, url: str, path: str, *, data: byte
         upstream_url=url,
         max_bytes=settings.cache.max_image_bytes,
         timeout_seconds=TEST_LINK_TIMEOUT_SECONDS,
-        ca_file=settings.upstream.ca_file,
+        more_ca_files=settings.ca_files,
     )
     async with open_link_fetcher(fetch_settings) as links:
         try:

@@ -18,6 +18,7 @@ from gateway.process.checks import (
     judge_unknown_prices,
 )
 from gateway.process.findings import Finding
+from gateway.process.upstream_check import judge_accounts
 from gateway.room_settings import tracing_settings
 from gateway.wiring.policy import served_policy
 
@@ -56,7 +57,9 @@ def _judge(settings: Settings) -> Sequence[Finding]:
         *judge_settings(settings),
         *judge_admin_token(settings),
     ]
-    if settings.upstream.api_key is None:
+    if settings.upstreams:
+        findings += [Finding(NAME, "fault", fault) for fault in judge_accounts(settings)]
+    elif settings.upstream.api_key is None:
         message = (
             "upstream.api_key is empty: `gateway serve` does not start without UPSTREAM_API_KEY, "
             "only `gateway demo` does."

@@ -101,21 +101,24 @@ def _public_url(settings: Settings) -> Found:
 
 
 def _upstream(settings: Settings) -> Found:
-    upstream = settings.upstream
-    url = urlsplit(upstream.base_url)
-    if url.scheme == "http" and is_public_host(url.hostname or ""):
-        message = (
-            f"Upstream's key, prompts and images travel in plain text to {upstream.base_url}: "
-            "set UPSTREAM_BASE_URL to an https:// URL."
-        )
-        yield "upstream.base_url", message
-    proxy = _parts(upstream.proxy)
-    if proxy is not None and proxy.password and is_public_host(proxy.hostname or ""):
-        message = (
-            f"The password of the proxy {proxy.hostname} travels to it in plain text: use a proxy "
-            "in a private network, or allow the gateway's address there instead of a password."
-        )
-        yield "upstream.proxy", message
+    for number, upstream in enumerate(settings.accounts):
+        section = f"upstreams.{number}" if settings.upstreams else "upstream"
+        url = urlsplit(upstream.base_url)
+        if url.scheme == "http" and is_public_host(url.hostname or ""):
+            fix = "give it" if settings.upstreams else "set UPSTREAM_BASE_URL to"
+            message = (
+                f"Upstream's key, prompts and images travel in plain text to {upstream.base_url}: "
+                f"{fix} an https:// URL."
+            )
+            yield f"{section}.base_url", message
+        proxy = _parts(upstream.proxy)
+        if proxy is not None and proxy.password and is_public_host(proxy.hostname or ""):
+            message = (
+                f"The password of the proxy {proxy.hostname} travels to it in plain text: use a "
+                "proxy in a private network, or allow the gateway's address there instead of a "
+                "password."
+            )
+            yield f"{section}.proxy", message
 
 
 def _stores(settings: Settings) -> Found:

@@ -14,7 +14,7 @@ from typing import Final
 from yarl import URL
 
 from gateway.catalog import Catalog
-from gateway.configuration.settings import Settings
+from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.failure_report import Reason
 from gateway.process.findings import Finding
 from gateway.purchasing.upstream_health import UpstreamState
@@ -26,22 +26,46 @@ from gateway.upstream.client import UpstreamClient, open_client
 _OPERATIONS: Final = ("/images/generations", "/images/edits", "/images/variations", "/images")
 
 
-async def check_upstream(settings: Settings, catalog: Catalog | None = None) -> Finding:
-    """Whether upstream refuses a request that buys nothing, as an images API does.
+async def check_upstreams(settings: Settings, catalog: Catalog | None = None) -> Sequence[Finding]:
+    """What `check_upstream` finds of each account."""
+    found = []
+    for number, account in enumerate(settings.accounts):
+        finding = await check_upstream(settings, catalog, number=number)
+        found.append(_of_entry(finding, account.name) if settings.upstreams else finding)
+    return found
+
+
+def _of_entry(finding: Finding, name: str) -> Finding:
+    """A finding whose message names the keys of an entry of `upstreams`."""
+    message = finding.message
+    for setting, key in (
+        ("UPSTREAM_BASE_URL", "its base_url"),
+        ("UPSTREAM_API_KEY", "its api_key"),
+        ("upstream.", "its "),
+    ):
+        message = message.replace(setting, key)
+    return Finding(finding.name, finding.level, f"{name}: {message}")
+
+
+async def check_upstream(
+    settings: Settings, catalog: Catalog | None = None, *, number: int = 0
+) -> Finding:
+    """Whether an account refuses a request that buys nothing, as an images API does.
 
     Without a catalog, which has the dialects, it is called as OpenAI is.
     """
-    if settings.upstream.api_key is None:
+    account = settings.accounts[number]
+    if account.api_key is None:
         message = "UPSTREAM_API_KEY is not set; without it `gateway serve` does not start."
         return Finding("upstream", "fault", message)
-    base_url = settings.upstream.base_url
-    dialect = openai if catalog is None else dialect_of(settings.accounts[0], lambda: catalog)
-    async with open_client(client_settings(settings), dialect=dialect) as client:
+    base_url = account.base_url
+    dialect = openai if catalog is None else dialect_of(account, lambda: catalog)
+    async with open_client(client_settings(settings)[number], dialect=dialect) as client:
         reply = await client.check(base_url)
         if reply.is_of_another_service:
             better = await _find_base_url(client, base_url, reply)
             return judge_address(reply, base_url=base_url, better=better)
-    return judge_upstream(reply, base_url=base_url, proxy=_proxy_of(settings))
+    return judge_upstream(reply, base_url=base_url, proxy=_proxy_of(account))
 
 
 async def _find_base_url(client: UpstreamClient, base_url: str, reply: CheckReply) -> str | None:
@@ -200,11 +224,35 @@ def _explain_silence(reply: CheckReply, base_url: str, *, proxy: str | None) -> 
     return f"{base_url} does not respond: check UPSTREAM_BASE_URL and the network{said}."
 
 
-def _proxy_of(settings: Settings) -> str | None:
+def _proxy_of(account: UpstreamSettings) -> str | None:
     """The proxy without its password."""
-    if settings.upstream.proxy is None:
+    if account.proxy is None:
         return None
-    return str(URL(settings.upstream.proxy.get_secret_value()).with_user(None))
+    return str(URL(account.proxy.get_secret_value()).with_user(None))
+
+
+def judge_accounts(settings: Settings) -> Iterator[str]:
+    """The faults for which `gateway serve` does not start."""
+    for account in settings.accounts:
+        fault = None
+        if account.api_key is None and not settings.upstreams:
+            fault = (
+                "UPSTREAM_API_KEY is not set: set it to the team's key, or try `gateway demo`, "
+                "which needs none."
+            )
+        elif account.api_key is None:
+            fault = (
+                f"gateway.yaml: upstreams: '{account.name}' has no api_key: set it to the team's "
+                "key there, or to any word if the service checks none."
+            )
+        elif (of_url := judge_base_url(account.base_url)) is not None:
+            fault = of_url
+            if settings.upstreams:
+                fault = f"gateway.yaml: upstreams: '{account.name}': " + of_url.replace(
+                    "UPSTREAM_BASE_URL", "base_url"
+                )
+        if fault is not None:
+            yield fault
 
 
 def judge_base_url(base_url: str) -> str | None:

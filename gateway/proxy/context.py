@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Final
 
 from gateway.access.key_spaces import Credential
@@ -16,6 +17,8 @@ from gateway.billing.quota import LimitState, flag_shadowed
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.partial_images import Subscriber
+from gateway.catalog import Model
+from gateway.catalog.lifecycle import is_announced, utc_date
 from gateway.images import ImageRequest, Outcome, Principal, Record
 from gateway.purchasing.purchase import PurchaseSummary
 from gateway.request.cache_control import CachePolicy
@@ -57,6 +60,10 @@ class RequestContext:
     """It followed another request's purchase and bought nothing itself."""
     followed_traces: Collection[str] = ()
     """The traceparents of the purchases that it followed, if they are traced."""
+    served_by: str | None = None
+    """The model that serves the alias that the client asked for; None if it asked for a model."""
+    retires: date | None = None
+    """The shutdown date of the model, from `WARNING_DAYS` before it."""
     outcome: Outcome = "refused"
     is_admitted: bool = False
     """It was counted against the key's requests."""
@@ -80,12 +87,22 @@ class RequestContext:
         return self.key.principal
 
     @property
+    def today(self) -> date:
+        """The date in UTC on which it arrived."""
+        return utc_date(self.time)
+
+    @property
     def latest_limits(self) -> list[LimitState]:
         """The limits as last seen: a settlement is later than the admission."""
         if not self.purchase.limits:
             return self.limits
         newer = {(state.limit, state.scope): state for state in self.purchase.limits}
         return [newer.get((state.limit, state.scope), state) for state in self.limits]
+
+    def note_model(self, model: Model, *, asked: str | None) -> None:
+        """Remembers which model serves it, and when that is shut down."""
+        self.served_by = None if asked is None else model.id
+        self.retires = model.shutdown if is_announced(model.shutdown, self.today) else None
 
     def use_key(self, key: Key) -> None:
         """Goes on with a newer version of the key, also in the ledger record."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from functools import partial
 from types import MappingProxyType
 from typing import Final
 
 from gateway.access.keys import Keys
 from gateway.billing import pricing, quota
+from gateway.billing.pricing import Estimate
 from gateway.cache.entries import CachedImage, fresh_images
 from gateway.cache.flight_ends import RECHECK_SECONDS, Patience
 from gateway.cache.flight_events import Flight, PurchasedImages
@@ -27,6 +29,7 @@ from gateway.cache.tags import MAX_ENTRY_TAGS, MAX_KEY_TAGS
 from gateway.cache.takedowns import content_taken_down
 from gateway.cache.transcoding import Transcoding
 from gateway.cache.unstored_images import UnstoredImage, UnstoredImages
+from gateway.catalog.lifecycle import utc_date
 from gateway.errors import (
     INVALID_REQUEST,
     Charge,
@@ -43,6 +46,7 @@ from gateway.proxy.parallel import take_slots
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import PurchaseOrder, Purchases
 from gateway.request.headers import MAX_COST, TAGS
+from gateway.request.retirement import refuse_retired, refuse_uncached
 from gateway.store.batch import Batch
 from gateway.store.commands import Entry
 from gateway.store.protocol import Store
@@ -72,6 +76,7 @@ class Images:
         hits: ImageHits,
         transcoding: Transcoding | None,
         sign: Sign,
+        price_factor: Callable[[str], Decimal],
         tracer: Tracer,
         clock: Callable[[], float],
     ) -> None:
@@ -79,6 +84,8 @@ class Images:
         self._cache = cache
         self._flights = flights
         self._purchases = purchases
+        self._price_factor = price_factor
+        """The largest of the accounts that may be asked for a model."""
         self._keys = keys
         self._store = store
         self._unstored = unstored
@@ -90,7 +97,7 @@ class Images:
 
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
         """The images of a query whose entry was read. Raises `GatewayError`."""
-        if context.key.parallel == "vary":
+        if context.key.parallel == "vary" and query.buys:
             query = await take_slots(self._store, context, query)
         cached = usable_images(query, entry)
         unstored = await self.checked_unstored(query, missing_from(query, cached))
@@ -230,9 +237,14 @@ class Images:
     ) -> PurchaseOrder:
         """The order for `images` images, of a request that has some already.
 
-        Raises `InvalidRequest` above the client's max cost.
+        Raises `InvalidRequest` above the client's max cost, and for a model that was shut down
+        since the request arrived.
         """
-        _check_max_cost(context, query, images)
+        retired = context.policy.catalog.retirement(query.model, utc_date(self._clock()))
+        if retired not in (None, "forward"):
+            is_refused = retired == "refuse"
+            raise (refuse_retired if is_refused else refuse_uncached)(query.model)
+        _check_max_cost(context, query, self.estimate(query, images))
         request = query.request
         span = self._tracer.purchase(context.trace, request, record, images=images)
         trace = span.inside(context.trace)
@@ -271,6 +283,11 @@ class Images:
                 f"{MAX_KEY_TAGS} in all: {', '.join(refused)}"
             )
 
+    def estimate(self, query: ImageQuery, images: int) -> Estimate:
+        """The most that a purchase of so many images costs, whichever account takes it."""
+        factor = self._price_factor(query.model.id)
+        return pricing.estimate(query.model, query.request, images, factor)
+
     # ── images that need not be bought ──────────────────────────────────────────────────────
 
     async def _transcode(
@@ -286,7 +303,11 @@ class Images:
             return {}
         key_id = context.principal.key_id
         return await self._transcoding.fill(
-            target, missing, key_id=key_id, admit=partial(self._count_image, context)
+            target,
+            missing,
+            key_id=key_id,
+            admit=partial(self._count_image, context),
+            with_expired=not query.buys,
         )
 
     async def _count_image(self, context: RequestContext) -> None:
@@ -323,6 +344,10 @@ class Images:
     ) -> FlightResult:
         missing = missing_from(query, images)
         policy = query.cache_policy
+        if not query.buys:
+            if images:
+                return FlightResult(missing=set())
+            raise refuse_uncached(query.model)
         if policy.only_if_cached:
             raise _not_cached()
         ignored = _ignored_images(query, entry, missing)
@@ -341,7 +366,7 @@ class Images:
             missing,
             buy=buy,
             check_again=partial(self._check_key, context, query),
-            limits=_limits_of(context, query),
+            limits=_limits_of(context, query, partial(self.estimate, query)),
             subscriber=subscriber,
             ignoring=ignored,
             max_age_seconds=policy.max_age_seconds,
@@ -379,15 +404,17 @@ class Images:
         return buy
 
 
-def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
+def _limits_of(
+    context: RequestContext, query: ImageQuery, estimate_of: Callable[[int], Estimate]
+) -> FollowerLimits:
     """Refuses this request when another one was refused by the same limit, with its own amounts."""
 
     def refuse(refusal: LimitRefusal, images: int) -> GatewayError | None:
+        estimate = estimate_of(images)
         try:
-            _check_max_cost(context, query, images)
+            _check_max_cost(context, query, estimate)
         except InvalidRequest as too_expensive:
             return too_expensive
-        estimate = pricing.estimate(query.model, query.request, images)
         return quota.refuse_alike(context.principal, refusal, estimate.amounts, why=estimate.reason)
 
     principal = context.principal
@@ -414,9 +441,11 @@ def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:
     policy = query.cache_policy
     if policy.no_cache or policy.no_store:
         return {}
-    cached = fresh_images(entry, query.request.slots)
+    # Images of a model that was shut down and is served from the cache do not expire.
+    with_expired = not query.buys
+    cached = fresh_images(entry, query.request.slots, with_expired=with_expired)
     if query.request.unchecked is not None and len(entry.slots) > len(cached):
-        found = fresh_images(entry, range(MAX_SLOTS))
+        found = fresh_images(entry, range(MAX_SLOTS), with_expired=with_expired)
         images = {slot: other.image for slot, other in found.items()}
         cached = {slot: found[slot] for slot in with_those_beside(images, cached.keys())}
     if policy.max_age_seconds is None:
@@ -445,17 +474,18 @@ def _outcome(result: FlightResult, *, count: int) -> Outcome:
 
 def _is_outage(error: GatewayError | None) -> bool:
     """Whether upstream failed rather than refused. A refused gateway key is no outage."""
+    if error is not None and error.code == ErrorCode.UPSTREAM_UNAVAILABLE:
+        return True  # also if no account may be asked at all
     if not isinstance(error, UpstreamFailure) or error.code == ErrorCode.UPSTREAM_AUTH:
         return False
     return error.status in OUTAGE_STATUSES
 
 
-def _check_max_cost(context: RequestContext, query: ImageQuery, images: int) -> None:
+def _check_max_cost(context: RequestContext, query: ImageQuery, estimate: Estimate) -> None:
     """Holds all purchases of a request below `X-Gateway-Max-Cost-USD`."""
     max_micros = query.headers.max_cost_micros
     if max_micros is None:
         return
-    estimate = pricing.estimate(query.model, query.request, images)
     cost_micros = context.purchase.cost_micros + estimate.amounts.usd_micros
     if cost_micros > max_micros:
         because = f" ({estimate.reason})" if estimate.reason else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
@@ -22,6 +23,7 @@ from gateway.billing import pricing
 from gateway.billing.ledger import Ledger
 from gateway.cache.transcoding import TranscodingTarget
 from gateway.catalog import Catalog, Model
+from gateway.catalog.lifecycle import Retired
 from gateway.errors import ErrorCode, InvalidRequest
 from gateway.imagefile.convert import as_transcoded_format
 from gateway.images import Expected, ImageRequest, Principal, Representation
@@ -36,8 +38,10 @@ from gateway.request.headers import (
     has_request_headers,
     parse_request_headers,
 )
+from gateway.request.retirement import refuse_retired
 from gateway.request.validation import validate
 from gateway.tasks import SerialThread
+from gateway.upstream.accounts import Accounts
 
 MAX_USER: Final = 256
 """Characters of `user` in the ledger; upstream gets all of it."""
@@ -62,6 +66,13 @@ class ImageQuery:
     """The body that it was read from."""
     headers: RequestHeaders
     cache_policy: CachePolicy
+    retired: Retired | None = None
+    """What happens to requests for the model, if it was shut down when this one arrived."""
+
+    @property
+    def buys(self) -> bool:
+        """Whether missing images are bought."""
+        return self.retired in (None, "forward")
 
     @property
     def representation(self) -> Representation:
@@ -74,12 +85,8 @@ class InterpreterSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    upstream_name: str
-    """Part of every fingerprint."""
     validation: Validation = "strict"
     scope: Scope = "global"
-    streams: bool = True
-    """Whether upstream streams. Otherwise there are no partial images to ask for."""
 
 
 class _KeyVersion(NamedTuple):
@@ -88,7 +95,7 @@ class _KeyVersion(NamedTuple):
     expected: tuple[Expected, ...]
 
 
-_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, _KeyVersion]
+_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, _KeyVersion, date]
 """All that an interpretation depends on, besides the policy."""
 
 
@@ -106,10 +113,17 @@ class Interpreter:
     """Turns requests into image queries."""
 
     def __init__(
-        self, settings: InterpreterSettings, ledger: Ledger, *, body_thread: SerialThread
+        self,
+        settings: InterpreterSettings,
+        ledger: Ledger,
+        *,
+        accounts: Accounts,
+        body_thread: SerialThread,
     ) -> None:
+        """The fingerprint has the group of the `accounts` that have the model."""
         self._settings = settings
         self._ledger = ledger
+        self._accounts = accounts
         self._body_thread = body_thread
         self._policy: Policy | None = None
         self._cached: OrderedDict[_CacheKey, _Interpretation] = OrderedDict()
@@ -117,9 +131,13 @@ class Interpreter:
     async def interpret(self, context: RequestContext, body: bytes) -> ImageQuery:
         """The query of a request; the context's record and cache policy follow it.
 
-        Raises `InvalidRequest`.
+        Raises `InvalidRequest`, also for a model that was shut down and is refused.
         """
         query, recorded = await self._interpret_body(context, body)
+        context.note_model(query.model, asked=query.request.asked_model)
+        if query.retired == "refuse":
+            context.record = context.record.but(**recorded)
+            raise refuse_retired(query.model)
         headers = _NO_HEADERS
         if has_request_headers(context.headers):
             headers = parse_request_headers(context.headers.items())
@@ -147,7 +165,7 @@ class Interpreter:
         # meaning. A declared key has none, but it has a version.
         principal, version = context.principal, context.key.declared_version
         of_key = _KeyVersion(principal.key_id, version, principal.expected)
-        cache_key = (body, deployment, content_type, of_key)
+        cache_key = (body, deployment, content_type, of_key, context.today)
         cached = self._cached.get(cache_key)
         if cached is not None:
             self._cached.move_to_end(cache_key)
@@ -174,6 +192,7 @@ class Interpreter:
             deployment=context.deployment,
             catalog=context.policy.catalog,
             key=context.key,
+            today=context.today,
         )
         is_small = len(body) <= MAX_INLINE_BYTES
         query, recorded = read() if is_small else await self._body_thread.run(read)
@@ -188,6 +207,7 @@ class Interpreter:
         deployment: str | None,
         catalog: Catalog,
         key: Key,
+        today: date,
     ) -> _Interpretation:
         parsed = parse_body(body, content_type)
         if deployment is not None:
@@ -207,6 +227,7 @@ class Interpreter:
         recorded = {
             "user": request.user_text[:MAX_USER] or None,
             "model": request.model,
+            "asked_model": request.asked_model,
             "size": _resolved(model, request, "size"),
             "quality": _resolved(model, request, "quality"),
             "n": request.n,
@@ -215,10 +236,11 @@ class Interpreter:
         if request.stream:
             # A stream has no links: its events contain the image, whatever the format says.
             request = replace(request, response_format="b64_json")
-        if not self._settings.streams:
+        if not self._accounts.streams(model.id):
             request = replace(request, partial_images=0)
         policy = _cache_policy(_NO_HEADERS, key)
-        query = ImageQuery(request, model, found, body, _NO_HEADERS, policy)
+        retired = catalog.retirement(model, today)
+        query = ImageQuery(request, model, found, body, _NO_HEADERS, policy, retired)
         return _Interpretation(query, recorded)
 
     def transcoding_target(self, key: Key, query: ImageQuery) -> TranscodingTarget | None:
@@ -241,7 +263,7 @@ class Interpreter:
         return fingerprint(
             request,
             cache_epoch=model.cache_epoch,
-            upstream_name=self._settings.upstream_name,
+            upstream_name=self._accounts.group_of(model.id),
             scope=_name_space(key.scope or self._settings.scope, key.principal),
         )
 

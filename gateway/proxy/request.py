@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from gateway.access.keys import Keys
-from gateway.billing import pricing, quota
+from gateway.billing import quota
 from gateway.billing.quota import LimitState
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.unstored_images import UnstoredImage
@@ -34,6 +34,7 @@ from gateway.proxy.parallel import peek_slots
 from gateway.proxy.recording import Recorder
 from gateway.proxy.result import Answer, DryRun
 from gateway.proxy.store_outage import StoreOutage
+from gateway.request.retirement import refuse_uncached
 from gateway.store.batch import Batch
 from gateway.store.commands import Admission, Entry
 from gateway.store.protocol import Store
@@ -216,7 +217,7 @@ class Proxy:
 
     async def _dry_run(self, context: RequestContext, query: ImageQuery, entry: Entry) -> DryRun:
         """Predicts a hit or a purchase from cached images alone. It counts as one request."""
-        if context.key.parallel == "vary":
+        if context.key.parallel == "vary" and query.buys:
             query = await peek_slots(self._store, context, query)
         # Loads the bytes too, because an image whose bytes are lost would be bought.
         cached = usable_images(query, entry)
@@ -225,8 +226,10 @@ class Proxy:
             unstored = await self._images.checked_unstored(query, missing_from(query, cached))
         cached |= {slot: found.cached for slot, found in unstored.items()}
         images = await self._images.load(query, cached, unstored=unstored)
-        missing = len(missing_from(query, images))
-        estimate = pricing.estimate(query.model, query.request, missing) if missing else None
+        if not query.buys and not images:
+            raise refuse_uncached(query.model)
+        missing = len(missing_from(query, images)) if query.buys else 0
+        estimate = self._images.estimate(query, missing) if missing else None
         remaining_budgets = [
             state.remaining
             for state in context.limits

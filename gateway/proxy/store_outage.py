@@ -15,6 +15,7 @@ from gateway.proxy.images import TAGS_LOST, Images, missing_from, purchase_recor
 from gateway.proxy.interpret import ImageQuery
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import Purchases
+from gateway.request.retirement import refuse_uncached
 
 
 class StoreOutage:
@@ -47,6 +48,8 @@ class StoreOutage:
         needs_store = (
             query.request.response_format == "url"
             or (query.cache_policy.only_if_cached and not self._has_all(query))
+            # Of a model that was shut down: what the store may have is all that there is.
+            or not (query.buys or _bypasses(query) or self._has_all(query))
             or query.headers.dry_run
             or query.headers.idempotency_key is not None
         )
@@ -71,7 +74,9 @@ class StoreOutage:
         images = await self._images.load(query, cached, unstored=unstored)
         missing = missing_from(query, images)
         result = FlightResult(missing=set())
-        if missing:
+        if not query.buys and not images:
+            raise refuse_uncached(query.model)
+        if missing and query.buys:
             buy = self._purchase_function(context, query, images)
             result = await self._run(context, query, missing, buy=buy)
             context.note_flights(result)
@@ -110,3 +115,8 @@ class StoreOutage:
             )
 
         return buy
+
+
+def _bypasses(query: ImageQuery) -> bool:
+    """Whether no cached image would do."""
+    return query.cache_policy.no_cache or query.cache_policy.no_store

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from gateway.billing import pricing
@@ -40,7 +41,12 @@ class Charged:
 
 
 def charge_answer(
-    model: Model, request: ImageRequest, answer: UpstreamAnswer, *, estimate: Amounts
+    model: Model,
+    request: ImageRequest,
+    answer: UpstreamAnswer,
+    *,
+    estimate: Amounts,
+    factor: Decimal = pricing.LIST_PRICE,
 ) -> Charged:
     """The charge for images that came: what upstream says that it charged, or else their price."""
     if answer.cost_picos is not None:
@@ -48,14 +54,24 @@ def charge_answer(
     lacks_usage = pricing.lacks_usage(model, request, answer.usage)
     usage = None if lacks_usage else answer.usage
     amounts, cost = pricing.charge(
-        model, request, usage=usage, images=len(answer.images), estimated=estimate
+        model,
+        request,
+        usage=usage,
+        images=len(answer.images),
+        estimated=estimate,
+        factor=factor,
     )
     flags = ("no_usage",) if lacks_usage else pricing.text_model_flags(model, usage)
     return _charged(amounts, cost, usage, flags=flags, estimate=estimate)
 
 
 def charge_failure(
-    model: Model, request: ImageRequest, failure: UpstreamFailure, *, estimate: Amounts
+    model: Model,
+    request: ImageRequest,
+    failure: UpstreamFailure,
+    *,
+    estimate: Amounts,
+    factor: Decimal = pricing.LIST_PRICE,
 ) -> Charged:
     """The charge for a purchase that brought no image: nothing, its usage, or the estimate."""
     flags: tuple[str, ...] = () if failure.charge is Charge.FREE else (failure.charge.value,)
@@ -71,7 +87,7 @@ def charge_failure(
     flags += pricing.text_model_flags(model, failure.usage)
     images = estimate.images if failure.images is None else failure.images
     amounts, cost = pricing.charge(
-        model, request, usage=failure.usage, images=images, estimated=estimate
+        model, request, usage=failure.usage, images=images, estimated=estimate, factor=factor
     )
     return _charged(amounts, cost, failure.usage, flags=flags, estimate=estimate)
 

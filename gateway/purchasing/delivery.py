@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -31,6 +31,8 @@ from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, Up
 from gateway.net.guard import LinkBlocked
 from gateway.redaction import MAX_NAMES, Identity
 from gateway.trace_context import TraceContext
+from gateway.upstream.accounts import Account
+from gateway.upstream.attempts import Buyer, StreamHandlers
 
 MAX_ANSWER_FIELD: Final = 128
 """Characters of a text among the model's `answer_fields`. A longer one is not kept."""
@@ -39,19 +41,21 @@ log = structlog.get_logger(__name__)
 
 
 class Upstream(Protocol):
-    """The service that makes the images."""
+    """The accounts that images are bought from."""
 
-    async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
-        """Buys `images` images; returns at most `request.max_images`. Raises `UpstreamFailure`."""
-
-    async def stream(
+    async def buy(
         self,
         request: ImageRequest,
+        accounts: Sequence[Account],
         *,
-        on_partial: Callable[[PartialImage], Awaitable[None]],
-        on_open: Callable[[], Awaitable[None]],
+        images: int,
+        stream: StreamHandlers | None = None,
+        buyer: Buyer | None = None,
     ) -> UpstreamAnswer:
-        """Buys one image and reports its partial images. Raises `UpstreamFailure`."""
+        """Buys `images` images from the first account that takes the purchase, and no more.
+
+        With `stream` as a stream, where the account streams. Raises `UpstreamFailure`.
+        """
 
 
 class Links(Protocol):
@@ -61,6 +65,17 @@ class Links(Protocol):
         """The bytes behind a link. Raises `LinkBlocked`."""
 
 
+class Route(Buyer, Protocol):
+    """The way of a purchase from account to account, see `routing`."""
+
+    @property
+    def accounts(self) -> Sequence[Account]:
+        """Those that may be asked, in their order."""
+
+    def is_answered(self) -> None:
+        """The account that is asked has begun to answer."""
+
+
 class DeliverySettings(BaseModel):
     """How images are bought, and the bounds of an image that is accepted."""
 
@@ -68,8 +83,6 @@ class DeliverySettings(BaseModel):
 
     max_image_bytes: int = Field(gt=0)
     max_pixels: int = Field(gt=0)
-    streams: bool = True
-    """Whether a purchase for a client that asked for a stream is a stream too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +112,20 @@ class Delivery:
         self._cache = cache
 
     async def deliver(
-        self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
+        self,
+        request: ImageRequest,
+        model: Model,
+        flight: Flight,
+        route: Route,
+        *,
+        clock: Callable[[], float],
     ) -> Delivered:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
-        is_streamed = request.stream and self._settings.streams
+        is_streamed = request.stream and any(account.streams for account in route.accounts)
         try:
-            return await self._deliver(request, model, flight, is_streamed=is_streamed, clock=clock)
+            return await self._deliver(
+                request, model, flight, route, is_streamed=is_streamed, clock=clock
+            )
         except UpstreamFailure as failure:
             failure.buyer = request.user_names
             if is_streamed:
@@ -117,11 +138,13 @@ class Delivery:
         request: ImageRequest,
         model: Model,
         flight: Flight,
+        route: Route,
         *,
         is_streamed: bool,
         clock: Callable[[], float],
     ) -> Delivered:
         buyer = _buyer_beside_prompt(request)
+        stream = None
         if is_streamed:
             publisher = self._flights.publisher(flight, max_images=request.partial_images)
 
@@ -130,12 +153,15 @@ class Delivery:
                 echoed = _kept_echoes(image.echoed, model, image_format=found)
                 await publisher.publish(replace(image, echoed=echoed))
 
-            answer = await self._upstream.stream(
-                request, on_partial=publish, on_open=publisher.open
-            )
-        else:
-            answer = await self._upstream.generate(request, images=len(flight.slots))
-            answer = _without_empty_ones(answer, requested=len(flight.slots))
+            async def open_stream() -> None:
+                route.is_answered()
+                await publisher.open()
+
+            stream = StreamHandlers(publish, open_stream)
+        answer = await self._upstream.buy(
+            request, route.accounts, images=len(flight.slots), stream=stream, buyer=route
+        )
+        answer = _without_empty_ones(answer, requested=len(flight.slots))
         purchase = {"purchase": flight.id, **request.trace.fields}
         if answer.surplus:
             log.warning("surplus_images", **purchase, images=answer.surplus)
@@ -144,10 +170,12 @@ class Delivery:
         if any(image.is_link for image in answer.images):
             fetching = (self._fetch(image, faults, request.trace) for image in answer.images)
             answer = replace(answer, images=tuple(await asyncio.gather(*fetching)))
+        may_be_svg = _may_be_svg(request, model)
         complete = [
             (_image(sent, *found, buyer=buyer, model=model, now=clock()), sent.data)
             for sent in answer.images
-            if sent.data is not None and (found := await self._check(sent.data, faults)) is not None
+            if sent.data is not None
+            and (found := await self._check(sent.data, faults, may_be_svg=may_be_svg)) is not None
         ]
         images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
         if not images:
@@ -173,8 +201,14 @@ class Delivery:
             faults.append(f"link {blocked.reason}, host {blocked.host or 'unknown'}")
             return image
 
-    async def _check(self, data: bytes, faults: list[str]) -> tuple[ImageFacts, str] | None:
+    async def _check(
+        self, data: bytes, faults: list[str], *, may_be_svg: bool
+    ) -> tuple[ImageFacts, str] | None:
         """The facts of a complete image, and its digest; None for any other bytes."""
+        is_document = detect_format(data) in DOCUMENTS
+        if is_document and not may_be_svg:
+            faults.append("an SVG that was not asked for")
+            return None
         check = partial(
             _facts_and_digest,
             data,
@@ -182,7 +216,7 @@ class Delivery:
             max_pixels=self._settings.max_pixels,
         )
         try:
-            is_fast = len(data) <= INLINE_BYTES and detect_format(data) not in DOCUMENTS
+            is_fast = len(data) <= INLINE_BYTES and not is_document
             return check() if is_fast else await asyncio.to_thread(check)
         except BadImage as bad:
             faults.append(str(bad))
@@ -193,6 +227,18 @@ def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[
     """Takes two milliseconds a megabyte, for an SVG up to a second. Raises `BadImage`."""
     facts = check_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
     return facts, hashlib.sha256(data).hexdigest()
+
+
+def _may_be_svg(request: ImageRequest, model: Model) -> bool:
+    """Whether the client expects an SVG: it asked for one, or the model makes them by default.
+
+    A client that shows what it takes for a raster image need not guard against a document. What a
+    model without a row makes by default is not known.
+    """
+    spec = model.parameters.get("output_format")
+    default = None if spec is None else spec.default
+    wanted = request.parameters.get("output_format", default)
+    return wanted == "svg" if model.has_row else wanted in (None, "svg")
 
 
 def _buyer_beside_prompt(request: ImageRequest) -> Identity:

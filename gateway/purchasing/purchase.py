@@ -28,20 +28,31 @@ from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.idempotent_purchases import keep_for_purchase, release_cancelled
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.catalog import Model
-from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
+from gateway.catalog.lifecycle import is_shut_down, utc_date
+from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
+from gateway.failure_report import Advice, Reason
 from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
 from gateway.purchasing.lease import LeaseKeeper, LeaseTimes
+from gateway.purchasing.routing import (
+    Candidates,
+    Route,
+    budget_of,
+    largest_estimate,
+    named_record,
+)
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
 from gateway.purchasing.upstream_health import UpstreamHealth
+from gateway.request.retirement import name_successor
 from gateway.store.batch import Batch
-from gateway.store.commands import Settlement
+from gateway.store.commands import Reservation, Settlement
 from gateway.store.protocol import Store
 from gateway.tasks import OwnedTasks
 from gateway.tracing import NO_SPAN, PurchaseSpan
+from gateway.upstream import failures
 
 RESERVED_LEASE_FACTOR: Final = 3
 """The lease after the reservation, in multiples of `dead_after_seconds`.
@@ -67,10 +78,8 @@ class PurchaseSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     worker: str
-    upstream_name: str
-    """For the ledger."""
     timeout_seconds: float = Field(gt=0)
-    """Upstream's deadline."""
+    """The longest deadline of an account at upstream."""
     dead_after_seconds: float = Field(default=15.0, gt=0)
     stores_prompts: bool = False
     """Whether the image index gets the prompts of the images."""
@@ -85,7 +94,9 @@ class PurchaseSummary:
     reserved_micros: int = 0
     """The latest purchase's estimate; 0 before the first."""
     upstream: str | None = None
-    """The name of the upstream that the latest purchase was sent to."""
+    """The name of the account that the latest purchase was sent to."""
+    is_answering: bool = False
+    """That account has begun to answer, so no other one will be asked."""
     upstream_seconds: float = 0.0
     """How long its purchases took at upstream, with all attempts and the download of links."""
     cost_micros: int = 0
@@ -148,11 +159,13 @@ class Purchases:
         delivery: Delivery,
         *,
         settlements: Settlements,
-        health: UpstreamHealth,
+        candidates: Candidates,
+        health: Mapping[str, UpstreamHealth],
         unstored: UnstoredImages,
         tasks: OwnedTasks,
     ) -> None:
         self._settings = settings
+        self._candidates = candidates
         self._health = health
         self._store = store
         self._delivery = delivery
@@ -173,12 +186,12 @@ class Purchases:
         settled, at most `COMMIT_WAIT_SECONDS` later.
         """
         flight = order.traced(flight)
-        reserved = await self._reserve(order, flight, is_stored=True)
+        route = await self._reserve(order, flight, is_stored=True)
         keeper = self._keep_lease(flight)
-        async with self._settling_failures(order, reserved):
+        async with self._settling_failures(order, route):
             with keeper.delivering():
-                delivered = await self._deliver(order, flight)
-                received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
+                delivered = await self._deliver(order, flight, route)
+                received = _charge_delivery(order, route, delivered, slots=flight.slots)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
         commit = self._commit_images(order, received, purchased, keeper=keeper)
         await self._wait_for_limits(order, commit)
@@ -186,10 +199,10 @@ class Purchases:
 
     async def buy_unstored(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
         """Buys images for `no-store`, which are not stored. Raises as `buy`."""
-        reserved = await self._reserve(order, flight, is_stored=False)
-        async with self._settling_failures(order, reserved):
-            delivered = await self._deliver(order, flight)
-            received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
+        route = await self._reserve(order, flight, is_stored=False)
+        async with self._settling_failures(order, route):
+            delivered = await self._deliver(order, flight, route)
+            received = _charge_delivery(order, route, delivered, slots=flight.slots)
         order.summary.cost_micros += received.charge.usd_micros
         commit = self._tasks.start(
             self._settlements.commit(received, {}), name=f"commit {flight.id}"
@@ -206,26 +219,18 @@ class Purchases:
         is back; if this worker dies first, they never are. Raises `UpstreamFailure`.
         """
         flight = order.traced(flight)
-        estimate = pricing.estimate(order.model, order.request, len(flight.slots)).amounts
-        reserved = Reserved(
-            flight.id,
-            flight if is_stored else None,
-            estimate=estimate,
-            record=order.record.but(id=flight.id, upstream=self._settings.upstream_name),
-            tags=order.tags,
-            prompt=self._stored_prompt(order),
-        )
+        route = self._route(order, flight, is_stored=is_stored)
         order.summary.has_begun = True
-        order.summary.reserved_micros = estimate.usd_micros
-        opening = self._tasks.start(
-            retry_until_stored(partial(self._open_late, order, reserved)),
+        order.summary.reserved_micros = route.bound.amounts.usd_micros
+        opening = route.opening = self._tasks.start(
+            retry_until_stored(partial(self._open_late, order, route)),
             name=f"open journal {flight.id}",
         )
         keeper = self._keep_lease(flight, opening=opening if is_stored else None)
-        async with self._settling_failures(order, reserved, opening=opening):
+        async with self._settling_failures(order, route):
             with keeper.delivering():
-                delivered = await self._deliver(order, flight)
-                received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
+                delivered = await self._deliver(order, flight, route)
+                received = _charge_delivery(order, route, delivered, slots=flight.slots)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
         if is_stored:
             self._commit_images(order, received, purchased, keeper=keeper, opening=opening)
@@ -240,30 +245,79 @@ class Purchases:
 
     # ── before anything is sent ─────────────────────────────────────────────────────────────
 
-    async def _reserve(self, order: PurchaseOrder, flight: Flight, *, is_stored: bool) -> Reserved:
-        """Reserves the estimate, opens the journal and renews the lease, if the flight has one."""
-        estimate = pricing.estimate(order.model, order.request, len(flight.slots))
+    def _route(self, order: PurchaseOrder, flight: Flight, *, is_stored: bool) -> Route:
+        """The accounts that the purchase may ask; its payload names the first one.
+
+        Raises `GatewayError` if none is in service.
+        """
+        accounts = self._candidates.candidates(order.model.id)
+        images, first = len(flight.slots), accounts[0]
+        estimate = pricing.estimate(order.model, order.request, images, first.price_factor)
         reserved = Reserved(
             flight.id,
             flight if is_stored else None,
             estimate=estimate.amounts,
-            record=order.record.but(id=flight.id, upstream=self._settings.upstream_name),
+            record=named_record(order.record.but(id=flight.id), first, order.model),
             tags=order.tags,
             prompt=self._stored_prompt(order),
             idempotent=order.idempotent,
             cached=tuple(order.cached.items()) if order.idempotent is not None else (),
         )
+        bound = largest_estimate(accounts, order.model, order.request, images)
+        return Route(
+            accounts,
+            reserved,
+            bound,
+            store=self._store,
+            worker=self._settings.worker,
+            principal=order.principal,
+            request=order.request,
+            model=order.model,
+            summary=order.summary,
+            health=self._health,
+        )
+
+    async def _reserve(self, order: PurchaseOrder, flight: Flight, *, is_stored: bool) -> Route:
+        """Reserves the estimate, opens the journal and renews the lease, if the flight has one.
+
+        An account whose budget is used up is passed over.
+        """
+        route = self._route(order, flight, is_stored=is_stored)
+        while True:
+            reservation = await self._open_journal(order, flight, route)
+            if not quota.is_refused_by_account(order.principal, reservation):
+                break
+            if not route.pass_over():
+                raise failures.over_budget(order.model.id)
+        if reservation.denied is not None:
+            raise quota.refuse_reservation(
+                order.principal, reservation, route.bound.amounts, why=route.bound.reason
+            )
+        order.summary.has_begun = True
+        order.summary.reserved_micros = route.bound.amounts.usd_micros
+        shadowed = quota.shadowed_by_reservation(order.principal, reservation)
+        order.summary.shadowed += shadowed
+        record = quota.flag_shadowed(route.reserved.record, shadowed)
+        route.reserved = replace(route.reserved, record=record.but(time=reservation.reserved_at))
+        return route
+
+    async def _open_journal(
+        self, order: PurchaseOrder, flight: Flight, route: Route
+    ) -> Reservation:
+        """Reserves at the first account of the route. A denied reservation opens no journal."""
+        reserved = route.reserved
         batch = Batch(self._store)
         reservation = quota.reserve(
             batch,
             order.principal,
             flight.id,
             worker=self._settings.worker,
-            estimate=estimate.amounts,
+            estimate=route.bound.amounts,
             payload=reserved.encode(),
+            account=budget_of(route.account),
         )
         lease = None
-        if is_stored and not flight.is_unshared:
+        if reserved.flight is not None and not flight.is_unshared:
             lease = flight.renew(batch, seconds=self._lease_times.reserved)
         try:
             await batch.execute()
@@ -283,16 +337,7 @@ class Purchases:
             )
             order.summary.settling.append(cancelling)
             raise
-        if reservation.value.denied is not None:
-            raise quota.refuse_reservation(
-                order.principal, reservation.value, estimate.amounts, why=estimate.reason
-            )
-        order.summary.has_begun = True
-        order.summary.reserved_micros = estimate.amounts.usd_micros
-        shadowed = quota.shadowed_by_reservation(order.principal, reservation.value)
-        order.summary.shadowed += shadowed
-        record = quota.flag_shadowed(reserved.record, shadowed)
-        return replace(reserved, record=record.but(time=reservation.value.reserved_at))
+        return reservation.value
 
     async def _cancel(self, reserved: Reserved) -> None:
         batch = Batch(self._store)
@@ -303,7 +348,7 @@ class Purchases:
         quota.settle(batch, reserved.purchase, Amounts(), record=None)
         await batch.execute()  # `cache.flights` releases the lease
 
-    async def _open_late(self, order: PurchaseOrder, reserved: Reserved) -> float:
+    async def _open_late(self, order: PurchaseOrder, route: Route) -> float:
         """Opens the journal of a running or finished purchase, without checking limits.
 
         Returns the store's time of the reservation: the purchase belongs to its windows.
@@ -312,26 +357,27 @@ class Purchases:
         reservation = quota.reserve(
             batch,
             order.principal.without_limits(),
-            reserved.purchase,
+            route.reserved.purchase,
             worker=self._settings.worker,
-            estimate=reserved.estimate,
-            payload=reserved.encode(),
+            estimate=route.bound.amounts,
+            payload=route.reserved.encode(),
+            account=budget_of(route.account),
         )
         await batch.execute()
         return reservation.value.reserved_at
 
     # ── while upstream works ────────────────────────────────────────────────────────────────
 
-    async def _deliver(self, order: PurchaseOrder, flight: Flight) -> Delivered:
+    async def _deliver(self, order: PurchaseOrder, flight: Flight, route: Route) -> Delivered:
         began_at = time.monotonic()
-        order.summary.upstream = self._settings.upstream_name
+        order.summary.upstream = route.account.name
         try:
             delivered = await self._delivery.deliver(
-                order.request, order.model, flight, clock=order.clock
+                order.request, order.model, flight, route, clock=order.clock
             )
         finally:
             order.summary.upstream_seconds += time.monotonic() - began_at
-        self._health.succeeded()
+        route.succeeded()
         return delivered
 
     def _keep_lease(
@@ -347,27 +393,23 @@ class Purchases:
     async def _settling_failures(
         self,
         order: PurchaseOrder,
-        reserved: Reserved,
-        *,
-        opening: asyncio.Task[float] | None = None,
+        route: Route,
     ) -> AsyncIterator[None]:
-        """Settles the purchase if anything fails between its reservation and its commit.
-
-        `opening` is the task that opens the journal, if it is not open yet.
-        """
+        """Settles the purchase if anything fails between its reservation and its commit."""
         try:
             yield
-        except UpstreamFailure as failure:
-            self._health.failed(failure, order.request, reserved.record)
-            await self._settle_failure(order, reserved, failure, opening=opening)
-            raise
+        except UpstreamFailure as met:
+            route.report(met)
+            failure = _with_successor(met, order)
+            await self._settle_failure(order, route, failure)
+            raise failure from None
         except Exception as fault:
             # Not `BaseException`: a cancelled purchase leaves its journal open for recovery.
             log.exception(
-                "purchase_failed", purchase=reserved.purchase, **order.request.trace.fields
+                "purchase_failed", purchase=route.reserved.purchase, **order.request.trace.fields
             )
             presumed = gateway_failure()
-            await self._settle_failure(order, reserved, presumed, opening=opening)
+            await self._settle_failure(order, route, presumed)
             raise presumed from fault
 
     # ── after upstream answered ─────────────────────────────────────────────────────────────
@@ -420,19 +462,23 @@ class Purchases:
             order.summary.limits = quota.reservation_states(order.principal, task.result().states)
 
     async def _settle_failure(
-        self,
-        order: PurchaseOrder,
-        reserved: Reserved,
-        failure: UpstreamFailure,
-        *,
-        opening: asyncio.Task[float] | None,
+        self, order: PurchaseOrder, route: Route, failure: UpstreamFailure
     ) -> None:
-        charged = charge_failure(order.model, order.request, failure, estimate=reserved.estimate)
+        reserved, opening = route.reserved, route.opening
+        charged = charge_failure(
+            order.model,
+            order.request,
+            failure,
+            estimate=reserved.estimate,
+            factor=route.account.price_factor,
+        )
         charge = charged.amounts
         order.summary.cost_micros += charge.usd_micros
-        record = reserved.record.but(
+        named = route.failed_record(failure)
+        order.summary.upstream = named.upstream
+        record = named.but(
             outcome="failed",
-            flags=(*reserved.record.flags, *charged.flags),
+            flags=(*named.flags, *charged.flags),
             error=failure.code,
             status=failure.status,
             **charged.recorded,
@@ -453,15 +499,32 @@ class Purchases:
         await self._wait_for_limits(order, self._tasks.start(settle(), name=name))
 
 
+def _with_successor(failure: UpstreamFailure, order: PurchaseOrder) -> UpstreamFailure:
+    """The failure, which names the successor of a model that was shut down and does not exist."""
+    if failure.report.reason is not Reason.MODEL_UNKNOWN or failure.message.endswith(CUT):
+        return failure
+    if not is_shut_down(order.model.shutdown, utc_date(order.clock())):
+        return failure
+    named = failure.with_sentence(name_successor(order.model))
+    named.advice = Advice.NONE  # the operator knows it, and the client is told what to do
+    return named
+
+
 def _charge_delivery(
-    order: PurchaseOrder, reserved: Reserved, delivered: Delivered, *, slots: tuple[int, ...]
+    order: PurchaseOrder, route: Route, delivered: Delivered, *, slots: tuple[int, ...]
 ) -> Received:
     """Computes the charge and the ledger record; splits usage and cost among the images.
 
     Both are known now, so the purchase's span ends here, and not when the store has them too.
     """
-    answer = delivered.answer
-    charged = charge_answer(order.model, order.request, answer, estimate=reserved.estimate)
+    answer, reserved = delivered.answer, route.reserved
+    charged = charge_answer(
+        order.model,
+        order.request,
+        answer,
+        estimate=reserved.estimate,
+        factor=route.account.price_factor,
+    )
     charge, flags = charged.amounts, charged.flags
     images = [image for image, _ in delivered.images]
     if len(images) < len(answer.images) or answer.surplus:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -190,6 +191,7 @@ class UpstreamHealth:
         is_breaker_open: Callable[[], bool],
         observer: Observer,
         clock: Callable[[], float] = time.time,
+        changed: asyncio.Event | None = None,
     ) -> None:
         self._store = store
         self._name = name
@@ -202,11 +204,21 @@ class UpstreamHealth:
         self._seen = UpstreamState(name)
         self._written_at = -WRITE_SECONDS
         self._lock = asyncio.Lock()
-        self.changed = asyncio.Event()
+        self.changed = changed or asyncio.Event()
         """Set to have a failure written at once, if the last write is a second ago."""
 
-    def failed(self, failure: UpstreamFailure, request: ImageRequest, record: Record) -> None:
-        """A purchase failed. Writes the one log event that says why."""
+    def failed(
+        self,
+        failure: UpstreamFailure,
+        request: ImageRequest,
+        record: Record,
+        *,
+        failover: bool = False,
+    ) -> None:
+        """A purchase failed. Writes the one log event of this account that says why.
+
+        With `failover` another account is asked.
+        """
         report = failure.report.without_buyer(names=request.user_names, prompt=request.prompt)
         failed = FailedPurchase(
             time=self._clock(),
@@ -234,6 +246,7 @@ class UpstreamHealth:
             # A code of upstream's own may name the buyer.
             answered_code=failure.code if failure.code in _OWN_CODES else failed.code,
             charge=failure.charge.value,
+            **({"failover": True} if failover else {}),
             **request.trace.fields,
         )
         if is_refusal:  # upstream does its work
@@ -253,11 +266,10 @@ class UpstreamHealth:
 
     def current(self) -> UpstreamState:
         """The state as this worker knows it, without asking the store."""
-        return self._with_own(self._seen)
+        return self.with_own(self._seen)
 
     async def refresh(self) -> None:
         """Writes what is new, at most once a second; else reads. Raises `StoreUnavailable`."""
-        self.changed.clear()
         try:
             async with self._lock:
                 if self._must_write() and time.monotonic() - self._written_at >= WRITE_SECONDS:
@@ -270,17 +282,13 @@ class UpstreamHealth:
                 is_failing=state.is_failing, last_success_at=state.last_success_at
             )
 
-    async def read_all(self) -> Sequence[UpstreamState]:
-        """The states of all upstreams, with what is new here. Raises `StoreUnavailable`."""
-        # A write that ends during the read would be neither in what was read nor still pending.
-        async with self._lock:
-            found = await read_states(self._store, self._clock())
-        states = {state.name: state for state in found}
-        states.setdefault(self._name, UpstreamState(self._name))
-        states[self._name] = self._with_own(states[self._name])
-        return [states[name] for name in sorted(states)]
+    @property
+    def writing(self) -> asyncio.Lock:
+        """Held while it writes to the store, or reads from it."""
+        return self._lock
 
-    def _with_own(self, state: UpstreamState) -> UpstreamState:
+    def with_own(self, state: UpstreamState) -> UpstreamState:
+        """A state that was read, with what is new here."""
         state = self._pending.added_to(self._writing.added_to(state))
         breakers = {name: at for name, at in state.open_breakers.items() if name != self._worker}
         if self._is_breaker_open():
@@ -308,7 +316,7 @@ class UpstreamHealth:
             for _ in range(_ATTEMPTS):
                 found = await self._read()
                 now = self._clock()
-                state = self._with_own(self._seen)
+                state = self.with_own(self._seen)
                 newest = sorted(state.open_breakers.items(), key=lambda item: -item[1])
                 state = replace(state, open_breakers=dict(newest[:MAX_OPEN_BREAKERS]))
                 if self._pending.failures or self._pending.succeeded_at is not None:
@@ -329,6 +337,43 @@ class UpstreamHealth:
         state = found and read_stored("upstream", found, UpstreamState.decode, name=self._name)
         self._seen = _without_expired(state or UpstreamState(self._name), self._clock())
         return found
+
+
+class AccountsHealth:
+    """How the purchases of this worker end at each account."""
+
+    def __init__(
+        self, store: Store, accounts: Mapping[str, UpstreamHealth], *, changed: asyncio.Event
+    ) -> None:
+        self._store = store
+        self.accounts = accounts
+        self.changed = changed
+        """Set to have a failure written at once, if the last write is a second ago."""
+
+    def current(self) -> Sequence[UpstreamState]:
+        """The states as this worker knows them, in the order of the accounts."""
+        return [health.current() for health in self.accounts.values()]
+
+    async def refresh(self) -> None:
+        """Writes what is new of each account, or reads. Raises `StoreUnavailable`."""
+        self.changed.clear()
+        for health in self.accounts.values():
+            await health.refresh()
+
+    async def read_all(self) -> Sequence[UpstreamState]:
+        """The states of all accounts, by name, with what is new here.
+
+        Also of those that other gateways on the store have or had. Raises `StoreUnavailable`.
+        """
+        # A write that ends during the read would be neither in what was read nor still pending.
+        async with AsyncExitStack() as held:
+            for health in self.accounts.values():
+                await held.enter_async_context(health.writing)
+            found = await read_states(self._store, time.time())
+        states = {state.name: state for state in found}
+        for name, health in self.accounts.items():
+            states[name] = health.with_own(states.get(name, UpstreamState(name)))
+        return [states[name] for name in sorted(states)]
 
 
 async def read_states(store: Store, now: float) -> Sequence[UpstreamState]:

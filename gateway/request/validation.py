@@ -83,11 +83,44 @@ def validate(
     if not model.has_row:
         return read_unchecked(raw, body, model=model.id)
     if is_lenient:
-        return _validate_leniently(body, model, catalog=catalog)
+        request = _validate_leniently(body, model, catalog=catalog)
+        return _serve_alias(request, catalog)
     try:
-        return _validate_strictly(body, model, catalog=catalog)
+        request = _validate_strictly(body, model, catalog=catalog)
     except InvalidRequest as refusal:
         raise _with_hint(refusal, body, model, catalog=catalog) from None
+    return _serve_alias(request, catalog)
+
+
+def _serve_alias(request: ImageRequest, catalog: Catalog) -> ImageRequest:
+    """A request for an alias, which its row allows, as one for the model that serves it.
+
+    Any other request is returned as it is. The names of the client, and the gateway's own links,
+    need no mapping.
+    """
+    alias = catalog.linked_aliases.get(request.model)
+    if alias is None:
+        return request
+    body = alias.body_for(request)
+    try:
+        served = _validate_strictly(body, catalog.fronts[alias.target], catalog=catalog)
+    except InvalidRequest as refusal:
+        sentence = f"The model '{alias.name}' is served by '{alias.target}'."
+        raise refusal.with_sentence(sentence) from None
+    served = replace(
+        _serve_alias(served, catalog),
+        asked_model=alias.name,
+        user=request.user,
+        safety_identifier=request.safety_identifier,
+    )
+    if alias.map.get("response_format", {}) is None:
+        return served
+    knows_formats = "response_format" in catalog.model_of(alias.name).parameters
+    return replace(
+        served,
+        response_format=request.response_format,
+        requested_response_format=request.requested_response_format if knows_formats else None,
+    )
 
 
 def _validate_strictly(
@@ -187,7 +220,7 @@ def _resolve_model(body: Mapping[str, object], catalog: Catalog) -> Model:
         name = _default_model(body, catalog)
     if not isinstance(name, str):
         raise _invalid_type("model", "a string", value=name)
-    model = catalog.models.get(name)
+    model = catalog.fronts.get(name)
     if model is None and catalog.unknown_models == "passthrough":
         check_name(name)
         return catalog.unknown_model(name)
@@ -215,8 +248,8 @@ def _default_model(body: Mapping[str, object], catalog: Catalog) -> str:
 
 
 def _needs_gpt(name: str, value: object, *, catalog: Catalog) -> bool:
-    plain = catalog.models[catalog.default_model].parameters.get(name)
-    gpt = catalog.models[catalog.default_gpt_model].parameters.get(name)
+    plain = catalog.fronts[catalog.default_model].parameters.get(name)
+    gpt = catalog.fronts[catalog.default_gpt_model].parameters.get(name)
     if gpt is None:
         return False
     if plain is None:
@@ -372,7 +405,7 @@ def _(spec: SizeSpec, name: str, value: object) -> Value:
         raise _invalid_type(name, "a string", value=value)
     if value in spec.values:
         return value
-    if (fault := _size_fault(spec, value)) is not None:
+    if (fault := spec.fault_of(value)) is not None:
         raise _invalid_size(name, value, fault=fault)
     return value
 
@@ -469,14 +502,6 @@ def _(spec: ObjectSpec, name: str, value: object) -> Value:
     return checked
 
 
-def _size_fault(spec: SizeSpec, size: str) -> str | None:
-    """The fault of a free size, in the words of `docs/reference/images-api.md#sizes-by-rule`."""
-    matched = SIZE.fullmatch(size)
-    if matched is None:
-        return f"Expected WIDTHxHEIGHT, for example '{spec.example}'."
-    return _bounds_fault(spec, *map(int, matched.groups()))
-
-
 def _frame_fault(spec: _FrameSize, size: str) -> str | None:
     """The fault of a frame's size: the sheet of all frames, upright or on its side, must fit."""
     matched = SIZE.fullmatch(size)
@@ -487,27 +512,10 @@ def _frame_fault(spec: _FrameSize, size: str) -> str | None:
         return f"Width and height must both be divisible by {spec.size.divisor}."
     columns, rows = spec.layout.columns, spec.layout.rows
     sheets = [(width * columns, height * rows), (width * rows, height * columns)]
-    faults = [_bounds_fault(spec.size, *sheet) for sheet in sheets]
+    faults = [spec.size.bounds_fault(*sheet) for sheet in sheets]
     if None in faults:
         return None
     return f"Its frames make a sheet of {sheets[0][0]}x{sheets[0][1]} pixels. {faults[0]}"
-
-
-def _bounds_fault(spec: SizeSpec, width: int, height: int) -> str | None:
-    shorter, longer = sorted((width, height))
-    pixels = shorter * longer
-    if shorter % spec.divisor or longer % spec.divisor:
-        return f"Width and height must both be divisible by {spec.divisor}."
-    if longer > spec.max_edge:
-        return f"The longest edge must be less than or equal to {spec.max_edge}."
-    if pixels < spec.min_pixels:
-        return "Requested resolution is below the current minimum pixel budget."
-    if pixels > spec.max_pixels:
-        return "Requested resolution exceeds the current pixel budget."
-    # Last, because its wording was never observed at the service. The others are exact.
-    if longer > spec.max_ratio * shorter:
-        return f"The aspect ratio must be between 1:{spec.max_ratio} and {spec.max_ratio}:1."
-    return None
 
 
 # ── the wording of errors ───────────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from gateway.upstream.session import ClientSettings
+from gateway.catalog.dialects import BUILT_IN_DIALECTS
 from gateway.values import nearest
 
 
@@ -24,11 +24,8 @@ class Account:
     name: str
     group: str
     """Accounts of one group share cached images: it is part of every fingerprint."""
-    settings: ClientSettings
     models: Mapping[str, str] = field(default_factory=dict)
-    """The models that are bought here, with their names there; empty: those that it `serves`."""
-    serves: Callable[[str], bool] = lambda _model: True
-    """Whether its service has a model, for an account without `models`."""
+    """The models that are bought here, with their names there; empty: all of its service."""
     priority: int = 1
     """The lowest is asked first."""
     weight: int = 1
@@ -38,6 +35,7 @@ class Account:
     price_factor: Decimal = Decimal(1)
     budget: Mapping[str, int] = field(default_factory=dict)
     """By the name of a limit, such as `usd_per_month`, in micro-dollars."""
+    timeout_seconds: float = 600.0
     streams: bool = True
     dialect: str = "openai"
     is_counted: bool = False
@@ -48,10 +46,6 @@ class Account:
         """The limit subject of its budget."""
         return f"upstream:{self.name}"
 
-    def has(self, model: str) -> bool:
-        """Whether the account has a model, whatever its weight."""
-        return model in self.models if self.models else self.serves(model)
-
     def name_of(self, model: str) -> str:
         """The model's name there."""
         return self.models.get(model, model)
@@ -60,8 +54,15 @@ class Account:
 class Accounts:
     """The accounts of a gateway, in the order of the file."""
 
-    def __init__(self, accounts: Sequence[Account]) -> None:
+    def __init__(
+        self,
+        accounts: Sequence[Account],
+        service_of: Callable[[str], str | None] = lambda model: None,
+    ) -> None:
+        """`service_of` finds the dialect of a model's row."""
         self.all = tuple(accounts)
+        self._service_of = service_of
+        self._speaks_built_in = any(one.dialect in BUILT_IN_DIALECTS for one in self.all)
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self.all)
@@ -69,14 +70,35 @@ class Accounts:
     def __len__(self) -> int:
         return len(self.all)
 
+    def with_services(self, service_of: Callable[[str], str | None]) -> Accounts:
+        """The same accounts for the rows of a catalog."""
+        return Accounts(self.all, service_of)
+
+    def declaring(self, model: str) -> Sequence[Account]:
+        """The accounts that have a model, whatever their weights."""
+        return [account for account in self.all if self._has(account, model)]
+
+    def _has(self, account: Account, model: str) -> bool:
+        """Whether an account has a model: it lists it, or lists none and speaks its dialect.
+
+        Models without a service, and without a row, are OpenAI's and Azure's, or those of any
+        account if none speaks a dialect of these two.
+        """
+        if account.models:
+            return model in account.models
+        service = self._service_of(model)
+        if service is not None:
+            return service == account.dialect
+        return account.dialect in BUILT_IN_DIALECTS or not self._speaks_built_in
+
     def having(self, model: str) -> Sequence[Account]:
         """The accounts that purchases of a model may ask."""
-        return [account for account in self.all if account.weight and account.has(model)]
+        return [account for account in self.declaring(model) if account.weight]
 
     def group_of(self, model: str) -> str:
         """The group of the accounts that have a model."""
-        found = [account.group for account in self.all if account.has(model)]
-        return found[0] if found else self.all[0].group
+        found = self.declaring(model)
+        return (found[0] if found else self.all[0]).group
 
     def streams(self, model: str) -> bool:
         """Whether any account that has a model streams."""
@@ -85,12 +107,7 @@ class Accounts:
     @property
     def timeout_seconds(self) -> float:
         """How long a purchase may take at any account."""
-        return max(account.settings.timeout_seconds for account in self.all)
-
-
-def served_models(accounts: Accounts, models: Collection[str]) -> frozenset[str]:
-    """Those of the models that an account has."""
-    return frozenset(model for model in models if accounts.having(model))
+        return max(account.timeout_seconds for account in self.all)
 
 
 def check_accounts(
@@ -111,7 +128,7 @@ def check_accounts(
                 )
     named = {model for account in accounts for model in account.models}
     for model in sorted({*models, *named}):
-        having = [account for account in accounts if account.has(model)]
+        having = accounts.declaring(model)
         _check_groups(model, having)
         if having and not any(account.weight for account in having):
             names = _names(having)

@@ -80,7 +80,10 @@ class Buyer(Protocol):
         """Called before each attempt; False: this account is passed over."""
 
     def left(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
-        """An account did not take the purchase. Unless `is_final`, another one will be asked."""
+        """An account did not take the purchase. Unless `is_final`, others are or were asked.
+
+        May be called more than once for an account.
+        """
 
 
 class Alone:
@@ -173,6 +176,9 @@ class Attempts:
         if outcome is None:
             raise self._nobody_asked()
         if isinstance(outcome, Failed):
+            for asked in self._asked:
+                if asked is not self._current and asked.outcome is not None:
+                    self._tell_left(asked, asked.outcome)
             failure = self._relayed(self._current, outcome)
             self._buyer.left(self._current.candidate.name, failure, is_final=True)
             raise failure
@@ -331,6 +337,9 @@ class Attempts:
     def _leave(self, asked: _Asked, outcome: Failed) -> None:
         """Reports a failure now: the next account may take minutes."""
         self._report(asked, outcome)
+        self._tell_left(asked, outcome)
+
+    def _tell_left(self, asked: _Asked, outcome: Failed) -> None:
         self._buyer.left(asked.candidate.name, self._relayed(asked, outcome), is_final=False)
 
     def _report(self, asked: _Asked, outcome: Outcome | None) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 import aiohttp
 
-from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, UpstreamFailure
+from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, GatewayError, UpstreamFailure
 from gateway.failure_report import FailureReport, Reason
 
 MAX_RETRY_AFTER_SECONDS: Final = 120
@@ -139,26 +139,39 @@ def all_passed_over() -> UpstreamFailure:
     )
 
 
-def disabled(model: str) -> UpstreamFailure:
-    """The operator has taken every account that has the model out of service."""
-    return UpstreamFailure(
-        f"The operator of this gateway has taken every account at upstream that has the model "
-        f"'{model}' out of service.",
-        code=ErrorCode.UPSTREAM_UNAVAILABLE,
-        charge=Charge.FREE,
-        # An SDK would wait in vain: only the operator can end this.
-        headers={"Retry-After": "60", "x-should-retry": "false"},
-        report=FailureReport(Reason.NO_ACCOUNT),
+def unserved(model: str) -> GatewayError:
+    """No account has the model, which has no row either: it is unknown."""
+    return GatewayError(
+        f"The model '{model}' does not exist or you do not have access to it.",
+        status=404,
+        type=INVALID_REQUEST,
+        param="model",
+        code=ErrorCode.MODEL_NOT_FOUND,
     )
 
 
-def over_budget(model: str) -> UpstreamFailure:
+def disabled(model: str) -> GatewayError:
+    """The operator has taken every account that has the model out of service.
+
+    Like `over_budget` no failure of a purchase: none has begun.
+    """
+    return _unavailable(
+        f"The operator of this gateway has taken every account at upstream that has the model "
+        f"'{model}' out of service. Nothing was sent."
+    )
+
+
+def over_budget(model: str) -> GatewayError:
     """The budgets of all accounts that have the model are used up. No key's limit is reached."""
-    return UpstreamFailure(
-        f"The gateway's own budget for its accounts at upstream that have the model '{model}' is "
-        "used up. This concerns no limit of your key.",
-        code=ErrorCode.UPSTREAM_UNAVAILABLE,
-        charge=Charge.FREE,
-        headers={"Retry-After": str(MAX_RETRY_AFTER_SECONDS), "x-should-retry": "false"},
-        report=FailureReport(Reason.NO_ACCOUNT),
+    return _unavailable(
+        f"The gateway's own budget for the accounts at upstream that have the model '{model}' is "
+        "used up. This is no limit of your key. Nothing was sent."
+    )
+
+
+def _unavailable(message: str) -> GatewayError:
+    # SDKs would wait and ask again in vain.
+    headers = {"Retry-After": str(MAX_RETRY_AFTER_SECONDS), "x-should-retry": "false"}
+    return GatewayError(
+        message, code=ErrorCode.UPSTREAM_UNAVAILABLE, headers=headers, source="upstream"
     )

@@ -56,6 +56,8 @@ class FetchSettings(BaseModel):
 
     upstream_url: str
     """Upstream's base URL. Its host and port are always allowed."""
+    more_upstream_urls: tuple[str, ...] = ()
+    """The same of further accounts."""
     allow: tuple[str, ...] = ()
     """Hosts, `host:port`, addresses and networks, also private ones and over plain http."""
     max_bytes: int = Field(gt=0)
@@ -65,6 +67,8 @@ class FetchSettings(BaseModel):
     max_redirects: int = Field(default=5, ge=0)
     ca_file: Path | None = None
     """Certificate authorities in PEM that are trusted in addition to the system's."""
+    more_ca_files: tuple[Path, ...] = ()
+    """The same of further accounts."""
 
     secrets: tuple[str, ...] = Field(default=(), repr=False)
     """Redacted in the log, where a link's host is shown."""
@@ -84,7 +88,8 @@ class FetchSettings(BaseModel):
     @property
     def allow_list(self) -> AllowList:
         """The hosts and networks that are allowed beside public addresses over https."""
-        return parse_allow_list([_host_and_port(self.upstream_url), *self.allow])
+        urls = (self.upstream_url, *self.more_upstream_urls)
+        return parse_allow_list([*map(_host_and_port, urls), *self.allow])
 
 
 def _host_and_port(base_url: str) -> str:
@@ -106,7 +111,9 @@ async def open_link_fetcher(
     `observer` is called with the outcome of each fetch: `fetched`, or the reason of `LinkBlocked`.
     `resolver` is by default the system's. Raises `OSError` for a bad `ca_file`.
     """
-    tls = await asyncio.to_thread(create_tls, settings.ca_file)  # reads files
+    tls = await asyncio.to_thread(
+        create_tls, settings.ca_file, *settings.more_ca_files
+    )  # reads files
     async with AsyncExitStack() as stack:
         sessions = {}
         # A session for each policy, because a pooled connection is reused without a check.

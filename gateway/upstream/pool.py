@@ -24,6 +24,7 @@ from gateway.upstream.attempts import Attempts, Buyer, Candidate, StreamHandlers
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.dialect import Dialect
 from gateway.upstream.observer import Observer, Pace
+from gateway.upstream.session import ClientSettings
 
 REST_SECONDS: Final = 60.0
 """How long an account is not asked for a model after 401, 403, 404 for it, or a billing limit."""
@@ -54,9 +55,11 @@ class Pool:
     def candidates(self, model: str) -> Sequence[Account]:
         """The accounts that a purchase may ask, in the order of trial.
 
-        Raises `UpstreamFailure` if each one is out of service.
+        Raises `GatewayError` if there is none, or each one is out of service.
         """
         having = self.accounts.having(model)
+        if not having:
+            raise failures.unserved(model)
         in_service = [account for account in having if not self.is_disabled(account.name)]
         if not in_service:
             raise failures.disabled(model)
@@ -142,35 +145,37 @@ class Pool:
         return len(weights) - 1
 
 
-def _openai(_name: str) -> Dialect:
+def _openai(_account: Account) -> Dialect:
     return openai
 
 
 @asynccontextmanager
 async def open_pool(
     accounts: Accounts,
+    settings: Sequence[ClientSettings],
     *,
     observe: Callable[[str], Observer],
-    dialect_of: Callable[[str], Dialect] = _openai,
+    dialect_of: Callable[[Account], Dialect] = _openai,
     tracer: Tracer = NO_TRACER,
     pace: Pace | None = None,
 ) -> AsyncIterator[Pool]:
     """The accounts of a process with their connection pools, which are closed on exit.
 
-    `observe` makes the observer of an account, `dialect_of` finds a dialect by its name.
+    `settings` are those of their clients, in the same order. `observe` makes the observer of an
+    account by its name, and `dialect_of` finds its dialect.
     """
     pace = pace or Pace()
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(
                 open_client(
-                    account.settings,
-                    dialect=dialect_of(account.dialect),
+                    of_account,
+                    dialect=dialect_of(account),
                     observer=observe(account.name),
                     tracer=tracer,
                     pace=pace,
                 )
             )
-            for account in accounts
+            for account, of_account in zip(accounts, settings, strict=True)
         ]
         yield Pool(accounts, clients, pace)

@@ -70,6 +70,8 @@ class ClientSettings(BaseModel):
     the dialect says how the key is sent."""
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
     """Further headers of every request to upstream."""
+    secrets_of_others: tuple[SecretStr, ...] = ()
+    """Secrets of other accounts, which this one might quote."""
     proxy: SecretStr | None = None
     """`http://host:port`, with or without user and password."""
     ca_file: Path | None = None
@@ -131,7 +133,8 @@ class ClientSettings(BaseModel):
         if proxy.password is not None:
             values += [proxy.password, f"{proxy.user}:{proxy.password}"]
         long = [value for value in values if len(value) >= _MIN_SECRET_LENGTH]
-        return [self.api_key.get_secret_value(), *long]
+        others = [secret.get_secret_value() for secret in self.secrets_of_others]
+        return [self.api_key.get_secret_value(), *long, *others]
 
 
 def _basic(value: str) -> list[str]:

@@ -77,6 +77,7 @@ class SenderSettings(BaseModel):
     """Hosts, `host:port`, addresses and networks, also private ones and over plain http."""
     timeout_seconds: float = Field(default=10.0, gt=0)
     ca_file: Path | None = None
+    more_ca_files: tuple[Path, ...] = ()
     """Certificate authorities in PEM that are trusted in addition to the system's."""
 
     @field_validator("allow")
@@ -106,7 +107,9 @@ async def open_http(
     settings: SenderSettings, *, resolver: AbstractResolver | None = None
 ) -> AsyncIterator[GuardedHttp]:
     """The HTTP client of a worker. Raises `OSError` for a bad `ca_file`."""
-    tls = await asyncio.to_thread(create_tls, settings.ca_file)  # reads files
+    tls = await asyncio.to_thread(
+        create_tls, settings.ca_file, *settings.more_ca_files
+    )  # reads files
     async with AsyncExitStack() as stack:
         sessions = {}
         # A session for each policy, because a pooled connection is reused without a check.

@@ -54,10 +54,11 @@ def report_settings(settings: Settings) -> ReportSettings:
 
 def focus_settings(settings: Settings) -> FocusSettings:
     """The settings of `billing.focus_export`: whose service is charged for."""
-    upstream = settings.upstream
+    accounts = settings.accounts
+    hosts = [urlsplit(one.base_url).hostname or one.name for one in accounts]
     return FocusSettings(
         time_zone=settings.billing.time_zone,
-        provider=urlsplit(upstream.base_url).hostname or upstream.name,
-        account=upstream.name,
+        provider=", ".join(dict.fromkeys(hosts)),
+        account=", ".join(one.name for one in accounts),
         keep_days_seconds=settings.billing.keep_totals_seconds,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gateway.cache.tags import Tags
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.thumbnails import Thumbnails
 from gateway.cache.transcoding import Transcoding
+from gateway.cache.unending import UnendingEntries
 from gateway.configuration.settings import Settings
 from gateway.metrics import Metrics
 from gateway.store.protocol import BlobStore, Store
@@ -40,6 +42,7 @@ class Cache:
     purges: Purges
     invalidation: Invalidation
     transcoding: Transcoding
+    unending: UnendingEntries
 
 
 @asynccontextmanager
@@ -120,6 +123,7 @@ def wire_cache(
         purges,
         invalidation,
         transcoding,
+        UnendingEntries(store, entries, image_index, blobs, tags, time.time),
     )
 
 

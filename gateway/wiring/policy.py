@@ -2,20 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from gateway.access.policy import Policy, PolicySource
+from gateway.catalog import Model
+from gateway.configuration.expand import ConfigError
 from gateway.configuration.settings import Settings
+from gateway.upstream.accounts import UnroutableError, check_accounts
+from gateway.wiring.accounts import create_accounts
+from gateway.wiring.shutdown_dates import with_account_dates
 
 
 def served_policy(policy: Policy, settings: Settings) -> Policy:
-    """The policy without the models of services that no account speaks.
+    """The policy without the models that no account has: clients are told that they do not exist.
 
-    Raises `CatalogError` for an account whose dialect is unknown.
+    With the shutdown dates of the accounts. Raises `CatalogError` for an account whose dialect is
+    unknown, or that has a date for a model without a row, and `ConfigError` for accounts and models
+    that do not fit together.
     """
     spoken = {account.dialect for account in settings.accounts}
     policy.catalog.check_dialects(sorted(spoken))
-    return replace(policy, catalog=policy.catalog.of_services(spoken))
+    policy = replace(policy, catalog=with_account_dates(policy.catalog, settings))
+    accounts = create_accounts(settings).with_services(lambda model: service_of(policy, model))
+    try:
+        check_accounts(
+            accounts,
+            policy.catalog.models,
+            passes_unknown=policy.catalog.unknown_models == "passthrough",
+        )
+    except UnroutableError as fault:
+        raise ConfigError(f"gateway.yaml: {fault}") from None
+    served = {name: row for name, row in policy.catalog.models.items() if accounts.having(name)}
+    if len(served) == len(policy.catalog.models):
+        return policy
+    _check_references(policy, served)
+    return replace(policy, catalog=policy.catalog.with_models(served))
+
+
+def service_of(policy: Policy, model: str) -> str | None:
+    """The dialect of a model's row; None for OpenAI's and Azure's."""
+    row = policy.catalog.models.get(model)
+    return None if row is None else row.service
+
+
+def _check_references(policy: Policy, served: Mapping[str, Model]) -> None:
+    """Refuses a default model and a declared key's model that no account has."""
+    catalog = policy.catalog
+    for key in ("default_model", "default_gpt_model"):
+        if (model := getattr(catalog, key)) not in served:
+            raise ConfigError(
+                f"models.yaml: {key}: no upstream has the model '{model}'. Choose one of "
+                f"{', '.join(served)}, or add '{model}' to the models of an upstream."
+            )
+    declared = {
+        **{f"keys: {name}": record.models for name, record in policy.access.keys.items()},
+        **{f"teams: {name}": record.models for name, record in policy.access.teams.items()},
+    }
+    for where, models in declared.items():
+        for model in models or ():
+            if model in catalog.models and model not in served:
+                raise ConfigError(
+                    f"access.yaml: {where}: models: no upstream has the model '{model}'. Remove "
+                    "it, or add it to the models of an upstream."
+                )
 
 
 @dataclass(frozen=True, slots=True)

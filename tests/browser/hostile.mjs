@@ -33,6 +33,36 @@ async function generate(page, prompts) {
   return texts;
 }
 
+/** Makes an SVG in the playground, which the page must not draw. */
+async function makeVectors(page) {
+  await page.getByLabel('Model', {exact: true}).selectOption(given.vectors);
+  await page.locator('input[name="output_format"][value="svg"]').check({force: true});
+  await page.getByLabel('Prompt', {exact: true}).fill('svg in the playground');
+  await page.getByRole('button', {name: 'Generate'}).click();
+  const shown = page.locator('.run.done');
+  await shown.getByRole('img', {name: 'A file: svg'}).waitFor();
+  const [drawn, placeholders] = await Promise.all(['img', '.undrawn'].map((name) => shown.locator(name).count()));
+  const download = page.waitForEvent('download');
+  await shown.locator('a[download]').click();
+  const saved = (await download).suggestedFilename();
+  // As "open in a new tab" does: it is saved there too.
+  const address = await shown.locator('a[download]').getAttribute('href');
+  const popup = page.waitForEvent('popup');
+  await page.evaluate((url) => void open(url), address);
+  const tab = await popup;
+  const again = await tab.waitForEvent('download').then(() => true);
+  say('vectors', {drawn, placeholders, saved, again});
+}
+
+/** Opens an address of an SVG as a page of its own: the name under which it is saved instead. */
+async function openFile(page, url) {
+  const tab = await page.context().newPage();
+  const download = tab.waitForEvent('download');
+  await tab.goto(url).catch(() => null); // a download ends the navigation
+  say('file', {saved: (await download).suggestedFilename()});
+  await tab.close();
+}
+
 /** Elements that only an attacker's text can have made, and links that run something. */
 const strangers = (page) =>
   page.evaluate(() =>
@@ -50,7 +80,7 @@ const strangers = (page) =>
   );
 
 await browse(async (browser) => {
-  for (const {name, token, views} of given.sessions) {
+  for (const {name, token, views, files} of given.sessions) {
     const page = await openPage(browser);
     // Upstream refuses, and is broken.
     page.expected.push(/^(400|500|502) POST .*generations$/);
@@ -64,6 +94,8 @@ await browse(async (browser) => {
       const title = await page.title();
       say('view', {session: name, view, text: [text, ...details].join('\n'), title, strangers: await strangers(page)});
     }
+    if (views.includes('playground')) await makeVectors(page);
+    for (const url of files) await openFile(page, url);
     say('session', {name, faults: page.faults, owned: await page.evaluate(() => window.owned === true)});
     await page.context().close();
   }

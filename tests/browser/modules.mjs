@@ -4,7 +4,7 @@ import {pathToFileURL} from 'node:url';
 
 const module = (name) => import(pathToFileURL(`${process.argv[2]}/lib/${name}.js`));
 const {readEvents} = await module('sse');
-const {headerFacts} = await module('generation');
+const {headerFacts, isDrawn} = await module('generation');
 const {adviceOf, goSeconds} = await module('advice');
 const {csvText} = await module('csv');
 const form = await module('parameters');
@@ -87,6 +87,36 @@ assert.deepEqual(body({n: 2, partial_images: 3}), {model: 'm', prompt: 'p', n: 2
 assert.deepEqual(body({partial_images: 0}), {model: 'm', prompt: 'p', stream: true});
 const links = {...model, streams: false, parameters: [choice('response_format', ['url', 'b64_json'], 'url')]};
 assert.deepEqual(form.bodyOf({model: links, prompt: 'p', values: {}}), {model: 'm', prompt: 'p', response_format: 'b64_json'});
+
+// Kinds of parameters that newer rows have, and formats that cannot be streamed.
+const newer = {
+  ...model,
+  parameters: [
+    ...model.parameters.filter(({name}) => name !== 'output_format'),
+    choice('output_format', ['png', 'gif', 'svg'], 'png'), choice('complexity', ['low', 'high'], null),
+    {name: 'guidance', type: 'decimal', min: 0.5, max: 20, default: 3.5}, integer('seed', 0, 99, null),
+    {name: 'svg', type: 'object', default: null},
+  ],
+  rules: [
+    {when: {stream: {equals: true}, output_format: {equals: 'svg'}}, message: 'no stream of svg'},
+    {when: {svg: {given: true}, output_format: {not_equals: 'svg'}}, message: 'only for svg'},
+  ],
+};
+const newest = (values) => form.bodyOf({model: newer, prompt: 'p', values: {partial_images: 0, ...values}});
+const plain = {model: 'm', prompt: 'p', stream: true};
+assert.deepEqual(newest({complexity: '', guidance: 3.5, seed: null, svg: ''}), plain);
+assert.deepEqual(newest({complexity: 'low', guidance: 0.5, seed: 0}), {...plain, guidance: 0.5, seed: 0, complexity: 'low'});
+assert.deepEqual(newest({output_format: 'svg', svg: '{"model": "m"}'}), {model: 'm', prompt: 'p', output_format: 'svg', svg: {model: 'm'}});
+assert.equal(newest({svg: '{'}).svg, '{', 'the gateway refuses it');
+assert.deepEqual(form.fieldsOf(newer).more.map(({name}) => name), ['output_compression', 'user', 'svg']);
+const usable = (values) => form.isUsable(newer, values, form.parameterOf(newer, 'svg'));
+assert.deepEqual([{}, {output_format: 'gif'}, {output_format: 'svg'}, {svg: '{}'}].map(usable), [false, false, true, true]);
+const left = form.setValue(newer, {output_format: 'svg', svg: '{}'}, 'output_format', 'png');
+assert.deepEqual(left, {values: {output_format: 'png'}, reset: ['svg']});
+const kept = {guidance: 4.5, svg: '{}', seed: 7, complexity: 'low'};
+assert.deepEqual(form.carriedOver({...kept, gone: 1}, newer), kept);
+assert.deepEqual(form.carriedOver({guidance: 40, complexity: '', svg: 1}, newer), {});
+assert.deepEqual(['png', 'gif', 'svg', 'html'].map(isDrawn), [true, true, false, false]);
 
 // ── CSV ───────────────────────────────────────────────────────────────────────────────────────
 

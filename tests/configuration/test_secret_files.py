@@ -229,13 +229,13 @@ def test_no_message_shows_what_a_file_contains(tmp_path: Path, text: str, conten
 
 
 def test_models_yaml_reads_files_too_and_its_faults_do_not_show_them(tmp_path: Path):
-    model = write(tmp_path, "gpt-image-1.5\n")
+    model = write(tmp_path, "dall-e-3\n")
     text = (ROOT / "config" / "models.yaml").read_text()
     (written,) = re.findall(r"(?m)^default_gpt_model:.*$", text)
     models = tmp_path / "models.yaml"
     models.write_text(text.replace(written, f"default_gpt_model: ${{file:{model}}}"))
     configuration = Configuration(ConfigFiles(models, models), {})
-    assert configuration.read_policy().catalog.default_gpt_model == "gpt-image-1.5"
+    assert configuration.read_policy().catalog.default_gpt_model == "dall-e-3"
     for content in ("hunter2-hunter2", "hunter2\n\n", "hunter2\nhunter2"):
         model.write_text(content)
         with pytest.raises(CatalogError) as caught:

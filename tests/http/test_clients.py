@@ -841,7 +841,7 @@ async def test_the_demos_commands_write_an_image_and_show_a_hit(
         update={"server": server.model_copy(update={"listen": listen})}
     )
     capsys.readouterr()
-    model = shipped_catalog().default_gpt_model
+    model = shipped_catalog().models[shipped_catalog().default_gpt_model]
     print_instructions(settings, shared.alice.secret, "http://a-link", model=model)
     link, write, again = demo_commands(capsys.readouterr().out)
 

@@ -251,13 +251,13 @@ async def test_damaged_files_are_charged_and_undelivered(pond: Pond) -> None:
     records = await pond.gateway.ledger()
     assert len(records) == len(DAMAGES)
     for record in records:
-        assert (record.outcome, record.flags) == ("failed", ("undelivered",))
+        assert (record.outcome, "undelivered" in record.flags) == ("failed", True)
         assert record.cost_micros > 5000
 
     # Of several images the good ones are delivered.
     partly = await pond.ask("half [[sim:one-bad]]", n=3, output_format="svg")
     assert (partly.status, len(partly.images)) == (200, 2)
-    assert (await pond.gateway.ledger())[-1].flags == ("undelivered",)
+    assert "undelivered" in (await pond.gateway.ledger())[-1].flags
     failures = (await pond.admin_get("/admin/upstream")).body.decode()
     assert "SVG" in failures
 
@@ -281,5 +281,5 @@ async def test_active_content_is_kept_and_flagged(pond: Pond) -> None:
         id_of(bought): ["script", "references", "foreign-content"],
         id_of(plain): [],
     }
-    flags = {record.id: record.flags for record in await pond.gateway.ledger()}
-    assert sorted(flags.values()) == [(), (), ("active_svg",)]
+    flagged = ["active_svg" in record.flags for record in await pond.gateway.ledger()]
+    assert sorted(flagged) == [False, False, True]

@@ -84,6 +84,7 @@ class TestList:
             "expires_at": 0,
             "state": "cached",
             "transcoded": False,
+            "active": [],
             "prompt": None,
             "revised_prompt": None,
             "url": "",

@@ -153,6 +153,6 @@ def test_models_of_services_that_nobody_speaks_are_not_in_the_catalog() -> None:
 
 async def test_an_unknown_dialect_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
     settings = make_settings(tmp_path, "http://127.0.0.1:1/v1", upstream={"dialect": "azur"})
-    with pytest.raises(CatalogError, match="there is no dialect 'azur'.* is 'azure'"):
+    with pytest.raises(CatalogError, match=r"there is no dialect 'azur'.* is 'azure'"):
         async with run_gateway(settings):
             pass

@@ -11,7 +11,8 @@ from PIL import Image
 
 from gateway.imagefile.check import check_image
 from gateway.imagefile.facts import ImageFacts
-from gateway.simulator.drawing import draw_image
+from gateway.simulator.drawing import draw_gif, draw_image
+from gateway.simulator.vectors import draw_svg
 
 FORMATS = ("png", "jpeg", "webp")
 
@@ -40,6 +41,28 @@ def test_any_drawn_image_is_valid_and_has_the_requested_size(prompt, **options):
     data = draw_image(prompt, **options)
     assert check(data) == ImageFacts(options["format"], options["width"], options["height"])
     Image.open(io.BytesIO(data)).load()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    prompt=st.text(max_size=80),
+    width=st.integers(16, 64),
+    height=st.integers(16, 64),
+    seed=st.integers(0, 2**63),
+    frames=st.integers(2, 16),
+    frame_ms=st.integers(2, 200),
+)
+def test_gif_and_svg_have_the_requested_size_and_frames(
+    prompt, width, height, seed, frames, frame_ms
+):
+    size = {"width": width, "height": height, "seed": seed}
+    gif = draw_gif(prompt, frames=frames, frame_ms=10 * frame_ms, **size)
+    assert check(gif) == ImageFacts("gif", width, height, frames=frames)
+    with Image.open(io.BytesIO(gif)) as image:
+        assert image.info["duration"] == 10 * frame_ms
+    svg = draw_svg(prompt, **size)
+    assert check(svg.encode()) == ImageFacts("svg", width, height)
+    assert draw_svg(prompt, **size | {"seed": seed + 1}) != svg == draw_svg(prompt, **size)
 
 
 @pytest.mark.parametrize("format", FORMATS)

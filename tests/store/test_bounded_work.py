@@ -176,6 +176,7 @@ EVERYTHING_BUT_THE_LEDGER: list[Command[Any]] = [
     commands.ScanEntries(limit=50),
     commands.AcquireLease(digest(2), (0, 1), "flight", LONG),
     commands.EmptySlots(digest(3), {0: "i"}),
+    commands.ProlongSlots(digest(3), {0: "i"}, LONG, LONG),
     commands.Get("s", digest(1)),
     commands.ScanRecords("s"),
     commands.ScanSet("s", "set"),

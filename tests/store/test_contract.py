@@ -12,6 +12,7 @@ import calendar
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -481,6 +482,24 @@ class TestStoreImages:
         entry = await execute(store, commands.ReadEntry("f"))
         assert {i: s.image_id for i, s in entry.slots.items()} == {1: "b", 2: "c"}
         assert (await execute(store, acquire("two"))).acquired == (0,)
+
+    async def test_prolonging_lets_the_given_images_expire_later(self, store: Store) -> None:
+        data = slot("b", b"x 1 \x00\n")
+        await execute(store, store_images("one", {0: slot("a"), 1: data, 2: slot("c")}))
+        before = (await execute(store, commands.ReadEntry("f"))).slots
+        prolonged = commands.ProlongSlots("f", {0: "other", 1: "b", 9: "c"}, 10**6, 10**6)
+        await execute(store, prolonged)
+        # Never shortened, and nothing comes into being.
+        await execute(store, replace(prolonged, ttl_seconds=1.0))
+        await execute(store, replace(prolonged, fingerprint="g"))
+        entry = await execute(store, commands.ReadEntry("f"))
+        assert entry.slots.keys() == before.keys()
+        for index in (0, 2):
+            assert entry.slots[index] == before[index]
+        assert entry.slots[1].expires_at == pytest.approx(entry.now + 10**6, abs=60)
+        assert replace(entry.slots[1], expires_at=0.0) == replace(before[1], expires_at=0.0)
+        assert entry.slots[1].stored_at == before[1].stored_at
+        assert not (await execute(store, commands.ReadEntry("g"))).slots
 
 
 class TestEvents:

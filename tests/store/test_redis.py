@@ -374,6 +374,7 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.StoreImages("f", "c", {5: Slot("image", 0, b"data")}, 1000, 500),
             commands.StoreImages("f", "c", {6: Slot("another", 0, b"data")}, 10, 5),
             commands.EmptySlots("f", {6: "another"}),
+            commands.ProlongSlots("f", {5: "image"}, 1000, 500),
             commands.SetValue("s", "n", b"value", 80),
             commands.SetValue("s", "ever", b"value", None),
             commands.SetValue("s", "dropped", b"value", None),

@@ -300,7 +300,7 @@ def _cache(cache: Cache | None) -> dict[str, Any] | None:
 def _health(services: Services, facts: Facts) -> Mapping[str, Any]:
     upstreams = facts.upstreams
     if upstreams is None:  # as far as this worker knows
-        upstreams = [services.upstream_health.current()]
+        upstreams = services.upstream_health.current()
     verified = _newest(facts.verified)
     books = judge.of_books(verified, now=facts.now, is_in_use=_is_in_use(facts.view))
     state, text = "ok" if books is None else books.level, judge.text_of_books(verified)
@@ -354,7 +354,7 @@ def _is_store_down(services: Services, facts: Facts) -> bool:
 
 def _attention(services: Services, facts: Facts) -> list[Attention]:
     health, policy, view = services.health, services.policy(), facts.view
-    upstreams = facts.upstreams or [services.upstream_health.current()]
+    upstreams = facts.upstreams or services.upstream_health.current()
     found: list[Attention | None] = [judge.of_policy(health.policy_fault())]
     if _is_store_down(services, facts):
         found.append(judge.of_store(health.store_reason()))

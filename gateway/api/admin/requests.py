@@ -75,7 +75,7 @@ def read_actor(request: web.Request) -> Actor:
 def check_models(request: web.Request, models: Iterable[object]) -> None:
     """Raises 400 for a model that does not exist; under `passthrough` any name may."""
     catalog = request.app[SERVICES].policy().catalog
-    known = catalog.models
+    known = catalog.names
     for model in models:
         if not isinstance(model, str) or not catalog.may_exist(model):
             raise InvalidRequest(

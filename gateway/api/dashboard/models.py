@@ -50,9 +50,10 @@ def _answer(request: web.Request, key: Key | None) -> web.Response:
     catalog = request.app[SERVICES].policy().catalog
     encoded = request.app[MODEL_TABLE].of(catalog)
     ids = [
-        model.id
-        for model in catalog.models.values()
-        if model.is_sold and (key is None or key.models is None or model.id in key.models)
+        name
+        for name in catalog.fronts
+        if catalog.model_of(name).is_sold
+        and (key is None or key.models is None or name in key.models)
     ]
     usual = catalog.default_gpt_model
     default = orjson.dumps(usual if usual in ids else next(iter(ids), None))
@@ -71,7 +72,8 @@ class ModelTable:
         """The objects of a catalog by the ids of the models."""
         if catalog is not self._catalog:
             self._encoded = {
-                model.id: orjson.dumps(_model_object(model)) for model in catalog.models.values()
+                name: orjson.dumps(_model_object(row, catalog.model_of(name)))
+                for name, row in catalog.fronts.items()
             }
             self._catalog = catalog
         return self._encoded
@@ -80,7 +82,8 @@ class ModelTable:
 MODEL_TABLE: Final = web.AppKey("model_table", ModelTable)
 
 
-def _model_object(model: Model) -> dict[str, Any]:
+def _model_object(model: Model, served_by: Model) -> dict[str, Any]:
+    """The object of a model, or of an alias, whose requests another model serves."""
     partial_images = model.parameters.get("partial_images")
     return {
         "id": model.id,
@@ -91,8 +94,8 @@ def _model_object(model: Model) -> dict[str, Any]:
         "streams": "stream" in model.parameters,
         "partial_images_max": partial_images.max if isinstance(partial_images, IntegerSpec) else 0,
         # A model whose price is only assumed is charged per image.
-        "billed": "image" if model.billing is None else model.billing.by,
-        "shutdown_date": None if model.shutdown is None else model.shutdown.isoformat(),
+        "billed": "image" if served_by.billing is None else served_by.billing.by,
+        "shutdown_date": None if served_by.shutdown is None else served_by.shutdown.isoformat(),
         "allowed": True,
     }
 

@@ -160,7 +160,17 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         {**_ECHOED, "usage": reference("Usage")},
     ),
     "Model": _object(
-        {"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT}
+        {
+            "id": _TEXT,
+            "object": {"const": "model"},
+            "created": _COUNT,
+            "owned_by": _TEXT,
+            "shutdown_date": {
+                "type": ["string", "null"],
+                "format": "date",
+                "description": "Until when upstream has the model; null while it is not announced.",
+            },
+        }
     ),
     "ModelList": _object(
         {
@@ -266,7 +276,8 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         {
             **dict.fromkeys(
                 (
-                    *("team", "user", "model", "size", "quality", "error", "limit", "scope"),
+                    *("team", "user", "model", "asked_model", "size", "quality", "error"),
+                    *("limit", "scope"),
                     *("upstream", "upstream_request_id", "prompt_hmac", "fingerprint", "corrects"),
                     *("followed", "client_address", "price_date"),
                 ),
@@ -405,6 +416,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
     "Upstream": _object(
         {
             "name": _TEXT,
+            "account": {"oneOf": [reference("UpstreamAccount"), {"type": "null"}]},
             "failing": {"type": "boolean"},
             "open_breakers": {**_COUNT, "description": "Workers whose circuit breaker is open."},
             **_PURCHASES,
@@ -416,6 +428,49 @@ ANSWERS: Final[Mapping[str, Schema]] = {
             },
         }
     ),
+    "UpstreamAccount": _object(
+        {
+            "base_url": _TEXT,
+            "group": _TEXT,
+            "dialect": _TEXT,
+            "models": {
+                "description": "Our names with those there; empty: every model.",
+                "type": "object",
+                "additionalProperties": _TEXT,
+            },
+            "priority": _COUNT,
+            "weight": _COUNT,
+            "price_factor": _TEXT,
+            "images_per_minute": {"type": ["integer", "null"]},
+            "concurrent": {"type": ["integer", "null"]},
+            "enabled": {"type": "boolean"},
+            "disabled": {
+                "oneOf": [
+                    _object({"since": {"type": "number"}, "by": _TEXT, "reason": _TEXT_OR_NULL}),
+                    {"type": "null"},
+                ]
+            },
+            "limits": {
+                "description": "Its budget, in US dollars.",
+                "type": "array",
+                "items": _object(
+                    {
+                        "limit": _TEXT,
+                        "max": _USD,
+                        "used": _USD,
+                        "reserved": _USD,
+                        "resets_in": {"type": "number"},
+                    }
+                ),
+            },
+        }
+    ),
+    "UpstreamSwitch": {
+        "type": "object",
+        "properties": {"enabled": {"type": "boolean"}, "reason": _TEXT_OR_NULL},
+        "required": ["enabled"],
+        "additionalProperties": False,
+    },
     "FailedPurchase": _object(
         {
             **_FAILURE,
@@ -539,6 +594,10 @@ HEADERS: Final[Mapping[str, str]] = {
     "x-gateway-cost-usd": "US dollars that this request was charged, with six decimals.",
     "x-gateway-reserved-usd": "In place of the cost on a live stream: the most that it can be.",
     "x-gateway-saved-usd": "The original cost of the images that were not bought.",
+    "x-gateway-model": "The model that serves the alias which the request asked for.",
+    "x-gateway-model-retires": "The date on which upstream shuts the model down, from 60 days "
+    "before it.",
+    "x-gateway-upstream": "The account at upstream that the images were bought from.",
     "x-gateway-notice": "What the gateway did or did not do although a header asked for it.",
     "idempotent-replayed": "`true` if this is the stored result of an Idempotency-Key.",
     "Preference-Applied": "`dry-run` if nothing was bought.",
@@ -566,7 +625,8 @@ LIMIT_HEADERS: Final = (
     *(name for name in HEADERS if name.startswith("x-ratelimit-")),
 )
 _REQUEST_HEADERS: Final = (
-    *("Cache-Status", "x-gateway-notice", "idempotent-replayed"),
+    *("Cache-Status", "x-gateway-upstream", "x-gateway-notice", "idempotent-replayed"),
+    *("x-gateway-model", "x-gateway-model-retires"),
     *LIMIT_HEADERS,
 )
 """Of every response to an image request, also of an error."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.api.openapi.requests import Schema
+from gateway.imagefile.svg_content import ACTIVE
 
 _TEXT: Final[Schema] = {"type": "string"}
 _TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
@@ -24,7 +25,7 @@ _PROPERTIES: Final[Schema] = {
     "quality": _TEXT_OR_NULL,
     "format": {"type": "string", "examples": ["png"]},
     "bytes": _COUNT,
-    "width": _COUNT,
+    "width": {**_COUNT, "description": "0 for an SVG that has no size of its own."},
     "height": _COUNT,
     "key": {"type": ["string", "null"], "description": "The name of the key that bought it."},
     "key_id": _TEXT_OR_NULL,
@@ -39,6 +40,11 @@ _PROPERTIES: Final[Schema] = {
     "expires_at": _TIME_OR_NULL,
     "state": {"enum": ["cached", "expired", "purged"]},
     "transcoded": {"type": "boolean", "description": "Made from a png, so it cost nothing."},
+    "active": {
+        "type": "array",
+        "items": {"enum": list(ACTIVE)},
+        "description": "Of an SVG: what a browser could run or load.",
+    },
     "prompt": _PROMPT,
     "revised_prompt": _PROMPT,
     "url": {"type": "string", "description": "A signed link.", "format": "uri"},

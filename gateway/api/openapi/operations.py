@@ -164,13 +164,13 @@ def _list(items: Schema) -> Schema:
 _EXAMPLES: Final = {
     "plain": {"summary": "An image", "value": {"prompt": "an otter with a pearl"}},
     "two": {
-        "summary": "Two links",
-        "value": {"model": "dall-e-2", "prompt": "an otter", "n": 2, "response_format": "url"},
+        "summary": "Two images of one size",
+        "value": {"model": "gpt-image-2", "prompt": "an otter", "n": 2, "size": "2048x1152"},
     },
     "stream": {
         "summary": "A stream with two partial images",
         "value": {
-            "model": "gpt-image-1.5",
+            "model": "gpt-image-2",
             "prompt": "an otter",
             "quality": "low",
             "stream": True,
@@ -642,9 +642,20 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "admin_upstream": Operation(
         "Show how purchases end, and why the last ones failed",
         "admin",
-        _ok("Upstreams", "Every upstream, of all workers and gateways together."),
+        _ok("Upstreams", "Every account at upstream, of all workers and gateways together."),
         credential="admin",
         errors=_READ_ERRORS,
+    ),
+    "admin_upstream.switch": Operation(
+        "Take an account at upstream out of service, or put it back",
+        "admin",
+        _ok("Upstream", "The account. Every worker knows it within a second."),
+        credential="admin",
+        body=Content(
+            schema="UpstreamSwitch",
+            examples={"disable": {"value": {"enabled": False, "reason": "its bill is disputed"}}},
+        ),
+        errors=(*_ADMIN_ERRORS, 404),
     ),
     "admin_focus": Operation(
         "Export a month's costs in FOCUS",

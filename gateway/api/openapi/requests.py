@@ -47,7 +47,7 @@ def reference(name: str) -> Schema:
 
 def generation_schemas(catalog: Catalog) -> dict[str, Schema]:
     """`GenerationRequest`, `DeploymentRequest`, and one schema for each model of the table."""
-    names = {model_id: _schema_name(model_id) for model_id in catalog.models}
+    names = {model_id: _schema_name(model_id) for model_id in catalog.fronts}
     request = {
         "description": "A request for images. Each model has its own parameters; null means that a "
         f"parameter is omitted. Without `model` it is for `{catalog.default_model}`, or for "
@@ -71,7 +71,7 @@ def generation_schemas(catalog: Catalog) -> dict[str, Schema]:
             *([_UNCHECKED] if catalog.may_have_others else []),
         ],
     }
-    models = {names[model.id]: _model_schema(model, catalog) for model in catalog.models.values()}
+    models = {names[model.id]: _model_schema(model, catalog) for model in catalog.fronts.values()}
     return {"GenerationRequest": request, "DeploymentRequest": deployment, **models}
 
 
@@ -102,8 +102,8 @@ def _without_row(catalog: Catalog) -> Schema:
 
 def _without_model(catalog: Catalog) -> Schema:
     """A request for one of the default models, chosen as `request.validation` does."""
-    plain = catalog.models[catalog.default_model]
-    gpt = catalog.models[catalog.default_gpt_model]
+    plain = catalog.fronts[catalog.default_model]
+    gpt = catalog.fronts[catalog.default_gpt_model]
     signs: list[Schema] = []
     for name, spec in gpt.parameters.items():
         known = plain.parameters.get(name)

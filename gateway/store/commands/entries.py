@@ -127,6 +127,20 @@ class EmptySlots(Command[None]):
 
 
 @dataclass(frozen=True, slots=True)
+class ProlongSlots(Command[None]):
+    """Lets images expire `ttl_seconds` from now, unless they expire later: slot → image id.
+
+    A slot that contains another image by now is left alone. The entry is deleted
+    `stale_if_error_seconds` after its last image has expired, or later. `stored_at` stays.
+    """
+
+    fingerprint: str
+    images: Mapping[int, str]
+    ttl_seconds: float
+    stale_if_error_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class EntriesPage:
     """Some entries: fingerprint → slots, expired images included."""
 

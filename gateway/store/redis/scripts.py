@@ -36,6 +36,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "release_lease": ("slots",),
         "store_images": ("slots",),
         "empty_slots": ("slots",),
+        "prolong_slots": ("slots",),
     },
     "events": {"publish": ()},
     "hits": {"count_hits": (), "read_hits": (), "delete_hits": ()},

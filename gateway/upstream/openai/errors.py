@@ -49,6 +49,7 @@ _RATE_CODES: Final = frozenset({"rate_limit_exceeded", "slow_down"})
 _OVERLOAD_CODES: Final = frozenset({"server_is_overloaded", "service_unavailable_error"})
 
 _MODEL_CODES: Final = frozenset({"model_not_found"})
+_NO_MODEL: Final = re.compile(r"(?is)\bmodel\b.{1,200}?\bdoes not exist\b")
 _PATH_CODES: Final = frozenset({"unknown_url", "method_not_supported"})
 
 _NO_PATH: Final = re.compile(
@@ -121,7 +122,8 @@ def _reason(status: int, error: Mapping[str, Any]) -> Reason:
         return Reason.CREDENTIAL_REFUSED
     if status == 403:
         return Reason.ACCESS_REFUSED
-    if names & _MODEL_CODES or (error.get("param") == "model" and status in (400, 404)):
+    is_unknown = error.get("param") == "model" or _names_no_model(error)
+    if names & _MODEL_CODES or (is_unknown and status in (400, 404)):
         return Reason.MODEL_UNKNOWN
     is_path = bool(names & _PATH_CODES) or _quotes_url(error)
     if status in (404, 405) and is_path:
@@ -129,6 +131,11 @@ def _reason(status: int, error: Mapping[str, Any]) -> Reason:
     if status == 429:
         return Reason.RATE_LIMITED
     return Reason.REQUEST_REFUSED if status < 500 else Reason.SERVER_ERROR
+
+
+def _names_no_model(error: Mapping[str, Any]) -> bool:
+    """Whether an error says that the model does not exist, also where clones send no code."""
+    return _NO_MODEL.search(as_text(error.get("message")) or "") is not None
 
 
 def _quotes_url(error: Mapping[str, Any]) -> bool:

@@ -123,6 +123,18 @@ def _empty_slots(command: commands.EmptySlots, keys: Keys) -> RedisCommand:
 
 
 @encode.register
+def _prolong_slots(command: commands.ProlongSlots, keys: Keys) -> RedisCommand:
+    arguments: list[Argument] = [
+        microseconds(command.ttl_seconds),
+        microseconds(command.stale_if_error_seconds),
+        *flatten(command.images.items()),
+    ]
+    return _entry_command(
+        "prolong_slots", command.fingerprint, keys, arguments=arguments, read=no_result
+    )
+
+
+@encode.register
 def _scan_entries(command: commands.ScanEntries, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.EntriesPage:
         cursor, found = reply

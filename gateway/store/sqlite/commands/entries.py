@@ -92,19 +92,23 @@ def store_images(tx: Transaction, command: commands.StoreImages) -> Mapping[int,
             for index, slot in placed.items()
         ],
     )
-    # An entry is removed as a whole: its slots stay until the last of them may go.
-    tx.execute(
-        "UPDATE slots SET remove_after ="
-        " (SELECT max(remove_after) FROM slots WHERE fingerprint = ?)"
-        " WHERE fingerprint = ? AND remove_after > ?",
-        (fingerprint, fingerprint, tx.now),
-    )
+    _keep_whole(tx, fingerprint)
     slot_of = placement.slot_of
     return {
         wanted: slot_of[slot.image_id]
         for wanted, slot in command.slots.items()
         if slot.image_id in slot_of
     }
+
+
+def _keep_whole(tx: Transaction, fingerprint: str) -> None:
+    """An entry is removed as a whole: its slots stay until the last of them may go."""
+    tx.execute(
+        "UPDATE slots SET remove_after ="
+        " (SELECT max(remove_after) FROM slots WHERE fingerprint = ?)"
+        " WHERE fingerprint = ? AND remove_after > ?",
+        (fingerprint, fingerprint, tx.now),
+    )
 
 
 @dataclass(slots=True)
@@ -175,6 +179,22 @@ def empty_slots(tx: Transaction, command: commands.EmptySlots) -> None:
         "DELETE FROM slots WHERE fingerprint = ? AND slot = ? AND image_id = ?",
         [(command.fingerprint, index, image_id) for index, image_id in command.images.items()],
     )
+
+
+@writes(commands.ProlongSlots)
+def prolong_slots(tx: Transaction, command: commands.ProlongSlots) -> None:
+    expires_at = tx.now + command.ttl_seconds
+    remove_after = expires_at + command.stale_if_error_seconds
+    tx.execute_many(
+        "UPDATE slots SET expires_at = ?, remove_after = ?"
+        " WHERE fingerprint = ? AND slot = ? AND image_id = ? AND expires_at < ?"
+        " AND remove_after > ?",
+        [
+            (expires_at, remove_after, command.fingerprint, index, image_id, expires_at, tx.now)
+            for index, image_id in command.images.items()
+        ],
+    )
+    _keep_whole(tx, command.fingerprint)
 
 
 @reads(commands.ScanEntries)

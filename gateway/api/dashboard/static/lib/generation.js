@@ -8,7 +8,7 @@ import {readEvents} from './sse.js';
 
 /**
  * @typedef {object} Outcome
- * @property {Blob[]} images
+ * @property {{blob: Blob, format: string}[]} images  an SVG is never of a type that a browser opens
  * @property {(string|undefined)[]} revisedPrompts
  * @property {string[]} ids  of the images; empty if the answer was streamed while it was made
  * @property {'hit'|'bought'|'partial'|'collapsed'|'bypass'} handling
@@ -50,7 +50,7 @@ export async function generate({path, body, headers, signal, onPartial, onHead})
   const items = isStream ? [answer] : answer.data;
   return {
     ...facts,
-    images: items.map((item) => imageBlob(item.b64_json, answer.output_format)),
+    images: items.map((item) => fileOf(item.b64_json, answer.output_format)),
     revisedPrompts: items.map((item) => item.revised_prompt),
   };
 }
@@ -80,7 +80,7 @@ async function readStream(response, onPartial) {
     if (event === 'image_generation.completed') return fields;
     if (event === 'error') throw failure(fields.error, response.status, response.headers);
     if (event === 'image_generation.partial_image') {
-      onPartial?.(imageBlob(fields.b64_json, fields.output_format), fields.partial_image_index);
+      onPartial?.(fileOf(fields.b64_json, fields.output_format).blob, fields.partial_image_index);
     }
   }
   const cutOff = {message: 'The connection ended before the image was there.', code: 'cut_off'};
@@ -150,14 +150,17 @@ function failure(error, status, headers = new Headers()) {
 
 // ── bytes ─────────────────────────────────────────────────────────────────────────────────────
 
-/** An image as a blob, whose kind its first bytes tell. */
-function imageBlob(base64, format) {
+const FORMATS = {0x89: 'png', 0xff: 'jpeg', 0x52: 'webp', 0x47: 'gif', 0x3c: 'svg'};
+
+/**
+ * An image as a blob, whose format its first byte tells. Script in an SVG would run with the session
+ * of this page if a browser opened it under a `blob:` address, so its type is one that is only saved.
+ */
+function fileOf(base64, named) {
   const bytes = Uint8Array.fromBase64?.(base64) ?? Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-  return new Blob([bytes], {type: typeOf(bytes) ?? `image/${format ?? 'png'}`});
+  const format = FORMATS[bytes[0]] ?? named ?? 'png';
+  return {blob: new Blob([bytes], {type: isDrawn(format) ? `image/${format}` : 'application/octet-stream'}), format};
 }
 
-function typeOf(bytes) {
-  if (bytes[0] === 0x89) return 'image/png';
-  if (bytes[0] === 0xff) return 'image/jpeg';
-  return bytes[0] === 0x52 ? 'image/webp' : null; // RIFF
-}
+/** Whether the page shows images of a format. Others are documents, which it only offers to save. */
+export const isDrawn = (format) => ['png', 'jpeg', 'webp', 'gif'].includes(format);

@@ -9,11 +9,19 @@ import {needsBase64} from './snippets.js';
 /** Parameters that the form does not show as they are: it decides them, or has an own field. */
 const OWN_FIELDS = new Set(['n', 'stream', 'partial_images', 'response_format']);
 
-const SHOWN_LATER = new Set(['user', 'safety_identifier', 'moderation', 'output_compression']);
+const SHOWN_LATER = new Set([
+  ...['user', 'safety_identifier', 'moderation', 'output_compression', 'frame_duration_ms'],
+]);
+
+const isShownLater = ({name, type}) => SHOWN_LATER.has(name) || type === 'object';
 
 const PRESET_SIZES = ['1024x1024', '1536x1024', '1024x1536', '2048x2048'];
 
 const PARTIAL_IMAGES = 2;
+
+/** The types whose field has a number, and that whose field has text. */
+const NUMBERS = new Set(['integer', 'decimal']);
+const TEXTS = {string: 'object'};
 
 export const parameterOf = (model, name) => model.parameters.find((p) => p.name === name);
 
@@ -21,8 +29,8 @@ export const parameterOf = (model, name) => model.parameters.find((p) => p.name 
 export function fieldsOf(model) {
   const shown = model.parameters.filter(({name}) => !OWN_FIELDS.has(name));
   return {
-    main: shown.filter(({name}) => !SHOWN_LATER.has(name)),
-    more: shown.filter(({name}) => SHOWN_LATER.has(name)),
+    main: shown.filter((parameter) => !isShownLater(parameter)),
+    more: shown.filter(isShownLater),
   };
 }
 
@@ -41,7 +49,8 @@ export function maxImages(model) {
 }
 
 export function canStream(model, values) {
-  return Boolean(model.streams && parameterOf(model, 'stream')) && (values.n ?? 1) === 1;
+  if (!model.streams || !parameterOf(model, 'stream') || (values.n ?? 1) !== 1) return false;
+  return !brokenRules(model, {...values, stream: true}).some(({when}) => 'stream' in when);
 }
 
 /** How many partial images a new form asks for. */
@@ -50,15 +59,24 @@ export const initialPartialImages = (model) => Math.min(PARTIAL_IMAGES, model.pa
 /** The body of a request. Values at their default are left out. */
 export function bodyOf({model, prompt, values}) {
   const body = {model: model.id, prompt};
-  for (const {name, default: standard} of model.parameters) {
-    const value = values[name];
-    if (value === undefined || value === standard || value === '') continue;
-    if (name !== 'partial_images') body[name] = value;
+  for (const {name, type, default: standard} of model.parameters) {
+    const value = values[name] ?? '';
+    if (value === standard || value === '') continue;
+    if (name !== 'partial_images') body[name] = type === 'object' ? asJson(value) : value;
   }
   if (needsBase64(model)) body.response_format = 'b64_json';
   if (!canStream(model, values)) return body;
   const partials = values.partial_images ?? initialPartialImages(model);
   return {...body, stream: true, ...(partials ? {partial_images: partials} : {})};
+}
+
+/** The value of a JSON text. The gateway refuses a text that is none, and its error names the field. */
+function asJson(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
 }
 
 // ── combinations ──────────────────────────────────────────────────────────────────────────────
@@ -70,12 +88,15 @@ function brokenRules(model, values) {
   );
 }
 
-function holds({equals, above, below}, value) {
-  if (equals !== undefined && equals !== null) return value === equals;
+function holds({given, equals, not_equals: unequal, above, below}, value) {
+  if (isSet(given)) return isSet(value) === given;
+  if (isSet(equals)) return value === equals;
+  if (isSet(unequal)) return value !== unequal;
   if (typeof value !== 'number') return false;
-  if (above !== undefined && above !== null) return value > above;
-  return below !== undefined && below !== null && value < below;
+  return isSet(above) ? value > above : isSet(below) && value < below;
 }
+
+const isSet = (value) => value !== undefined && value !== null && value !== '';
 
 /**
  * Sets a value. The last choice wins: another parameter that forbids it goes back to its default.
@@ -91,6 +112,12 @@ export function setValue(model, values, name, value) {
     reset.push(other);
   }
   return {values: next, reset};
+}
+
+/** Whether a parameter may be set beside the other values: some belong to one format only. */
+export function isUsable(model, values, {name}) {
+  const forbids = ({when}) => when[name]?.given === true;
+  return isSet(values[name]) || !brokenRules(model, {...values, [name]: {}}).some(forbids);
 }
 
 /** Why only the default of a number is legal beside the other values; null if others are too. */
@@ -109,8 +136,8 @@ export function carriedOver(values, model) {
       const parameter = parameterOf(model, name);
       if (!parameter) return false;
       if (parameter.type === 'enum') return parameter.values.includes(value);
-      if (parameter.type === 'integer') return value >= parameter.min && value <= parameter.max;
-      return parameter.type === typeof value || parameter.type === 'size';
+      if (NUMBERS.has(parameter.type)) return value >= parameter.min && value <= parameter.max;
+      return [typeof value, TEXTS[typeof value]].includes(parameter.type) || parameter.type === 'size';
     }),
   );
 }

@@ -70,7 +70,7 @@ export function costRows(records) {
   return [...rows.values()];
 }
 
-/** What was asked for: `2 × gpt-image-1, 1024x1024, high`. */
+/** What was asked for: `2 × gpt-image-2, 1024x1024, high`. */
 function askedText({n, model, size, quality}) {
   const image = [model ?? 'unknown model', size, quality].filter(Boolean).join(', ');
   return n > 1 ? `${n} × ${image}` : image;

@@ -102,6 +102,8 @@ function pythonLiteral(value) {
   if (value === false) return 'False';
   if (typeof value === 'string') return pythonString(value);
   if (typeof value === 'number') return String(value);
+  if (value === null) return 'None';
+  if (Array.isArray(value)) return `[${value.map(pythonLiteral).join(', ')}]`;
   const items = Object.entries(value).map(([k, v]) => `${pythonString(k)}: ${pythonLiteral(v)}`);
   return `{${items.join(', ')}}`;
 }

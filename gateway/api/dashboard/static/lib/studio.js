@@ -354,8 +354,9 @@ export class Studio {
   #finish(run, outcome) {
     revoke(run.previewUrl);
     Object.assign(run, {status: 'done', outcome, previewUrl: null});
-    run.images = outcome.images.map((blob, i) => ({
+    run.images = outcome.images.map(({blob, format}, i) => ({
       blob,
+      format,
       url: URL.createObjectURL(blob),
       revisedPrompt: outcome.revisedPrompts[i],
     }));

@@ -1,6 +1,7 @@
 /** Images: what the cache holds, newest first. A key's holder sees those that the key bought. */
 import {html, nothing} from '../vendor/lit-html.js';
 import * as format from '../lib/format.js';
+import {isDrawn} from '../lib/generation.js';
 import {get, href, post} from '../lib/http.js';
 import {getPage} from '../lib/pages.js';
 import {parameterOf} from '../lib/parameters.js';
@@ -12,7 +13,7 @@ import {checkField, filter, onSubmit} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {page} from '../ui/page.js';
 import {stylesheet} from '../ui/styles.js';
-import {altOf, thumbnail} from '../ui/thumbnail.js';
+import {altOf, thumbnail, undrawn} from '../ui/thumbnail.js';
 
 await stylesheet('studio');
 
@@ -242,13 +243,7 @@ function details(view, image) {
         </button>
       </header>
       <div class="dialog-body">
-        <img
-          class="image-large"
-          src=${href(file)}
-          alt=${altOf(image)}
-          width=${image.width}
-          height=${image.height}
-        />
+        ${isDrawn(image.format) ? large(image, file) : undrawn(image.format)}
         <div class="stack small">
           ${image.prompt ? html`<blockquote class="prompt">${image.prompt}</blockquote>` : nothing}
           ${image.revised_prompt ? html`<p class="note">Revised: ${image.revised_prompt}</p>` : nothing}
@@ -264,6 +259,19 @@ function details(view, image) {
   `;
 }
 
+const large = (image, file) => html`
+  <img
+    class="image-large"
+    src=${href(file)}
+    alt=${altOf(image)}
+    width=${image.width}
+    height=${image.height}
+  />
+`;
+
+const fileText = ({format: kind, width, height, bytes}) =>
+  [kind, width ? `${width} × ${height}` : '', format.bytes(bytes)].filter(Boolean).join(', ');
+
 function facts({session}, image) {
   const isAdmin = session.kind === 'admin';
   const pairs = [
@@ -273,7 +281,8 @@ function facts({session}, image) {
     ['Made', dated(image.created_at)],
     ['Expires', image.expires_at ? dated(image.expires_at) : null],
     ['Quality', image.quality],
-    ['File', `${image.format}, ${image.width} × ${image.height}, ${format.bytes(image.bytes)}`],
+    ['File', fileText(image)],
+    ['Active content', activeText(image)],
     ['Key', isAdmin && image.key ? html`${filterLink('key', image.key)} ${teamText(image)}` : null],
     ['Model', filterLink('model', image.model)],
     ['Tags', image.tags?.length ? image.tags.map((tag) => html`${filterLink('tag', tag)} `) : null],
@@ -290,6 +299,10 @@ function facts({session}, image) {
     )}
   </dl>`;
 }
+
+/** What a browser could run or load, if it opened the file by itself. */
+const activeText = ({active = []}) =>
+  active.length ? active.map((kind) => html`${badge(kind, 'warning')} `) : null;
 
 /** Null for the holder of a key, who does not learn of others' hits. */
 const saved = (image) =>

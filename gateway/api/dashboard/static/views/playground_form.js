@@ -6,6 +6,7 @@ import {
   canStream,
   fieldsOf,
   initialPartialImages,
+  isUsable,
   maxImages,
   parameterOf,
   sizeChoices,
@@ -19,6 +20,7 @@ import {icon} from '../ui/icons.js';
 import {problem} from './playground_results.js';
 
 const MAX_BUTTONS = 4;
+const MAX_TEXT = 512;
 const SUGGESTIONS = 20;
 
 export function formCard(studio, view, data) {
@@ -158,25 +160,29 @@ function promptField(studio) {
 // ── parameters ────────────────────────────────────────────────────────────────────────────────
 
 function parameterField(studio, parameter) {
+  if (!isUsable(studio.model, studio.values, parameter)) return nothing;
   if (parameter.name === 'size') return sizeField(studio, parameter);
   return CONTROLS[parameter.type]?.(studio, parameter) ?? nothing;
 }
 
 const CONTROLS = {
   enum: enumField,
-  integer: integerField,
+  integer: numberField,
+  decimal: numberField,
   string: textField,
+  object: textField,
   boolean: enumField,
   size: sizeField,
 };
 
 function enumField(studio, parameter) {
   const options = autoFirst(parameter.values).map((value) => ({value, label: String(value)}));
-  return chooser(studio, parameter, options);
+  const omitted = {value: '', label: 'Not set'};
+  return chooser(studio, parameter, parameter.default === null ? [omitted, ...options] : options);
 }
 
 function chooser(studio, {name}, options) {
-  const value = valueOf(studio.model, studio.values, name);
+  const value = valueOf(studio.model, studio.values, name) ?? '';
   const choose = (chosen) => studio.set(name, chosen);
   const control = options.length > MAX_BUTTONS ? select : radios;
   return field({
@@ -212,8 +218,9 @@ const select = ({name, value, options, choose}) => html`
   </select>
 `;
 
-function integerField(studio, parameter) {
-  const {name, min, max} = parameter;
+function numberField(studio, parameter) {
+  const {name, type, min, max} = parameter;
+  const isWhole = type === 'integer';
   const fixed = whyFixed(studio.model, studio.values, parameter);
   const set = (event) => studio.set(name, clamped(event.target, parameter));
   return field({
@@ -226,10 +233,11 @@ function integerField(studio, parameter) {
         id="field-${name}"
         name=${name}
         type="number"
-        inputmode="numeric"
+        inputmode=${isWhole ? 'numeric' : 'decimal'}
         min=${min}
         max=${max}
-        step="1"
+        step=${isWhole ? '1' : parameter.step ?? 'any'}
+        placeholder=${parameter.default === null ? 'Not set' : nothing}
         ?disabled=${fixed !== null}
         .value=${String(valueOf(studio.model, studio.values, name) ?? '')}
         @change=${set}
@@ -238,18 +246,18 @@ function integerField(studio, parameter) {
   });
 }
 
-function clamped(input, {min, max, default: standard}) {
-  const number = Math.round(Number(input.value));
+function clamped(input, {min, max, type, default: standard}) {
+  const number = type === 'decimal' ? Number(input.value) : Math.round(Number(input.value));
   const value = input.value === '' || Number.isNaN(number) ? standard : Math.min(Math.max(number, min), max);
-  input.value = String(value);
+  input.value = String(value ?? '');
   return value;
 }
 
-function textField(studio, {name}) {
+function textField(studio, {name, fields, max_length: most}) {
   return field({
     name,
     label: label(name),
-    hint: HINTS[name] ?? nothing,
+    hint: fields ? objectHint(fields) : HINTS[name] ?? nothing,
     fault: studio.faults[name],
     control: html`
       <input
@@ -258,13 +266,16 @@ function textField(studio, {name}) {
         type="text"
         autocomplete="off"
         spellcheck="false"
-        maxlength="512"
+        maxlength=${most ?? MAX_TEXT}
         .value=${studio.values[name] ?? ''}
         @input=${(event) => studio.set(name, event.target.value)}
       />
     `,
   });
 }
+
+const objectHint = (fields) =>
+  `A JSON object with ${fields.map(({name, required}) => (required ? name : `${name}?`)).join(', ')}.`;
 
 const HINTS = {
   user: 'Your name for the end user. It does not change the image.',
@@ -378,7 +389,7 @@ function partialImagesField(studio) {
     label: i ? String(i) : 'None',
   }));
   if (!canStream(model, values)) {
-    return html`<p class="hint">Partial images come with one image a request.</p>`;
+    return html`<p class="hint">Partial images come with one image a request, if its format can be streamed.</p>`;
   }
   return field({
     name: 'partial_images',

@@ -2,6 +2,7 @@
 import {html, nothing} from '../vendor/lit-html.js';
 import {adviceOf} from '../lib/advice.js';
 import * as format from '../lib/format.js';
+import {isDrawn} from '../lib/generation.js';
 import {scrolling} from '../lib/motion.js';
 import {bodyOf} from '../lib/parameters.js';
 import {link} from '../lib/router.js';
@@ -11,6 +12,7 @@ import {badge} from '../ui/feedback.js';
 import {choice} from '../ui/form.js';
 import {icon} from '../ui/icons.js';
 import {card} from '../ui/page.js';
+import {undrawn} from '../ui/thumbnail.js';
 import {askForMore} from './ask_for_more.js';
 
 const EXAMPLES = [
@@ -137,22 +139,11 @@ const imagesOf = (run, view) => html`
     ${run.images.map(
       (image, i) => html`
         <figure class="run-image">
-          <button
-            class="run-image-open"
-            aria-label="Open large"
-            @click=${() => openLarge(view.app, run, image)}
-          >
-            <img
-              src=${image.url}
-              width=${run.size.width}
-              height=${run.size.height}
-              alt="Image ${i + 1} of: ${run.slot.body.prompt}"
-            />
-          </button>
+          ${isDrawn(image.format) ? drawn(run, image, i, view) : undrawn(image.format)}
           <a
             class="icon-button run-image-save"
             href=${image.url}
-            download=${fileName(run, i, image.blob)}
+            download=${fileName(run, i, image.format)}
             aria-label="Download"
             title="Download"
           >
@@ -162,6 +153,17 @@ const imagesOf = (run, view) => html`
       `,
     )}
   </div>
+`;
+
+const drawn = (run, image, i, view) => html`
+  <button class="run-image-open" aria-label="Open large" @click=${() => openLarge(view.app, run, image)}>
+    <img
+      src=${image.url}
+      width=${run.size.width}
+      height=${run.size.height}
+      alt="Image ${i + 1} of: ${run.slot.body.prompt}"
+    />
+  </button>
 `;
 
 function openLarge(app, run, {url}) {
@@ -178,14 +180,13 @@ function openLarge(app, run, {url}) {
   `);
 }
 
-function fileName(run, i, blob) {
+function fileName(run, i, kind) {
   const words =
     run.slot.body.prompt
       .toLowerCase()
       .match(/[a-z0-9]+/g)
       ?.slice(0, 5)
       .join('-') ?? 'image';
-  const kind = blob.type.split('/')[1] ?? 'png';
   return `${words.slice(0, 48)}-${run.slot.variation + i}.${kind}`;
 }
 

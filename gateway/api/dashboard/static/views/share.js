@@ -253,7 +253,7 @@ function useCard({session, app}, model) {
   };
   const request = {
     publicUrl: session.public_url,
-    body: {model: model?.id ?? session.key.models?.[0] ?? 'gpt-image-1', prompt: PROMPT},
+    body: {model: model?.id ?? session.key.models?.[0] ?? 'gpt-image-2', prompt: PROMPT},
     needsBase64: Boolean(model && needsBase64(model)),
   };
   return card({

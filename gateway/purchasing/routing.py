@@ -1,0 +1,187 @@
+"""The way of one purchase over the accounts at upstream.
+
+The journal names an account before that account is asked: at first by its reservation, and after a
+failover by `Reroute`, which moves the reservation to the next account in one step. So a dead
+worker's journal names the account that was asked last, and nothing is charged at two accounts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Protocol
+
+import structlog
+
+from gateway.billing import pricing, quota
+from gateway.billing.pricing import Estimate
+from gateway.billing.quota import AccountBudget
+from gateway.catalog import Model
+from gateway.errors import StoreUnavailable, UpstreamFailure
+from gateway.images import ImageRequest, Principal, Record
+from gateway.purchasing.journal import Reserved
+from gateway.purchasing.upstream_health import UpstreamHealth
+from gateway.store.batch import Batch
+from gateway.store.commands import Reservation
+from gateway.store.protocol import Store
+from gateway.upstream.accounts import Account
+
+log = structlog.get_logger(__name__)
+
+
+class Candidates(Protocol):
+    """Chooses the accounts that a purchase may ask."""
+
+    def candidates(self, model: str) -> Sequence[Account]:
+        """In the order of trial. Raises `GatewayError` if there is none in service."""
+
+
+class Summary(Protocol):
+    """What the request's answer shows of its purchase."""
+
+    upstream: str | None
+    is_answering: bool
+
+
+@dataclass(slots=True)
+class Route:
+    """The accounts that a purchase may ask, and its reservation at the one that it asks."""
+
+    accounts: Sequence[Account]
+    reserved: Reserved
+    """As the journal has it: its record names the account."""
+    bound: Estimate
+    """What is reserved: the estimate at the largest price factor."""
+    store: Store
+    worker: str
+    principal: Principal
+    request: ImageRequest
+    model: Model
+    summary: Summary
+    health: Mapping[str, UpstreamHealth]
+    opening: asyncio.Task[float] | None = None
+    """Opens the journal, if the store was unavailable when the purchase began."""
+    reported: set[str] = field(default_factory=set)
+    """The accounts whose failure is in the log."""
+
+    @property
+    def account(self) -> Account:
+        """The one that the journal names."""
+        return self._named(self.reserved.record.upstream)
+
+    def _named(self, name: str | None) -> Account:
+        return next((one for one in self.accounts if one.name == name), self.accounts[0])
+
+    def pass_over(self) -> bool:
+        """Goes on to the next account before anything is reserved; False if there is none."""
+        self.accounts = self.accounts[1:]
+        if not self.accounts:
+            return False
+        self.reserved = self._reserved_at(self.accounts[0])
+        return True
+
+    def _reserved_at(self, account: Account) -> Reserved:
+        record = named_record(self.reserved.record, account, self.model)
+        images = self.reserved.estimate.images
+        estimate = pricing.estimate(self.model, self.request, images, account.price_factor)
+        return replace(self.reserved, record=record, estimate=estimate.amounts)
+
+    async def approach(self, account: str) -> bool:
+        """Names an account in the journal before it is asked; False: it is passed over."""
+        chosen = self._named(account)
+        if chosen is not self.account and not await self._reroute(chosen):
+            return False
+        self.summary.upstream = chosen.name
+        return True
+
+    def left(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
+        """Logs why an account did not take the purchase. The last failure is logged with it."""
+        if is_final:
+            return
+        self.report(failure, account=account, failover=True)
+
+    def report(
+        self, failure: UpstreamFailure, *, account: str | None = None, failover: bool = False
+    ) -> None:
+        """Writes the log event of a failed account, once for each."""
+        name = account or failure.upstream or self.account.name
+        if name in self.reported:
+            return
+        self.reported.add(name)
+        health = self.health.get(name)
+        if health is not None:
+            health.failed(failure, self.request, self.reserved.record, failover=failover)
+
+    def is_answered(self) -> None:
+        """The account has begun to answer."""
+        self.summary.is_answering = True
+
+    def succeeded(self) -> None:
+        """The account did what it was asked."""
+        self.summary.is_answering = True
+        health = self.health.get(self.account.name)
+        if health is not None:
+            health.succeeded()
+
+    def failed_record(self, failure: UpstreamFailure) -> Record:
+        """The record of the purchase, of the account whose failure ended it."""
+        account = self._named(failure.upstream or self.account.name)
+        return named_record(self.reserved.record, account, self.model)
+
+    async def _reroute(self, account: Account) -> bool:
+        rerouted = self._reserved_at(account)
+        if self.opening is not None and not self.opening.done():
+            self.reserved = rerouted  # the journal is opened with it
+            return True
+        batch = Batch(self.store)
+        reservation = quota.reroute(
+            batch,
+            self.principal if self.opening is None else self.principal.without_limits(),
+            self.reserved.purchase,
+            worker=self.worker,
+            estimate=self.bound.amounts,
+            payload=rerouted.encode(),
+            account=budget_of(account),
+        )
+        try:
+            await batch.execute()
+        except StoreUnavailable:
+            # The journal may not name this account, so it is not asked.
+            log.warning("reroute_failed", purchase=self.reserved.purchase, upstream=account.name)
+            return False
+        if not is_moved(reservation.value):
+            return False
+        self.reserved = replace(
+            rerouted, record=rerouted.record.but(time=reservation.value.reserved_at)
+        )
+        return True
+
+
+def is_moved(reservation: Reservation) -> bool:
+    """Whether the journal names the new account: nothing denied it, and it was open."""
+    return reservation.denied is None and reservation.reserved_at > 0
+
+
+def named_record(record: Record, account: Account, model: Model) -> Record:
+    """The record of a purchase at an account."""
+    theirs = account.name_of(model.id)
+    return record.but(upstream=account.name, upstream_model=theirs if theirs != model.id else None)
+
+
+def budget_of(account: Account) -> AccountBudget | None:
+    """What counts a purchase at the account; None if it has no windows of its own."""
+    return AccountBudget(account.subject, account.budget) if account.is_counted else None
+
+
+def largest_factor(accounts: Sequence[Account]) -> Decimal:
+    """Of the accounts that a purchase may ask: its reservation holds the price there."""
+    return max(account.price_factor for account in accounts)
+
+
+def largest_estimate(
+    accounts: Sequence[Account], model: Model, request: ImageRequest, images: int
+) -> Estimate:
+    """The upper bound of a purchase, whichever account takes it."""
+    return pricing.estimate(model, request, images, largest_factor(accounts))
