@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test smoke screenshots test-clients test-long coverage bench check schemas manifests lock clean
+.PHONY: help run test test-parallel test-timed smoke screenshots test-clients test-long coverage bench check schemas manifests lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,8 +32,12 @@ help: ## list what can be made
 run: $(VENV)/run.stamp ## serve: `gateway serve` when UPSTREAM_API_KEY is set, else `gateway demo`
 	@if [ -n "$$UPSTREAM_API_KEY" ]; then exec $(BIN)/gateway serve; else exec $(BIN)/gateway demo; fi
 
-test: $(VENV)/dev.stamp ## run the tests
+test: test-parallel test-timed ## run the tests
+
+test-parallel: $(VENV)/dev.stamp
 	@$(BIN)/pytest -n $(TESTERS) --dist worksteal -m "not long and not timed"
+
+test-timed: $(VENV)/dev.stamp
 	@$(BIN)/pytest -m "timed and not long" $(TIMED)
 
 smoke: $(VENV)/dev.stamp ## run a few tests of the main functions: start, buy, hit, stream, drain

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 
@@ -11,6 +13,23 @@ def usually_on(store: str, fixture: str = "store_url") -> pytest.MarkDecorator:
     For a test whose subject is not the store. `store` is `sqlite` or `redis`, and `fixture` the
     fixture whose parameter it is.
     """
+    return pytest.mark.parametrize(fixture, usual_first(store), indirect=True)
+
+
+def usual_store(store: str) -> Callable[..., str | None]:
+    """The fixture `store_url` of a module whose subjects are decisions above the store.
+
+    As `usually_on` for each of its tests. That both stores do the same is tested in `tests/store`.
+    """
+
+    @pytest.fixture(name="store_url", params=usual_first(store))
+    def store_url(request: pytest.FixtureRequest) -> str | None:
+        return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+
+    return store_url
+
+
+def usual_first(store: str) -> list[object]:
+    """The parameters of a fixture that opens a store: `store`, and in long tests the other one."""
     other = {"sqlite": "redis", "redis": "sqlite"}[store]
-    stores = [store, pytest.param(other, marks=pytest.mark.long)]
-    return pytest.mark.parametrize(fixture, stores, indirect=True)
+    return [store, pytest.param(other, marks=pytest.mark.long)]

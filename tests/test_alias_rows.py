@@ -285,3 +285,14 @@ def test_shutdown_dates_of_accounts_replace_those_of_rows():
     assert moved.models["dall-e-3"].shutdown == catalog.models["dall-e-3"].shutdown
     assert moved.fronts["gpt-image-1-mini"].shutdown == date(2027, 4, 7)
     assert list(moved.linked_aliases) == ["dall-e-3"]
+
+
+def test_an_alias_keeps_its_own_row_where_no_account_has_the_model_of_its_name():
+    catalog = catalog_with(stand_ins="all", aliases=read_shipped()["aliases"] | {"b": dict(ROW)})
+    served = catalog.with_models({"gpt-image-2": catalog.models["gpt-image-2"]})
+    assert list(served.linked_aliases) == [*STAND_INS, "b"]
+    body = {"model": "dall-e-3", "prompt": "x", "quality": "hd", "style": "vivid"}
+    assert validate(body, served) == validate(body, catalog)
+    with pytest.raises(InvalidRequest, match="Invalid value: '512x512'"):
+        validate({**body, "size": "512x512"}, served)
+    assert not catalog.with_models({"dall-e-3": catalog.models["dall-e-3"]}).linked_aliases

@@ -23,6 +23,8 @@ from collections.abc import (
 from datetime import date
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
+import structlog
+
 from gateway.billing.alerts import (
     SPIKE_MIN_MICROS,
     Alert,
@@ -42,6 +44,8 @@ from gateway.store.batch import execute
 from gateway.store.commands import Counter, CounterState, PeekCounters
 from gateway.store.protocol import Store
 from gateway.store.turns import PART_OF_INTERVAL, take_turn
+
+log = structlog.get_logger(__name__)
 
 LOOK_EVERY_SECONDS: Final = 3.0
 LOOK_KEPT_SECONDS: Final = 30.0
@@ -340,7 +344,14 @@ class AlertWatch:
                 and row.dimensions.get("outcome") != "refused"
             )
             alert = self.alerts.of_model(model, shutdown, today, requests=requests, since=since)
-            await self._tell([alert] if alert is not None else [])
+            if alert is not None and await self.tell(alert):
+                log.warning(
+                    "model_retires",
+                    model=model,
+                    shutdown_date=shutdown.isoformat(),
+                    days_left=alert.data["days_left"],
+                    requests=requests,
+                )
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────
 

@@ -29,8 +29,8 @@ MIN_PROJECTED_DAY: Final = 3
 SPIKE_FACTOR: Final = 3
 SPIKE_ACTIVE_DAYS: Final = 14
 SPIKE_MIN_MICROS: Final = 5 * MICROS_PER_USD
-RETIRES_DAYS: Final = (1, 14, 60)
-"""Days before a model retires at which there is an event."""
+RETIRES_DAYS: Final = (0, 1, 14, 60)
+"""Days before a model retires at which there is an event; 0 is the day itself."""
 REVOKED_SECONDS: Final = 3600.0
 """The time between two events of one revoked key."""
 MAX_NAME: Final = 128

@@ -261,12 +261,11 @@ class Catalog(Row):
                 require(successor in known, f"{key}: there is no row '{successor}'{suggestion}")
 
     def _link(self) -> None:
-        served = {
-            name: alias
-            for name, alias in switched_on(self.aliases, self.stand_ins).items()
-            if name not in self._linked_aliases or self._end_of(name) in self.models
-        }
-        self._linked_aliases = link_aliases(served, self.models)
+        enabled = switched_on(self.aliases, self.stand_ins)
+        self._use(link_aliases(enabled, self.models))
+
+    def _use(self, linked: Mapping[str, LinkedAlias]) -> None:
+        self._linked_aliases = linked
         rows = {name: alias.row for name, alias in self._linked_aliases.items()}
         self._fronts = {**self.models, **rows}
 
@@ -309,9 +308,14 @@ class Catalog(Row):
         return self.with_models(models)
 
     def with_models(self, models: Mapping[str, Model]) -> Catalog:
-        """The catalog with other rows, without the aliases that they do not serve any more."""
+        """The catalog with other rows, without the aliases that they do not serve any more.
+
+        The others keep their own rows, also if these are not among `models`.
+        """
         changed = self.model_copy(update={"models": models})
-        changed._link()  # noqa: SLF001 - its own class
+        linked = self._linked_aliases.items()
+        served = {name: alias for name, alias in linked if self._end_of(name) in models}
+        changed._use(served)  # noqa: SLF001 - its own class
         return changed
 
     @property

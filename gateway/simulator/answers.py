@@ -26,8 +26,15 @@ _SMALL_PART: Final = 16
 """Small images have this part of the requested width and height."""
 
 _SVG_MODEL: Final = "gpt-5.6-sol"
-_REASONING_TOKENS: Final = {"none": 0, "minimal": 64, "low": 256, "medium": 994, "high": 2048}
-"""By effort; the larger ones are in `high`."""
+_REASONING_TOKENS: Final = {
+    "none": 0,
+    "low": 256,
+    "medium": 994,
+    "high": 2048,
+    "xhigh": 4096,
+    "max": 8192,
+}
+"""By effort; `medium` if it is not said."""
 
 
 @dataclass(frozen=True, slots=True)

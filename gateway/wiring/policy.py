@@ -23,8 +23,8 @@ def served_policy(policy: Policy, settings: Settings) -> Policy:
     """
     spoken = {account.dialect for account in settings.accounts}
     policy.catalog.check_dialects(sorted(spoken))
-    policy = replace(policy, catalog=with_account_dates(policy.catalog, settings))
     accounts = create_accounts(settings).with_services(lambda model: service_of(policy, model))
+    policy = replace(policy, catalog=with_account_dates(policy.catalog, settings, accounts))
     try:
         check_accounts(
             accounts,
@@ -50,7 +50,7 @@ def _check_references(policy: Policy, served: Mapping[str, Model]) -> None:
     """Refuses a default model and a declared key's model that no account has."""
     catalog = policy.catalog
     for key in ("default_model", "default_gpt_model"):
-        if (model := getattr(catalog, key)) not in served:
+        if catalog.model_of(model := getattr(catalog, key)).id not in served:
             raise ConfigError(
                 f"models.yaml: {key}: no upstream has the model '{model}'. Choose one of "
                 f"{', '.join(served)}, or add '{model}' to the models of an upstream."
@@ -61,7 +61,7 @@ def _check_references(policy: Policy, served: Mapping[str, Model]) -> None:
     }
     for where, models in declared.items():
         for model in models or ():
-            if model in catalog.models and model not in served:
+            if model in catalog.fronts and catalog.model_of(model).id not in served:
                 raise ConfigError(
                     f"access.yaml: {where}: models: no upstream has the model '{model}'. Remove "
                     "it, or add it to the models of an upstream."

@@ -6,15 +6,15 @@ once all accounts that have it say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import date
 
 from gateway.catalog import Catalog, CatalogError, Model
 from gateway.configuration.settings import Settings, UpstreamSettings
+from gateway.upstream.accounts import Accounts
 from gateway.values import nearest
 
 
-def with_account_dates(catalog: Catalog, settings: Settings) -> Catalog:
+def with_account_dates(catalog: Catalog, settings: Settings, accounts: Accounts) -> Catalog:
     """The catalog with the latest date of the accounts that have a model; None: it has none.
 
     Raises `CatalogError` for an account's date of a model that has no row.
@@ -24,26 +24,21 @@ def with_account_dates(catalog: Catalog, settings: Settings) -> Catalog:
     for account in settings.accounts:
         _check_names(account, catalog)
     return catalog.with_shutdowns(
-        {name: _date_of(model, settings.accounts) for name, model in catalog.models.items()}
+        {name: _date_of(model, settings, accounts) for name, model in catalog.models.items()}
     )
 
 
-def _date_of(model: Model, accounts: Iterable[UpstreamSettings]) -> date | None:
+def _date_of(model: Model, settings: Settings, accounts: Accounts) -> date | None:
+    asked = {account.name for account in accounts.having(model.id)}
     dates = [
         account.shutdown.get(model.id, model.shutdown)
-        for account in accounts
-        if _has(account, model)
+        for account in settings.accounts
+        if account.name in asked
     ]
     latest = [day for day in dates if day is not None]
     if len(latest) < len(dates):
         return None  # an account that has announced no date goes on making it
     return max(latest, default=model.shutdown)
-
-
-def _has(account: UpstreamSettings, model: Model) -> bool:
-    if account.models:
-        return model.id in account.models
-    return model.service in (None, account.dialect)
 
 
 def _check_names(account: UpstreamSettings, catalog: Catalog) -> None:

@@ -168,9 +168,9 @@ def test_a_team_without_requests_gets_no_digest():
 
 
 @pytest.mark.parametrize(
-    ("days", "threshold"), [(61, None), (60, 60), (15, 60), (14, 14), (1, 1), (0, 1), (-1, None)]
+    ("days", "threshold"), [(61, None), (60, 60), (15, 60), (14, 14), (1, 1), (0, 0), (-1, None)]
 )
-def test_a_model_in_use_retires_at_three_distances(days, threshold):
+def test_a_model_in_use_retires_at_these_distances(days, threshold):
     shutdown = date.fromisoformat(TODAY.label) + timedelta(days=days)
     alert = ALERTS.of_model("dall-e-3", shutdown, TODAY, requests=5, since=0.0)
     assert (alert and alert.data["threshold"]) == threshold

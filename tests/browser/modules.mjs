@@ -108,7 +108,7 @@ assert.deepEqual(newest({complexity: '', guidance: 3.5, seed: null, svg: ''}), p
 assert.deepEqual(newest({complexity: 'low', guidance: 0.5, seed: 0}), {...plain, guidance: 0.5, seed: 0, complexity: 'low'});
 assert.deepEqual(newest({output_format: 'svg', svg: '{"model": "m"}'}), {model: 'm', prompt: 'p', output_format: 'svg', svg: {model: 'm'}});
 assert.equal(newest({svg: '{'}).svg, '{', 'the gateway refuses it');
-assert.deepEqual(form.fieldsOf(newer).more.map(({name}) => name), ['output_compression', 'user', 'svg']);
+assert.deepEqual(form.fieldsOf(newer).more.map(({name}) => name), ['output_compression', 'user']);
 const usable = (values) => form.isUsable(newer, values, form.parameterOf(newer, 'svg'));
 assert.deepEqual([{}, {output_format: 'gif'}, {output_format: 'svg'}, {svg: '{}'}].map(usable), [false, false, true, true]);
 const left = form.setValue(newer, {output_format: 'svg', svg: '{}'}, 'output_format', 'png');

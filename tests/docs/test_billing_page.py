@@ -59,7 +59,7 @@ def test_the_reserved_size_of_an_omitted_size():
     assert documented == {
         name: model["billing"]["dearest_size"]
         for name, model in read_shipped()["models"].items()
-        if "dearest_size" in model["billing"]
+        if "dearest_size" in model.get("billing", {})
     }
 
 

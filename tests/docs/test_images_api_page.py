@@ -33,7 +33,7 @@ from tests.hints import split_hint, without_hint
 
 PAGE = read_page("images-api.md")
 TABLE = read_shipped()
-MODELS = TABLE["models"]
+MODELS = {name: row for name, row in TABLE["models"].items() if "service" not in row}
 CATALOG = shipped_catalog()
 NONE = "–"
 QUALITIES = ("low", "medium", "high")

@@ -50,5 +50,6 @@ def test_delivery():
 def test_numbers():
     assert f"every {LOOK_EVERY_SECONDS:.0f} seconds" in PAGE
     assert f"up to {MAX_REASON} characters" in PAGE
-    nearest, near, far = RETIRES_DAYS
-    assert f"retires in {far}, {near} or {nearest} days" in PAGE
+    today, nearest, near, far = RETIRES_DAYS
+    assert today == 0
+    assert f"retires in {far}, {near} or {nearest} days, or today" in PAGE

@@ -1,7 +1,11 @@
-"""Azure OpenAI as upstream, and Azure's class of `openai` in front: `docs/upstreams.md`."""
+"""Azure OpenAI as upstream, Azure's class of `openai` in front: `docs/reference/dialects.md`."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,10 +15,24 @@ import openai
 import pytest
 from openai import AsyncAzureOpenAI
 
-from tests.gateways import Client, InProcess, Upstream, make_settings, run_gateway, run_upstream
+from gateway.configuration.settings import Settings
+from gateway.process.upstream_check import check_upstream
+from tests.catalogs import shipped_catalog
+from tests.gateways import (
+    ADMIN_TOKEN,
+    Client,
+    InProcess,
+    Upstream,
+    make_settings,
+    run_gateway,
+    run_upstream,
+)
+from tests.http.test_npm_sdk import PACKAGE
+from tests.npm import install_packages
 
-MODEL = "gpt-image-2"
+MODEL, DEPLOYMENT = "gpt-image-2", "art"
 VERSION = "2025-04-01-preview"
+SCRIPT = Path(__file__).with_name("azure.mjs")
 NOT_DEPLOYED = "gpt-image-1-mini"
 EXTRAS = ("content_filter_results", "prompt_filter_results", "inner_error", "revised_prompt")
 
@@ -28,14 +46,20 @@ def _environment(package_environment: None) -> None:
 async def run_azure(
     folder: Path, redis_url: str | None = None, *, path: str = "", **given: Any
 ) -> AsyncIterator[tuple[Client, Upstream, InProcess]]:
-    """A key, a resource with two deployments, and the gateway between them."""
-    deployments = {MODEL: MODEL, "dall-e-3": "dall-e-3"}
+    """A key, a resource with two of three deployments, and the gateway between them."""
+    deployments = {DEPLOYMENT: MODEL, "dall-e-3": "dall-e-3"}
+    azure = {
+        "dialect": "azure",
+        "api_key": "azure-resource-key",
+        "models": {
+            **{model: name for name, model in deployments.items()},
+            NOT_DEPLOYED: "gone",
+            "dall-e-2": "gone",
+        },
+    }
     async with run_upstream(profile="azure", deployments=deployments) as upstream:
         settings = make_settings(
-            folder,
-            upstream.root + path,
-            redis_url,
-            upstream={"dialect": "azure", "api_key": "azure-resource-key", **given},
+            folder, upstream.root + path, redis_url, upstream={**azure, **given}
         )
         async with run_gateway(settings) as gateway:
             yield await gateway.client.with_key(), upstream, gateway
@@ -79,7 +103,7 @@ async def test_azures_class_buys_from_azure_through_the_gateway(
     (call,) = calls
     # The fingerprint says OpenAI's default, and Azure's is another one.
     assert call["body"] == {"prompt": "an otter", "quality": "auto"}
-    assert call["path"] == f"/openai/deployments/{MODEL}/images/generations"
+    assert call["path"] == f"/openai/deployments/{DEPLOYMENT}/images/generations"
     assert call["headers"]["api-key"] == "azure-resource-key"[-4:]
     assert "authorization" not in call["headers"]
     assert image.status == 200
@@ -91,6 +115,31 @@ async def test_azures_class_buys_from_azure_through_the_gateway(
     assert asked_again == []
     assert missing.value.code == "DeploymentNotFound"
     assert records[404].cost_micros == 0
+
+
+async def test_azures_class_of_npm_buys_from_azure_through_the_gateway(tmp_path: Path) -> None:
+    package = install_packages(PACKAGE)
+    async with run_azure(tmp_path) as (alice, _, _):
+        process = await asyncio.create_subprocess_exec(
+            *("node", SCRIPT, alice.url, alice.secret, MODEL, NOT_DEPLOYED),
+            cwd=package,
+            env={**os.environ, "NO_PROXY": "127.0.0.1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        stdout, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
+    image, link, stream, refused, missing = map(json.loads, stdout.splitlines())
+
+    assert image["length"] > 0
+    assert link["url"].startswith(alice.url)
+    assert [kind.rpartition(".")[2] for kind in stream["types"]] == ["partial_image", "completed"]
+    assert refused == {
+        "error": "BadRequestError",
+        "status": 400,
+        "code": "content_policy_violation",
+    }
+    assert missing == {"error": "NotFoundError", "status": 404, "code": "DeploymentNotFound"}
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
@@ -151,6 +200,83 @@ async def test_the_v1_form_has_the_model_in_the_body(tmp_path: Path, store_url: 
 
     assert reply.status == 200, reply.body
     assert call["path"] == "/openai/v1/images/generations"
-    assert call["body"] == {"model": MODEL, "prompt": "an otter", "quality": "low"}
+    assert call["body"] == {"model": DEPLOYMENT, "prompt": "an otter", "quality": "low"}
     assert call["headers"]["authorization"] == "token-of-entra"[-4:]
     assert "api-key" not in call["headers"]
+
+
+# ── beside other services ───────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def run_three(folder: Path) -> AsyncIterator[tuple[Client, dict[str, Upstream]]]:
+    """A key, and a gateway with an account at Azure, one at OpenAI and one at xAI.
+
+    Azure is asked first, and has one of OpenAI's models.
+    """
+    async with (
+        run_upstream(profile="azure", deployments={"other": MODEL}) as azure,
+        run_upstream() as openai_,
+        run_upstream(profile="xai") as xai,
+    ):
+        services = {"azure": azure, "openai": openai_, "xai": xai}
+        own = {"azure": {"models": {MODEL: "art"}}, "openai": {"priority": 2}, "xai": {}}
+        alone = make_settings(folder, azure.base_url).model_dump(
+            include={"store"}, exclude_defaults=True, by_alias=True
+        )
+        accounts = [
+            {
+                "name": name,
+                "dialect": name,
+                "base_url": service.base_url,
+                "api_key": f"key-of-{name}",
+                "group": "xai" if name == "xai" else "default",
+                **own[name],
+            }
+            for name, service in services.items()
+        ]
+        settings = Settings.model_validate(
+            {**alone, "server": {"admin_token": ADMIN_TOKEN}, "upstreams": accounts}
+        )
+        async with run_gateway(settings) as gateway:
+            yield await gateway.client.with_key(), services
+
+
+async def test_each_model_is_bought_from_a_service_that_has_it(tmp_path: Path) -> None:
+    async with run_three(tmp_path) as (alice, services):
+        listed = await alice.send("GET", "/v1/models")
+        webp = await alice.ask("an otter", model=MODEL, output_format="webp")
+        missing = await alice.ask("another otter", model=MODEL)
+        grok = await alice.ask("an otter", model="grok-imagine-image")
+        mini = await alice.ask("an otter", model=NOT_DEPLOYED)
+        calls = {name: len(await service.calls()) for name, service in services.items()}
+
+    names = {model["id"] for model in listed.json["data"]}
+    assert {MODEL, NOT_DEPLOYED, "grok-imagine-image"} <= names
+    assert not {name for name in names if "FLUX" in name}
+    # Azure makes no webp, so it was not asked; it has no such deployment, so another one was.
+    assert [reply.status for reply in (webp, missing, grok, mini)] == [200] * 4
+    assert calls == {"azure": 1, "openai": 3, "xai": 1}
+    assert webp.headers["x-gateway-upstream"] == missing.headers["x-gateway-upstream"] == "openai"
+    assert grok.headers["x-gateway-upstream"] == "xai"
+
+
+async def test_doctor_checks_azure_as_purchases_call_it(tmp_path: Path) -> None:
+    catalog = shipped_catalog()
+    async with run_upstream(profile="azure", deployments={"art": MODEL}, keys=("k",)) as upstream:
+
+        async def check(**given: Any) -> tuple[str, str]:
+            settings = make_settings(
+                tmp_path, upstream.root, upstream={"dialect": "azure", "api_key": "k", **given}
+            )
+            finding = await check_upstream(settings, catalog)
+            return finding.level, finding.message
+
+        good = await check()
+        wrong_key = await check(api_key="other")
+        wrong_dialect = await check(dialect="openai", auth_header="api-key")
+
+    assert good[0] == "ok"
+    assert "is an images API" in good[1]
+    assert wrong_key[0] == wrong_dialect[0] == "fault"
+    assert "refuses the key with 401" in wrong_key[1]

@@ -40,6 +40,7 @@ from tests.gateways import (
     run_upstream,
 )
 from tests.redis_server import emptied
+from tests.stores import usual_first
 from tests.waiting import DEADLINE_SECONDS, pass_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -420,7 +421,7 @@ class House:
         return Bill(*(state.used for state in states)), list(states)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "redis"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=usual_first("sqlite"))
 async def house(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[House]:

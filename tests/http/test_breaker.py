@@ -22,7 +22,10 @@ from tests.gateways import (
     run_processes,
 )
 from tests.http.conftest import OpenGateway
+from tests.stores import usual_store
 from tests.waiting import DEADLINE_SECONDS, run_out_of_time
+
+store_url = usual_store("redis")
 
 OPEN_SECONDS = 10
 MAX_RETRY_SECONDS = 120

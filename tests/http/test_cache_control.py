@@ -36,6 +36,7 @@ from tests.gateways import (
     run_upstream,
 )
 from tests.http.conftest import OpenGateway
+from tests.stores import usual_first
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -327,7 +328,7 @@ class Table:
         return [record for _, record in await self.gateway.ledger_lines()][count:]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "redis"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=usual_first("redis"))
 async def table(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Table]:

@@ -35,6 +35,9 @@ from tests.http.plays import (
     partial,
 )
 from tests.pngs import write_png
+from tests.stores import usual_store
+
+store_url = usual_store("redis")
 
 GPT = {"model": "gpt-image-1.5", "quality": "low", "size": "1024x1024"}
 DALLE = {"model": "dall-e-2", "size": "1024x1024", "response_format": "b64_json"}

@@ -32,7 +32,10 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway
 from tests.http.test_store_down import folder_missing
+from tests.stores import usual_store
 from tests.waiting import eventually
+
+store_url = usual_store("sqlite")
 
 ASSETS = "/dashboard/assets"
 

@@ -22,6 +22,9 @@ from tests.gateways import (
     make_settings,
     run_gateway,
 )
+from tests.stores import usual_store
+
+store_url = usual_store("sqlite")
 
 LOW = {"quality": "low", "size": "1024x1024"}
 SECRET = "the-secret-of-the-web-shop"

@@ -34,7 +34,10 @@ from tests.gateways import (
     run_processes,
 )
 from tests.http.conftest import OpenGateway
+from tests.stores import usual_store
 from tests.waiting import GENEROUS_SECONDS, eventually
+
+store_url = usual_store("sqlite")
 
 METRICS_TOKEN = "a-metrics-token-of-tests"
 PROXY = {"trusted_proxies": "127.0.0.0/8"}

@@ -16,7 +16,10 @@ from PIL import Image
 from tests.gateways import ADMIN_TOKEN, Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
 from tests.http.test_dashboard import Browser
+from tests.stores import usual_store
 from tests.waiting import eventually
+
+store_url = usual_store("redis")
 
 
 async def listed(client: Client, **query: Any) -> list[Mapping[str, Any]]:

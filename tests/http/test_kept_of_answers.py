@@ -33,7 +33,10 @@ from tests.gateways import (
     run_gateway,
 )
 from tests.http.hostile import PNG, Hostile, run_hostile, stored
+from tests.stores import usual_store
 from tests.waiting import eventually
+
+store_url = usual_store("redis")
 
 SENT = "id-of-the-buyer-4f7a1c"
 """The `safety_identifier` of the request that buys."""

@@ -23,6 +23,9 @@ from gateway.store.commands import CompareAndSet, Get, Write
 from tests.gateways import Client, InProcess, Reply
 from tests.http.conftest import OpenGateway
 from tests.scope_limits import set_limits
+from tests.stores import usual_store
+
+store_url = usual_store("sqlite")
 
 LOW = {"quality": "low", "size": "1024x1024"}
 TODAY = datetime.now(UTC).date()

@@ -16,6 +16,9 @@ from gateway.simulator import server
 from gateway.simulator.links import LINK_SECONDS
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
+from tests.stores import usual_store
+
+store_url = usual_store("sqlite")
 
 DALLE = "dall-e-3"
 

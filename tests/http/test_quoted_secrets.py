@@ -22,7 +22,10 @@ import pytest_asyncio
 
 from tests.gateways import Client, InProcess, leases_at, make_settings, run_gateway
 from tests.http.hostile import PNG, Hostile, run_hostile, stored
+from tests.stores import usual_store
 from tests.waiting import eventually
+
+store_url = usual_store("redis")
 
 KEY = "sk-proj-Ab3d/E0g+Hi4jKl5mNo6pQr7sTu8vWx9yZ0aBc1"
 ORGANIZATION = "org-of-the-team"

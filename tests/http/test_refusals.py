@@ -21,7 +21,10 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway
 from tests.http.hostile import PNG, run_hostile
+from tests.stores import usual_store
 from tests.waiting import DEADLINE_SECONDS, pass_time
+
+store_url = usual_store("sqlite")
 
 NO_CACHE = {"Cache-Control": "no-cache"}
 

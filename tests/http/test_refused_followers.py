@@ -19,7 +19,10 @@ from gateway.store.commands import AcquireLease, ReadEvents, Reserve
 from gateway.store.protocol import Command, Store
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
+from tests.stores import usual_store
 from tests.waiting import eventually, generous
+
+store_url = usual_store("redis")
 
 LOW = {"quality": "low", "size": "1024x1024"}
 LOW_MICROS = 9_000 + 5 * (len("an otter") + 16)

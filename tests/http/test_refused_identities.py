@@ -12,7 +12,10 @@ import pytest
 from tests.gateways import Client, InProcess, Reply, leases_at, make_settings, run_gateway
 from tests.http.hostile import Hostile, run_hostile
 from tests.http.test_kept_of_answers import answer, completed
+from tests.stores import usual_store
 from tests.waiting import eventually
+
+store_url = usual_store("sqlite")
 
 LONG = "u" * 600
 

@@ -21,6 +21,7 @@ from gateway.errors import StoreUnavailable
 from gateway.maintenance import keep_retired
 from gateway.store.batch import execute
 from gateway.store.commands import ReadEntry
+from gateway.wiring.accounts import create_accounts
 from gateway.wiring.shutdown_dates import with_account_dates
 from tests.catalogs import read_shipped
 from tests.gateways import (
@@ -299,7 +300,7 @@ def test_a_model_is_shut_down_once_all_accounts_that_have_it_say_so(tmp_path: Pa
     def dates_of(*accounts: dict[str, Any]) -> dict[str, date | None]:
         upstreams = [{"name": f"a{n}", **account} for n, account in enumerate(accounts)]
         settings = Settings.model_validate({**sections, "upstreams": upstreams})
-        found = with_account_dates(catalog, settings)
+        found = with_account_dates(catalog, settings, create_accounts(settings))
         return {name: found.models[name].shutdown for name in (FORWARDED, CACHED)}
 
     later, last = date(2031, 1, 1), date(2032, 1, 1)

@@ -13,6 +13,9 @@ from tests.gateways import InProcess, Upstream
 from tests.http.conftest import OpenGateway
 from tests.http.test_refused_followers import LOW, crowd_at, records_of, without_reset
 from tests.scope_limits import set_limits
+from tests.stores import usual_store
+
+store_url = usual_store("redis")
 
 SCOPES = {"team:art": "team 'art'", "everyone": "everyone"}
 

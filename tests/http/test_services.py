@@ -1,8 +1,9 @@
-"""Services that are rows of `models.yaml`, each bought from once: `docs/upstreams.md`."""
+"""Services that are rows of `models.yaml`, each bought from once: `docs/reference/dialects.md`."""
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -125,6 +126,8 @@ async def test_together_is_bought_from_with_its_own_parameters_at_a_worst_case(
         refused = await ask("[[sim:moderation]] an otter")
         repeated = await ask("[[sim:moderation]] an otter")
         stream = await ask("an otter", stream=True)
+        shown = await alice.send("GET", f"/v1/models/{FLUX.replace('/', '%2F')}")
+        document = await alice.send("GET", "/openapi.json")
         records = await gateway.ledger()
 
     assert bought.status == 200, bought.body
@@ -143,8 +146,37 @@ async def test_together_is_bought_from_with_its_own_parameters_at_a_worst_case(
     assert (refused.status, refused.error["code"]) == (400, "content_policy_violation")
     assert refused.body == repeated.body
     assert stream.status == 400
+    assert shown.json["owned_by"] == "black-forest-labs"
+    references = re.findall(r'"#/components/schemas/([^"]+)"', document.body.decode())
+    assert set(references) <= set(document.json["components"]["schemas"])
     charged = [record.cost_micros for record in records if record.cost_micros]
     assert charged == [50_000] * 4
+
+
+async def test_a_change_of_a_row_applies_to_the_next_purchase_and_no_row_in_use_can_go(
+    tmp_path: Path,
+) -> None:
+    table = read_shipped()
+    async with run_service(tmp_path, "xai") as (alice, upstream, gateway):
+
+        async def reload() -> str | None:
+            (tmp_path / "models.yaml").write_text(yaml.safe_dump(table))
+            gateway.gateway.policy.reload()
+            return gateway.gateway.policy.fault
+
+        table["dialects"]["xai"]["constants"] = {"quality": "low"}
+        changed = await reload()
+        await alice.ask("an otter", model=GROK)
+        del table["dialects"]["xai"]
+        table["models"] = {n: m for n, m in table["models"].items() if m.get("service") != "xai"}
+        gone = await reload()
+        again = await alice.ask("another otter", model=GROK)
+        sent = await upstream.bodies()
+
+    assert changed is None
+    assert "there is no dialect 'xai'" in (gone or "")
+    assert again.status == 200
+    assert [body["quality"] for body in sent] == ["low", "low"]
 
 
 def test_models_of_services_that_nobody_speaks_are_not_in_the_catalog() -> None:

@@ -38,8 +38,10 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway, Shared
 from tests.journals import estimate, leave_purchase
-from tests.stores import usually_on
+from tests.stores import usual_store, usually_on
 from tests.waiting import DEADLINE_SECONDS, eventually, generous, pass_time
+
+store_url = usual_store("redis")
 
 PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"

@@ -17,7 +17,10 @@ from _pytest.mark import ParameterSet
 
 from tests.gateways import Client, InProcess, make_settings, run_gateway
 from tests.http.hostile import PNG, Hostile, run_hostile
+from tests.stores import usual_store
 from tests.waiting import eventually
+
+store_url = usual_store("sqlite")
 
 B64 = base64.b64encode(PNG).decode()
 GOOD = {"b64_json": B64}

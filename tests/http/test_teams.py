@@ -12,6 +12,9 @@ from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from tests.gateways import Client, InProcess
 from tests.http.conftest import OpenGateway
+from tests.stores import usual_store
+
+store_url = usual_store("redis")
 
 LOW = {"quality": "low", "size": "1024x1024"}
 MINI = "gpt-image-1-mini"

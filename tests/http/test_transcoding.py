@@ -22,7 +22,10 @@ from tests.gateways import Client, InProcess, Reply, Upstream, run_processes
 from tests.http.conftest import OpenGateway
 from tests.pngs import write_png
 from tests.processes import children_of_threads, resident_bytes
+from tests.stores import usual_store
 from tests.waiting import eventually
+
+store_url = usual_store("sqlite")
 
 MIB = 1024 * 1024
 EDGE = 5736

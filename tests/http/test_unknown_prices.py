@@ -24,6 +24,9 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.stores import usual_store
+
+store_url = usual_store("sqlite")
 
 BODY = {"model": "owl-1", "prompt": "an owl"}
 WORST = 700_000

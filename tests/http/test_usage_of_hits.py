@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from tests.gateways import Client, InProcess, Reply, Upstream
+from tests.stores import usual_store
+
+store_url = usual_store("redis")
 
 STREAM = {"stream": True}
 

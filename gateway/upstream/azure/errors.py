@@ -25,7 +25,7 @@ _CONTENT_CODES: Final = frozenset(
         "responsibleaipolicyviolation",
     }
 )
-"""In lower case. Of deployments of any age: `docs/reference/images-api.md#azure-openai`."""
+"""In lower case. Of deployments of any age: `docs/reference/dialects.md#azure-openai`."""
 
 _RATE_CODES: Final = frozenset({"429", "toomanyrequests", "ratelimitreached"})
 _DEPLOYMENT_CODES: Final = frozenset({"deploymentnotfound", "modelnotfound"})

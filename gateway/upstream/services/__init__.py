@@ -1,4 +1,7 @@
-"""Dialects that are rows of `models.yaml`, for services that differ in little from OpenAI's."""
+"""Dialects that are rows of `models.yaml`, for services that differ in little from OpenAI's.
+
+Each key of a row is explained in `docs/reference/dialects.md#rows`.
+"""
 
 from gateway.upstream.services.dialect import ServiceDialect
 

@@ -13,7 +13,7 @@ const SHOWN_LATER = new Set([
   ...['user', 'safety_identifier', 'moderation', 'output_compression', 'frame_duration_ms'],
 ]);
 
-const isShownLater = ({name, type}) => SHOWN_LATER.has(name) || type === 'object';
+const isShownLater = ({name}) => SHOWN_LATER.has(name);
 
 const PRESET_SIZES = ['1024x1024', '1536x1024', '1024x1536', '2048x2048'];
 

@@ -113,7 +113,7 @@ export class Studio {
     const {values, reset} = form.setValue(this.model, this.values, name, value);
     this.values = values;
     const standards = reset.map(
-      (other) => `${label(other)} is back to ${form.parameterOf(this.model, other).default}`,
+      (other) => `${label(other)} is back to ${form.parameterOf(this.model, other).default ?? 'not set'}`,
     );
     this.#edited(standards.length ? `${standards.join(', ')}: the two do not go together.` : '');
   }
@@ -437,7 +437,7 @@ function revoke(url) {
 
 /** "output_format" → "Output format" */
 export function label(name) {
-  const words = name.replaceAll('_', ' ');
+  const words = name === 'svg' ? 'SVG' : name.replaceAll('_', ' ');
   return words[0].toUpperCase() + words.slice(1);
 }
 

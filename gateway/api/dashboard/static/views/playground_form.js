@@ -275,7 +275,7 @@ function textField(studio, {name, fields, max_length: most}) {
 }
 
 const objectHint = (fields) =>
-  `A JSON object with ${fields.map(({name, required}) => (required ? name : `${name}?`)).join(', ')}.`;
+  `A JSON object with ${fields.map(({name, required}) => (required ? name : `${name} (optional)`)).join(', ')}.`;
 
 const HINTS = {
   user: 'Your name for the end user. It does not change the image.',
