@@ -255,8 +255,11 @@ def leases_at(*gateways: InProcess) -> Leases:
 def make_settings(
     folder: Path, upstream: str, redis_url: str | None = None, /, **given: Any
 ) -> Settings:
-    """Settings of a test gateway; `given` is merged into the sections."""
-    sections: dict[str, dict[str, Any]] = {
+    """Settings of a test gateway; `given` is merged into the sections.
+
+    `upstreams` are the entries of that list, in place of the one upstream.
+    """
+    sections: dict[str, Any] = {
         "server": {"listen": "127.0.0.1:0", "admin_token": ADMIN_TOKEN},
         "store": {"data_dir": str(folder), "redis_url": redis_url},
         "upstream": {"base_url": upstream, "api_key": "sk-upstream-secret"},
@@ -265,6 +268,9 @@ def make_settings(
         "billing": {},
         "rehost": {},
     }
+    if accounts := given.pop("upstreams", None):
+        del sections["upstream"]
+        sections["upstreams"] = [{"api_key": "sk-upstream-secret", **one} for one in accounts]
     for name, section in given.items():
         sections[name] = sections.get(name, {}) | section
     return Settings.model_validate(sections)
