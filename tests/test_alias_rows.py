@@ -150,7 +150,6 @@ DALLE = {
             (
                 "aliases.a.map.size: '1024x1024' becomes '1000x1000', which "
                 "'gpt-image-2' does not know. Map '1024x1024' to one of 1824x1024, "
-                "auto"
             ),
         ),
         (

@@ -125,7 +125,7 @@ def test_the_shipped_model_table_fits_its_schema():
         lambda table: table["models"]["dall-e-2"].update(id="dall-e-2"),
         lambda table: table["models"]["dall-e-2"].pop("parameters"),
         lambda table: table["models"]["dall-e-2"]["billing"].update(by="hour"),
-        lambda table: table["models"]["dall-e-3"]["billing"]["usd_per_image"].update(large="0.1"),
+        lambda table: table["models"]["dall-e-3"]["billing"]["usd_per_image"].update(large=0.1),
     ],
 )
 def test_the_schema_of_the_model_table_refuses(change: Callable[[dict[str, Any]], object]):

@@ -52,8 +52,10 @@ class Buyer:
     """Records whom a purchase asks."""
 
     refuses: Sequence[str] = ()
+    waited_seconds: float = 0.0
     approached: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    waited_seconds: float = 0.0
 
     async def approach(self, account: str) -> bool:
         if account in self.refuses:
@@ -180,7 +182,8 @@ async def test_an_account_that_cannot_be_reached_charges_nothing() -> None:
         unknown = "http://no-such-host.invalid/v1"
         async with upstream(GOOD) as good:
             plain = good.url.replace("http://", "https://")  # no TLS there
-            async with pool_of([closed, unknown, plain, good.url]) as pool:
+            urls = [closed, unknown, plain, good.url]
+            async with pool_of(urls, connect_timeout_seconds=0.2) as pool:
                 answer, asked = await buy(pool)
             assert asked == ["a", "b", "c", "d"]
             assert isinstance(answer, UpstreamAnswer)
