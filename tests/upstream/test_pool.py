@@ -55,7 +55,6 @@ class Buyer:
     waited_seconds: float = 0.0
     approached: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    waited_seconds: float = 0.0
 
     async def approach(self, account: str) -> bool:
         if account in self.refuses:
