@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ import pytest
 
 from gateway.configuration.expand import ConfigError
 from gateway.images import Record
+from gateway.net.guard import parse_allow_list
+from gateway.process.upstream_check import check_upstreams
 from gateway.purchasing.journal import decode_payload
+from gateway.room_settings import client_settings, fetch_settings
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
 from gateway.upstream.pool import REST_SECONDS
@@ -453,3 +457,31 @@ async def test_accounts_that_cannot_be_routed_keep_the_gateway_from_starting(
             pass
     for word in words:
         assert word in str(refused.value)
+
+
+def test_links_of_every_account_are_fetched_and_the_keys_of_all_are_secrets(tmp_path: Path) -> None:
+    accounts = [
+        {"name": "a", "base_url": "http://one.example:81/v1", "api_key": KEYS[0]},
+        {"name": "b", "base_url": "https://two.example/v1", "api_key": KEYS[1]},
+    ]
+    settings = make_settings(tmp_path, "", upstreams=accounts)
+    fetch = fetch_settings(settings)
+    allowed = parse_allow_list(["one.example:81", "two.example:443"])
+    assert fetch.allow_list == allowed
+    assert set(KEYS) <= {*fetch.secrets}
+    for client in client_settings(settings):
+        assert set(KEYS) <= {*client.secrets}
+        assert not any(key in repr(client) for key in KEYS)
+
+
+async def test_doctor_examines_every_account(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: every connection is refused
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        accounts = [{"name": name, "base_url": url} for name in ("first", "second")]
+        settings = make_settings(tmp_path, "", upstreams=accounts)
+        found = await check_upstreams(settings)
+    assert [finding.level for finding in found] == ["fault", "fault"]
+    for name, finding in zip(("first", "second"), found, strict=True):
+        assert finding.message.startswith(f"{name}: {url} does not respond")
+        assert "check its base_url" in finding.message
