@@ -55,7 +55,6 @@ class Buyer:
     waited_seconds: float = 0.0
     approached: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    waited_seconds: float = 0.0
 
     async def approach(self, account: str) -> bool:
         if account in self.refuses:
@@ -292,6 +291,25 @@ async def test_with_every_breaker_open_nothing_is_sent() -> None:
         assert isinstance(answer, UpstreamFailure)
         assert (answer.code, asked) == ("upstream_unavailable", [])
         assert len(first.bodies) + len(second.bodies) == sent
+
+
+async def test_an_open_breaker_is_answered_rather_than_the_refusal_of_another_account() -> None:
+    async with (
+        upstream(error(503)) as first,
+        upstream(GOOD, error(401)) as second,
+        pool_of([first.url, second.url], breaker_failures=1) as pool,
+    ):
+        assert isinstance((await buy(pool))[0], UpstreamAnswer)
+        answer, asked = await buy(pool)
+        assert asked == ["b"]
+        assert isinstance(answer, UpstreamFailure)
+        # The first account may soon be asked again, so the client should retry.
+        assert (answer.code, answer.upstream) == ("upstream_unavailable", "a")
+        # Now the second one rests.
+        answer, asked = await buy(pool)
+        assert asked == []
+        assert isinstance(answer, UpstreamFailure)
+        assert answer.code == "upstream_unavailable"
 
 
 async def test_an_account_out_of_service_is_not_asked() -> None:
