@@ -310,7 +310,7 @@ def wire_gateway(
         account_rates(settings),
         worker=worker,
         workers=settings.workers.count,
-        max_wait_seconds=settings.queue.max_wait_seconds,
+        max_wait_seconds=min(settings.queue.max_wait_seconds, settings.timeout_seconds),
         observers=observers,
         is_wanted=flights.is_wanted,
     )

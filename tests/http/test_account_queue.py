@@ -23,6 +23,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals, ReadTurns
 from tests.clocked_store import ClockedStore, clocked
 from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway
+from tests.http.test_accounts import ask, open_house
 from tests.pngs import write_png
 from tests.stores import usually_on
 from tests.waiting import eventually
@@ -368,3 +369,35 @@ async def test_a_stream_shows_its_place(tmp_path: Path, clocked_store: ClockedSt
     assert b": queue position=1, wait=60s\n\n" in reply.body
     assert reply.body.startswith(b": queue")
     assert reply.status == 200
+
+
+async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
+    """Which takes one purchase at a time."""
+    async with open_house(tmp_path, second={"concurrent": 1}, queue={"max_wait": "2s"}) as house:
+        queue = house.gateway.gateway.account_queue._accounts["second"]
+        await house.first.play(*["status=401"] * 4)
+        async with house.second.hold():
+            one = asyncio.create_task(ask(house, "one"))
+            await house.second.until_sent(1)
+            two = asyncio.create_task(ask(house, "two"))
+            await eventually(lambda: len(queue.waiters) == 1)
+            journals = await execute(house.gateway.gateway.store, OpenJournals())
+            found = {j.state: decode_payload(j.payload).record.upstream for j in journals}
+            assert found == {"reserved": "second", "queued": "second"}
+        replies = [await one, await two]
+        assert [reply.status for reply in replies] == [200, 200]
+        assert "x-gateway-queue" not in replies[0].headers
+        assert replies[1].headers["x-gateway-queue"].startswith("waited=")
+        assert [len(await upstream.bodies()) for upstream in house.upstreams] == [1, 2]
+
+        # One that waits for too long is passed over, and fails as at the first account.
+        house.gateway.gateway.account_queue._max_wait_seconds = 0.2
+        house.gateway.gateway.services.proxy._images._purchases._candidates._resting.clear()
+        async with house.second.hold():
+            three = asyncio.create_task(ask(house, "three"))
+            await house.second.until_sent(3)
+            house.gateway.gateway.services.proxy._images._purchases._candidates._resting.clear()
+            four = await ask(house, "four")
+        assert (four.status, (await three).status) == (502, 200)
+        assert four.headers["x-gateway-cost-usd"] == "0.000000"
+        assert not await execute(house.gateway.gateway.store, OpenJournals())

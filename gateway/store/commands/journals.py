@@ -288,7 +288,10 @@ class TakeTurns(Command[Turns]):
 
 @dataclass(frozen=True, slots=True)
 class ReadTurns(Command[Sequence[Turn]]):
-    """Where purchases are in an account's queue, in their order; those that are not have a turn."""
+    """Where purchases are in an account's queue, in their order.
+
+    `taken`: their journals are reserved. `refused`: they have neither a turn nor a place.
+    """
 
     account: str
     images_per_minute: int | None
