@@ -59,6 +59,7 @@ from gateway.proxy.interpret import Interpreter
 from gateway.proxy.recording import Recorder
 from gateway.proxy.request import Proxy
 from gateway.proxy.store_outage import StoreOutage
+from gateway.purchasing.account_queue import AccountQueue
 from gateway.purchasing.account_states import read_budgets
 from gateway.purchasing.delivery import Delivery
 from gateway.purchasing.purchase import Purchases
@@ -68,6 +69,7 @@ from gateway.purchasing.settlement import Settlements
 from gateway.purchasing.upstream_health import AccountsHealth, UpstreamHealth
 from gateway.purchasing.upstream_switches import UpstreamSwitches
 from gateway.room_settings import (
+    account_rates,
     api_settings,
     capacities,
     client_settings,
@@ -111,6 +113,7 @@ class Gateway:
     tasks: OwnedTasks
     """Purchases, and other work that must not end with a request."""
     flights: Flights
+    account_queue: AccountQueue
     recovery: Recovery
     ledger: Ledger
     totals: Totals
@@ -302,6 +305,17 @@ def wire_gateway(
         },
         changed=health_changed,
     )
+    account_queue = AccountQueue(
+        store,
+        account_rates(settings),
+        worker=worker,
+        workers=settings.workers.count,
+        max_wait_seconds=min(settings.queue.max_wait_seconds, settings.timeout_seconds),
+        observers=observers,
+        is_wanted=flights.is_wanted,
+    )
+    for account in pool.accounts:
+        pool.client(account.name).on_headers = partial(account_queue.note, account.name)
     upstream_switches = UpstreamSwitches(store, [account.name for account in pool.accounts])
     pool.is_disabled = upstream_switches.is_disabled
     purchases = Purchases(
@@ -313,6 +327,7 @@ def wire_gateway(
         health=upstream_health.accounts,
         unstored=unstored,
         tasks=tasks,
+        queue=account_queue,
     )
     recovery = Recovery(
         store,
@@ -413,6 +428,7 @@ def wire_gateway(
         books_memory=books_memory,
         tasks=tasks,
         flights=flights,
+        account_queue=account_queue,
         recovery=recovery,
         ledger=ledger,
         totals=totals,

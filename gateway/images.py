@@ -431,6 +431,10 @@ class Expected(NamedTuple):
     """b"" if there is none."""
 
 
+MAX_PRIORITY: Final = 10
+"""Images that a key gets at most in each round of an account's queue."""
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who sends a request: a gateway key, and whose limits its requests count against."""
@@ -444,6 +448,8 @@ class Principal:
     """The records that this was made of."""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Of the team and the key, for the records of its requests."""
+    priority: int = 1
+    """Images that the key gets in each round of an account's queue."""
     prepared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Commands that a room has made of the limits, by the room's name. A principal sends many
     requests, so they are made only once."""

@@ -160,6 +160,7 @@ async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
     except TimeoutError:
         log.error("drain_timeout", purchases=len(gateway.tasks))
     await gateway.flights.close()
+    await gateway.account_queue.close()
     await gateway.cache.thumbnails.close()
     try:
         await gateway.ledger.write()

@@ -5,7 +5,7 @@ Those of `wiring/` stand there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final
 
@@ -19,6 +19,7 @@ from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.net.server_tls import TlsFiles
 from gateway.proxy.interpret import InterpreterSettings
+from gateway.purchasing.account_queue import Rate
 from gateway.purchasing.delivery import DeliverySettings
 from gateway.purchasing.purchase import PurchaseSettings
 from gateway.tasks import Capacity
@@ -105,6 +106,11 @@ def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
     )
 
 
+def account_rates(settings: Settings) -> Mapping[str, Rate]:
+    """The rate of each account at upstream."""
+    return {one.name: Rate(one.images_per_minute, one.concurrent) for one in settings.accounts}
+
+
 def delivery_settings(settings: Settings) -> DeliverySettings:
     """The settings of `purchasing.delivery`: the largest image that is accepted."""
     return DeliverySettings(
@@ -140,6 +146,7 @@ def client_settings(settings: Settings) -> Sequence[ClientSettings]:
 
 def _of_account(upstream: UpstreamSettings, settings: Settings) -> ClientSettings:
     return ClientSettings(
+        name=upstream.name,
         base_url=upstream.base_url,
         api_key=upstream.api_key or SecretStr(""),
         timeout_seconds=upstream.timeout_seconds,
@@ -196,7 +203,8 @@ def tracing_settings(settings: Settings, worker: str) -> TracingSettings | None:
             "service.name": tracing.service_name,
             "service.instance.id": worker,
         },
-        upstream_url=settings.accounts[0].base_url,
+        # A purchase may go from one account to another; the requests inside of it name each.
+        upstream_url="" if settings.upstreams else settings.upstream.base_url,
     )
 
 

@@ -1,7 +1,8 @@
 """Both stores on a clock that a test moves, for what takes minutes.
 
-The embedded store takes its clock as an argument. Redis has its own: here its scripts read a hash
-instead of `TIME`, and are otherwise those that the gateway ships.
+The embedded store reads a clock that it is given. Redis has its own: here its scripts read a hash
+instead of `TIME`, and are otherwise those that the gateway ships. Whatever opens a store in this
+process, a gateway too, gets one with this clock.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import pytest
 import redis.asyncio
 
 from gateway.store.protocol import Store
+from gateway.store.redis.commands import counters
 from gateway.store.redis.scripts import SCRIPTS, Script
 from gateway.store.redis.store import open_redis_store
+from gateway.store.sqlite import store as sqlite_store
+from gateway.store.sqlite.steady_clock import single
 from gateway.store.sqlite.store import open_sqlite_store
 
 _READ_TIME: Final = "redis.call('TIME')"
@@ -31,6 +35,8 @@ class ClockedStore:
 
     open: Callable[[], AbstractAsyncContextManager[Store]]
     """Each call opens the same store, as a worker does."""
+    url: str | None
+    """None for the embedded one."""
     _tell: Callable[[float], Awaitable[None]]
     now: float
     """Unix seconds."""
@@ -44,18 +50,17 @@ class ClockedStore:
 async def clocked(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]:
     """An empty store of the kind of the fixture's parameter."""
     start = float(int(time.time()))
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
     if request.param == "sqlite":
         path, times = request.getfixturevalue("sqlite_path"), [start]
+        monkeypatch.setattr(sqlite_store, "open_clocks", lambda path: single(lambda: times[0]))
 
         async def set_clock(now: float) -> None:
             times[0] = now
 
-        yield ClockedStore(
-            lambda: open_sqlite_store(path, clock=lambda: times[0]), set_clock, start
-        )
+        yield ClockedStore(lambda: open_sqlite_store(path), None, set_clock, start)
         return
     url = request.getfixturevalue("redis_url")
-    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
     for name, script in SCRIPTS.items():
         monkeypatch.setitem(cast(Any, SCRIPTS), name, _with_clock(script))
     async with redis.asyncio.Redis.from_url(url) as client:
@@ -66,7 +71,10 @@ async def clocked(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]
             await cast(Any, client).hset("igw:{books}:test-clock", mapping=times)
 
         await write_clock(start)
-        yield ClockedStore(lambda: open_redis_store(url), write_clock, start)
+        try:
+            yield ClockedStore(lambda: open_redis_store(url), url, write_clock, start)
+        finally:
+            cast(Any, counters)._admit.cache_clear()  # it has packed commands with these scripts
 
 
 def _with_clock(script: Script) -> Script:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gateway.catalog import CatalogError, parse_catalog
 from tests.catalogs import shipped_catalog
+from tests.rows import each_row
 
 SHIPPED = (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
 DELETE = object()
@@ -97,7 +98,7 @@ G1 = "models/gpt-image-1"
 G2 = "models/gpt-image-2"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("path", "value", "message"),
     [
         (

@@ -18,6 +18,7 @@ from gateway.request.body import parse_body
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
 from gateway.upstream.openai.requests import forwarded_body
+from tests.rows import each_row
 
 
 def table(**parameters: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def key_of(request: ImageRequest) -> str:
 AT = "models.yaml: models.kite.parameters."
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("spec", "message"),
     [
         ({"type": "decimall"}, "x: there is no type of parameters 'decimall'; the nearest valid"),

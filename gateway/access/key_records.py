@@ -36,7 +36,7 @@ from gateway.access.limit_values import (
 from gateway.access.specs import parse_model
 from gateway.access.user_header import parse_user_header
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
-from gateway.images import LimitRule, Reuse
+from gateway.images import MAX_PRIORITY, LimitRule, Reuse
 from gateway.values import DURATION, parse_duration
 
 PREFIX_CHARACTERS: Final = 6
@@ -148,6 +148,7 @@ class KeyRecord(BaseModel):
     allow_no_cache: bool | None = None
     user_header: str | None = None
     labels: Mapping[str, str] | None = None
+    priority: int | None = None
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
@@ -248,6 +249,7 @@ class KeySpec(BaseModel):
     allow_no_cache: bool | None = None
     user_header: str | None = None
     labels: Mapping[str, Any] | None = None
+    priority: Annotated[int, Field(ge=1, le=MAX_PRIORITY)] | None = None
     expires_at: Annotated[int, Field(gt=0, le=MAX_SECONDS)] | None = None
 
     @field_validator("limits", mode="after")
@@ -291,6 +293,7 @@ class KeySpec(BaseModel):
             "allow_no_cache": self.allow_no_cache,
             "user_header": self.user_header,
             "labels": dict(self.labels) if self.labels else None,
+            "priority": self.priority,
             "expires_at": self.expires_at,
         }
 

@@ -364,6 +364,7 @@ class Keys:
                 subjects=resolved.subjects,
                 expected=(*own, Expected(ACCESS, GENERATION, stored.generation)),
                 labels=resolved.labels,
+                priority=record.priority or 1,
             ),
             models=resolved.models,
             validation=record.validation,

@@ -23,7 +23,7 @@ EXPOSED: Final = (
     *("Cache-Status", hdrs.AGE, "x-gateway-image-ids"),
     *("x-gateway-cost-usd", "x-gateway-reserved-usd", "x-gateway-saved-usd"),
     *("x-gateway-model", "x-gateway-model-retires", "x-gateway-upstream", "x-gateway-notice"),
-    *("x-gateway-hint", "x-gateway-error-source"),
+    *("x-gateway-queue", "x-gateway-hint", "x-gateway-error-source"),
     *("idempotent-replayed", "Preference-Applied"),
     *(f"x-ratelimit-limit-{unit}" for unit in ("requests", "images", "tokens")),
     *(f"x-ratelimit-remaining-{unit}" for unit in ("requests", "images", "tokens")),

@@ -25,6 +25,7 @@ CACHE_STATUS: Final = "Cache-Status"
 COST: Final = "x-gateway-cost-usd"
 SAVED: Final = "x-gateway-saved-usd"
 IMAGE_IDS: Final = "x-gateway-image-ids"
+QUEUE: Final = "x-gateway-queue"
 MODEL: Final = "x-gateway-model"
 RETIRES: Final = "x-gateway-model-retires"
 
@@ -57,6 +58,7 @@ def context_headers(context: RequestContext) -> dict[str, str]:
     headers = {
         **rate_headers(context.latest_limits),
         **_notice_header(context),
+        **_queue_header(context),
         **_model_headers(context),
     }
     if context.is_stored_result:
@@ -93,7 +95,12 @@ def early_headers(context: RequestContext) -> dict[str, str]:
             # Mostly the purchase is still running, and nothing is stored.
             forwarded = STORED[forwarded] if context.purchase.is_stored else forwarded
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
-    headers = {CACHE_STATUS: status, **_notice_header(context), **_model_headers(context)}
+    headers = {
+        CACHE_STATUS: status,
+        **_notice_header(context),
+        **_queue_header(context),
+        **_model_headers(context),
+    }
     # The cost is not known yet. A follower pays nothing, and its savings are not known either.
     if context.purchase.has_begun:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
@@ -134,6 +141,11 @@ def notice_of(context: RequestContext) -> str:
 def _notice_header(context: RequestContext) -> dict[str, str]:
     notice = notice_of(context)
     return {"x-gateway-notice": notice} if notice else {}
+
+
+def _queue_header(context: RequestContext) -> dict[str, str]:
+    text = context.purchase.waiting.text
+    return {} if text is None else {QUEUE: text}
 
 
 def _model_headers(context: RequestContext) -> dict[str, str]:

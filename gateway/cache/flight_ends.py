@@ -7,9 +7,10 @@ partial images among them to `partial_images`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final
 
 import orjson
@@ -94,6 +95,12 @@ class FlightEnds:
         """Registers a flight of this worker, whose followers here need no store."""
         self._pending.setdefault(flight, _Followers())
 
+    def has_clients(self, flight: str) -> bool:
+        """Whether a client of this worker waits for the flight of another request."""
+        followers = self._pending.get(flight, _Followers())
+        queued = chain.from_iterable(followers.queues.values())
+        return any(one.is_connected() for one in chain(followers.apart, queued))
+
     def announce(self, flight: str, end: FlightEnd) -> None:
         """Tells the followers in this worker how the flight ended."""
         followers = self._pending.pop(flight, None)
@@ -118,13 +125,14 @@ class FlightEnds:
         limits: FollowerLimits | None = None,
         subscriber: Subscriber | None = None,
         in_turn: bool = False,
+        is_connected: Callable[[], bool] = lambda: True,
     ) -> tuple[FlightEnd, Turn | None]:
         """Returns when the flight has ended, or has been silent for too long.
 
         With a turn, this follower has to try next, and decides what those behind it wait for.
         Without `in_turn`, for a follower that also waits for other flights, there is never one.
         """
-        follower = Follower(frozenset(slots), limits, subscriber)
+        follower = Follower(frozenset(slots), limits, subscriber, is_connected)
         followers = self._followers_of(flight)
         if in_turn:
             followers.queue(follower.slots).add(follower)

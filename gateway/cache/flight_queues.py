@@ -38,6 +38,8 @@ class Follower:
     slots: frozenset[int]
     limits: FollowerLimits | None
     subscriber: Subscriber | None
+    is_connected: Callable[[], bool] = lambda: True
+    """Whether its client has not left."""
     woken: asyncio.Future[tuple[FlightEnd, Turn | None]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )

@@ -96,6 +96,8 @@ class Flights:
         self._led: Counter[str] = Counter()
         """This worker's purchases and requests for leases, by fingerprint."""
         self._ends = FlightEnds(store, partial_images)
+        self._leaders: dict[str, Callable[[], bool]] = {}
+        """Whether the client of a flight's leader is connected, by flight."""
         self._unstored = UnstoredImages() if unstored is None else unstored
         self._online, self._offline = RunningFlights(), RunningFlights()
         self._handed_over: Counter[str] = Counter()
@@ -126,6 +128,7 @@ class Flights:
         subscriber: Subscriber | None = None,
         ignoring: tuple[str, ...] = (),
         max_age_seconds: float | None = None,
+        is_connected: Callable[[], bool] = lambda: True,
     ) -> FlightResult:
         """Gets images for slots: buys those without a lease, and follows the flights of the others.
 
@@ -178,6 +181,7 @@ class Flights:
                 _hand_over(turn, () if len(result.cached) > cached_before else found)
                 follow = partial(
                     self._follow,
+                    is_connected=is_connected,
                     result=result,
                     limits=limits,
                     subscriber=subscriber,
@@ -185,7 +189,9 @@ class Flights:
                 )
                 waits = [follow(leader, followed) for leader, followed in leaders.items()]
                 if purchase is not None:
-                    waits.append(self._lead(flight, purchase, result=result))
+                    waits.append(
+                        self._lead(flight, purchase, result=result, is_connected=is_connected)
+                    )
                 with self._waiting.taken() if leased else nullcontext():
                     turn = await _wait_for_all(waits)
                 has_waited = True
@@ -201,13 +207,14 @@ class Flights:
         *,
         buy: Buy,
         subscriber: Subscriber | None = None,
+        is_connected: Callable[[], bool] = lambda: True,
     ) -> FlightResult:
         """Buys images for slots even if the entry has some, without a lease or followers."""
         self._purchases_open.check()
         result = FlightResult(missing=set(slots))
         flight = Flight(new_purchase_id(), fingerprint, slots, is_unshared=True, displaces=True)
         purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
-        await self._lead(flight, purchase, result=result)
+        await self._lead(flight, purchase, result=result, is_connected=is_connected)
         return result
 
     async def run_offline(
@@ -488,10 +495,27 @@ class Flights:
         self._tasks.start(release(), name=f"release lease {flight.id}")
 
     async def _lead(
-        self, flight: Flight, purchase: asyncio.Task[FlightEnd], *, result: FlightResult
+        self,
+        flight: Flight,
+        purchase: asyncio.Task[FlightEnd],
+        *,
+        result: FlightResult,
+        is_connected: Callable[[], bool] = lambda: True,
     ) -> None:
-        # Shielded: the purchase goes on if the client disconnects.
-        result.complete(await asyncio.shield(purchase), flight.slots)
+        self._leaders[flight.id] = is_connected
+        try:
+            # Shielded: the purchase goes on if the client disconnects.
+            result.complete(await asyncio.shield(purchase), flight.slots)
+        finally:
+            del self._leaders[flight.id]
+
+    def is_wanted(self, flight: str) -> bool:
+        """Whether a client of this worker still waits for a flight of this worker.
+
+        Those of other workers are not known. They get a turn of their own if it is released.
+        """
+        is_connected = self._leaders.get(flight)
+        return (is_connected is not None and is_connected()) or self._ends.has_clients(flight)
 
     # ── following ───────────────────────────────────────────────────────────────────────────
 
@@ -504,6 +528,7 @@ class Flights:
         limits: FollowerLimits | None,
         subscriber: Subscriber | None,
         in_turn: bool = False,
+        is_connected: Callable[[], bool] = lambda: True,
     ) -> Turn | None:
         # The flight has ended in this worker, and its images are not stored yet.
         if (purchased := self._unstored.of_flight(flight)) is not None:
@@ -513,7 +538,12 @@ class Flights:
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight))
         end, turn = await self._ends.wait(
-            flight, slots, limits=limits, subscriber=subscriber, in_turn=in_turn
+            flight,
+            slots,
+            limits=limits,
+            subscriber=subscriber,
+            in_turn=in_turn,
+            is_connected=is_connected,
         )
         if end.kind == "unknown":
             result.silent |= dict.fromkeys(slots, flight)

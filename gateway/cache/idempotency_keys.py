@@ -186,7 +186,7 @@ class IdempotencyKeys:
         if found.purchase is None or found.lock is None:
             return
         state = await execute(self._store, ReadJournalState(found.purchase))
-        if state in ("reserved", "received"):
+        if state in ("queued", "reserved", "received"):
             return
         log.warning("idempotency_lock_abandoned", purchase=found.purchase, journal=state)
         holder = replace(idempotent, lock=found.lock)

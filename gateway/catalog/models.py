@@ -337,15 +337,6 @@ class Catalog(Row):
         model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
         return model
 
-    def of_services(self, spoken: Collection[str]) -> Catalog:
-        """The catalog without the models of services whose dialect is not spoken."""
-        models = {
-            name: model
-            for name, model in self.models.items()
-            if model.service is None or model.service in spoken
-        }
-        return self if len(models) == len(self.models) else self.with_models(models)
-
     def check_dialects(self, named: Iterable[str]) -> None:
         """Raises `CatalogError` for a name that is neither built in nor a row of `dialects`."""
         known = (*BUILT_IN_DIALECTS, *self.dialects)

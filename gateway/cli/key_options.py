@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar, get_args
 import click
 
 from gateway.access.key_records import KeySpec, Parallel, Scope, Validation
+from gateway.images import MAX_PRIORITY
 from gateway.limits import LIMITS
 from gateway.values import nearest
 
@@ -36,6 +37,8 @@ _OPTIONS: Final = (
                  "ledger if the body does not, such as X-OpenWebUI-User-Email."),
     click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="For reports, such "
                  "as cost_center=4711; may be repeated."),
+    click.option("--priority", type=click.IntRange(1, MAX_PRIORITY), help="How many images it gets "
+                 "in each round of an account's queue; 1 if not given."),
     click.option("--expires", "expires_at", metavar="WHEN", help="A duration from now such as 30d "
                  "or 12h, or Unix seconds."),
 )  # fmt: skip

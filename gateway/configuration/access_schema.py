@@ -9,6 +9,7 @@ from gateway.access.key_records import Parallel, Scope, Validation
 from gateway.access.labels import MAX_LABEL_CHARACTERS, MAX_LABELS
 from gateway.access.limit_values import MAX_WARN_AT, MAX_WARNINGS, Mode
 from gateway.events import EVENT_KINDS, WebhookFormat
+from gateway.images import MAX_PRIORITY
 from gateway.limits import LIMITS
 
 Schema: TypeAlias = dict[str, Any]
@@ -69,6 +70,10 @@ def _key() -> Schema:
         "hits_report_usage": _switch("Whether images from the cache report their usage."),
         "allow_no_cache": _switch("Whether its requests may refuse cached images."),
         "user_header": _text("The header that names the user if the body does not."),
+        "priority": {
+            "description": "Images in each round of an account's queue; 1 without it.",
+            "anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_PRIORITY}, _REFERENCE],
+        },
         "expires_at": {"description": "Unix seconds.", "anyOf": [{"type": "integer"}, _REFERENCE]},
     }
     return _object(fields, "A key.") | {

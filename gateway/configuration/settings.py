@@ -276,7 +276,7 @@ class UpstreamSettings(Section):
     priority: CountOrZero = 1
     """Accounts with the lowest number are asked first."""
     weight: CountOrZero = 1
-    """The share of the purchases among accounts of one priority. 0: only after the others."""
+    """The share of the purchases among accounts of one priority. 0: it is not asked."""
     images_per_minute: Count | None = None
     """How many images the account makes a minute; further purchases queue. Empty: no bound."""
     concurrent: Count | None = None
@@ -309,6 +309,14 @@ class UpstreamSettings(Section):
         if own.lower() in {name.lower() for name in self.headers}:
             raise ValueError(f"headers without {own}, which is the auth_header")
         return self
+
+
+class QueueSettings(Section):
+    """The queue of purchases that wait for an account's images_per_minute or concurrent."""
+
+    max_wait_seconds: Seconds = Field(default=60.0, alias="max_wait")
+    """How long a purchase waits for its turn at most before it gets a 429; one that would have to
+    wait longer gets it at once."""
 
 
 class CacheSettings(Section):
@@ -416,6 +424,7 @@ class Settings(Section):
     upstream: UpstreamSettings = Field(default_factory=UpstreamSettings)
     upstreams: Upstreams = ()
     """Several accounts instead of upstream: a list whose entries have the keys of upstream."""
+    queue: QueueSettings = Field(default_factory=QueueSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     billing: BillingSettings = Field(default_factory=BillingSettings)
     rehost: RehostSettings = Field(default_factory=RehostSettings)

@@ -17,6 +17,12 @@ import orjson
 COMMENT: Final = b": keep-alive\n\n"
 """Keeps an idle connection alive. All known clients ignore comments."""
 
+
+def comment(text: str) -> bytes:
+    """A comment, which does the same and shows a line of ASCII."""
+    return b": %b\n\n" % text.encode("ascii", "replace").replace(b"\n", b" ")
+
+
 _BOM: Final = b"\xef\xbb\xbf"
 _FIELD_START_BYTES: Final = len(_BOM + b"event: ")
 """Enough bytes of a line to tell its field."""

@@ -50,6 +50,8 @@ class RequestContext:
     trace: TraceContext = NO_TRACE_CONTEXT
     on_stream: Callable[[RequestContext, Subscriber], None] = lambda context, subscriber: None
     """Starts to answer a client that asked for a stream."""
+    is_connected: Callable[[], bool] = lambda: True
+    """Whether the client has not left, as far as this worker can tell."""
     subscriber: Subscriber | None = None
     """Receives the partial images; one for all flights, so that none is sent twice."""
     purchase: PurchaseSummary = field(default_factory=PurchaseSummary)

@@ -359,7 +359,11 @@ class Images:
             # here.
             await self._flights.check_refusal(query.fingerprint)
             return await self._flights.run_unshared(
-                query.fingerprint, missing, buy=buy, subscriber=subscriber
+                query.fingerprint,
+                missing,
+                buy=buy,
+                subscriber=subscriber,
+                is_connected=context.is_connected,
             )
         return await self._flights.run(
             query.fingerprint,
@@ -370,6 +374,7 @@ class Images:
             subscriber=subscriber,
             ignoring=ignored,
             max_age_seconds=policy.max_age_seconds,
+            is_connected=context.is_connected,
         )
 
     async def _check_key(self, context: RequestContext, query: ImageQuery) -> None:

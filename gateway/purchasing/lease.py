@@ -68,6 +68,15 @@ class LeaseKeeper:
         self._task = asyncio.create_task(self._keep(), name=f"renew lease {self._flight.id}")
 
     @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """While the purchase waits for its turn. If the block fails, the lease is not kept."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+
+    @contextmanager
     def delivering(self) -> Iterator[None]:
         """While upstream works. Afterwards the lease is renewed, but not acquired again if lost.
 

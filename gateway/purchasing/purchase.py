@@ -33,6 +33,7 @@ from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
 from gateway.failure_report import Advice, Reason
 from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
+from gateway.purchasing.account_queue import AccountQueue, Waiting
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
@@ -48,7 +49,7 @@ from gateway.purchasing.settlement import Settlements, gateway_failure, retry_un
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.request.retirement import name_successor
 from gateway.store.batch import Batch
-from gateway.store.commands import Reservation, Settlement
+from gateway.store.commands import Reservation, Settlement, Turn
 from gateway.store.protocol import Store
 from gateway.tasks import OwnedTasks
 from gateway.tracing import NO_SPAN, PurchaseSpan
@@ -100,6 +101,8 @@ class PurchaseSummary:
     upstream_seconds: float = 0.0
     """How long its purchases took at upstream, with all attempts and the download of links."""
     cost_micros: int = 0
+    waiting: Waiting = field(default_factory=Waiting)
+    """How its purchases wait for their turn at an account."""
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
     shadowed: list[quota.LimitState] = field(default_factory=list)
@@ -163,6 +166,7 @@ class Purchases:
         health: Mapping[str, UpstreamHealth],
         unstored: UnstoredImages,
         tasks: OwnedTasks,
+        queue: AccountQueue,
     ) -> None:
         self._settings = settings
         self._candidates = candidates
@@ -172,6 +176,7 @@ class Purchases:
         self._settlements = settlements
         self._unstored = unstored
         self._tasks = tasks
+        self._queue = queue
         self._lease_times = LeaseTimes(
             reserved=RESERVED_LEASE_FACTOR * settings.dead_after_seconds,
             whole=settings.timeout_seconds + LEASE_MARGIN_SECONDS,
@@ -188,6 +193,8 @@ class Purchases:
         flight = order.traced(flight)
         route = await self._reserve(order, flight, is_stored=True)
         keeper = self._keep_lease(flight)
+        with keeper.stopping():
+            await self._take_turn(order, route)
         async with self._settling_failures(order, route):
             with keeper.delivering():
                 delivered = await self._deliver(order, flight, route)
@@ -200,6 +207,7 @@ class Purchases:
     async def buy_unstored(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
         """Buys images for `no-store`, which are not stored. Raises as `buy`."""
         route = await self._reserve(order, flight, is_stored=False)
+        await self._take_turn(order, route)
         async with self._settling_failures(order, route):
             delivered = await self._deliver(order, flight, route)
             received = _charge_delivery(order, route, delivered, slots=flight.slots)
@@ -220,6 +228,15 @@ class Purchases:
         """
         flight = order.traced(flight)
         route = self._route(order, flight, is_stored=is_stored)
+        turn = self._queue.without_store(
+            route.account.name, order.summary.waiting, images=len(flight.slots)
+        )
+        async with turn:
+            return await self._buy_without_store(order, flight, route, is_stored=is_stored)
+
+    async def _buy_without_store(
+        self, order: PurchaseOrder, flight: Flight, route: Route, *, is_stored: bool
+    ) -> PurchasedImages:
         order.summary.has_begun = True
         order.summary.reserved_micros = route.bound.amounts.usd_micros
         opening = route.opening = self._tasks.start(
@@ -275,20 +292,27 @@ class Purchases:
             model=order.model,
             summary=order.summary,
             health=self._health,
+            queue=self._queue,
         )
 
     async def _reserve(self, order: PurchaseOrder, flight: Flight, *, is_stored: bool) -> Route:
         """Reserves the estimate, opens the journal and renews the lease, if the flight has one.
 
-        An account whose budget is used up is passed over.
+        An account whose budget is used up, or whose queue is too long, is passed over.
         """
-        route = self._route(order, flight, is_stored=is_stored)
+        route, queued_at = self._route(order, flight, is_stored=is_stored), list[Turn]()
         while True:
             reservation = await self._open_journal(order, flight, route)
-            if not quota.is_refused_by_account(order.principal, reservation):
+            if reservation.turn.state == "refused":
+                queued_at.append(reservation.turn)
+            elif not quota.is_refused_by_account(order.principal, reservation):
                 break
-            if not route.pass_over():
-                raise failures.over_budget(order.model.id)
+            if route.pass_over():
+                continue
+            if queued_at:
+                shortest = min(queued_at, key=lambda turn: turn.wait_seconds)
+                raise self._queue.refusal(shortest, order.summary.waiting)
+            raise failures.over_budget(order.model.id)
         if reservation.denied is not None:
             raise quota.refuse_reservation(
                 order.principal, reservation, route.bound.amounts, why=route.bound.reason
@@ -307,6 +331,7 @@ class Purchases:
         """Reserves at the first account of the route. A denied reservation opens no journal."""
         reserved = route.reserved
         batch = Batch(self._store)
+        place = route.place(route.account)
         reservation = quota.reserve(
             batch,
             order.principal,
@@ -315,13 +340,15 @@ class Purchases:
             estimate=route.bound.amounts,
             payload=reserved.encode(),
             account=budget_of(route.account),
+            place=place,
         )
         lease = None
         if reserved.flight is not None and not flight.is_unshared:
             lease = flight.renew(batch, seconds=self._lease_times.reserved)
         try:
             await batch.execute()
-            if reservation.value.denied is None:
+            turn = reservation.value.turn
+            if reservation.value.denied is None and turn.state != "refused":
                 if lease is not None and not lease.value:
                     raise _lease_lost()
                 # After the reservation: from now on the key depends on the journal alone.
@@ -337,7 +364,23 @@ class Purchases:
             )
             order.summary.settling.append(cancelling)
             raise
+        route.turn = turn
         return reservation.value
+
+    async def _take_turn(self, order: PurchaseOrder, route: Route) -> None:
+        """Waits for the account. If the turn does not come, the purchase is released at 0."""
+        summary, reserved = order.summary, route.reserved
+        try:
+            await route.wait_for_turn()
+        except GatewayError:
+            # Nothing was bought: the request writes the record itself.
+            summary.has_begun, summary.reserved_micros = False, 0
+            cancelling = self._tasks.start(
+                retry_until_stored(partial(self._cancel, reserved)),
+                name=f"cancel {reserved.purchase}",
+            )
+            summary.settling.append(cancelling)
+            raise
 
     async def _cancel(self, reserved: Reserved) -> None:
         batch = Batch(self._store)

@@ -15,7 +15,8 @@ import structlog
 
 from gateway.cache.flight_events import Flight
 from gateway.cache.idempotency_results import worker_died
-from gateway.errors import StoreFull, StoreUnavailable
+from gateway.errors import Charge, StoreFull, StoreUnavailable
+from gateway.images import Amounts, Record
 from gateway.purchasing.charges import charge_reserved
 from gateway.purchasing.journal import Received, Reserved, UnreadableJournal, decode_payload
 from gateway.purchasing.settlement import Settlements, new_attempt
@@ -163,6 +164,9 @@ class Recovery:
             settlement, _ = await self._settlements.finish(received, batch, attempt=attempt)
             self._settlements.count(settlement, record, attempt=attempt)
             return
+        if journal.state == "queued":
+            await self._release_queued(payload, record, attempt=attempt)
+            return
         death = worker_died()
         record = record.but(
             outcome="failed",
@@ -178,5 +182,25 @@ class Recovery:
             record=record,
             attempt=attempt,
             tell_followers=Flight.abandon,
+        )
+        self._settlements.count(settlement, record, attempt=attempt)
+
+    async def _release_queued(self, payload: Reserved, record: Record, *, attempt: str) -> None:
+        """Releases a purchase that waited for its turn: nothing was sent. A follower takes over."""
+        death = worker_died()
+        death.charge = Charge.FREE
+        record = record.but(
+            outcome="failed",
+            flags=(*payload.record.flags, "queued"),
+            error=death.code,
+            status=death.status,
+        )
+        settlement = await self._settlements.try_settle_failure(
+            payload,
+            death,
+            Amounts(),
+            record=record,
+            attempt=attempt,
+            tell_followers=lambda flight, batch, failure: flight.release(batch, in_turn=True),
         )
         self._settlements.count(settlement, record, attempt=attempt)

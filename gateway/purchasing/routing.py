@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -19,14 +19,17 @@ from gateway.billing import pricing, quota
 from gateway.billing.pricing import Estimate
 from gateway.billing.quota import AccountBudget
 from gateway.catalog import Model
-from gateway.errors import StoreUnavailable, UpstreamFailure
+from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.images import ImageRequest, Principal, Record
+from gateway.purchasing.account_queue import AccountQueue, Waiting
 from gateway.purchasing.journal import Reserved
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.store.batch import Batch
-from gateway.store.commands import Reservation
+from gateway.store.commands import Place, Reservation, Turn
 from gateway.store.protocol import Store
 from gateway.upstream.accounts import Account
+
+TAKEN: Final = Turn()
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +46,7 @@ class Summary(Protocol):
 
     upstream: str | None
     is_answering: bool
+    waiting: Waiting
 
 
 @dataclass(slots=True)
@@ -61,6 +65,9 @@ class Route:
     model: Model
     summary: Summary
     health: Mapping[str, UpstreamHealth]
+    queue: AccountQueue
+    turn: Turn = TAKEN
+    """Whether it has to wait for the account that the journal names."""
     opening: asyncio.Task[float] | None = None
     """Opens the journal, if the store was unavailable when the purchase began."""
     reported: set[str] = field(default_factory=set)
@@ -87,6 +94,31 @@ class Route:
         images = self.reserved.estimate.images
         estimate = pricing.estimate(self.model, self.request, images, account.price_factor)
         return replace(self.reserved, record=record, estimate=estimate.amounts)
+
+    # ── the account's queue ─────────────────────────────────────────────────────────────────
+
+    def place(self, account: Account) -> Place | None:
+        """What the purchase needs of an account; None if nothing waits for it."""
+        images = self.reserved.estimate.images
+        return self.queue.place(account.name, self.principal, images=images)
+
+    async def wait_for_turn(self) -> None:
+        """Waits for the account that the journal names. Raises as `AccountQueue.wait`."""
+        await self.queue.wait(
+            self.reserved.purchase,
+            self.account.name,
+            self.turn,
+            self.summary.waiting,
+            is_stream=self.request.stream,
+        )
+        self.turn = TAKEN
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long it has waited so far, which counts towards the deadline."""
+        return self.summary.waiting.waited_seconds
+
+    # ── from one account to the next ────────────────────────────────────────────────────────
 
     async def approach(self, account: str) -> bool:
         """Names an account in the journal before it is asked; False: it is passed over."""
@@ -144,6 +176,7 @@ class Route:
             estimate=self.bound.amounts,
             payload=rerouted.encode(),
             account=budget_of(account),
+            place=self.place(account) if self.opening is None else None,
         )
         try:
             await batch.execute()
@@ -156,12 +189,19 @@ class Route:
         self.reserved = replace(
             rerouted, record=rerouted.record.but(time=reservation.value.reserved_at)
         )
+        self.turn = reservation.value.turn
+        try:
+            await self.wait_for_turn()
+        except GatewayError as refused:
+            log.info("account_passed_over", upstream=account.name, reason=refused.code)
+            return False
         return True
 
 
 def is_moved(reservation: Reservation) -> bool:
     """Whether the journal names the new account: nothing denied it, and it was open."""
-    return reservation.denied is None and reservation.reserved_at > 0
+    is_refused = reservation.denied is not None or reservation.turn.state == "refused"
+    return not is_refused and reservation.reserved_at > 0
 
 
 def named_record(record: Record, account: Account, model: Model) -> Record:

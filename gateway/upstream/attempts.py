@@ -76,6 +76,10 @@ class Client(Protocol):
 class Buyer(Protocol):
     """Follows a purchase from one account to the next."""
 
+    @property
+    def waited_seconds(self) -> float:
+        """How long the purchase has waited before, which counts towards the deadline."""
+
     async def approach(self, account: str) -> bool:
         """Called before each attempt; False: this account is passed over."""
 
@@ -88,6 +92,8 @@ class Buyer(Protocol):
 
 class Alone:
     """A purchase at the one account that there is."""
+
+    waited_seconds = 0.0
 
     async def approach(self, account: str) -> bool:
         """Never passes over it."""
@@ -149,6 +155,7 @@ class Attempts:
         self._buyer = buyer or Alone()
         self._pace = candidates[0].client.pace
         self._seconds = max(one.client.settings.timeout_seconds for one in self._asked)
+        self._seconds -= self._buyer.waited_seconds
         self._started = self._pace.clock()
         self._current = self._asked[0]
         self._state = SendState()
@@ -209,25 +216,31 @@ class Attempts:
 
     async def _try(self) -> Outcome | None:
         """Asks until there is an answer or a failure that ends the purchase."""
+        waits: list[float] = []
+        try:
+            return await self._ask_in_turn(waits)
+        finally:
+            waited = self._buyer.waited_seconds + sum(waits)
+            self._current.client.observer.waited(waited)
+
+    async def _ask_in_turn(self, waits: list[float]) -> Outcome | None:
+        """Asks each account once, then again those that may be; `waits` gets the pauses."""
         for number, asked in enumerate(self._asked):
             outcome = await self._ask(asked)
             if outcome is not None and not self._goes_on(outcome):
                 return outcome
             if isinstance(outcome, Failed) and number + 1 < len(self._asked):
                 self._leave(asked, outcome)
-        retries, waited_seconds = 0, 0.0
-        try:
-            while retries < MAX_RETRIES and (found := self._next_retry(retries)) is not None:
-                asked, wait = found
-                retries += 1
-                asked.client.observer.retried()
-                await self._wait(asked, wait)
-                waited_seconds += wait
-                outcome = await self._ask(asked)
-                if outcome is not None and not self._goes_on(outcome):
-                    return outcome
-        finally:
-            self._current.client.observer.waited(waited_seconds)
+        retries = 0
+        while retries < MAX_RETRIES and (found := self._next_retry(retries)) is not None:
+            asked, wait = found
+            retries += 1
+            asked.client.observer.retried()
+            await self._wait(asked, wait)
+            waits.append(wait)
+            outcome = await self._ask(asked)
+            if outcome is not None and not self._goes_on(outcome):
+                return outcome
         return self._best_failure()
 
     def _goes_on(self, outcome: Outcome) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -109,9 +109,15 @@ class UpstreamClient:
             failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
         )
         self._outage = Condition(
-            log, "upstream_breaker_opened", "upstream_breaker_closed", counted="failed_purchases"
+            log,
+            "upstream_breaker_opened",
+            "upstream_breaker_closed",
+            counted="failed_purchases",
+            fields={"upstream": settings.name} if settings.name else None,
         )
         self._last_outage = ""
+        self.on_headers: Callable[[int, Mapping[str, str]], None] = lambda status, headers: None
+        """Called with status and headers of every response to a purchase."""
 
     @property
     def is_breaker_open(self) -> bool:
@@ -373,6 +379,7 @@ class UpstreamClient:
                 headers=headers,
                 allow_redirects=False,
             ) as response:
+                self.on_headers(response.status, response.headers)
                 if 200 <= response.status < 300:
                     outcome = await prepared.receive(response)
                 else:

@@ -26,6 +26,7 @@ from gateway.billing.pricing import (
 from gateway.images import Amounts, Usage
 from gateway.request.validation import validate
 from tests.catalogs import shipped_catalog
+from tests.rows import each_row
 
 CATALOG = shipped_catalog()
 
@@ -129,7 +130,7 @@ def cost(model, usage=None, images=1, size=None, quality=None):
     return priced.usd_micros
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("model", "size", "quality", "tokens"),
     [case for model, sizes in TOKENS.items() for size in sizes for case in row(model, size)],
 )
@@ -139,7 +140,7 @@ def test_output_tokens_are_the_published_ones(model, size, quality, tokens):
     assert found.reason is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("model", "size", "quality", "micros"),
     [
         (model, size, quality, micros)
@@ -173,7 +174,7 @@ def test_an_image_of_any_size_costs_the_published_price(size, usd):
         assert micros / 1_000_000 == pytest.approx(float(dollars), abs=0.00005)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("model", "size", "quality", "micros"),
     [
         ("dall-e-2", "256x256", "standard", 16_000),
@@ -198,7 +199,7 @@ def test_images_without_tokens_have_a_price_each(model, size, quality, micros):
     assert found.reason is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("model", "kind", "usd"),
     [(model, kind, usd) for model, prices in PRICES.items() for kind, usd in prices.items()],
 )

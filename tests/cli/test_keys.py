@@ -36,6 +36,7 @@ OPTIONS: dict[str, tuple[list[str], Any]] = {
         ["--label", "cost_center=4711", "--label", "env=a=b"],
         {"cost_center": "4711", "env": "a=b"},
     ),
+    "priority": (["--priority", "3"], 3),
     "expires_at": (["--expires", "4102444800"], 4_102_444_800),
 }
 """How each field is set, and its value."""

@@ -30,6 +30,7 @@ from tests.docs.pages import (
     text_of,
 )
 from tests.hints import split_hint, without_hint
+from tests.rows import each_row
 
 PAGE = read_page("images-api.md")
 TABLE = read_shipped()
@@ -99,7 +100,7 @@ def values_of(spec) -> list[str]:
     return {"boolean": ["true", "false"], "string": []}.get(spec["type"]) or spec.get("values", [])
 
 
-@pytest.mark.parametrize("model", MODELS)
+@each_row("model", MODELS)
 def test_parameters_in_the_order_in_which_they_are_checked(model: str):
     specs = MODELS[model]["parameters"]
     assert documented_parameters(model) == [
@@ -157,7 +158,7 @@ def or_none(cell: str) -> str | None:
     return None if cell == NONE else code(cell)
 
 
-@pytest.mark.parametrize("row", REFUSED, ids=lambda row: code(row["body"]))
+@each_row("row", REFUSED, ids=lambda row: code(row["body"]))
 def test_a_body_is_refused_as_the_page_says(row):
     with pytest.raises(InvalidRequest) as refusal:
         validate(body_of(row), CATALOG)

@@ -20,8 +20,10 @@ from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
 from gateway.upstream.pool import REST_SECONDS
 from tests.gateways import (
+    SHIPPED,
     Client,
     InProcess,
+    PolicyFile,
     Reply,
     Upstream,
     make_settings,
@@ -63,6 +65,8 @@ async def open_house(
     redis_url: str | None = None,
     first: dict[str, Any] | None = None,
     second: dict[str, Any] | None = None,
+    *,
+    policy: PolicyFile = SHIPPED,
     **given: Any,
 ) -> AsyncIterator[House]:
     async with AsyncExitStack() as stack:
@@ -79,7 +83,7 @@ async def open_house(
             },
         ]
         settings = make_settings(folder, "", redis_url, upstreams=accounts, **given)
-        gateway = await stack.enter_async_context(run_gateway(settings))
+        gateway = await stack.enter_async_context(run_gateway(settings, policy=policy))
         yield House(gateway, a, b, await gateway.client.with_key("alice"))
 
 
@@ -278,6 +282,7 @@ async def test_prices_follow_the_account_and_the_dearest_one_is_reserved(
             asking = asyncio.create_task(ask(house, "an otter"))
             await house.first.until_sent()
             reserved = await read_spent(house.gateway.settings, house.alice.key_id)
+            assert (await house.gateway.gateway.verification.run()).shown == ()
         await asking
         await house.first.play("status=401")
         await ask(house, "a beaver")
@@ -373,7 +378,9 @@ async def test_an_account_has_its_own_names_and_models_that_none_has_do_not_exis
 ) -> None:
     ours = {"models": {MODEL: None, "gpt-image-1.5": None, "dall-e-2": None}}
     theirs = {"models": {MODEL: "gpt-image-1.5"}}
-    async with open_house(tmp_path, None, ours, theirs) as house:
+    table = tmp_path / "models.yaml"
+    table.write_text(SHIPPED.models.read_text())
+    async with open_house(tmp_path, None, ours, theirs, policy=PolicyFile(table)) as house:
         await house.first.play("status=403")
         assert (await ask(house, "an otter")).status == 200
         sent = [(await one.bodies())[0]["model"] for one in house.upstreams]
@@ -385,6 +392,14 @@ async def test_an_account_has_its_own_names_and_models_that_none_has_do_not_exis
         unknown = await house.alice.ask("an otter", model="dall-e-3")
         assert unknown.status in (400, 404)
         assert "dall-e-3" in unknown.error["message"]
+
+        # A table whose default no account has is not adopted.
+        table.write_text(
+            table.read_text().replace("\ndefault_model: dall-e-2", "\ndefault_model: dall-e-3")
+        )
+        house.gateway.gateway.policy.reload()
+        assert "default_model: no upstream has" in (house.gateway.gateway.policy.fault or "")
+        assert (await house.alice.ask("an otter", model=None)).status == 200
 
 
 async def test_accounts_of_a_group_share_images_and_other_groups_do_not(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from gateway import __version__
 from tests.gateways import Reply
 from tests.http.conftest import Shared
+from tests.rows import each_row
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -204,7 +205,7 @@ def case_id(case: tuple[str, dict[str, Any], dict[str, Any]]) -> str:
     return f"{model or 'absent'} {shown}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=map(case_id, CASES))
+@each_row("case", CASES, ids=map(case_id, CASES))
 async def test_upstream_receives_parameters_off_their_default_and_no_others(
     shared: Shared, case: tuple[str, dict[str, Any], dict[str, Any]]
 ) -> None:

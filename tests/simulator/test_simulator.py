@@ -22,6 +22,7 @@ from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.simulator.faults import FAULTS, BadFault, parse_fault
 from gateway.simulator.generation import formula_tokens, resolve
 from tests.catalogs import shipped_catalog
+from tests.rows import each_row
 from tests.waiting import GENEROUS_SECONDS, eventually
 
 CATALOG = shipped_catalog()
@@ -668,7 +669,7 @@ async def test_an_unknown_fault_is_refused_and_the_known_ones_are_named(sim):
         SimulatorSettings(faults=("boom",))
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         *(

@@ -22,6 +22,7 @@ from gateway.upstream.attempts import StreamHandlers
 from gateway.upstream.observer import Pace, Unobserved
 from gateway.upstream.pool import REST_SECONDS, Pool, open_pool
 from gateway.upstream.session import ClientSettings
+from tests.rows import each_row
 from tests.scripted_upstream import (
     GOOD,
     PIXELS,
@@ -51,8 +52,10 @@ class Buyer:
     """Records whom a purchase asks."""
 
     refuses: Sequence[str] = ()
+    waited_seconds: float = 0.0
     approached: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    waited_seconds: float = 0.0
 
     async def approach(self, account: str) -> bool:
         if account in self.refuses:
@@ -142,8 +145,8 @@ KINDS: dict[str, tuple[Reply, bool, bool]] = {
 }
 
 
-@pytest.mark.parametrize("streams", [False, True], ids=["plain", "stream"])
-@pytest.mark.parametrize("kind", KINDS)
+@each_row("streams", [False, True], ids=["plain", "stream"])
+@each_row("kind", KINDS)
 async def test_each_failure_at_the_first_and_at_the_second_account(
     kind: str, streams: bool
 ) -> None:
@@ -179,7 +182,8 @@ async def test_an_account_that_cannot_be_reached_charges_nothing() -> None:
         unknown = "http://no-such-host.invalid/v1"
         async with upstream(GOOD) as good:
             plain = good.url.replace("http://", "https://")  # no TLS there
-            async with pool_of([closed, unknown, plain, good.url]) as pool:
+            urls = [closed, unknown, plain, good.url]
+            async with pool_of(urls, connect_timeout_seconds=0.2) as pool:
                 answer, asked = await buy(pool)
             assert asked == ["a", "b", "c", "d"]
             assert isinstance(answer, UpstreamAnswer)

@@ -105,7 +105,8 @@ class EventStream:
             is_over = subscriber.is_closed  # read now: images that came before the end are written
             if is_idle or (subscriber.is_open and self._response is None):
                 await self._begin(early_headers(context))
-                await self._write([sse.COMMENT])
+                place = context.purchase.waiting.place
+                await self._write([sse.comment(f"queue {place}") if place else sse.COMMENT])
             while (partial_image := subscriber.pop()) is not None:
                 encoded = await partial_image.base64()
                 if encoded is None:

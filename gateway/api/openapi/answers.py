@@ -279,7 +279,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
                     *("team", "user", "model", "asked_model", "size", "quality", "error"),
                     *("limit", "scope"),
                     *("upstream", "upstream_request_id", "prompt_hmac", "fingerprint", "corrects"),
-                    *("followed", "client_address", "price_date"),
+                    *("followed", "client_address", "price_date", "upstream_model"),
                 ),
                 _TEXT,
             ),
@@ -296,7 +296,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
     "FoundPurchase": _object(
         {
             "id": _TEXT,
-            "state": {"enum": ["reserved", "received"]},
+            "state": {"enum": ["queued", "reserved", "received"]},
             "since": _TIME_OR_NULL,
             "worker": _TEXT,
             "reserved_usd": _USD,
@@ -594,6 +594,8 @@ HEADERS: Final[Mapping[str, str]] = {
     "x-gateway-cost-usd": "US dollars that this request was charged, with six decimals.",
     "x-gateway-reserved-usd": "In place of the cost on a live stream: the most that it can be.",
     "x-gateway-saved-usd": "The original cost of the images that were not bought.",
+    "x-gateway-queue": "How long the purchase waited for an account of upstream, or its place in "
+    "the queue.",
     "x-gateway-model": "The model that serves the alias which the request asked for.",
     "x-gateway-model-retires": "The date on which upstream shuts the model down, from 60 days "
     "before it.",

@@ -12,8 +12,6 @@ from gateway.store.protocol import Command
 CLOSED_JOURNAL_SECONDS: Final = 7 * 86_400
 """How long a settled journal is kept, so that a repeated settlement finds it."""
 
-MAX_PRIORITY: Final = 10
-
 MAX_QUEUED: Final = 10_000
 """Purchases that wait for one account; a further one is refused."""
 
@@ -42,7 +40,7 @@ class Place:
     """Whose turn it is: the keys of a queue take turns."""
     images: int
     priority: int
-    """Images that the key gets in each round, from 1 to `MAX_PRIORITY`."""
+    """Images that the key gets in each round, from 1 to `images.MAX_PRIORITY`."""
     images_per_minute: int | None
     concurrent: int | None
     max_wait: float | None = None
@@ -290,7 +288,10 @@ class TakeTurns(Command[Turns]):
 
 @dataclass(frozen=True, slots=True)
 class ReadTurns(Command[Sequence[Turn]]):
-    """Where purchases are in an account's queue, in their order; those that are not have a turn."""
+    """Where purchases are in an account's queue, in their order.
+
+    `taken`: their journals are reserved. `refused`: they have neither a turn nor a place.
+    """
 
     account: str
     images_per_minute: int | None

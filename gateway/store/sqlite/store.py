@@ -18,7 +18,7 @@ import structlog
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.conditions import Condition
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store.commands import CompareAndSet, Reserve
+from gateway.store.commands import CompareAndSet, Reroute, Reserve, TakeTurns
 from gateway.store.protocol import Command, Store, Watch
 from gateway.store.sqlite.change_poller import ChangePoller, EventWatch, open_change_poller
 from gateway.store.sqlite.commands import execute, is_read_only
@@ -30,11 +30,12 @@ from gateway.store.sqlite.transaction_queue import TransactionQueue, open_transa
 
 log = structlog.get_logger(__name__)
 
-DURABLE_COMMANDS: Final = (CompareAndSet, Reserve)
+DURABLE_COMMANDS: Final = (CompareAndSet, Reserve, Reroute, TakeTurns)
 """Commands that survive a power cut, with all that was committed before them.
 
-A reservation, because then a purchase that the power cut interrupts is charged; what is lost after
-it, recovery settles at the estimate. And every change of a key: a revoked one must stay revoked.
+A reservation or a turn, because then a purchase that the power cut interrupts is charged; what is
+lost after it, recovery settles at the estimate. And every change of a key: a revoked one must stay
+revoked.
 """
 
 

@@ -45,6 +45,7 @@ from gateway.store.sqlite.commands.queues import (
     may_go,
     open_account,
     read_turn,
+    remove_closed,
     slow_workers,
     take_ticket,
     time_until_own,
@@ -503,6 +504,8 @@ def take_turns(tx: Transaction, command: commands.TakeTurns) -> commands.Turns:
     slow = slow_workers(tx, account, asking=worker)
     for _ in range(MAX_TAKEN):
         ticket = next(in_order(tx, account, slow), None)
+        if ticket is None and not slow:
+            remove_closed(tx, name)
         if ticket is None or not may_go(tx, account, ticket.images):
             break
         if ticket.worker == worker:

@@ -151,6 +151,15 @@ def decide_turn(tx: Transaction, place: Place | None) -> tuple[Turn, Account | N
     return Turn("refused" if is_refused else "queued", position, wait), account
 
 
+def remove_closed(tx: Transaction, account: str) -> None:
+    """Removes the purchases that a gateway of an earlier version has closed."""
+    tx.execute(
+        "DELETE FROM account_queue WHERE account = ?"
+        " AND purchase NOT IN (SELECT purchase FROM journals WHERE state = 'reserved')",
+        (account,),
+    )
+
+
 def count_tickets(tx: Transaction, account: str) -> int:
     """How many purchases wait for an account."""
     row = tx.fetch_one("SELECT count(*) FROM account_queue WHERE account = ?", (account,))
@@ -211,6 +220,8 @@ def first_ticket(
     row = tx.fetch_one(
         "SELECT purchase, key, worker, images, size, score FROM account_queue"  # noqa: S608
         f" WHERE account = ? AND key = ? AND score > ? AND worker NOT IN ({marks})"
+        # A gateway of an earlier version may have closed the journal.
+        " AND purchase IN (SELECT purchase FROM journals WHERE state = 'reserved')"
         " ORDER BY score LIMIT 1",
         (account.name, key, after, *passed),
     )
@@ -265,7 +276,8 @@ def read_turn(tx: Transaction, account: Account, purchase: str) -> Turn:
         (purchase, account.name),
     )
     if row is None:
-        return NO_TURN
+        is_open = "SELECT 1 FROM journals WHERE purchase = ? AND state != 'settled'"
+        return NO_TURN if tx.fetch_one(is_open, (purchase,)) else Turn("refused")
     ticket = Ticket(*row)
     tag, rank = tx.fetch_one(
         "SELECT tag, rank FROM account_keys WHERE account = ? AND key = ?",

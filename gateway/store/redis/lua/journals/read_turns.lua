@@ -1,5 +1,6 @@
 -- KEYS: books. ARGV: account, its rate and concurrency ('' = none), the purchases.
--- Returns state, position and estimated wait of each.
+-- Returns state, position and estimated wait of each; `refused` for one that is not reserved, or of
+-- which the store has lost the place.
 local account = open_account(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))
 local found = {}
 for i = 4, #ARGV do
@@ -9,7 +10,7 @@ for i = 4, #ARGV do
   if place and place.account == account.name then
     tag, rank = read_turn(account, place.key)
   end
-  local turn = NO_TURN
+  local turn = { (state == 'reserved' or state == 'received') and 'taken' or 'refused', 0, 0 }
   if tag then
     local name = tickets_key(account, place.key)
     local first = redis.call('ZRANGE', name, 0, 0, 'WITHSCORES')
@@ -18,7 +19,7 @@ for i = 4, #ARGV do
     local own = ticket.score - head.score + head.size
     local count, images = count_ahead(account, place.key, tag + own, rank)
     images = images + math.ceil((own - ticket.size) / (head.size / head.images))
-    count = count + (redis.call('ZRANK', name, place.member) or 0) + 1
+    count = count + redis.call('ZCOUNT', name, '-inf', digits(ticket.score))
     turn = { state, count, time_until(account, ticket.images, images) }
   end
   table.insert(found, turn)

@@ -123,6 +123,10 @@ for _ = 1, MAX_TAKEN do
     break
   end
 end
+if redis.call('EXISTS', queue_key('heads', account.name)) == 0 then
+  account.count, account.images = 0, 0 -- also if the store has lost writes
+  redis.call('DEL', slow_key)
+end
 write_windows()
 write_account(account)
 redis.call('EXPIRE', taken_key, QUEUE_SECONDS)

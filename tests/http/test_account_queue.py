@@ -1,0 +1,403 @@
+"""An account's own rate: requests wait in a fair queue, whichever gateway they came to."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import heapq
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from gateway.api.http import streaming
+from gateway.purchasing.account_queue import AccountQueue
+from gateway.purchasing.journal import Reserved, decode_payload
+from gateway.store.batch import execute
+from gateway.store.commands import OpenJournals, ReadTurns
+from tests.clocked_store import ClockedStore, clocked
+from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway
+from tests.http.test_accounts import ask, open_house
+from tests.pngs import write_png
+from tests.stores import usually_on
+from tests.waiting import eventually
+
+IMAGE = base64.b64encode(write_png(1024, 1024, b"")).decode()
+USAGE = {
+    "input_tokens": 10,
+    "input_tokens_details": {"text_tokens": 10, "image_tokens": 0},
+    "output_tokens": 100,
+    "total_tokens": 110,
+}
+SLOW = {"heartbeat": "600s", "dead_after": "7200s"}
+
+
+@dataclass
+class Time:
+    """The time of the store, of the gateways' queues and of upstream. Only `advance` moves it."""
+
+    store: ClockedStore
+    queues: list[AccountQueue] = field(default_factory=list)
+    _sleepers: list[tuple[float, int, asyncio.Future[None]]] = field(default_factory=list)
+    _count: int = 0
+
+    def now(self) -> float:
+        return self.store.now
+
+    async def sleep(self, seconds: float) -> None:
+        self._count += 1
+        woken = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.now() + seconds, self._count, woken))
+        await woken
+
+    async def advance(self, seconds: float) -> None:
+        """Moves on, from one sleeper to the next; each goes to sleep again before that."""
+        ends = self.now() + seconds
+        while True:
+            while not self._all_sleep():  # noqa: ASYNC110 - `eventually` looks too rarely
+                await asyncio.sleep(0.001)
+            if not self._sleepers or self._sleepers[0][0] > ends:
+                break
+            at, _, woken = heapq.heappop(self._sleepers)
+            await self.store.move_to(max(at, self.now()))
+            woken.set_result(None)
+            await asyncio.sleep(0)
+        await self.store.move_to(ends)
+
+    def _all_sleep(self) -> bool:
+        self._sleepers = [one for one in self._sleepers if not one[2].done()]
+        heapq.heapify(self._sleepers)
+        accounts = [one for queue in self.queues for one in queue._accounts.values()]
+        tasks = [task for one in accounts for task in (one.task, one.correcting)]
+        return len(self._sleepers) >= sum(task is not None for task in tasks)
+
+
+@dataclass
+class Account:
+    """An account at upstream that takes so many images a minute, by the same time."""
+
+    time: Time
+    rate: int
+    prompts: list[str] = field(default_factory=list)
+    """In the order of their arrival."""
+    refused: int = 0
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    """Requests wait for it."""
+    headers: dict[str, str] = field(default_factory=dict)
+    _level: float = 0.0
+    _at: float = 0.0
+    base_url: str = ""
+
+    def __post_init__(self) -> None:
+        self._level, self._at = self.rate, self.time.now()
+        self.open.set()
+
+    async def generate(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        now, images = self.time.now(), body.get("n", 1)
+        self._level = min(self.rate, self._level + (now - self._at) * self.rate / 60)
+        self._at = now
+        if self._level < images - 1e-6:
+            self.refused += 1
+        self._level -= images
+        self.prompts.append(body["prompt"])
+        await self.open.wait()
+        answer = {"created": 1, "data": [{"b64_json": IMAGE}] * images, "usage": USAGE}
+        return web.json_response(answer, headers=self.headers)
+
+    async def until_received(self, count: int) -> list[str]:
+        await eventually(lambda: len(self.prompts) >= count)
+        return self.prompts
+
+
+@dataclass
+class Scene:
+    time: Time
+    account: Account
+    gateways: list[InProcess]
+    clients: list[Client]
+
+    def waiting(self) -> int:
+        """How many purchases wait, in all gateways."""
+        queues = [one.gateway.account_queue._accounts["default"] for one in self.gateways]
+        return sum(len(queue.waiters) for queue in queues)
+
+    async def ask(self, client: Client, prompt: str, **body: Any) -> asyncio.Task[Reply]:
+        """Sends a request, and returns once its purchase waits."""
+        before = self.waiting()
+        task = asyncio.create_task(client.ask(prompt, **body))
+        await eventually(lambda: self.waiting() > before)
+        return task
+
+    async def ask_along(
+        self, client: Client, prompt: str, *, gateway: int = 0
+    ) -> asyncio.Task[Reply]:
+        """Sends a request that follows another one, and returns once it does."""
+        before = self.gateways[gateway].leases.count
+        task = asyncio.create_task(client.ask(prompt))
+        await self.gateways[gateway].until_leased(before + 1)
+        return task
+
+    async def promised(self) -> list[str]:
+        """The fingerprints of the purchases that wait, in the order of their positions."""
+        store = self.gateways[0].gateway.store
+        journals = [j for j in await execute(store, OpenJournals()) if j.state == "queued"]
+        purchases = tuple(journal.purchase for journal in journals)
+        turns = await execute(store, ReadTurns("default", self.account.rate, None, purchases))
+        assert sorted(turn.position for turn in turns) == [*range(1, len(turns) + 1)]
+        found = [decode_payload(journal.payload) for journal in journals]
+        flights = [
+            one.flight.fingerprint for one in found if isinstance(one, Reserved) and one.flight
+        ]
+        return [
+            flight for _, flight in sorted(zip([t.position for t in turns], flights, strict=True))
+        ]
+
+
+@pytest.fixture
+async def clocked_store(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]:
+    async with clocked(request) as found:
+        yield found
+
+
+@asynccontextmanager
+async def scene(
+    folder: Path, store: ClockedStore, *, rate: int = 60, gateways: int = 1, **sections: Any
+) -> AsyncIterator[Scene]:
+    time = Time(store)
+    account = Account(time, rate)
+    app = web.Application()
+    app.router.add_post("/v1/images/generations", account.generate)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        account.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        connector = aiohttp.TCPConnector(limit=0)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+        given = {"workers": SLOW, "upstream": {"images_per_minute": rate}} | sections
+        settings = make_settings(folder / "data", account.base_url, store.url, **given)
+        opened = []
+        for _ in range(gateways):
+            gateway = await stack.enter_async_context(run_gateway(settings))
+            queue = gateway.gateway.account_queue
+            queue._clock, queue._sleep = time.now, time.sleep
+            time.queues.append(queue)
+            opened.append(gateway)
+        stack.callback(account.open.set)
+        yield Scene(time, account, opened, [replace(one.client, session=session) for one in opened])
+
+
+def die(gateway: InProcess) -> None:
+    """Ends what the worker does, as if it were killed: the store keeps what it has."""
+    for task in [*gateway.gateway.tasks._tasks]:
+        task.cancel()
+
+
+@usually_on("redis", "clocked_store")
+async def test_three_hundred_requests_of_three_keys_at_once(
+    tmp_path: Path, clocked_store: ClockedStore
+) -> None:
+    """60 images a minute, so it takes four minutes. One of two gateways dies meanwhile."""
+    async with scene(
+        tmp_path, clocked_store, gateways=2, queue={"max_wait": "10m"}, cache={"memory_bytes": 0}
+    ) as now:
+        account, time, clients = now.account, now.time, now.clients
+        keys = {name: await clients[0].with_key(name) for name in ("ada", "bob", "eve")}
+        sent = [f"{name} {i}" for name in keys for i in range(100)]
+        there = {prompt: clients[int(i % 3 == 2)] for i, prompt in enumerate(sent)}
+
+        def ask(prompt: str, client: Client) -> asyncio.Task[Reply]:
+            key = replace(keys[prompt[:3]], url=client.url, session=client.session)
+            return asyncio.create_task(key.ask(prompt))
+
+        tasks = {prompt: ask(prompt, there[prompt]) for prompt in sent}
+        await eventually(lambda: len(account.prompts) + now.waiting() == 300)
+        assert (len(account.prompts), now.waiting()) == (60, 240)
+        promised = await now.promised()
+        for step in range(1, 21):
+            await time.advance(3.0)
+            await account.until_received(60 + 3 * step)
+        served = account.prompts[60:]
+        await eventually(lambda: all(tasks[prompt].done() for prompt in account.prompts))
+
+        # The worker dies. Its turns are passed over, then its purchases are released.
+        die(now.gateways[1])
+        lost = {p for p in sent if there[p] is clients[1] and p not in account.prompts}
+        await time.advance(4.0)
+        await account.until_received(122)
+        assert not lost & set(account.prompts)
+        await now.gateways[0].recover_expired()
+        for prompt in lost:
+            tasks[prompt].cancel()
+            tasks[prompt] = ask(prompt, clients[0])
+        await eventually(lambda: now.waiting() + len(account.prompts) >= 300)
+        while now.waiting():
+            await time.advance(20.0)
+
+        replies = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
+        assert Counter(reply.status for reply in replies.values()) == {200: 300}
+        assert (Counter(account.prompts), account.refused) == (dict.fromkeys(sent, 1), 0)
+        # The keys take turns, each with the purchases that it was promised.
+        shown = [reply.headers["Cache-Status"].partition('key="')[2] for reply in replies.values()]
+        prompts = dict(zip((key.strip('"') for key in shown), replies, strict=True))
+        order = [prompts[fingerprint] for fingerprint in promised[:60]]
+        for i in range(0, 60, 3):
+            assert sorted(order[i : i + 3]) == sorted(served[i : i + 3])
+        assert {prompt[:3] for prompt in served[:3]} == set(keys)
+        records = await now.gateways[0].ledger()
+        assert [r.outcome for r in records if r.cost_micros] == ["bought"] * 300
+        assert not await execute(now.gateways[0].gateway.store, OpenJournals())
+
+
+@usually_on("sqlite", "clocked_store")
+async def test_what_a_client_learns_of_the_queue(
+    tmp_path: Path, clocked_store: ClockedStore
+) -> None:
+    async with scene(tmp_path, clocked_store, rate=6) as now:
+        account, time, client = now.account, now.time, await now.clients[0].with_key("ada")
+        first = await asyncio.gather(*(client.ask(f"first {i}") for i in range(6)))
+        assert all("x-gateway-queue" not in reply.headers for reply in first)
+
+        waiting = [await now.ask(client, f"waits {i}") for i in range(6)]
+        refused = await client.ask("one too many")
+        assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
+        assert refused.headers["x-gateway-queue"] == "position=7, wait=70s"
+        assert (refused.headers["Retry-After"], refused.headers["x-gateway-cost-usd"]) == (
+            "70",
+            "0.000000",
+        )
+        assert (await client.metrics())['gateway_queue_length{upstream="default"}'] == 6
+        follower = await now.ask_along(client, "waits 0")
+
+        await time.advance(12.4)
+        reply = await waiting[0]
+        assert (reply.status, reply.headers["x-gateway-queue"]) == (200, "waited=10.0s")
+        assert (await follower).headers["Cache-Status"].startswith("image-gateway; fwd=miss; coll")
+        # The account's own word: it has made others meanwhile, so the rest waits for longer.
+        account.headers = {"x-ratelimit-remaining-images": "0"}
+        await time.advance(10.0)
+        assert (await waiting[1]).status == 200
+        await time.advance(39.0)  # a minute has passed for the others
+        late = await asyncio.gather(*waiting[2:])
+        assert [reply.status for reply in late] == [200, 200, 200, 429]
+        assert late[3].headers["x-gateway-queue"].startswith("position=1, wait=")
+        records = await now.gateways[0].ledger()
+        assert Counter(record.outcome for record in records) == {
+            "bought": 11,
+            "collapsed": 1,
+            "refused": 1,
+        }
+        assert account.refused == 0
+
+
+@usually_on("redis", "clocked_store")
+async def test_purchases_that_leave_the_queue_cost_nothing(
+    tmp_path: Path, clocked_store: ClockedStore
+) -> None:
+    async with scene(tmp_path, clocked_store, rate=1, gateways=2, queue={"max_wait": "1h"}) as now:
+        account, time, (one, two) = now.account, now.time, now.gateways
+        client = await now.clients[0].with_key("ada", limits={"concurrent_requests": 9})
+        assert (await client.ask("first")).status == 200
+
+        # Its client leaves, and no other waits for it.
+        left = await now.ask(client, "left")
+        left.cancel()
+        await time.advance(2.0)
+        await eventually(lambda: now.waiting() == 0)
+
+        # The leader's client leaves, but a follower waits.
+        leader = await now.ask(client, "shared")
+        follower = await now.ask_along(client, "shared")
+        leader.cancel()
+        await time.advance(2.0)
+        assert now.waiting() == 1
+        elsewhere = replace(client, url=now.clients[1].url)
+        there = await now.ask_along(elsewhere, "shared", gateway=1)
+
+        # Its worker drains: the follower elsewhere takes over, and waits anew.
+        one.gateway.account_queue.drain()
+        drained = await follower
+        assert (drained.status, drained.headers["Retry-After"]) == (503, "1")
+        assert (await client.ask("another")).status == 503
+        await eventually(lambda: len(two.gateway.account_queue._accounts["default"].waiters) == 1)
+        await time.advance(60.0)
+        assert (await there).status == 200
+
+        # A worker that dies while it waits: the books are as if it had never been.
+        lost = await now.ask(elsewhere, "lost")
+        die(two)
+        one.gateway.account_queue._is_draining = False
+        assert await one.recover_expired() == 1
+        with suppress(aiohttp.ClientError):
+            await lost
+        again = await now.ask(client, "lost")
+        await time.advance(60.0)
+        assert (await again).status == 200
+        records = await one.ledger()
+        costs = [record.cost_micros for record in records if record.cost_micros]
+        assert (len(costs), account.prompts) == (3, ["first", "shared", "lost"])
+        assert ("failed", 0, ("queued",)) in [(r.outcome, r.cost_micros, r.flags) for r in records]
+        usage = (await client.send("GET", "/v1/usage")).json
+        assert [limit["reserved"] for limit in usage["limits"]] == [0]
+
+
+@usually_on("sqlite", "clocked_store")
+async def test_a_stream_shows_its_place(tmp_path: Path, clocked_store: ClockedStore) -> None:
+    streaming.KEEP_ALIVE_SECONDS, usual = 0.05, streaming.KEEP_ALIVE_SECONDS
+    try:
+        async with scene(tmp_path, clocked_store, rate=1, queue={"max_wait": "90s"}) as now:
+            client, account = await now.clients[0].with_key("ada"), now.account
+            assert (await client.ask("first")).status == 200
+            stream = await now.ask(client, "streamed", stream=True)
+            await asyncio.sleep(0.2)
+            second = await client.ask("second", stream=True)
+            assert second.headers["x-gateway-queue"] == "position=2, wait=120s"
+            account.headers = {}
+            await now.time.advance(91.0)
+            reply = await stream
+    finally:
+        streaming.KEEP_ALIVE_SECONDS = usual
+    assert reply.headers["x-gateway-queue"] == "position=1, wait=60s"
+    assert b": queue position=1, wait=60s\n\n" in reply.body
+    assert reply.body.startswith(b": queue")
+    assert reply.status == 200
+
+
+async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
+    """Which takes one purchase at a time."""
+    async with open_house(tmp_path, second={"concurrent": 1}, queue={"max_wait": "2s"}) as house:
+        queue = house.gateway.gateway.account_queue._accounts["second"]
+        await house.first.play(*["status=401"] * 4)
+        async with house.second.hold():
+            one = asyncio.create_task(ask(house, "one"))
+            await house.second.until_sent(1)
+            two = asyncio.create_task(ask(house, "two"))
+            await eventually(lambda: len(queue.waiters) == 1)
+            journals = await execute(house.gateway.gateway.store, OpenJournals())
+            found = {j.state: decode_payload(j.payload).record.upstream for j in journals}
+            assert found == {"reserved": "second", "queued": "second"}
+        replies = [await one, await two]
+        assert [reply.status for reply in replies] == [200, 200]
+        assert "x-gateway-queue" not in replies[0].headers
+        assert replies[1].headers["x-gateway-queue"].startswith("waited=")
+        assert [len(await upstream.bodies()) for upstream in house.upstreams] == [1, 2]
+
+        # One that waits for too long is passed over, and fails as at the first account.
+        house.gateway.gateway.account_queue._max_wait_seconds = 0.2
+        house.gateway.gateway.services.proxy._images._purchases._candidates._resting.clear()
+        async with house.second.hold():
+            three = asyncio.create_task(ask(house, "three"))
+            await house.second.until_sent(3)
+            house.gateway.gateway.services.proxy._images._purchases._candidates._resting.clear()
+            four = await ask(house, "four")
+        assert (four.status, (await three).status) == (502, 200)
+        assert four.headers["x-gateway-cost-usd"] == "0.000000"
+        assert not await execute(house.gateway.gateway.store, OpenJournals())
