@@ -27,17 +27,17 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help run test test-parallel test-timed smoke screenshots test-clients test-long coverage bench check schemas manifests lock clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/run.stamp ## serve: `gateway serve` when UPSTREAM_API_KEY is set, else `gateway demo`
 	@if [ -n "$$UPSTREAM_API_KEY" ]; then exec $(BIN)/gateway serve; else exec $(BIN)/gateway demo; fi
 
 test: test-parallel test-timed ## run the tests
 
-test-parallel: $(VENV)/dev.stamp
+test-parallel: $(VENV)/dev.stamp ## run those of them that hold no seconds to a bound
 	@$(BIN)/pytest -n $(TESTERS) --dist worksteal -m "not long and not timed"
 
-test-timed: $(VENV)/dev.stamp
+test-timed: $(VENV)/dev.stamp ## run the others, with nothing beside them
 	@$(BIN)/pytest -m "timed and not long" $(TIMED)
 
 smoke: $(VENV)/dev.stamp ## run a few tests of the main functions: start, buy, hit, stream, drain

@@ -146,6 +146,7 @@ def client_settings(settings: Settings) -> Sequence[ClientSettings]:
 
 def _of_account(upstream: UpstreamSettings, settings: Settings) -> ClientSettings:
     return ClientSettings(
+        name=upstream.name,
         base_url=upstream.base_url,
         api_key=upstream.api_key or SecretStr(""),
         timeout_seconds=upstream.timeout_seconds,
@@ -202,7 +203,8 @@ def tracing_settings(settings: Settings, worker: str) -> TracingSettings | None:
             "service.name": tracing.service_name,
             "service.instance.id": worker,
         },
-        upstream_url=settings.accounts[0].base_url,
+        # A purchase may go from one account to another; the requests inside of it name each.
+        upstream_url="" if settings.upstreams else settings.upstream.base_url,
     )
 
 

@@ -25,4 +25,6 @@ def _parse_shipped() -> dict[Any, Any]:
 
 def shipped_catalog() -> Catalog:
     """As a gateway in front of OpenAI has it: without the models of other services."""
-    return parse_catalog(read_shipped(), file=SHIPPED.name).of_services({"openai"})
+    catalog = parse_catalog(read_shipped(), file=SHIPPED.name)
+    models = {name: model for name, model in catalog.models.items() if model.service is None}
+    return catalog.model_copy(update={"models": models})

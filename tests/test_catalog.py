@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gateway.catalog import CatalogError, parse_catalog
 from tests.catalogs import shipped_catalog
+from tests.rows import each_row
 
 SHIPPED = (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
 DELETE = object()
@@ -46,6 +47,12 @@ def test_the_shipped_table_has_all_models_in_order():
         "gpt-image-1.5",
         "gpt-image-2",
         "gpt-image-2-2026-04-21",
+        "gpt-image-2.5-flare",
+        "gpt-image-2.5-sunburst",
+        "gpt-image-2.5-flare-2026-09-08",
+        "gpt-image-2.5-sunburst-2026-09-08",
+        "gpt-image-2.6-flare",
+        "gpt-image-2.6-sunburst",
         "chatgpt-image-latest",
     ]
 
@@ -58,15 +65,14 @@ def test_the_shipped_defaults_for_an_omitted_model():
 
 
 def test_the_shipped_shutdown_dates():
-    shutdowns = {name: model.shutdown for name, model in shipped_catalog().models.items()}
+    models = shipped_catalog().models
+    shutdowns = {name: row.shutdown for name, row in models.items() if row.shutdown is not None}
     assert shutdowns == {
         "dall-e-2": date(2026, 5, 12),
         "dall-e-3": date(2026, 5, 12),
         "gpt-image-1": date(2026, 10, 23),
         "gpt-image-1-mini": date(2026, 12, 1),
         "gpt-image-1.5": date(2026, 12, 1),
-        "gpt-image-2": None,
-        "gpt-image-2-2026-04-21": None,
         "chatgpt-image-latest": date(2026, 12, 1),
     }
 
@@ -92,7 +98,7 @@ G1 = "models/gpt-image-1"
 G2 = "models/gpt-image-2"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("path", "value", "message"),
     [
         (
@@ -289,7 +295,7 @@ G2 = "models/gpt-image-2"
         (
             f"{G1}/rules",
             [{"when": {"n": {"above": 1, "below": 3}}, "error": {"message": "No."}}],
-            "models.yaml: models.gpt-image-1.rules.0.when.n: needs one of equals, above, below",
+            "rules.0.when.n: needs one of equals, not_equals, above, below, given",
         ),
         (
             f"{G1}/billing/usd_per_image/1024x1024/hihg",

@@ -409,7 +409,7 @@ def wait_until_healthy(
 
 def request_image(listen: str, secret: str) -> tuple[str, bytes]:
     """Requests an image; returns its Cache-Status and its bytes."""
-    body = {"model": "gpt-image-1.5", "prompt": "an otter in a box", "size": "1024x1024"}
+    body = {"model": "gpt-image-2", "prompt": "an otter in a box", "size": "1024x1024"}
     request = urllib.request.Request(
         f"http://127.0.0.1:{parse_address(listen).port}/v1/images/generations",
         json.dumps(body).encode(),

@@ -16,6 +16,7 @@ import pytest
 
 from tests.dashboards import NAMES, Query, panels, queries, read_dashboard, variables
 from tests.docs.pages import code, codes, read_page, rows_with
+from tests.rows import each_row
 
 UNITS = {
     *("bytes", "cps", "currencyUSD", "dateTimeAsIso", "none", "ops", "percentunit", "reqps"),
@@ -119,7 +120,7 @@ def test_every_variable_is_defined_and_used(name: str):
     assert used == set(variables(name))
 
 
-@pytest.mark.parametrize(("name", "panel"), ALL_PANELS, ids=lambda given: str(given)[:40])
+@each_row(("name", "panel"), ALL_PANELS, ids=lambda given: str(given)[:40])
 def test_a_panel_is_described_and_has_a_unit(name: str, panel: Mapping[str, Any]):
     """The rules panel-title-description, panel-units, panel-datasource, panel-no-targets."""
     assert panel["title"]
@@ -160,7 +161,7 @@ def test_panels_have_different_ids_and_titles_and_do_not_overlap(name: str):
         assert all((x, y) in taken for x in range(24)), f"a gap in line {y}"
 
 
-@pytest.mark.parametrize("query", ALL_QUERIES, ids=str)
+@each_row("query", ALL_QUERIES, ids=str)
 def test_a_query_reads_documented_metrics_of_the_chosen_gateways(query: Query):
     """The rules target-job and target-instance."""
     found = list(selectors(query))
@@ -178,7 +179,7 @@ def test_a_query_reads_documented_metrics_of_the_chosen_gateways(query: Query):
     assert named - {""} <= known
 
 
-@pytest.mark.parametrize("query", ALL_QUERIES, ids=str)
+@each_row("query", ALL_QUERIES, ids=str)
 def test_a_query_treats_metrics_as_their_type_and_their_merging_ask_for(query: Query):
     """The rules target-rate-interval and target-counter-agg, and those of the books."""
     text = query.expression

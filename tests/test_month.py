@@ -6,8 +6,6 @@ import asyncio
 import csv
 import io
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -28,6 +26,7 @@ from gateway.cli.main import cli
 from gateway.configuration.settings import Settings
 from gateway.images import Record
 from tests.cli.test_commands import INHERITED
+from tests.forks import run_fork
 from tests.gateways import CONFIG, Client, Reply, make_settings, run_gateway
 from tests.month import KEYS, Month, month_of_traffic, total
 
@@ -191,8 +190,9 @@ def micros_of(samples: Mapping[str, float], name: str) -> int:
 
 def export_ledger(config: Path) -> list[Record]:
     """The records of `gateway ledger export`, in a process of its own: it handles signals."""
-    command = [sys.executable, "-m", "gateway", "ledger", "export", "--config", str(config)]
-    exported = subprocess.run(command, env=INHERITED, stdout=subprocess.PIPE, check=True)
+    words = ("ledger", "export", "--config", str(config))
+    exported = run_fork(*words, cwd=config.parent, env=INHERITED)
+    assert exported.returncode == 0, exported.stderr
     return [Record.from_dict(json.loads(line)) for line in exported.stdout.splitlines()]
 
 

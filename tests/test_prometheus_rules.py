@@ -18,6 +18,7 @@ import yaml
 from tests.docs.pages import code, codes, read_page, rows_with
 from tests.prometheus_rules import ALERTS, FOLDER, GROUPS, RECORDS, RULE_FILES, RULES, name_of
 from tests.prometheus_server import promtool
+from tests.rows import each_row
 
 TESTS = sorted((FOLDER / "tests").glob("*.yml"))
 
@@ -46,7 +47,7 @@ def documented_labels() -> dict[str, set[str]]:
 LABELS = documented_labels()
 
 
-@pytest.mark.parametrize("rule", RULES, ids=name_of)
+@each_row("rule", RULES, ids=name_of)
 def test_a_rule_names_metrics_and_labels_that_exist(rule: Mapping[str, Any]):
     expression = re.sub(r'"[^"]*"', '""', rule["expr"])
     metrics = METRIC.findall(expression)
@@ -61,7 +62,7 @@ def test_a_rule_names_metrics_and_labels_that_exist(rule: Mapping[str, Any]):
     assert grouped <= known | OF_PROMETHEUS
 
 
-@pytest.mark.parametrize("rule", RECORDS.values(), ids=name_of)
+@each_row("rule", RECORDS.values(), ids=name_of)
 def test_a_record_is_named_after_its_labels(rule: Mapping[str, Any]):
     level, metric, operation = rule["record"].split(":")
     assert metric.startswith("gateway_")

@@ -212,6 +212,8 @@ def test_an_unusable_python_is_reported_in_one_line(tmp_path: Path, python: str,
 # ── the tests ───────────────────────────────────────────────────────────────────────────────
 
 CLOCKS = {"monotonic", "perf_counter", "time"}
+WITH_SECONDS = re.compile(r"\.(timeout|wait_for|monotonic|perf_counter|time)\(")
+"""Without one of these calls, a module needs not be parsed."""
 
 
 def is_timed(node: ast.AST) -> bool:
@@ -260,10 +262,12 @@ def bounds_in_seconds(node: ast.AST) -> Iterator[int]:
 
 def test_only_timed_tests_have_bounds_in_seconds():
     """Other tests wait for a state (`tests/waiting.py`), because a machine may be slow."""
+    texts = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     found = [
         f"{path.relative_to(ROOT)}:{line}"
-        for path in (ROOT / "tests").rglob("test_*.py")
-        for line in bounds_in_seconds(ast.parse(path.read_text()))
+        for path, text in texts.items()
+        if WITH_SECONDS.search(text)
+        for line in bounds_in_seconds(ast.parse(text))
     ]
     assert found == []
 

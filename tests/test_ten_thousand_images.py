@@ -33,7 +33,7 @@ TIMES: Final = 9
 MAX_SECONDS: Final = 0.3
 MAX_HELD_SECONDS: Final = 0.02
 
-MODELS: Final = ("gpt-image-1.5", "gpt-image-1", "gpt-image-1-mini")
+MODELS: Final = ("gpt-image-2", "gpt-image-2-2026-04-21", "gpt-image-2.5-flare")
 SIZES: Final = ("1024x1024", "1536x1024", "1024x1536")
 
 VIEWS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -58,7 +58,7 @@ VIEWS: Final[Mapping[str, tuple[str, ...]]] = {
         "/admin/images?limit=100",
         "/admin/images?limit=100&model=gpt-image-1&size=1536x1024",
         "/admin/images?key=key-7&tag=spring&size=1024x1536",
-        "/admin/images?tag=rare&model=gpt-image-1.5&size=1024x1024",
+        "/admin/images?tag=rare&model=gpt-image-2&size=1024x1024",
         "/admin/images?since=1d&limit=100",
     ),
     "requests": (

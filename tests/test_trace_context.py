@@ -8,6 +8,7 @@ import pytest
 from multidict import CIMultiDict
 
 from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext, read_trace_context
+from tests.rows import each_row
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -33,7 +34,7 @@ def test_a_valid_traceparent_is_kept(value: str) -> None:
     assert read(("TraceParent", value)).traceparent == value.strip()
 
 
-@pytest.mark.parametrize(
+@each_row(
     "value",
     [
         "",

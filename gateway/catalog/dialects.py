@@ -28,8 +28,8 @@ class ErrorKeys(Row):
     code: Name | None = None
 
 
-class Refusals(Row):
-    """How an error says that the content of a prompt was refused: any of these."""
+class ErrorWords(Row):
+    """How an error says what it is about: any of these."""
 
     codes: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     """Values of the error's code or type."""
@@ -85,7 +85,10 @@ class DialectRow(Row):
     """Whether a 2xx may be one image file in place of JSON."""
     error: ErrorKeys | None = None
     """None: `{"error": {"message", "type", "param", "code"}}`, or one of its usual variants."""
-    refusals: Refusals = Field(default_factory=Refusals)
+    refusals: ErrorWords = Field(default_factory=ErrorWords)
+    """Of the content of a prompt."""
+    access: ErrorWords = Field(default_factory=ErrorWords)
+    """Of the key or the account, with other statuses than 401 and 403."""
     withheld: Mapping[Name, str | int | bool] = Field(default_factory=dict)
     """The members of an image, or of the whole answer, by which a 200 says that the image was
     refused. Such an image is never delivered."""

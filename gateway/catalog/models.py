@@ -319,6 +319,12 @@ class Catalog(Row):
         return changed
 
     @property
+    def served_defaults(self) -> tuple[str, ...]:
+        """`default_model` and `default_gpt_model`, without those that no account has."""
+        defaults = dict.fromkeys((self.default_model, self.default_gpt_model))
+        return tuple(name for name in defaults if name in self._fronts)
+
+    @property
     def may_have_others(self) -> bool:
         """Whether models without a row can be requested."""
         return self.unknown_models == "passthrough"
@@ -336,15 +342,6 @@ class Catalog(Row):
         model._has_row = False  # noqa: SLF001 - no row of the file can say so
         model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
         return model
-
-    def of_services(self, spoken: Collection[str]) -> Catalog:
-        """The catalog without the models of services whose dialect is not spoken."""
-        models = {
-            name: model
-            for name, model in self.models.items()
-            if model.service is None or model.service in spoken
-        }
-        return self if len(models) == len(self.models) else self.with_models(models)
 
     def check_dialects(self, named: Iterable[str]) -> None:
         """Raises `CatalogError` for a name that is neither built in nor a row of `dialects`."""

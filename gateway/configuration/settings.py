@@ -276,7 +276,7 @@ class UpstreamSettings(Section):
     priority: CountOrZero = 1
     """Accounts with the lowest number are asked first."""
     weight: CountOrZero = 1
-    """The share of the purchases among accounts of one priority. 0: only after the others."""
+    """The share of the purchases among accounts of one priority. 0: it is not asked."""
     images_per_minute: Count | None = None
     """How many images the account makes a minute; further purchases queue. Empty: no bound."""
     concurrent: Count | None = None

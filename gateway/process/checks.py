@@ -34,6 +34,7 @@ from gateway.process.open_purchases import check_open_purchases
 from gateway.process.plaintext import judge_plaintext
 from gateway.process.upstream_check import check_upstreams, judge_failures
 from gateway.purchasing.upstream_health import read_states
+from gateway.purchasing.upstream_switches import UpstreamSwitches
 from gateway.room_settings import read_admin_token, tls_files
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES, open_redis_blobs
@@ -44,7 +45,10 @@ from gateway.store.handshake import (
     StoreMisconfigured,
     StoreMissing,
 )
+from gateway.store.protocol import Store
+from gateway.upstream.accounts import different_names
 from gateway.upstream.fetch import FetchSettings, open_link_fetcher
+from gateway.wiring.accounts import create_accounts
 from gateway.wiring.cache import Cache, open_cache
 from gateway.wiring.policy import served_policy
 from gateway.wiring.stores import open_existing_store, open_store
@@ -126,7 +130,40 @@ def judge_settings(settings: Settings) -> Sequence[Finding]:
         judge_public_url(settings),
         *judge_trusted_proxies(settings),
         *judge_plaintext(settings),
+        *judge_upstream_names(settings),
         *judge_certificate(settings, now=datetime.now(UTC)),
+    ]
+
+
+def judge_upstream_names(settings: Settings) -> Sequence[Finding]:
+    """Models that accounts of one group know by different names."""
+    accounts = create_accounts(settings)
+    return [
+        Finding(
+            "upstreams",
+            "warning",
+            f"The model {model} is {' and '.join(names)} at different upstreams of the group "
+            f"{accounts.group_of(model)}: their images count as the same. If they are not, give "
+            "the upstreams groups and models of their own.",
+        )
+        for model, names in different_names(accounts, ()).items()
+    ]
+
+
+async def check_switches(settings: Settings, store: Store) -> Sequence[Finding]:
+    """The accounts that the operator has taken out of service. Raises `StoreUnavailable`."""
+    names = [account.name for account in settings.accounts]
+    switches = UpstreamSwitches(store, names)
+    await switches.refresh()
+    found = [(name, switch) for name in names if (switch := switches.switch_of(name)) is not None]
+    return [
+        Finding(
+            "upstreams",
+            "warning",
+            f"{name} is out of service: {switch.reason or 'no reason was given'} ({switch.by}). "
+            f"`gateway upstreams enable {name}` puts it back.",
+        )
+        for name, switch in found
     ]
 
 
@@ -149,6 +186,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
             )
             open_purchases = await check_open_purchases(settings, store)
             upstreams = await read_states(store, time.time())
+            disabled = await check_switches(settings, store)
     except (SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]
     except StoreUnavailable as error:
@@ -162,6 +200,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
         *judge_books(books),
         open_purchases,
         *judge_failures(upstreams, now=time.time()),
+        *disabled,
     ]
 
 

@@ -273,11 +273,11 @@ def _cache_policy(headers: RequestHeaders, key: Key) -> CachePolicy:
 
 
 def _resolved(model: Model, request: ImageRequest, name: str) -> str | None:
-    """A parameter's value, or the model's default; None if the model has no such parameter."""
+    """A parameter's value, or the model's default; None if it has neither."""
     if name in request.parameters:
         return str(request.parameters[name])
     spec = model.parameters.get(name)
-    return None if spec is None else str(spec.default)
+    return None if spec is None or spec.default is None else str(spec.default)
 
 
 def _name_space(scope: Scope, principal: Principal) -> str:

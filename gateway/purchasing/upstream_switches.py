@@ -69,6 +69,7 @@ class UpstreamSwitches:
         self._names = names
         self._clock = clock
         self._disabled: Mapping[str, Switch] = {}
+        self._is_read = False
 
     def is_disabled(self, name: str) -> bool:
         """Whether an account is out of service, as far as this worker knows."""
@@ -88,10 +89,10 @@ class UpstreamSwitches:
         }
         # One that cannot be read is out of service all the same.
         switches = {name: switch or Switch(0.0, "unknown") for name, switch in found.items()}
-        for name in {*switches, *self._disabled}:
-            if (name in switches) != (name in self._disabled):
-                log.info("upstream_switched", upstream=name, enabled=name not in switches)
-        self._disabled = switches
+        changed = switches.keys() ^ self._disabled.keys() if self._is_read else ()
+        for name in changed:
+            log.info("upstream_switched", upstream=name, enabled=name not in switches)
+        self._disabled, self._is_read = switches, True
 
     async def disable(self, name: str, *, actor: Actor, reason: str | None = None) -> None:
         """Takes an account out of service. Raises 404 for an unknown one."""

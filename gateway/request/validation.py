@@ -239,8 +239,14 @@ def _default_model(body: Mapping[str, object], catalog: Catalog) -> str:
 
     The same in both modes, so that lenient mode never changes the image: `background: auto` needs
     a GPT model although lenient mode tolerates it elsewhere. `response_format` and `style`, which
-    no GPT model has, never do.
+    no GPT model has, never do. If no account has one of the two models, it is always the other.
     """
+    served = catalog.served_defaults
+    if not served:
+        message = "Missing required parameter: 'model'."
+        raise InvalidRequest(message, param="model", code=ErrorCode.MISSING_REQUIRED_PARAMETER)
+    if len(served) == 1:
+        return served[0]
     given = ((name, value) for name, value in body.items() if value is not None)
     if any(_needs_gpt(name, value, catalog=catalog) for name, value in given):
         return catalog.default_gpt_model
@@ -414,7 +420,8 @@ def _(spec: SizeSpec, name: str, value: object) -> Value:
 def _(spec: _FrameSize, name: str, value: object) -> Value:
     if not isinstance(value, str):
         raise _invalid_type(name, "a string", value=value)
-    if value in spec.size.values:
+    # Listed sizes are those of a whole image.
+    if value in spec.size.values and SIZE.fullmatch(value) is None:
         return value
     if (fault := _frame_fault(spec, value)) is not None:
         raise _invalid_size(name, value, fault=fault)

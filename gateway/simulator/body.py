@@ -250,7 +250,7 @@ def _check_sheet(body: Mapping[str, Any], model: Model) -> None:
     """Refuses frames whose sheet fits neither upright nor on its side."""
     spec = model.parameters.get("size")
     size = body.get("size", "auto")
-    if not isinstance(spec, SizeSpec) or not _has_sheet(body, model) or size in spec.values:
+    if not isinstance(spec, SizeSpec) or not _has_sheet(body, model) or size == "auto":
         return
     found = _DIMENSIONS.fullmatch(size) if isinstance(size, str) else None
     if found is None:

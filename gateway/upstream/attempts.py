@@ -181,11 +181,10 @@ class Attempts:
         finally:
             self._report_all(outcome)
         if outcome is None:
+            self._tell_all_left()
             raise self._nobody_asked()
         if isinstance(outcome, Failed):
-            for asked in self._asked:
-                if asked is not self._current and asked.outcome is not None:
-                    self._tell_left(asked, asked.outcome)
+            self._tell_all_left(but=self._current)
             failure = self._relayed(self._current, outcome)
             self._buyer.left(self._current.candidate.name, failure, is_final=True)
             raise failure
@@ -199,10 +198,10 @@ class Attempts:
         return failure
 
     def _nobody_asked(self) -> UpstreamFailure:
-        """The failure if each candidate was passed over."""
+        """The failure if each candidate was passed over, or cannot sell the model for now."""
         failure = self._rejected or self._unmade or failures.all_passed_over()
-        failure.upstream = self._current.candidate.name or None
-        self._buyer.left(self._current.candidate.name, failure, is_final=True)
+        failure.upstream = failure.upstream or self._current.candidate.name or None
+        self._buyer.left(failure.upstream or "", failure, is_final=True)
         return failure
 
     # ── the order of attempts ───────────────────────────────────────────────────────────────
@@ -216,25 +215,31 @@ class Attempts:
 
     async def _try(self) -> Outcome | None:
         """Asks until there is an answer or a failure that ends the purchase."""
+        waits: list[float] = []
+        try:
+            return await self._ask_in_turn(waits)
+        finally:
+            waited = self._buyer.waited_seconds + sum(waits)
+            self._current.client.observer.waited(waited)
+
+    async def _ask_in_turn(self, waits: list[float]) -> Outcome | None:
+        """Asks each account once, then again those that may be; `waits` gets the pauses."""
         for number, asked in enumerate(self._asked):
             outcome = await self._ask(asked)
             if outcome is not None and not self._goes_on(outcome):
                 return outcome
             if isinstance(outcome, Failed) and number + 1 < len(self._asked):
                 self._leave(asked, outcome)
-        retries, waited_seconds = 0, 0.0
-        try:
-            while retries < MAX_RETRIES and (found := self._next_retry(retries)) is not None:
-                asked, wait = found
-                retries += 1
-                asked.client.observer.retried()
-                await self._wait(asked, wait)
-                waited_seconds += wait
-                outcome = await self._ask(asked)
-                if outcome is not None and not self._goes_on(outcome):
-                    return outcome
-        finally:
-            self._current.client.observer.waited(waited_seconds)
+        retries = 0
+        while retries < MAX_RETRIES and (found := self._next_retry(retries)) is not None:
+            asked, wait = found
+            retries += 1
+            asked.client.observer.retried()
+            await self._wait(asked, wait)
+            waits.append(wait)
+            outcome = await self._ask(asked)
+            if outcome is not None and not self._goes_on(outcome):
+                return outcome
         return self._best_failure()
 
     def _goes_on(self, outcome: Outcome) -> bool:
@@ -267,13 +272,18 @@ class Attempts:
             asked.client.observer.waits(-1)
 
     def _best_failure(self) -> Failed | None:
-        """The failure that ends the purchase: rather one that a later request may not meet."""
+        """The failure that ends the purchase: rather one that a later request may not meet.
+
+        None: that is the failure of an open breaker, or each account was passed over.
+        """
         failed = [asked for asked in self._asked if asked.outcome is not None]
         if not failed:
             return None
         self._current = max(
             failed, key=lambda asked: (not _of_account(asked.outcome), asked.number)
         )
+        if self._rejected is not None and _of_account(self._current.outcome):
+            return None
         return self._current.outcome
 
     # ── one account ─────────────────────────────────────────────────────────────────────────
@@ -283,6 +293,7 @@ class Attempts:
         if asked.permit is None:
             permit = asked.client.acquire()
             if isinstance(permit, UpstreamFailure):
+                permit.upstream = asked.candidate.name or None
                 self._note_rejected(permit)
                 return None
             asked.permit = permit
@@ -345,6 +356,11 @@ class Attempts:
         """Reports a failure now: the next account may take minutes."""
         self._report(asked, outcome)
         self._tell_left(asked, outcome)
+
+    def _tell_all_left(self, *, but: _Asked | None = None) -> None:
+        for asked in self._asked:
+            if asked is not but and asked.outcome is not None:
+                self._tell_left(asked, asked.outcome)
 
     def _tell_left(self, asked: _Asked, outcome: Failed) -> None:
         self._buyer.left(asked.candidate.name, self._relayed(asked, outcome), is_final=False)

@@ -109,7 +109,11 @@ class UpstreamClient:
             failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
         )
         self._outage = Condition(
-            log, "upstream_breaker_opened", "upstream_breaker_closed", counted="failed_purchases"
+            log,
+            "upstream_breaker_opened",
+            "upstream_breaker_closed",
+            counted="failed_purchases",
+            fields={"upstream": settings.name} if settings.name else None,
         )
         self._last_outage = ""
         self.on_headers: Callable[[int, Mapping[str, str]], None] = lambda status, headers: None

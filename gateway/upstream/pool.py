@@ -2,9 +2,8 @@
 
 By priority, then by weight among the accounts that may be asked: in service, with a closed circuit
 breaker, and not resting. An account rests for a while *for a model* after it has said that it
-cannot sell that model. If no account may be asked, all that are in service are: a breaker then
-rejects the purchase, and an account that rests says again what is wrong. See
-`docs/reference/upstreams.md`.
+cannot sell that model. If all accounts rest, they are asked all the same, and say again what is
+wrong. See `docs/reference/upstreams.md`.
 """
 
 from __future__ import annotations
@@ -65,12 +64,15 @@ class Pool:
             raise failures.disabled(model)
         if len(in_service) == 1:
             return in_service
-        ready = [
-            account
-            for account in in_service
-            if self._clients[account.name].admits() and not self.rests(account.name, model)
+        awake = [account for account in in_service if not self.rests(account.name, model)]
+        if not awake:
+            return self._in_order(in_service)
+        ready = [account for account in awake if self._clients[account.name].admits()]
+        # Those with an open breaker reject the purchase, unless it closes meanwhile.
+        return [
+            *self._in_order(ready),
+            *self._in_order([account for account in awake if account not in ready]),
         ]
-        return self._in_order(ready or in_service)
 
     def price_factor(self, model: str) -> Decimal:
         """The largest price factor among the accounts in service that have a model."""

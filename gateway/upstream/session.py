@@ -57,6 +57,8 @@ class ClientSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    name: str = ""
+    """Of the account, for the log."""
     base_url: str
     """`https://host/v1` as in SDKs, with or without a trailing slash."""
     api_key: SecretStr

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gateway.access.policy import Policy, PolicySource
-from gateway.catalog import Model
+from gateway.catalog import Catalog
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.settings import Settings
 from gateway.upstream.accounts import UnroutableError, check_accounts
@@ -36,8 +36,9 @@ def served_policy(policy: Policy, settings: Settings) -> Policy:
     served = {name: row for name, row in policy.catalog.models.items() if accounts.having(name)}
     if len(served) == len(policy.catalog.models):
         return policy
-    _check_references(policy, served)
-    return replace(policy, catalog=policy.catalog.with_models(served))
+    restricted = replace(policy, catalog=policy.catalog.with_models(served))
+    _check_references(policy, restricted.catalog)
+    return restricted
 
 
 def service_of(policy: Policy, model: str) -> str | None:
@@ -46,25 +47,22 @@ def service_of(policy: Policy, model: str) -> str | None:
     return None if row is None else row.service
 
 
-def _check_references(policy: Policy, served: Mapping[str, Model]) -> None:
-    """Refuses a default model and a declared key's model that no account has."""
+def _check_references(policy: Policy, served: Catalog) -> None:
+    """Refuses an alias and a declared key's model that no account has."""
     catalog = policy.catalog
-    for key in ("default_model", "default_gpt_model"):
-        if catalog.model_of(model := getattr(catalog, key)).id not in served:
-            raise ConfigError(
-                f"models.yaml: {key}: no upstream has the model '{model}'. Choose one of "
-                f"{', '.join(served)}, or add '{model}' to the models of an upstream."
-            )
-    declared = {
-        **{f"keys: {name}": record.models for name, record in policy.access.keys.items()},
-        **{f"teams: {name}": record.models for name, record in policy.access.teams.items()},
+    references: dict[str, Sequence[str]] = {
+        f"models.yaml: aliases.{name}": [name] for name in catalog.linked_aliases
     }
-    for where, models in declared.items():
-        for model in models or ():
-            if model in catalog.fronts and catalog.model_of(model).id not in served:
+    for kind, declared in (("keys", policy.access.keys), ("teams", policy.access.teams)):
+        for name, record in declared.items():
+            references[f"access.yaml: models of {kind}.{name}"] = record.models or ()
+    for where, names in references.items():
+        for name in names:
+            if name in catalog.fronts and name not in served.fronts:
+                model = catalog.model_of(name).id
                 raise ConfigError(
-                    f"access.yaml: {where}: models: no upstream has the model '{model}'. Remove "
-                    "it, or add it to the models of an upstream."
+                    f"{where}: no upstream has the model '{model}'. Use one of "
+                    f"{', '.join(served.fronts)}, or add '{model}' to the models of an upstream."
                 )
 
 

@@ -11,6 +11,7 @@ from gateway.access.labels import MAX_LABELS, parse_labels
 from gateway.access.user_header import parse_user_header, read_user_header
 from gateway.api.credentials import _OTHER_HEADERS
 from gateway.errors import InvalidRequest
+from tests.rows import each_row
 
 
 def refusal(**fields: object) -> InvalidRequest:
@@ -75,7 +76,7 @@ CREDENTIALS = [
 ]
 
 
-@pytest.mark.parametrize("name", CREDENTIALS)
+@each_row("name", CREDENTIALS)
 def test_a_header_of_credentials_cannot_name_the_user(name: str):
     error = refusal(user_header=name)
     assert (error.status, error.param) == (400, "user_header")

@@ -29,6 +29,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get
 from gateway.store.protocol import Command, Store
 from tests.conftest import OpenStore
+from tests.rows import each_row
 
 ADMIN = Actor("api", "admin")
 PATH = "/images/img-abcdefghijABCDEFGHIJ1234.png"
@@ -99,7 +100,7 @@ FOLDER, _, NAME = LINK.removeprefix("/images/").partition("/")
 KID, EXPIRY, SIGNATURE = FOLDER.split(".")
 
 
-@pytest.mark.parametrize(
+@each_row(
     "folder",
     [
         *(".".join(order) for order in itertools.permutations((KID, EXPIRY, SIGNATURE))),
@@ -136,7 +137,7 @@ def test_another_spelling_of_the_signature_is_refused(folder):
         assert refused(f"/images/{folder}/{NAME}") == "link_invalid"
 
 
-@pytest.mark.parametrize(
+@each_row(
     "link",
     [
         LINK.replace("img-", "%69mg-"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from gateway.api.http.host import is_valid_authority
+from tests.rows import each_row
 
 VALID = [
     *(
@@ -30,11 +29,11 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize("authority", VALID)
+@each_row("authority", VALID)
 def test_a_valid_host_is_accepted(authority: str) -> None:
     assert is_valid_authority(authority)
 
 
-@pytest.mark.parametrize("authority", INVALID, ids=ascii)
+@each_row("authority", INVALID, ids=ascii)
 def test_an_invalid_host_is_refused(authority: str) -> None:
     assert not is_valid_authority(authority)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.api.dashboard.page import STATIC, VIEWS
+from tests.rows import each_row
 
 MAX_BYTES = 200 * 1024
 VENDOR = STATIC / "vendor"
@@ -96,7 +97,7 @@ def linked() -> set[Path]:
     return {STATIC / name.removeprefix(ASSETS) for name in _LINKED.findall(text)}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("view", "page"),
     [*((view, None) for view in VIEWS), ("keys", "key_page"), ("teams", "team_page")],
 )

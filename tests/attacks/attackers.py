@@ -71,8 +71,8 @@ class Attackers:
 
     def ask(self, key: str, prompt: str, *lines: str, **fields: object) -> bytes:
         """An image request for a prompt."""
-        body = {"model": "gpt-image-1.5", "prompt": prompt, **fields}
-        return self.post(key, json.dumps(body).encode(), *lines)
+        body = {"model": "gpt-image-2", "size": "1024x1024", "quality": "low", "prompt": prompt}
+        return self.post(key, json.dumps(body | fields).encode(), *lines)
 
 
 async def read_answer(reader: asyncio.StreamReader) -> int:

@@ -144,11 +144,11 @@ class Traffic:
         fault = f"[[sim:{rng.choice(FAULTS)};times=1]] " if rng.random() < 0.3 else ""
         prompt = f"{fault}{kind} {rng.randrange(1 << 40):x}"
         if kind == "stream":
-            model = {"model": "gpt-image-1", "quality": "low", "stream": True, "partial_images": 1}
+            model = {"model": "gpt-image-2", "quality": "low", "stream": True, "partial_images": 1}
             return {"prompt": prompt, **model}
         if rng.random() < 0.25:
             return {"prompt": prompt, "model": "dall-e-2", "n": rng.randint(1, 3)}
-        model = {"model": rng.choice(["gpt-image-1.5", "gpt-image-1-mini"]), "quality": "low"}
+        model = {"model": rng.choice(["gpt-image-2", "gpt-image-2-2026-04-21"]), "quality": "low"}
         return {"prompt": prompt, **model, "n": rng.choice([1, 1, 1, 2, 4])}
 
 

@@ -17,6 +17,7 @@ import pytest_asyncio
 from tests.gateways import Client, Reply, make_settings, run_gateway, run_upstream
 from tests.http.conftest import Shared
 from tests.redis_server import emptied
+from tests.rows import each_row
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -67,7 +68,7 @@ OWNERS = [name for name in KEYS if name.startswith(OWNER)]
 READERS = [name for name in KEYS if not name.startswith(OWNER)]
 
 
-@pytest.mark.parametrize(("owner", "reader"), list(product(OWNERS, READERS)))
+@each_row(("owner", "reader"), list(product(OWNERS, READERS)))
 async def test_a_key_gets_another_keys_image_only_within_its_scope(
     tenants: Tenants, owner: str, reader: str
 ) -> None:
@@ -96,8 +97,8 @@ SECRET_FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-@pytest.mark.parametrize("name", SECRET_FIELDS)
+@each_row("stream", [False, True], ids=["plain", "stream"])
+@each_row("name", SECRET_FIELDS)
 async def test_a_hit_shows_nothing_of_the_request_that_bought_the_image(
     tenants: Tenants, name: str, stream: bool
 ) -> None:

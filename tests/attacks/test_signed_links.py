@@ -13,6 +13,7 @@ from gateway.access.signing import SigningKeys
 from tests.gateways import run_upstream
 from tests.http.image_links import KID, SECRET, Album, open_album
 from tests.raw_http import talk
+from tests.rows import each_row
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -136,7 +137,7 @@ def _as_query(link: str) -> str:
 FORGERIES = dict(_forgeries())
 
 
-@pytest.mark.parametrize("name", FORGERIES)
+@each_row("name", FORGERIES)
 async def test_a_forged_link_opens_nothing(album: Album, name: str) -> None:
     forged = FORGERIES[name](album.path)
     assert forged != album.path

@@ -35,7 +35,11 @@ async def send_all(count: int, url: str, headers: dict[str, str]) -> dict[str, o
 
     async def send(session: aiohttp.ClientSession, number: int) -> None:
         await asyncio.sleep(number / ARRIVALS_PER_SECOND)
-        body = {"model": "gpt-image-1.5", "prompt": f"Otter {number} of a crowd, {salt}"}
+        body = {
+            "model": "gpt-image-2",
+            "quality": "low",
+            "prompt": f"Otter {number} of a crowd, {salt}",
+        }
         try:
             async with session.post(url, json=body) as response:
                 size = 0

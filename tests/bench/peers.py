@@ -20,7 +20,7 @@ from tests.bench.load import Failed, Target
 from tests.bench.nginx import PATH
 from tests.bench.processes import free_port, run_process
 
-MODEL = "gpt-image-1.5"
+MODEL = "gpt-image-2"
 LITELLM_KEY = "sk-" + secrets.token_urlsafe(32)
 """LiteLLM does not start with a weak key."""
 

@@ -4,7 +4,7 @@
 -- have the same. Each run of wrk gets another salt and has one thread, so a counter is enough.
 -- A second argument, a number, limits the counter: it starts again at zero there.
 
-local BODY = '{"model":"gpt-image-1.5","prompt":"%s","size":"1024x1024","quality":"high"}'
+local BODY = '{"model":"gpt-image-2","prompt":"%s","size":"1024x1024","quality":"high"}'
 
 local salt
 local count = 0

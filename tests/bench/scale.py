@@ -82,7 +82,7 @@ async def _buy_all(target: Target) -> None:
 
         async def buy(number: int) -> None:
             body = {
-                "model": "gpt-image-1.5",
+                "model": "gpt-image-2",
                 "prompt": known_prompt(number),
                 "size": "1024x1024",
                 "quality": "high",
@@ -125,6 +125,6 @@ def _image() -> Image:
         height=1024,
         size_bytes=1500,
         created_at=time.time(),
-        model="gpt-image-1.5",
-        cost_micros=133_000,
+        model="gpt-image-2",
+        cost_micros=211_000,
     )

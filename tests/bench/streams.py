@@ -150,7 +150,9 @@ async def _read(session: aiohttp.ClientSession, target: Target) -> Stream:
 def _body() -> dict[str, object]:
     """A stream request with a new prompt."""
     return {
-        "model": "gpt-image-1.5",
+        "model": "gpt-image-2",
+        "size": "1024x1024",
+        "quality": "low",
         "prompt": f"an otter, {next(_prompts)}",
         "stream": True,
         "partial_images": PARTIALS,

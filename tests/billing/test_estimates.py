@@ -19,6 +19,7 @@ from gateway.billing.pricing import cost, estimate
 from gateway.images import Usage
 from gateway.request.validation import validate
 from tests.catalogs import shipped_catalog
+from tests.rows import each_row
 
 CATALOG = shipped_catalog()
 
@@ -132,7 +133,12 @@ def check(model: str, size: str, quality: str, *, sizes: tuple[str, ...], format
         )
         assert (found.images, found.tokens, found.usd_micros) == expected, body
         usage = Usage(text_in=text, image_out=n * tokens + more)
-        bill = cost(CATALOG.models[model], usage=usage, images=n, size=size, quality=quality)
+        bill = cost(
+            CATALOG.models[model],
+            usage=usage,
+            images=n,
+            parameters={"size": size, "quality": quality},
+        )
         assert bill.usd_micros <= found.usd_micros, body
         count += 1
     return count
@@ -143,8 +149,8 @@ SOME_SIZES = (*FIXED_SIZES, "768x1024", "2048x2048", "3840x2160", "3840x1280", "
 SOME_FREE = (*SOME_SIZES, "2880x2880", "1024x640", "816x816", "2896x2864")
 
 
-@pytest.mark.parametrize("quality", [*QUALITIES, "auto"])
-@pytest.mark.parametrize("model", TOKEN_PRICES)
+@each_row("quality", [*QUALITIES, "auto"])
+@each_row("model", TOKEN_PRICES)
 def test_an_estimate_covers_every_legal_request_in_images_tokens_and_money(model, quality):
     sizes = (*SOME_FREE, "auto") if model in FREE_MODELS else (*FIXED_SIZES, "auto")
     choices = SOME_FREE if model in FREE_MODELS else FIXED_SIZES
@@ -152,8 +158,8 @@ def test_an_estimate_covers_every_legal_request_in_images_tokens_and_money(model
         assert check(model, size, quality, sizes=choices, formats=FORMATS, prompts=PROMPTS) == 224
 
 
-@pytest.mark.parametrize(("model", "size", "quality"), DALLE_PRICES)
-@pytest.mark.parametrize("n", range(1, 11))
+@each_row(("model", "size", "quality"), DALLE_PRICES)
+@each_row("n", range(1, 11))
 def test_an_estimate_of_a_model_with_prices_per_image_is_its_price(model, size, quality, n):
     body = {"model": model, "prompt": "an otter", "size": size, "quality": quality}
     found = estimate(CATALOG.models[model], validate(body, CATALOG), n).amounts
@@ -199,7 +205,9 @@ def test_an_estimate_covers_every_split_of_the_same_tokens(model, size, quality,
         image_out=tokens - text_out,
         text_out=text_out,
     )
-    bill = cost(CATALOG.models[model], usage=usage, images=1, size=size, quality=quality)
+    bill = cost(
+        CATALOG.models[model], usage=usage, images=1, parameters={"size": size, "quality": quality}
+    )
     assert bill.usd_micros <= found.usd_micros
     assert usage.total == found.tokens
 

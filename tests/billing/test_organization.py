@@ -23,6 +23,7 @@ from gateway.billing.organization import (
 )
 from gateway.billing.record_amounts import Sums
 from gateway.errors import InvalidRequest
+from tests.rows import each_row
 
 DAY = 86_400
 START = 20_000 * DAY
@@ -94,7 +95,7 @@ def test_lists_are_read_with_and_without_brackets(brackets: str) -> None:
     assert query.row_filters == {"model": {"dall-e-2", "dall-e-3"}}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("shape", "parameters", "param"),
     [
         (USAGE, [], "start_time"),

@@ -26,6 +26,7 @@ from gateway.billing.pricing import (
 from gateway.images import Amounts, Usage
 from gateway.request.validation import validate
 from tests.catalogs import shipped_catalog
+from tests.rows import each_row
 
 CATALOG = shipped_catalog()
 
@@ -45,6 +46,14 @@ NEW_TOKENS = {
     "3072x2160": {"low": 380, "medium": 3524, "high": 14094},
     "3840x2160": {"low": 371, "medium": 3336, "high": 13342},
 }
+MODELS_OF_2_5 = (
+    "gpt-image-2.5-flare",
+    "gpt-image-2.5-sunburst",
+    "gpt-image-2.5-flare-2026-09-08",
+    "gpt-image-2.5-sunburst-2026-09-08",
+)
+MODELS_OF_2_6 = ("gpt-image-2.6-flare", "gpt-image-2.6-sunburst")
+"""Their tokens have tests of their own, in `test_token_table`."""
 TOKENS = {
     "gpt-image-1": OLD_TOKENS,
     "gpt-image-1-mini": OLD_TOKENS,
@@ -98,6 +107,7 @@ PRICES = {
         "chatgpt-image-latest": OF_1_5,
         "gpt-image-2": OF_2,
         "gpt-image-2-2026-04-21": OF_2,
+        **dict.fromkeys((*MODELS_OF_2_5, *MODELS_OF_2_6), OF_2),
     }.items()
 }
 
@@ -115,11 +125,12 @@ def bound(model, images=1, prompt="an otter", **parameters):
 
 def cost(model, usage=None, images=1, size=None, quality=None):
     found = CATALOG.models[model]
-    priced = pricing.cost(found, usage=usage, images=images, size=size, quality=quality)
+    parameters = {"size": size, "quality": quality}
+    priced = pricing.cost(found, usage=usage, images=images, parameters=parameters)
     return priced.usd_micros
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("model", "size", "quality", "tokens"),
     [case for model, sizes in TOKENS.items() for size in sizes for case in row(model, size)],
 )
@@ -129,7 +140,7 @@ def test_output_tokens_are_the_published_ones(model, size, quality, tokens):
     assert found.reason is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("model", "size", "quality", "micros"),
     [
         (model, size, quality, micros)
@@ -163,7 +174,7 @@ def test_an_image_of_any_size_costs_the_published_price(size, usd):
         assert micros / 1_000_000 == pytest.approx(float(dollars), abs=0.00005)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("model", "size", "quality", "micros"),
     [
         ("dall-e-2", "256x256", "standard", 16_000),
@@ -188,7 +199,7 @@ def test_images_without_tokens_have_a_price_each(model, size, quality, micros):
     assert found.reason is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("model", "kind", "usd"),
     [(model, kind, usd) for model, prices in PRICES.items() for kind, usd in prices.items()],
 )
@@ -277,7 +288,7 @@ USAGES = st.builds(
 @given(model=st.sampled_from(sorted(TOKENS)), usage=USAGES)
 def test_the_kinds_of_a_record_cost_their_tokens_at_their_prices(model, usage):
     """An oracle of fractions, with the prices of the page's table."""
-    found = pricing.cost(CATALOG.models[model], usage=usage, images=1, size=None, quality=None)
+    found = pricing.cost(CATALOG.models[model], usage=usage, images=1, parameters={})
     tokens = tokens_by_kind(usage)
     exact = {kind: count * Fraction(PRICES[model][kind]) for kind, count in tokens.items()}
     assert sum(tokens.values()) == usage.total
@@ -288,7 +299,9 @@ def test_the_kinds_of_a_record_cost_their_tokens_at_their_prices(model, usage):
 
 
 def test_a_price_per_image_is_a_kind_of_its_own_and_an_estimate_too():
-    priced = pricing.cost(CATALOG.models["dall-e-3"], usage=None, images=2, size=None, quality="hd")
+    priced = pricing.cost(
+        CATALOG.models["dall-e-3"], usage=None, images=2, parameters={"quality": "hd"}
+    )
     assert priced == Cost(160_000, {"image": 160_000}, {})
     assert pricing.estimated_cost(566) == Cost(566, {"estimated": 566}, {})
     assert pricing.estimated_cost(0) == Cost(0, {}, {})
@@ -408,13 +421,12 @@ def test_every_price_of_the_shipped_table_is_in_the_tables_of_this_module():
         if name in DALLE:
             assert prices == DALLE[name]
             continue
-        square, oblong = PER_IMAGE[name]
+        square, oblong = PER_IMAGE.get(name, ((), ()))
         sizes = {"1024x1024": square, "1024x1536": oblong, "1536x1024": oblong}
-        qualities = ("low", "medium", "high")
         assert prices == {
             (size, quality): micros
             for size, row in sizes.items()
-            for quality, micros in zip(qualities, row, strict=True)
+            for quality, micros in zip(("low", "medium", "high"), row, strict=False)
         }
         usd = model.billing.usd_per_million_tokens
         kinds = {kind: getattr(usd, kind) for kind in KINDS_OF_TOKENS}
@@ -425,7 +437,7 @@ def test_every_price_of_the_shipped_table_is_in_the_tables_of_this_module():
 
 def test_the_shipped_gpt_models_are_billed_by_tokens():
     by_tokens = {name for name, model in CATALOG.models.items() if is_billed_by_tokens(model)}
-    assert by_tokens == set(TOKENS)
+    assert by_tokens == {*TOKENS, *MODELS_OF_2_5, *MODELS_OF_2_6}
 
 
 @given(st.data())

@@ -153,6 +153,6 @@ def test_each_token_is_of_one_kind_and_costs_its_price(name: str) -> None:
     assert tokens_by_kind(usage) == tokens
     total = document.get("total_tokens", sum(tokens.values()))
     assert sum(tokens.values()) == usage.total == total
-    found = cost(CATALOG.models[model], usage=usage, images=1, size=None, quality=None)
+    found = cost(CATALOG.models[model], usage=usage, images=1, parameters={})
     assert found.by_kind == micros
     assert found.usd_micros == sum(micros.values())

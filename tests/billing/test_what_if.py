@@ -52,7 +52,12 @@ def row(
     dimensions = {name: value for name, value in known.items() if value is not None}
     priced = estimated_cost(0)
     if model in CATALOG.models and "cost_micros" not in sums:
-        priced = cost(CATALOG.models[model], usage=usage, images=images, size=size, quality=quality)
+        priced = cost(
+            CATALOG.models[model],
+            usage=usage,
+            images=images,
+            parameters={"size": size, "quality": quality},
+        )
     paid = {"cost_micros": priced.usd_micros, "costs": priced.by_kind}
     tokens = tokens_by_kind(usage)
     return Row(dimensions, Sums(images_bought=images, tokens=tokens, **{**paid, **sums}))

@@ -88,7 +88,7 @@ async function makeImage(page) {
   await goTo(page, 'Playground');
   await type(page, page.getByLabel('Key', {exact: true}), 'typist');
   await tabTo(page, page.getByLabel('Model', {exact: true}));
-  await page.keyboard.type('gpt-image-1.5');
+  await page.keyboard.type('gpt-image-2');
   await type(page, page.getByLabel('Prompt', {exact: true}), 'an otter that types');
   await page.locator('.estimate .price').waitFor();
   await press(page, button(page, 'Generate'));

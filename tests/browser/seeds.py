@@ -31,7 +31,7 @@ PEOPLE = (
 )
 USES = ("", "-ci", "-batch", "-laptop", "-bot", "-notebook", "@example.com", "-staging", "-figma")
 TEAMS = ("art", "marketing", "research", "shop", "game studio", "docs", "growth", "design-systems")
-MODELS = ("gpt-image-2", "gpt-image-1.5", "gpt-image-1-mini", "dall-e-3")
+MODELS = ("gpt-image-2", "gpt-image-2-2026-04-21")
 SUBJECTS = (
     "an otter with a pearl earring",
     "a lighthouse in the fog, oil on canvas",
@@ -151,7 +151,7 @@ async def buy_images(clients: Sequence[Client], count: int) -> None:
     """Small images, ten at a time; every fifth request is a hit too."""
 
     async def buy(number: int) -> None:
-        client, model = clients[number % len(clients)], MODELS[number % 3]
+        client, model = clients[number % len(clients)], MODELS[number % len(MODELS)]
         body = {"model": model, "n": 10, "quality": "low"}
         headers = {"X-Gateway-Tags": ("spring", "hero", "web:2026")[number % 3]}
         prompt = f"{SUBJECTS[number % len(SUBJECTS)]} {number}"

@@ -70,7 +70,7 @@ async function makeImage(page) {
   await goTo(page, 'Playground');
   await page.getByLabel('Key', {exact: true}).fill('studio');
   await page.keyboard.press('Tab');
-  await page.getByLabel('Model', {exact: true}).selectOption('gpt-image-1.5');
+  await page.getByLabel('Model', {exact: true}).selectOption('gpt-image-2');
   await page.getByLabel('Prompt', {exact: true}).fill('an otter in a studio');
   await page.getByRole('radiogroup', {name: /^Partial images/}).getByRole('radio', {name: '2'}).check();
   const estimate = page.locator('.estimate .price');

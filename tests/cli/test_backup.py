@@ -25,6 +25,7 @@ from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
 from gateway.wiring.stores import open_store
 from tests.gateways import make_settings
+from tests.rows import each_row
 
 PASSPHRASE = "a passphrase of tests"
 
@@ -341,7 +342,7 @@ BAD: list[tuple[str, list[bytes], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("lines", "message"), [row[1:] for row in BAD], ids=[r[0] for r in BAD])
+@each_row(("lines", "message"), [row[1:] for row in BAD], ids=[r[0] for r in BAD])
 def test_a_file_that_is_no_whole_backup_is_refused(lines: list[bytes], message: str):
     with pytest.raises(BadBackup) as refused:
         read_contents(lines)

@@ -18,7 +18,9 @@ from click.testing import CliRunner, Result
 from gateway.cli.completion import SHELLS
 from gateway.cli.main import cli
 from tests.cli.test_commands import interruptible
+from tests.forks import Fork
 from tests.gateways import CONFIG
+from tests.waiting import GENEROUS_SECONDS
 
 __all__ = ["interruptible"]
 
@@ -196,17 +198,16 @@ def test_an_interrupted_command_ends_with_130(is_async: bool):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("words", ["config check", "config show", "completion bash"])
 def test_an_output_that_cannot_be_written_ends_with_one_line(tmp_path: Path, words: str):
-    command = [sys.executable, "-m", "gateway", *words.split()]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    last = done.stderr.splitlines()[-1]
-    assert (done.returncode, last) == (
+    log = tmp_path / "log"
+    with Path("/dev/full").open("wb") as full, log.open("wb") as stderr:
+        fork = Fork(*words.split(), cwd=tmp_path, env=os.environ, stdout=full, stderr=stderr)
+        status = fork.wait(GENEROUS_SECONDS)
+    said = log.read_text()
+    assert (status, said.splitlines()[-1]) == (
         1,
         "Error: the output cannot be written: No space left on device.",
     )
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
 
 
 def test_a_log_on_a_terminal_is_coloured_unless_no_color_is_set():

@@ -29,6 +29,7 @@ from gateway.store.sqlite.connection import connect
 from gateway.wiring.stores import open_store
 from tests.billing.test_verification import fold, reserve, settle
 from tests.conftest import OpenStore
+from tests.forks import run_fork
 from tests.gateways import make_settings
 from tests.stores import usually_on
 from tests.waiting import GENEROUS_SECONDS
@@ -88,9 +89,9 @@ def exporting(
 
 def export(folder: Path, *words: str) -> tuple[list[dict[str, Any]], str, int]:
     """The lines, what is on stderr, and the exit status."""
-    with exporting(folder, *words) as process:
-        out, err = process.communicate(timeout=GENEROUS_SECONDS)
-        return [json.loads(line) for line in out.splitlines()], err, process.returncode
+    env = {**INHERITED, "GATEWAY_DATA_DIR": str(folder / "data")}
+    done = run_fork("ledger", "export", *words, cwd=folder, env=env)
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr, done.returncode
 
 
 def test_an_export_has_all_fields_and_continues_after_any_position(folder: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 from gateway.cli.main import cli, imported
+from tests.rows import each_row
 
 QUICK = ("audit", "backup", "completion", "keys", "ledger", "limits", "teams", "usage")
 SLOW_PACKAGES = {"aiohttp", "PIL", "prometheus_client", "redis"}
@@ -24,7 +23,7 @@ def test_a_command_on_an_embedded_store_imports_nothing_that_it_does_not_need():
     assert not SLOW_PACKAGES & set(found)
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@each_row("name", cli.commands)
 def test_a_command_is_listed_with_the_first_sentence_of_its_help(name: str):
     listed, command = cli.commands[name], imported(cli.commands[name])
     assert command is not listed

@@ -3,6 +3,7 @@
 import pytest
 
 from gateway.configuration.origins import parse_origins
+from tests.rows import each_row
 
 KEPT = {
     "https://app.example.com": "https://app.example.com",
@@ -54,14 +55,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("given", KEPT)
+@each_row("given", KEPT)
 def test_an_origin_is_kept_as_browsers_send_it(given: str):
     assert parse_origins(given) == (KEPT[given],)
     assert parse_origins([given]) == (KEPT[given],)
     assert parse_origins(KEPT[given]) == (KEPT[given],)
 
 
-@pytest.mark.parametrize("given", REFUSED)
+@each_row("given", REFUSED)
 def test_anything_else_is_refused_and_the_form_is_named(given: str):
     with pytest.raises(ValueError, match=r"scheme://host:port, such as https://app\.example\.com"):
         parse_origins(f"https://good.example,{given}")

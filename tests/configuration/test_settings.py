@@ -21,6 +21,7 @@ from gateway.values import (
     parse_duration,
     parse_size,
 )
+from tests.rows import each_row
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "config" / "gateway.yaml"
@@ -124,7 +125,7 @@ def test_the_shipped_model_table_fits_its_schema():
         lambda table: table["models"]["dall-e-2"].update(id="dall-e-2"),
         lambda table: table["models"]["dall-e-2"].pop("parameters"),
         lambda table: table["models"]["dall-e-2"]["billing"].update(by="hour"),
-        lambda table: table["models"]["dall-e-3"]["billing"]["usd_per_image"].update(large="0.1"),
+        lambda table: table["models"]["dall-e-3"]["billing"]["usd_per_image"].update(large=0.1),
     ],
 )
 def test_the_schema_of_the_model_table_refuses(change: Callable[[dict[str, Any]], object]):
@@ -302,8 +303,8 @@ def test_counts(written: object, count: int):
     assert parse_count(written) == count
 
 
-@pytest.mark.parametrize("parse", [parse_duration, parse_size, parse_count])
-@pytest.mark.parametrize(
+@each_row("parse", [parse_duration, parse_size, parse_count])
+@each_row(
     "written",
     [0, -1, True, None, "", "x", "nan", "inf", "9" * 400, float("nan"), float("inf"), [1], "1 2"],
 )
@@ -326,7 +327,7 @@ def test_an_invalid_address_is_refused(written: str):
 # ── errors ──────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("path", BAD_FILES, ids=lambda path: path.stem)
+@each_row("path", BAD_FILES, ids=lambda path: path.stem)
 def test_each_broken_file_is_refused_with_its_message(path: Path):
     """The first lines of each file are its message, with the file's plain name."""
     marks = [line for line in path.read_text().splitlines() if line.startswith("# expect: ")]

@@ -11,6 +11,7 @@ from gateway.billing.pricing import KINDS, cost
 from gateway.billing.record_amounts import MAX_NAME, MAX_VALUE, Sums
 from gateway.billing.totals import KEEP_QUARTERS_SECONDS
 from gateway.billing.what_if import (
+    BOUND_ONLY,
     NO_ORIGINAL,
     OTHER_QUALITIES,
     UNKNOWN_IMAGE,
@@ -82,7 +83,7 @@ def test_the_kinds_of_costs():
 def test_the_example_of_a_rounding():
     usage = Usage(text_in=3, cached_text_in=3, image_in=1)
     model = shipped_catalog().models["gpt-image-1-mini"]
-    found = cost(model, usage=usage, images=1, size=None, quality=None)
+    found = cost(model, usage=usage, images=1, parameters={})
     assert f"→ cost_micros {found.usd_micros}\n" in PAGE
     line = f"costs {json.dumps(found.by_kind)}   rounding {json.dumps(found.rounding)}\n"
     assert line in PAGE
@@ -91,8 +92,8 @@ def test_the_example_of_a_rounding():
 def test_the_reasons_of_a_what_if():
     """The page groups them, in the order of the module."""
     reasons = [row["reason"] for row in rows_with(PAGE, "reason", "cost")]
-    assert len(reasons) == 6
-    assert OTHER_QUALITIES in reasons
+    assert len(reasons) == 7
+    assert {OTHER_QUALITIES, BOUND_ONLY} < set(reasons)
     assert {UNKNOWN_IMAGE, WAS_ESTIMATED, NO_ORIGINAL} < set(reasons)
     questions = [
         code(row["question"].split(" (")[0]) for row in rows_with(PAGE, "question", "answer")

@@ -8,6 +8,7 @@ import pytest
 from tests.clients.calls import CALLS
 from tests.clients.installation import RUNNERS, Entry, read_entries
 from tests.clients.page import PAGE, header, tables_of
+from tests.rows import each_row
 
 ENTRIES = read_entries()
 TABLES = tables_of(PAGE.read_text(encoding="utf-8"))
@@ -21,7 +22,7 @@ def test_every_client_has_a_row_in_order(table: str):
     assert clients == [(entry.name, entry.version) for entry in ENTRIES]
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
+@each_row("entry", ENTRIES, ids=lambda entry: entry.id)
 def test_a_client_has_pinned_packages_a_runner_and_known_calls(entry: Entry):
     assert (RUNNERS / entry.runner).is_file()
     assert all(version in " ".join(entry.packages) for version in entry.version.split(", "))

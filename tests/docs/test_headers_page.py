@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from gateway.configuration.settings import Settings
 from tests.docs.pages import code, codes, read_page, rows_below, sources, tables, text_of
+from tests.rows import each_row
 
 PAGE = read_page("headers.md")
 SIMULATED = "Simulated upstream"
@@ -82,7 +83,7 @@ def test_the_page_names_exactly_the_headers_of_the_code(simulator: bool):
     assert sorted(documented(simulator=simulator)) == sorted(headers_of(simulator=simulator))
 
 
-@pytest.mark.parametrize("row", rows_below(PAGE, FIXED), ids=lambda row: code(row["header"]))
+@each_row("row", rows_below(PAGE, FIXED), ids=lambda row: code(row["header"]))
 def test_upstream_headers_cannot_set_a_fixed_header(row):
     with pytest.raises(ValidationError, match="cannot be set here"):
         Settings.model_validate({"upstream": {"headers": {code(row["header"]): "any"}}})

@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 
 from gateway.catalog import TokenFormula
+from gateway.catalog.parameters import PARAMETER_TYPES
 from gateway.errors import InvalidRequest
 from gateway.request.body import parse_body
 from gateway.request.validation import validate
@@ -29,6 +30,7 @@ from tests.docs.pages import (
     text_of,
 )
 from tests.hints import split_hint, without_hint
+from tests.rows import each_row
 
 PAGE = read_page("images-api.md")
 TABLE = read_shipped()
@@ -98,7 +100,7 @@ def values_of(spec) -> list[str]:
     return {"boolean": ["true", "false"], "string": []}.get(spec["type"]) or spec.get("values", [])
 
 
-@pytest.mark.parametrize("model", MODELS)
+@each_row("model", MODELS)
 def test_parameters_in_the_order_in_which_they_are_checked(model: str):
     specs = MODELS[model]["parameters"]
     assert documented_parameters(model) == [
@@ -156,7 +158,7 @@ def or_none(cell: str) -> str | None:
     return None if cell == NONE else code(cell)
 
 
-@pytest.mark.parametrize("row", REFUSED, ids=lambda row: code(row["body"]))
+@each_row("row", REFUSED, ids=lambda row: code(row["body"]))
 def test_a_body_is_refused_as_the_page_says(row):
     with pytest.raises(InvalidRequest) as refusal:
         validate(body_of(row), CATALOG)
@@ -296,17 +298,56 @@ def test_output_tokens():
 
 def test_output_tokens_by_the_formula():
     rules = [model["billing"].get("output_tokens_formula") for model in MODELS.values()]
-    grids = "low 16, medium 48, high 96"
     for rule in filter(None, rules):
-        assert ", ".join(f"{quality} {cells}" for quality, cells in rule["grid"].items()) == grids
+        grids = ", ".join(f"{quality} {cells}" for quality, cells in rule["grid"].items())
+        assert f"({grids})" in PAGE
+        assert ("headroom_percent" in rule) == (f"({grids}) and 2 % more" in PAGE)
+        assert rule.get("headroom_percent", 2) == 2
         divided = f"({rule['pixels_offset']} + width · height) / {rule['pixels_divisor']}"
         assert divided in PAGE
-    assert grids in PAGE
-    formula = TokenFormula.model_validate(next(filter(None, rules)))
-    for row in rows_with(PAGE, "size by rule", *QUALITIES):
-        width, height = map(int, row["size by rule"].split("x"))
-        for quality in QUALITIES:
+
+
+@pytest.mark.parametrize(
+    ("model", "column"), [("gpt-image-2", "size by rule"), ("gpt-image-2.5-flare", "size of 2.5")]
+)
+def test_the_samples_of_the_formula(model, column):
+    formula = TokenFormula.model_validate(MODELS[model]["billing"]["output_tokens_formula"])
+    rows = rows_with(PAGE, column, *formula.grid)
+    assert rows
+    for row in rows:
+        width, height = map(int, row[column].split("x"))
+        for quality in formula.grid:
             assert int(row[quality]) == formula_tokens(formula, quality, (width, height)), row
+
+
+def test_the_sheets_of_frames():
+    documented = [
+        (int(row["up to frames"]), *map(int, row["columns and rows"].split(", ")))
+        for row in rows_below(PAGE, "GIF")
+    ]
+    for model in MODELS.values():
+        if (sheet := model["parameters"]["size"].get("sheet")) is not None:
+            assert documented == [tuple(layout.values()) for layout in sheet["layouts"]]
+    for row in rows_below(PAGE, "GIF"):
+        body = {"model": "gpt-image-2.6-flare", "prompt": "a", "output_format": "gif"}
+        body["frame_count"] = int(row["up to frames"])
+        edge = int(row["largest square frame"].split("x")[0])
+        validate({**body, "size": f"{edge}x{edge}"}, CATALOG)
+        with pytest.raises(InvalidRequest):
+            validate({**body, "size": f"{edge + 16}x{edge + 16}"}, CATALOG)
+
+
+def test_the_types_of_parameters():
+    documented = [row["type"] for row in rows_below(PAGE, "Types of parameters")]
+    assert documented == list(PARAMETER_TYPES)
+
+
+def test_the_prices_of_text_models():
+    documented = {
+        row["text model"].strip("`"): {"text_in": row["in"], "text_out": row["out"]}
+        for row in rows_below(PAGE, "Prices of text models")
+    }
+    assert documented == {**TABLE["text_models"], "any other": TABLE["unknown_text_model"]}
 
 
 def test_tokens_of_partial_images():
@@ -338,7 +379,7 @@ def test_prices_per_image():
     assert documented == {
         (name, size, quality): Decimal(price)
         for name, model in MODELS.items()
-        for size, prices in model["billing"]["usd_per_image"].items()
+        for size, prices in model["billing"].get("usd_per_image", {}).items()
         for quality, price in prices.items()
     }
 

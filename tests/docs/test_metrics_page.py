@@ -1,10 +1,10 @@
 """`docs/reference/metrics.md` names every metric, with its type and labels."""
 
-import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import Metrics
 from tests.docs.pages import code, codes, read_page, rows_below, rows_with
+from tests.rows import each_row
 
 PAGE = read_page("metrics.md")
 ROWS = rows_with(PAGE, "metric", "type", "labels", "over workers", "meaning")
@@ -39,14 +39,14 @@ def test_the_page_names_exactly_the_metrics():
     assert sorted(map(name_of, ROWS)) == sorted(METRICS)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@each_row("row", ROWS, ids=name_of)
 def test_type_and_labels_of_a_metric(row):
     metric = METRICS[name_of(row)]
     assert row["type"] == metric._type
     assert codes(row["labels"]) == list(metric._labelnames)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@each_row("row", ROWS, ids=name_of)
 def test_how_a_metric_is_merged_over_workers(row):
     mode = getattr(METRICS[name_of(row)], "_multiprocess_mode", "livesum")
     assert row["over workers"] == OVER_WORKERS[mode]

@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 
-import pytest
-
-from tests.docs.pages import REFERENCE, ROOT, anchor, headings, read_page, sources
+from tests.docs.pages import REFERENCE, ROOT, anchor, headings, read_page
+from tests.rows import each_row
 
 PAGES = sorted(path.name for path in REFERENCE.glob("*.md"))
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
@@ -16,7 +15,7 @@ def anchors_of(page: str) -> list[str]:
     return [anchor(heading) for heading in headings(read_page(page))]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@each_row("page", PAGES)
 def test_every_link_of_a_page_has_a_target(page: str):
     for link in LINK.findall(read_page(page)):
         if link.startswith("https://"):
@@ -28,7 +27,7 @@ def test_every_link_of_a_page_has_a_target(page: str):
             assert fragment in anchors_of(path.name), link
 
 
-@pytest.mark.parametrize("page", PAGES)
+@each_row("page", PAGES)
 def test_every_anchor_of_a_page_is_unique(page: str):
     assert len(set(anchors_of(page))) == len(anchors_of(page))
 
@@ -38,7 +37,7 @@ def test_the_index_names_every_page():
 
 
 def citing_files() -> list[Path]:
-    python = [ROOT / path for folder in ("gateway", "tests") for path in sources(folder)]
+    python = [path for folder in ("gateway", "tests") for path in (ROOT / folder).rglob("*.py")]
     return [*python, *(ROOT / "config").glob("*.yaml")]
 
 

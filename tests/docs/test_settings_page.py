@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import yaml
 
 from gateway.configuration.schema import described_settings
 from gateway.configuration.settings import Settings
 from tests.docs.pages import ROOT, codes, read_page, rows_with
+from tests.rows import each_row
 
 ROWS = rows_with(read_page("settings.md"), "setting", "type", "default", "variable", "meaning")
 NONE = "–"
@@ -64,7 +64,7 @@ def test_the_page_names_exactly_the_settings_in_their_order():
     assert [name_of(row) for row in ROWS] == list(SETTINGS)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@each_row("row", ROWS, ids=name_of)
 def test_the_type_of_a_setting(row: dict[str, str]):
     documented = "|".join(codes(row["type"])) or row["type"]
     assert ("text" if documented in TEXTS else documented) == type_of(SETTINGS[name_of(row)])
@@ -81,7 +81,7 @@ def test_a_file_that_sets_every_default_changes_nothing():
     assert Settings.model_validate(file) == Settings()
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@each_row("row", ROWS, ids=name_of)
 def test_a_setting_without_a_default_is_off(row: dict[str, str]):
     assert (row["default"] == NONE) == (default_of(name_of(row)) in (None, "", (), {}))
 

@@ -8,7 +8,7 @@ const say = (said) => console.log(JSON.stringify(said));
 try {
   const client = new OpenAI({ baseURL, apiKey });
   const stream = await client.images.generate({
-    model: "gpt-image-1.5",
+    model: "gpt-image-2",
     prompt,
     stream: true,
     partial_images: 3,

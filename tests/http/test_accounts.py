@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,13 +16,18 @@ import pytest
 
 from gateway.configuration.expand import ConfigError
 from gateway.images import Record
+from gateway.net.guard import parse_allow_list
+from gateway.process.upstream_check import check_upstreams
 from gateway.purchasing.journal import decode_payload
+from gateway.room_settings import client_settings, fetch_settings
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
 from gateway.upstream.pool import REST_SECONDS
 from tests.gateways import (
+    SHIPPED,
     Client,
     InProcess,
+    PolicyFile,
     Reply,
     Upstream,
     make_settings,
@@ -63,6 +69,8 @@ async def open_house(
     redis_url: str | None = None,
     first: dict[str, Any] | None = None,
     second: dict[str, Any] | None = None,
+    *,
+    policy: PolicyFile = SHIPPED,
     **given: Any,
 ) -> AsyncIterator[House]:
     async with AsyncExitStack() as stack:
@@ -79,7 +87,7 @@ async def open_house(
             },
         ]
         settings = make_settings(folder, "", redis_url, upstreams=accounts, **given)
-        gateway = await stack.enter_async_context(run_gateway(settings))
+        gateway = await stack.enter_async_context(run_gateway(settings, policy=policy))
         yield House(gateway, a, b, await gateway.client.with_key("alice"))
 
 
@@ -278,6 +286,7 @@ async def test_prices_follow_the_account_and_the_dearest_one_is_reserved(
             asking = asyncio.create_task(ask(house, "an otter"))
             await house.first.until_sent()
             reserved = await read_spent(house.gateway.settings, house.alice.key_id)
+            assert (await house.gateway.gateway.verification.run()).shown == ()
         await asking
         await house.first.play("status=401")
         await ask(house, "a beaver")
@@ -373,7 +382,9 @@ async def test_an_account_has_its_own_names_and_models_that_none_has_do_not_exis
 ) -> None:
     ours = {"models": {MODEL: None, "gpt-image-1.5": None, "dall-e-2": None}}
     theirs = {"models": {MODEL: "gpt-image-1.5"}}
-    async with open_house(tmp_path, None, ours, theirs) as house:
+    table = tmp_path / "models.yaml"
+    table.write_text(SHIPPED.models.read_text())
+    async with open_house(tmp_path, None, ours, theirs, policy=PolicyFile(table)) as house:
         await house.first.play("status=403")
         assert (await ask(house, "an otter")).status == 200
         sent = [(await one.bodies())[0]["model"] for one in house.upstreams]
@@ -385,6 +396,24 @@ async def test_an_account_has_its_own_names_and_models_that_none_has_do_not_exis
         unknown = await house.alice.ask("an otter", model="dall-e-3")
         assert unknown.status in (400, 404)
         assert "dall-e-3" in unknown.error["message"]
+
+        # A default model that no account has gives way to the other one.
+        table.write_text(
+            table.read_text().replace("\ndefault_model: dall-e-2", "\ndefault_model: dall-e-3")
+        )
+        house.gateway.gateway.policy.reload()
+        await house.second.forget()
+        assert (await house.alice.ask("a heron", model=None)).status == 200
+        assert [body["prompt"] for body in await house.second.bodies()] == ["a heron"]
+        table.write_text(
+            table.read_text().replace(
+                "\ndefault_gpt_model: gpt-image-2", "\ndefault_gpt_model: gpt-image-1-mini"
+            )
+        )
+        house.gateway.gateway.policy.reload()
+        assert house.gateway.gateway.policy.fault is None
+        unnamed = await house.alice.ask("a heron", model=None)
+        assert (unnamed.status, unnamed.error["param"]) == (400, "model")
 
 
 async def test_accounts_of_a_group_share_images_and_other_groups_do_not(tmp_path: Path) -> None:
@@ -416,7 +445,6 @@ async def test_accounts_of_a_group_share_images_and_other_groups_do_not(tmp_path
         ([{"name": "a"}, {"name": "b", "group": "azure"}], ["group", "'default'", "'azure'"]),
         ([{"name": "a", "models": {"gpt-image-3": "x"}}], ["'gpt-image-3'", "models.yaml"]),
         ([{"name": "a", "weight": 0}], ["weight", "a"]),
-        ([{"name": "a", "models": {MODEL: "x"}}], ["default_model", "'dall-e-2'", MODEL]),
     ],
 )
 async def test_accounts_that_cannot_be_routed_keep_the_gateway_from_starting(
@@ -429,3 +457,31 @@ async def test_accounts_that_cannot_be_routed_keep_the_gateway_from_starting(
             pass
     for word in words:
         assert word in str(refused.value)
+
+
+def test_links_of_every_account_are_fetched_and_the_keys_of_all_are_secrets(tmp_path: Path) -> None:
+    accounts = [
+        {"name": "a", "base_url": "http://one.example:81/v1", "api_key": KEYS[0]},
+        {"name": "b", "base_url": "https://two.example/v1", "api_key": KEYS[1]},
+    ]
+    settings = make_settings(tmp_path, "", upstreams=accounts)
+    fetch = fetch_settings(settings)
+    allowed = parse_allow_list(["one.example:81", "two.example:443"])
+    assert fetch.allow_list == allowed
+    assert set(KEYS) <= {*fetch.secrets}
+    for client in client_settings(settings):
+        assert set(KEYS) <= {*client.secrets}
+        assert not any(key in repr(client) for key in KEYS)
+
+
+async def test_doctor_examines_every_account(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: every connection is refused
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        accounts = [{"name": name, "base_url": url} for name in ("first", "second")]
+        settings = make_settings(tmp_path, "", upstreams=accounts)
+        found = await check_upstreams(settings)
+    assert [finding.level for finding in found] == ["fault", "fault"]
+    for name, finding in zip(("first", "second"), found, strict=True):
+        assert finding.message.startswith(f"{name}: {url} does not respond")
+        assert "check its base_url" in finding.message

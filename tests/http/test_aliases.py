@@ -22,6 +22,7 @@ from tests.gateways import (
     make_settings,
     run_gateway,
 )
+from tests.stores import usually_on
 
 MODEL = "x-gateway-model"
 SMALL = 16
@@ -170,6 +171,7 @@ async def test_an_alias_shares_everything_with_the_model_that_serves_it(
     assert {r.model for r in await aliased.ledger()} == {"gpt-image-2"}
 
 
+@usually_on("sqlite")
 async def test_the_own_row_of_an_alias_refuses_what_it_always_refused(
     aliased: InProcess, upstream: Upstream
 ) -> None:
@@ -196,6 +198,7 @@ async def test_the_own_row_of_an_alias_refuses_what_it_always_refused(
     assert "background" not in body
 
 
+@usually_on("sqlite")
 async def test_a_key_is_checked_against_the_name_that_it_asks_for(aliased: InProcess) -> None:
     only_new = await aliased.client.with_key("new", models=["gpt-image-2"])
     refused = await only_new.ask(model="dall-e-3")
@@ -217,6 +220,7 @@ async def test_a_key_is_checked_against_the_name_that_it_asks_for(aliased: InPro
     assert (await only_team.send("GET", "/v1/models/gpt-image-2")).status == 404
 
 
+@usually_on("sqlite")
 async def test_a_reload_switches_an_alias_and_a_bad_one_leaves_the_last_policy(
     aliased: InProcess, policy: GivenPolicy
 ) -> None:

@@ -32,6 +32,7 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway
 from tests.http.test_store_down import folder_missing
+from tests.rows import each_row
 from tests.stores import usual_store
 from tests.waiting import eventually
 
@@ -71,7 +72,7 @@ async def test_the_page_is_served_without_data_with_etag_and_gzip(embedded: InPr
         assert (await browser.send("HEAD", url)).status == 200
 
 
-@pytest.mark.parametrize(
+@each_row(
     "path",
     [
         *("/dashboard/nope", "/dashboard/index.html", "/dashboard/api", "/dashboard/api/nope"),
@@ -147,7 +148,7 @@ async def test_an_admin_signs_in_and_uses_the_admin_api(open_gateway: OpenGatewa
 
 async def test_a_holder_signs_in_and_sees_only_their_own(gateway: InProcess) -> None:
     alice = await gateway.client.with_key(
-        "alice", team="art", models=["gpt-image-1.5", "dall-e-3"], limits={"usd_per_day": 5}
+        "alice", team="art", models=["gpt-image-2", "dall-e-3"], limits={"usd_per_day": 5}
     )
     bob = await gateway.client.with_key("bob")
     await bob.ask("an otter")
@@ -158,28 +159,28 @@ async def test_a_holder_signs_in_and_sees_only_their_own(gateway: InProcess) -> 
         "id": alice.key_id,
         "name": "alice",
         "team": "art",
-        "models": ["dall-e-3", "gpt-image-1.5"],
+        "models": ["dall-e-3", "gpt-image-2"],
         "expires_at": None,
     }
     models = await holder.get("/models")
-    assert [model["id"] for model in models["data"]] == ["dall-e-3", "gpt-image-1.5"]
-    assert models["default"] in ("dall-e-3", "gpt-image-1.5")
+    assert [model["id"] for model in models["data"]] == ["dall-e-3", "gpt-image-2"]
+    assert models["default"] in ("dall-e-3", "gpt-image-2")
 
     url = f"{API}/images/generations"
     estimate = await holder.send(
         "POST",
         url,
-        {"prompt": "a seal", "model": "gpt-image-1.5"},
+        {"prompt": "a seal", "model": "gpt-image-2"},
         headers={"Sec-Fetch-Site": "same-origin", "Prefer": "dry-run"},
     )
     assert (estimate.status, estimate.headers["Preference-Applied"]) == (200, "dry-run")
-    bought = await holder.send("POST", url, {"prompt": "a seal", "model": "gpt-image-1.5"})
+    bought = await holder.send("POST", url, {"prompt": "a seal", "model": "gpt-image-2"})
     assert bought.status == 200, bought.body
     assert float(bought.headers["x-gateway-cost-usd"]) > 0
-    again = await alice.ask("a seal", model="gpt-image-1.5")
+    again = await alice.ask("a seal", model="gpt-image-2")
     assert again.cache_status.startswith("hit")
     streamed = await holder.send(
-        "POST", url, {"prompt": "2 seals", "model": "gpt-image-1.5", "stream": True}
+        "POST", url, {"prompt": "2 seals", "model": "gpt-image-2", "stream": True}
     )
     assert b"image_generation.completed" in streamed.body
     refused = await holder.send("POST", url, {"prompt": "x", "model": "gpt-image-1"})
@@ -275,7 +276,7 @@ async def test_signing_in_again_ends_the_former_session(gateway: InProcess) -> N
     assert (await second.send("DELETE", SESSION)).status == 204
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("body", "param"),
     [
         *(({}, "token"), ({"token": "x", "link": "y"}, "token"), ({"token": ""}, "token")),
@@ -347,12 +348,12 @@ async def test_the_model_table_describes_every_parameter(embedded: InProcess) ->
         assert shown["streams"] == ("stream" in model.parameters)
         assert [r["message"] for r in shown["rules"]] == [r.error.message for r in model.rules]
         assert {p["type"] for p in shown["parameters"]} <= {
-            *("enum", "integer", "string", "boolean", "size")
+            *("enum", "integer", "string", "boolean", "size", "decimal", "object")
         }
-    gpt = {p["name"]: p for p in models["gpt-image-1.5"]["parameters"]}
+    gpt = {p["name"]: p for p in models["gpt-image-2"]["parameters"]}
     assert "high" in gpt["quality"]["values"]
     assert (gpt["n"]["min"], gpt["n"]["max"], gpt["n"]["default"]) == (1, 10, 1)
-    assert models["gpt-image-1.5"]["rules"][0]["when"] == {
+    assert models["gpt-image-2"]["rules"][0]["when"] == {
         "background": {"equals": "transparent"},
         "output_format": {"equals": "jpeg"},
     }

@@ -173,7 +173,7 @@ async def test_an_image_in_json_answers_a_stream(litellm: LiteLlm, reply: bytes)
 async def test_a_streamed_purchase_that_was_never_answered_forbids_a_retry(
     litellm: LiteLlm, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = litellm.gateway.gateway.services.proxy._images._purchases._delivery._upstream
+    client = litellm.gateway.gateway.services.pool.client("default")
     if fault == "no connection":
         monkeypatch.setattr(client, "_base", client._base.with_port(1))
     else:

@@ -35,6 +35,7 @@ from tests.inner_server import (
     run_outer,
 )
 from tests.pngs import write_png
+from tests.rows import each_row
 from tests.waiting import DEADLINE_SECONDS, run_out_of_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -136,7 +137,7 @@ DIRECT = [
 ]
 
 
-@pytest.mark.parametrize(("link", "outcome"), DIRECT, ids=[repr(row[0])[:60] for row in DIRECT])
+@each_row(("link", "outcome"), DIRECT, ids=[repr(row[0])[:60] for row in DIRECT])
 async def test_a_link_to_an_inner_address_is_charged_and_not_followed(
     trap: Trap, link: str, outcome: str | None
 ) -> None:
@@ -145,9 +146,7 @@ async def test_a_link_to_an_inner_address_is_charged_and_not_followed(
     assert trap.inner.connections == 0
 
 
-@pytest.mark.parametrize(
-    ("link", "outcome"), REDIRECTED, ids=[repr(row[0])[:60] for row in REDIRECTED]
-)
+@each_row(("link", "outcome"), REDIRECTED, ids=[repr(row[0])[:60] for row in REDIRECTED])
 async def test_a_redirect_to_an_inner_address_is_charged_and_not_followed(
     trap: Trap, link: str, outcome: str
 ) -> None:

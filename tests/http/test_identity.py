@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from gateway.cli import serve
 from gateway.cli.main import cli
 from gateway.store.commands import Get
 from gateway.store.protocol import Command, Store
+from tests.forks import run_fork
 from tests.gateways import (
     ADMIN_TOKEN,
     CONFIG,
@@ -35,7 +34,7 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway
 from tests.stores import usual_store
-from tests.waiting import GENEROUS_SECONDS, eventually
+from tests.waiting import eventually
 
 store_url = usual_store("sqlite")
 
@@ -640,15 +639,7 @@ def test_a_process_with_a_weak_token_writes_the_same_line_and_ends(
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "admin-token").write_bytes(b"short")
-    ended = subprocess.run(
-        [sys.executable, "-m", "gateway", *SERVE],
-        cwd=tmp_path,
-        env={**os.environ, **environment(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=GENEROUS_SECONDS,
-        check=False,
-    )
+    ended = run_fork(*SERVE, cwd=tmp_path, env={**os.environ, **environment(tmp_path)})
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == start_failure(tmp_path, {}, monkeypatch)
 

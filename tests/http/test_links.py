@@ -16,6 +16,7 @@ from gateway.simulator import server
 from gateway.simulator.links import LINK_SECONDS
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
+from tests.rows import each_row
 from tests.stores import usual_store
 
 store_url = usual_store("sqlite")
@@ -266,11 +267,11 @@ async def test_a_purge_empties_slots_and_keeps_links(alice: Client, upstream: Up
 
 
 async def test_a_purge_selects_images_by_model_or_all_images(alice: Client) -> None:
-    for model in (DALLE, "gpt-image-1.5"):
+    for model in (DALLE, "gpt-image-2"):
         await alice.ask("a pond", model=model)
         await alice.ask("a lake", model=model)
     of_model = await admin(alice, "purge", model=DALLE)
-    other = await alice.ask("a pond", model="gpt-image-1.5")
+    other = await alice.ask("a pond", model="gpt-image-2")
     everything = await admin(alice, "purge", all=True)
 
     assert of_model.json["images"] == 2
@@ -291,7 +292,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "code", "word"), BAD)
+@each_row(("path", "body", "code", "word"), BAD)
 async def test_the_error_of_a_bad_request_names_the_expected_value(
     embedded: InProcess, path: str, body: dict[str, Any], code: str, word: str
 ) -> None:

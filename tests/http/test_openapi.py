@@ -31,6 +31,7 @@ from tests.catalogs import shipped_catalog
 from tests.docs.pages import codes, read_page, rows_below
 from tests.gateways import ADMIN_TOKEN, Reply
 from tests.http.conftest import OpenGateway, Shared
+from tests.rows import each_row
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -479,7 +480,7 @@ async def test_a_deployments_body_needs_no_model_and_may_name_any(named: object)
     assert DOCUMENT.body_faults("POST", path, of_dall_e_3 | {"qualitty": "low"}) != []
 
 
-@pytest.mark.parametrize("model", CATALOG.models.values(), ids=CATALOG.models)
+@each_row("model", CATALOG.models.values(), ids=CATALOG.models)
 async def test_each_model_has_its_own_schema(model: Any) -> None:
     """With every value of every parameter, one at a time, and its refused combinations."""
     plain = {"model": model.id, "prompt": "an otter"}
@@ -523,7 +524,7 @@ KEY_BODIES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("body", KEY_BODIES, ids=str)
+@each_row("body", KEY_BODIES, ids=str)
 async def test_the_schema_of_a_key_accepts_what_the_gateway_accepts(body: dict[str, Any]) -> None:
     try:
         parse_spec(body)

@@ -34,6 +34,8 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.http.test_store_down import folder_missing
+from tests.stores import usually_on
 
 SHUTDOWN = date(2030, 6, 1)
 FORWARDED, CACHED, REFUSED, GONE = (
@@ -213,6 +215,7 @@ async def test_the_date_passes_while_the_gateway_runs(pond: Pond) -> None:
     assert dates["gpt-image-2"] is None
 
 
+@usually_on("sqlite")
 async def test_upstream_that_does_not_know_the_model_makes_the_message_name_the_successor(
     pond: Pond,
 ) -> None:
@@ -257,6 +260,7 @@ async def test_what_arrived_before_the_date_is_not_sent_after_it(pond: Pond) -> 
     assert await pond.sent("a late grebe") == 0
 
 
+@usually_on("sqlite")
 async def test_an_alias_wins_and_a_default_model_retires_too(
     tmp_path: Path, store_url: str | None
 ) -> None:
@@ -313,6 +317,25 @@ def test_a_model_is_shut_down_once_all_accounts_that_have_it_say_so(tmp_path: Pa
     assert dates_of({"shutdown": {CACHED: None}}, {})[CACHED] is None
     with pytest.raises(CatalogError, match=r"shutdown of the upstream 'a0'.*'gpt-image-11'.*mean"):
         dates_of({"shutdown": {"gpt-image-11": later}})
+
+
+async def test_without_the_store_nothing_is_bought_of_a_model_that_was_shut_down(
+    tmp_path: Path,
+) -> None:
+    async with run_pond(tmp_path / "data", None) as pond:
+        ask = pond.alice.ask
+        assert (await ask("an otter", model=CACHED)).status == 200
+        pond.pass_shutdown()
+        with folder_missing(tmp_path / "data"):
+            assert (await ask("a heron", model=FORWARDED)).status == 200
+            # The store may have it, so only the store can say.
+            down = await ask("a heron", model=CACHED)
+            assert (down.status, down.error["code"]) == (503, "store_unavailable")
+            assert_retired(
+                await ask("a heron", model=CACHED, headers={"Cache-Control": "no-cache"}), CACHED
+            )
+            assert_retired(await ask("a heron", model=REFUSED), REFUSED)
+        assert await pond.sent("a heron") == 1
 
 
 async def test_images_that_are_served_from_the_cache_do_not_expire(

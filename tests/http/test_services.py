@@ -15,6 +15,7 @@ import yaml
 from gateway.catalog import CatalogError
 from tests.catalogs import read_shipped, shipped_catalog
 from tests.gateways import (
+    SHIPPED,
     Client,
     InProcess,
     PolicyFile,
@@ -33,9 +34,10 @@ async def run_service(
     folder: Path, name: str, **changes: Any
 ) -> AsyncIterator[tuple[Client, Upstream, InProcess]]:
     """A key, a service of this name, and the gateway between them."""
-    models = folder / "models.yaml"
-    models.write_text(yaml.safe_dump({**read_shipped(), **changes}))
-    policy = PolicyFile(models)
+    policy = SHIPPED
+    if changes:
+        policy = PolicyFile(folder / "models.yaml")
+        policy.models.write_text(yaml.safe_dump({**read_shipped(), **changes}))
     async with run_upstream(policy.read_policy().catalog, profile=name) as upstream:
         settings = make_settings(
             folder / "data", upstream.base_url, upstream={"dialect": name, "name": name}
@@ -157,7 +159,7 @@ async def test_a_change_of_a_row_applies_to_the_next_purchase_and_no_row_in_use_
     tmp_path: Path,
 ) -> None:
     table = read_shipped()
-    async with run_service(tmp_path, "xai") as (alice, upstream, gateway):
+    async with run_service(tmp_path, "xai", **table) as (alice, upstream, gateway):
 
         async def reload() -> str | None:
             (tmp_path / "models.yaml").write_text(yaml.safe_dump(table))

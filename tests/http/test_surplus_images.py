@@ -29,9 +29,9 @@ BY_IMAGE = {"model": "dall-e-2", "size": "1024x1024"}
 IMAGE_MICROS = 20_000
 """Of one image of dall-e-2 in 1024x1024."""
 
-BY_TOKEN = {"model": "gpt-image-1.5", "quality": "low", "size": "1024x1024"}
-USAGE = {"input_tokens": 10, "output_tokens": 272}
-USAGE_MICROS = 10 * 5 + 272 * 32
+BY_TOKEN = {"model": "gpt-image-2", "quality": "low", "size": "1024x1024"}
+USAGE = {"input_tokens": 10, "output_tokens": 196}
+USAGE_MICROS = 10 * 5 + 196 * 30
 
 PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
 MEBIBYTE = 1024 * 1024
@@ -137,12 +137,12 @@ async def test_damaged_images_among_the_requested_ones_are_not_replaced_by_later
 async def test_the_usage_of_surplus_images_is_charged_as_upstream_bills_it(
     gateway: InProcess, alice: Client, hostile: Hostile
 ) -> None:
-    bill = {"input_tokens": 10, "output_tokens": 8 * 272}
+    bill = {"input_tokens": 10, "output_tokens": 8 * 196}
     hostile.will_answer({"data": [GOOD] * 8, "usage": bill})
     reply = await alice.ask(**BY_TOKEN)
     (record,) = await gateway.ledger()
     assert (reply.status, reply.images) == (200, [B64])
-    assert (record.images, record.cost_micros) == (1, 10 * 5 + 8 * 272 * 32)
+    assert (record.images, record.cost_micros) == (1, 10 * 5 + 8 * 196 * 30)
     assert set(record.flags) == {"over_estimate", "undelivered"}
 
 
@@ -309,10 +309,10 @@ async def test_an_error_of_a_megabyte_is_cut(
 COUNTS = [
     -1,
     1.5,
-    272.0,
+    196.0,
     1e308,
     math.inf,
-    "272",
+    "196",
     True,
     None,
     [],
@@ -335,7 +335,7 @@ async def test_a_usage_that_is_no_number_of_tokens_is_charged_like_none(
     reply = await alice.ask(**BY_TOKEN)
     (record,) = await embedded.ledger()
     assert reply.status == 200
-    assert (record.flags, record.cost_micros) == (("no_usage",), 9_000 + 5 * (8 + 16))
+    assert (record.flags, record.cost_micros) == (("no_usage",), 6_000 + 5 * (8 + 16))
 
 
 async def test_the_largest_usage_is_charged_exactly_in_both_stores(
@@ -349,7 +349,7 @@ async def test_the_largest_usage_is_charged_exactly_in_both_stores(
     replies = await asyncio.gather(*asked)
     records = await gateway.ledger()
     states = await alice.send("GET", "/v1/usage")
-    micros = 10**9 * (5 + 32)
+    micros = 10**9 * (5 + 30)
     assert {reply.status for reply in replies} == {200}
     assert [record.cost_micros for record in records] == [micros] * 3
     assert states.status in (200, 404)

@@ -373,7 +373,7 @@ async def assert_told(
     assert row.says not in ready.body.decode()
     # the doctor
     await gateway.gateway.services.upstream_health.refresh()
-    current = gateway.gateway.services.upstream_health.current()
+    (current,) = gateway.gateway.services.upstream_health.current()
     (finding,) = judge_failures([current], now=time.time())
     assert row.says in finding.message
     assert request_id in finding.message
@@ -521,7 +521,7 @@ async def test_every_gateway_on_the_store_tells_the_same(
 
         await elsewhere.ask("an otter")
         await eventually(
-            lambda: here.gateway.services.upstream_health.current().is_failing is False
+            lambda: here.gateway.services.upstream_health.current()[0].is_failing is False
         )
         (state,) = await read_states(here.gateway.store, time.time())
         assert (state.failures_since_success, len(state.failures)) == (0, MAX_FAILURES)
@@ -532,7 +532,7 @@ async def test_a_storm_of_failures_is_written_at_most_once_a_second(
 ) -> None:
     async with failing(tmp_path / "data", upstream.base_url) as gateway:
         alice = await gateway.client.with_key()
-        health = gateway.gateway.services.upstream_health
+        health = gateway.gateway.services.upstream_health.accounts["default"]
         writes: list[float] = []
         write = health._write_pending
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import ssl
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from gateway.cli.demo import demo_settings
 from gateway.images import Record
 from gateway.simulator import SimulatorSettings, create_simulator
 from tests.catalogs import shipped_catalog
+from tests.forks import run_fork
 from tests.gateways import (
     InProcess,
     Reply,
@@ -31,7 +31,7 @@ from tests.gateways import (
     run_gateway,
     run_processes,
 )
-from tests.waiting import GENEROUS_SECONDS, turns
+from tests.waiting import turns
 
 TLS = Path(__file__).parent.parent / "tls"
 AUTHORITY = str(TLS / "authority.pem")
@@ -185,14 +185,7 @@ async def test_without_ca_file_nothing_is_sent_and_nothing_charged(tmp_path: Pat
 def test_a_missing_ca_file_is_reported_at_the_start_in_one_line(tmp_path: Path) -> None:
     config = tmp_path / "gateway.yaml"
     config.write_text(yaml.safe_dump({"upstream": {"api_key": "sk-x", "ca_file": "own.pem"}}))
-    started = subprocess.run(
-        [sys.executable, "-m", "gateway", "serve", "--config", str(config)],
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=GENEROUS_SECONDS,
-    )
+    started = run_fork("serve", "--config", str(config), cwd=tmp_path, env=os.environ)
     assert started.returncode == 1
     assert started.stderr == (
         f"Error: {config}: upstream.ca_file: 'own.pem' is not valid; expected a file with "

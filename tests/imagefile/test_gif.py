@@ -16,6 +16,7 @@ from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.imagefile.thumbnail import make_thumbnail
 from gateway.simulator.drawing import draw_gif
 from tests.processor import processor_seconds
+from tests.rows import each_row
 
 MAX_PIXELS = 33_000_000
 
@@ -87,7 +88,7 @@ def test_random_bytes_after_a_header_raise_nothing_but_bad_image(rest):
         check(header() + rest)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("data", "reason"),
     [
         (header(), "GIF is cut short"),

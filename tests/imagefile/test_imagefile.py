@@ -18,6 +18,7 @@ from gateway.imagefile.convert import transcode_image
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.simulator.drawing import draw_image
 from tests.processor import processor_seconds
+from tests.rows import each_row
 
 FORMATS = ("png", "jpeg", "webp")
 
@@ -145,7 +146,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 IDAT, IEND = chunk(b"IDAT", b"x"), chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("data", "reason"),
     [
         (b"", "neither PNG, JPEG, WebP, GIF nor SVG"),
@@ -374,8 +375,8 @@ def frames(count: int) -> bytes:
 WIDE = {"jpeg": 65_501, "webp": 16_384}
 
 
-@pytest.mark.parametrize("format", ["jpeg", "webp"])
-@pytest.mark.parametrize(
+@each_row("format", ["jpeg", "webp"])
+@each_row(
     "png",
     [
         frames(2),

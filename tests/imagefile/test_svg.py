@@ -15,6 +15,7 @@ from gateway.imagefile.convert import transcode_image
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.simulator.vectors import draw_svg
 from tests.processor import processor_seconds
+from tests.rows import each_row
 
 XMLNS = 'xmlns="http://www.w3.org/2000/svg"'
 
@@ -59,7 +60,7 @@ def test_a_whole_svg_passes(text):
     assert (facts.format, facts.active) == ("svg", ())
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("attributes", "size"),
     [
         ('width="60" height="40"', (60, 40)),
@@ -91,7 +92,7 @@ def test_the_size_is_that_of_the_attributes_or_the_view_box(attributes, size):
 SCRIPT, REFERENCES, FOREIGN = svg.ACTIVE
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("content", "active"),
     [
         ("<script>alert(1)</script>", (SCRIPT,)),

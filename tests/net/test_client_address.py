@@ -8,6 +8,7 @@ import pytest
 from multidict import CIMultiDict
 
 from gateway.net.client_address import TrustedProxies, network_of
+from tests.rows import each_row
 
 PROXIES = TrustedProxies(
     [ip_network("10.0.0.0/8"), ip_network("192.0.2.7/32"), ip_network("fd00::/8")]
@@ -19,7 +20,7 @@ def headers(*lines: str, name: str = "X-Forwarded-For") -> CIMultiDict[str]:
     return CIMultiDict((name, line) for line in lines)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("lines", "client"),
     [
         ([], PEER),
@@ -113,7 +114,7 @@ def test_at_most_32_elements_are_read():
     assert PROXIES.client_address(PEER, headers("203.0.113.9" + "," * 32)) == PEER
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("lines", "scheme"),
     [
         (["https"], "https"),

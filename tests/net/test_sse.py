@@ -21,6 +21,7 @@ from gateway.net.sse import (
     encode_error,
     encode_event,
 )
+from tests.rows import each_row
 
 COMPLETED = "image_generation.completed"
 
@@ -46,7 +47,7 @@ def pieces_of(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
 # ── decoding ────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("stream", "events"),
     [
         (b"event: a\ndata: 1\n\n", [Event("a", b"1")]),

@@ -10,6 +10,7 @@ import pytest
 from gateway.configuration.settings import Settings
 from gateway.process.plaintext import is_public_host, judge_plaintext
 from tests.gateways import TLS_SETTINGS, run_processes, run_upstream
+from tests.rows import each_row
 
 PUBLIC = [
     *("api.example.com", "API.Example.COM", "api.example.com.", "localhost.example.com"),
@@ -34,12 +35,12 @@ PRIVATE = [
 ]
 
 
-@pytest.mark.parametrize("host", PUBLIC)
+@each_row("host", PUBLIC)
 def test_a_host_of_the_internet_is_public(host: str) -> None:
     assert is_public_host(host)
 
 
-@pytest.mark.parametrize("host", PRIVATE)
+@each_row("host", PRIVATE)
 def test_a_host_of_a_private_network_is_not_public(host: str) -> None:
     assert not is_public_host(host)
 
@@ -87,7 +88,7 @@ def test_tls_needs_no_warning() -> None:
     assert warned(server=server) == {}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("section", "setting", "url", "words"),
     [
         ("upstream", "base_url", "http://api.example.com/v1", "Upstream's key"),
@@ -114,7 +115,7 @@ def test_a_plain_connection_to_the_internet_is_named_without_its_secret(
     assert "secret" not in str(found)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("section", "setting", "url"),
     [
         ("upstream", "base_url", "https://api.example.com/v1"),

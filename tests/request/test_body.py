@@ -11,6 +11,7 @@ from gateway.errors import InvalidRequest
 from gateway.request import body
 from gateway.request.body import MAX_VALUES, parse_body
 from tests.processor import processor_seconds
+from tests.rows import each_row
 
 NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
@@ -68,7 +69,7 @@ def test_another_content_type_is_refused_in_the_services_words(content_type):
     }
 
 
-@pytest.mark.parametrize(
+@each_row(
     "raw",
     [
         b"",
@@ -331,7 +332,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE.keys())
+@each_row("raw", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_mebibyte_takes_at_most_some_milliseconds(raw):
     def parse():
         with contextlib.suppress(InvalidRequest):

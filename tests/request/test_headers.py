@@ -20,6 +20,7 @@ from gateway.request.headers import (
     parse_request_headers,
 )
 from tests.processor import processor_seconds
+from tests.rows import each_row
 
 
 def parse(**headers):
@@ -46,7 +47,7 @@ def refusal(param, **headers):
 # ── Cache-Control ───────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "meant"),
     [
         ("no-cache", {"no_cache": True}),
@@ -72,7 +73,7 @@ def test_cache_control_is_read_as_rfc_9111_says(value, meant):
     assert parse(Cache_Control=value) == directives(**meant)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "value",
     [
         *("", ",", '"', "=", "=no-cache", "no-cachet", "no cache", "x-no-cache", "no_cache"),
@@ -85,7 +86,7 @@ def test_unknown_directives_and_the_insides_of_quotes_are_ignored(value):
     assert parse(Cache_Control=value) == RequestHeaders()
 
 
-@pytest.mark.parametrize(
+@each_row(
     "argument",
     [
         "",
@@ -186,7 +187,7 @@ def test_a_request_without_such_headers_has_the_defaults():
     assert parse(Authorization="Bearer gk-1", Content_Type="application/json") == RequestHeaders()
 
 
-@pytest.mark.parametrize("variation", range(64))
+@each_row("variation", range(64))
 def test_variations_are_0_to_63(variation):
     assert parse(X_Gateway_Variation=str(variation)) == RequestHeaders(variation=variation)
 
@@ -270,7 +271,7 @@ def test_the_maximum_cost_is_exact(value, micros):
     assert parse(X_Gateway_Max_Cost_USD=value) == RequestHeaders(max_cost_micros=micros)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "value",
     [
         *("", ".", "-0.10", "+1", "$1", "1 USD", "1,5", "0.1, 0.2", "nan", "inf", "Infinity"),
@@ -291,7 +292,7 @@ def test_every_amount_is_read_exactly(micros):
     assert parse(X_Gateway_Max_Cost_USD=shown).max_cost_micros == micros
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "dry_run"),
     [
         ("dry-run", True),
@@ -403,7 +404,7 @@ def test_a_keys_reuse_is_always_never_or_within_a_time(text, reuse):
     assert Reuse.parse(text) == reuse
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         *("", "Always", "no", "within", "within:", "within:0d", "within:7", "within:-7d"),
@@ -534,8 +535,8 @@ def test_a_list_with_too_many_commas_is_refused(name):
         parse_request_headers(repeated)
 
 
-@pytest.mark.parametrize("name", LISTS)
-@pytest.mark.parametrize(
+@each_row("name", LISTS)
+@each_row(
     "value",
     [
         *(character * 64_000 for character in 'a,"\\=;'),

@@ -10,13 +10,12 @@ with everything that is off its default.
 
 import json
 
-import pytest
-
 from gateway.errors import InvalidRequest
 from gateway.request.body import parse_body
 from gateway.request.validation import validate
 from tests.catalogs import shipped_catalog
 from tests.hints import without_hint
+from tests.rows import each_row
 
 CATALOG = shipped_catalog()
 
@@ -584,7 +583,7 @@ def _expected(model, raw, outcome):
     return resolved, json.loads(raw)["prompt"], fields, off_default
 
 
-@pytest.mark.parametrize(("model", "raw", "outcome"), CASES, ids=IDS)
+@each_row(("model", "raw", "outcome"), CASES, ids=IDS)
 def test_a_body_has_the_documented_outcome(model, raw, outcome):
     assert _outcome(raw) == _expected(model, raw, outcome)
 

@@ -20,6 +20,7 @@ from gateway.request.validation import validate
 from gateway.upstream.openai.requests import forwarded_body
 from tests.catalogs import read_shipped, shipped_catalog
 from tests.hints import split_hint
+from tests.rows import each_row
 
 CATALOG = shipped_catalog()
 HINT = "x-gateway-hint"
@@ -96,7 +97,7 @@ def cases(rows):
 # ── tolerated ───────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("model", "name", "value"), cases(DROPPED))
+@each_row(("model", "name", "value"), cases(DROPPED))
 def test_another_models_parameter_is_dropped_at_its_default(model, name, value):
     refused = refusal(model, **{name: value})
     assert fields(refused) == unknown(name)
@@ -141,8 +142,8 @@ def test_the_body_of_langchain_and_of_llamaindex_is_accepted_whole():
     )
 
 
-@pytest.mark.parametrize("model", GPT)
-@pytest.mark.parametrize("format_", FORMATS)
+@each_row("model", GPT)
+@each_row("format_", FORMATS)
 def test_a_response_format_of_gpt_models_is_not_forwarded(model, format_):
     refused = refusal(model, response_format=format_)
     assert fields(refused) == unknown("response_format")
@@ -153,9 +154,9 @@ def test_a_response_format_of_gpt_models_is_not_forwarded(model, format_):
     )
 
 
-@pytest.mark.parametrize("model", ALL)
-@pytest.mark.parametrize("name", ["user", "safety_identifier"])
-@pytest.mark.parametrize("user", USERS, ids=map(str, USERS))
+@each_row("model", ALL)
+@each_row("name", ["user", "safety_identifier"])
+@each_row("user", USERS, ids=map(str, USERS))
 def test_user_may_be_any_json(model, name, user):
     refused = refusal(model, **{name: user})
     assert (refused.param, refused.code) == (name, "invalid_type")
@@ -192,7 +193,7 @@ def test_the_hint_names_exactly_the_tolerated_parameters():
     )
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("model", "given"),
     [
         *[(model, {name: value}) for model, name, value in cases(DROPPED + READ_AS_DEFAULT)],
@@ -273,7 +274,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("model", "given", "error"), cases(REFUSED))
+@each_row(("model", "given", "error"), cases(REFUSED))
 def test_other_faults_are_refused_in_both_modes_alike(model, given, error):
     for lenient in (False, True):
         refused = refusal(model, lenient=lenient, **given)

@@ -22,11 +22,12 @@ from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.simulator.faults import FAULTS, BadFault, parse_fault
 from gateway.simulator.generation import formula_tokens, resolve
 from tests.catalogs import shipped_catalog
+from tests.rows import each_row
 from tests.waiting import GENEROUS_SECONDS, eventually
 
 CATALOG = shipped_catalog()
 
-GPT = {"model": "gpt-image-1.5", "prompt": "an otter"}
+GPT = {"model": "gpt-image-2", "prompt": "an otter"}
 DALL_E_2 = {"model": "dall-e-2", "prompt": "an otter", "size": "256x256"}
 
 
@@ -100,8 +101,9 @@ async def test_a_gpt_model_returns_images_with_resolved_values_and_usage(sim):
         "usage": {
             "input_tokens": 9,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": 9},
-            "output_tokens": 8320,
-            "total_tokens": 8329,
+            "output_tokens": 14048,
+            "output_tokens_details": {"image_tokens": 14048, "text_tokens": 0},
+            "total_tokens": 14057,
         },
     }
 
@@ -302,12 +304,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("body", "code", "param"), REFUSED, ids=range(len(REFUSED)))
+@each_row(("body", "code", "param"), REFUSED, ids=range(len(REFUSED)))
 async def test_a_wrong_body_is_refused_with_the_services_own_error(sim, body, code, param):
     assert error_of(await sim.create(body)) == (400, code, param)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("size", "complaint"),
     [
         ("bogus", "Expected WIDTHxHEIGHT, for example '1824x1024'."),
@@ -566,7 +568,7 @@ def _is_good(element: dict) -> bool:
 async def test_only_the_images_that_were_sent_are_billed(sim):
     _, body = await sim.create(GPT | {"n": 3, "quality": "low"}, **{"X-Sim-Fault": "fewer"})
     assert len(body["data"]) == 2
-    assert body["usage"]["output_tokens"] == 2 * 272
+    assert body["usage"]["output_tokens"] == 2 * 196
     _, body = await sim.create(GPT, **{"X-Sim-Fault": "fewer"})
     assert body["data"] == []
 
@@ -667,7 +669,7 @@ async def test_an_unknown_fault_is_refused_and_the_known_ones_are_named(sim):
         SimulatorSettings(faults=("boom",))
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         *(

@@ -25,7 +25,7 @@ from tests.waiting import DEADLINE_SECONDS, GENEROUS_SECONDS, eventually, pass_t
 
 CATALOG = shipped_catalog()
 
-GPT = {"model": "gpt-image-1.5", "prompt": "an otter", "stream": True}
+GPT = {"model": "gpt-image-2", "prompt": "an otter", "stream": True}
 PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"
 
@@ -104,7 +104,7 @@ async def test_a_stream_is_byte_for_byte_that_of_the_service(sim):
         rb'"output_format":"png"'
     )
     usage = (
-        rb'"usage":\{"input_tokens":8,"output_tokens":4260,"total_tokens":4268,'
+        rb'"usage":\{"input_tokens":8,"output_tokens":7124,"total_tokens":7132,'
         rb'"input_tokens_details":\{"text_tokens":8,"image_tokens":0\}\}'
     )
     assert re.fullmatch(
@@ -132,7 +132,7 @@ async def test_the_requested_number_of_partial_images_is_sent_and_each_is_billed
     events = await sim.events(GPT | {"partial_images": requested, "quality": "low"})
     assert names(events) == [PARTIAL] * requested + [COMPLETED]
     assert [data["partial_image_index"] for _, data in events[:-1]] == list(range(requested))
-    assert events[-1][1]["usage"]["output_tokens"] == 272 + 100 * requested
+    assert events[-1][1]["usage"]["output_tokens"] == 196 + 100 * requested
 
 
 async def test_partial_images_are_not_sent_by_default(sim):
@@ -161,7 +161,7 @@ async def test_a_call_is_recorded_with_its_body(sim):
 
 @pytest.mark.timed
 async def test_events_are_evenly_spaced_over_the_latency():
-    async with open_client(latency_scale=0.05) as sim:  # 1.25 s for an image
+    async with open_client(latency_scale=0.0078125) as sim:  # 1.25 s for an image
         started = time.monotonic()
         async with sim.post(GPT | {"partial_images": 3, "quality": "high"}) as response:
             opened = time.monotonic() - started
@@ -258,7 +258,7 @@ async def test_a_stream_can_end_cleanly_without_its_image(sim):
 async def test_only_the_partial_images_that_were_sent_are_billed(sim):
     events = await sim.events(TWO | {"quality": "low"}, fault="fewer-partials")
     assert names(events) == [PARTIAL, COMPLETED]
-    assert events[-1][1]["usage"]["output_tokens"] == 372
+    assert events[-1][1]["usage"]["output_tokens"] == 296
     assert names(await sim.events(GPT, fault="fewer-partials")) == [COMPLETED]
 
 
@@ -371,7 +371,7 @@ async def buy(sim: StreamClient, fault: str) -> tuple[list[int], object]:
         pass
 
     request = ImageRequest(
-        model="gpt-image-1.5", prompt=f"an otter [[sim:{fault}]]", stream=True, partial_images=2
+        model="gpt-image-2", prompt=f"an otter [[sim:{fault}]]", stream=True, partial_images=2
     )
     async with client_of(Upstream([], url=sim.base), timeout_seconds=DEADLINE_SECONDS) as client:
         try:
@@ -387,12 +387,12 @@ async def buy(sim: StreamClient, fault: str) -> tuple[list[int], object]:
 @pytest.mark.parametrize(
     ("fault", "indices", "end"),
     [
-        ("none", [0, 1], 4360),
-        ("split=7", [0, 1], 4360),
-        ("slow-stream=0.1", [0, 1], 4360),
-        ("fewer-partials", [0], 4260),
+        ("none", [0, 1], 7224),
+        ("split=7", [0, 1], 7224),
+        ("slow-stream=0.1", [0, 1], 7224),
+        ("fewer-partials", [0], 7124),
         ("no-usage", [0, 1], None),
-        ("no-stream", [], 4160),
+        ("no-stream", [], 7024),
         ("stream-error", [0], (500, "image_generation_failed", Charge.PRESUMED)),
         ("moderation;stage=output", [0], (400, "moderation_blocked", Charge.PRESUMED)),
         ("moderation", [], (400, "moderation_blocked", Charge.FREE)),

@@ -15,6 +15,7 @@ from gateway.upstream import openai
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.observer import Pace
 from gateway.upstream.session import ClientSettings
+from tests.rows import each_row
 from tests.scripted_upstream import (
     GOOD,
     KEY,
@@ -428,7 +429,7 @@ async def test_a_successful_retry_is_invisible(first, waits):
     assert script.bodies[0] == script.bodies[1]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("reply", "waits"),
     [
         (error(503), [0.5, 1.0]),

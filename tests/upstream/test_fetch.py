@@ -39,6 +39,7 @@ from tests.inner_server import (
     run_inner,
     run_outer,
 )
+from tests.rows import each_row
 from tests.waiting import DEADLINE_SECONDS, eventually, pass_time, run_out_of_time
 
 
@@ -64,7 +65,7 @@ async def blocked_reason(links: LinkFetcher, link: str) -> str:
 # ── links to inner addresses ────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("link", "reason"), INSIDE, ids=[repr(row[0])[:60] for row in INSIDE])
+@each_row(("link", "reason"), INSIDE, ids=[repr(row[0])[:60] for row in INSIDE])
 async def test_a_link_to_an_inner_address_is_blocked_without_a_connection(link, reason):
     async with run_inner() as inner, fetching(names=names_that_lead_inside()) as (links, outcomes):
         assert await blocked_reason(links, link.replace("{port}", str(inner.port))) == reason
@@ -72,9 +73,7 @@ async def test_a_link_to_an_inner_address_is_blocked_without_a_connection(link, 
         assert outcomes == [reason]
 
 
-@pytest.mark.parametrize(
-    ("link", "reason"), REDIRECTED, ids=[repr(row[0])[:60] for row in REDIRECTED]
-)
+@each_row(("link", "reason"), REDIRECTED, ids=[repr(row[0])[:60] for row in REDIRECTED])
 async def test_a_redirect_to_an_inner_address_is_blocked_without_a_connection(link, reason):
     async with (
         run_inner() as inner,
@@ -235,7 +234,7 @@ async def test_a_fetch_sends_no_key_and_no_cookie_and_uses_no_proxy(monkeypatch,
 # ── responses without an image ────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("path", "reason"),
     [
         ("missing", "status"),
@@ -400,7 +399,7 @@ GUARD = parse_allow_list(
 )
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("link", "policy"),
     [
         ("http://files.example/", AddressPolicy.ANY),
@@ -434,7 +433,7 @@ def test_a_plain_http_name_connects_only_to_allowed_networks():
     assert not GUARD.allows_numeric("files.example", AddressPolicy.PUBLIC)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "entry",
     [
         "",

@@ -22,6 +22,7 @@ from gateway.net.sse import Event
 from gateway.upstream import failures
 from gateway.upstream.dialect import ParsedEvent
 from gateway.upstream.openai import answers, errors, events, foreign_json, requests
+from tests.rows import each_row
 
 PIXELS = b"\x89PNG not really, but bytes"
 ENCODED = base64.b64encode(PIXELS).decode()
@@ -226,7 +227,7 @@ def test_echoes_that_are_not_text_are_ignored():
     }
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("usage", "expected"),
     [
         ({"input_tokens": 9, "output_tokens": 50}, Usage(text_in=9, image_out=50)),
@@ -374,7 +375,7 @@ def test_the_type_of_an_event_is_in_its_data_or_else_its_name(name, data):
     assert answer.images == (UpstreamImage(PIXELS),)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "data"),
     [
         ("ping", {}),
@@ -594,7 +595,7 @@ def test_a_rejected_key_is_not_quoted(status, body):
 OWN = error(message="m", type="server_error", param=None, code=None)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("status", "body", "answered", "code", "charge"),
     [
         (400, OWN, 400, None, Charge.FREE),
@@ -631,7 +632,7 @@ def test_status_and_body_decide_error_and_charge(status, body, answered, code, c
     assert failure.headers == ({"x-should-retry": "false"} if is_charged else {})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("received", "relayed"),
     [
         ({"retry-after": "7"}, {"Retry-After": "7"}),
@@ -654,7 +655,7 @@ def test_only_the_headers_about_retries_are_relayed(received, relayed):
     assert errors.parse_error(429, received, OWN).headers == relayed
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("status", "fields", "expected"),
     [
         (503, {"code": "server_is_overloaded"}, True),

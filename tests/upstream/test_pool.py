@@ -22,6 +22,7 @@ from gateway.upstream.attempts import StreamHandlers
 from gateway.upstream.observer import Pace, Unobserved
 from gateway.upstream.pool import REST_SECONDS, Pool, open_pool
 from gateway.upstream.session import ClientSettings
+from tests.rows import each_row
 from tests.scripted_upstream import (
     GOOD,
     PIXELS,
@@ -51,9 +52,9 @@ class Buyer:
     """Records whom a purchase asks."""
 
     refuses: Sequence[str] = ()
+    waited_seconds: float = 0.0
     approached: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    waited_seconds: float = 0.0
 
     async def approach(self, account: str) -> bool:
         if account in self.refuses:
@@ -143,8 +144,8 @@ KINDS: dict[str, tuple[Reply, bool, bool]] = {
 }
 
 
-@pytest.mark.parametrize("streams", [False, True], ids=["plain", "stream"])
-@pytest.mark.parametrize("kind", KINDS)
+@each_row("streams", [False, True], ids=["plain", "stream"])
+@each_row("kind", KINDS)
 async def test_each_failure_at_the_first_and_at_the_second_account(
     kind: str, streams: bool
 ) -> None:
@@ -180,7 +181,8 @@ async def test_an_account_that_cannot_be_reached_charges_nothing() -> None:
         unknown = "http://no-such-host.invalid/v1"
         async with upstream(GOOD) as good:
             plain = good.url.replace("http://", "https://")  # no TLS there
-            async with pool_of([closed, unknown, plain, good.url]) as pool:
+            urls = [closed, unknown, plain, good.url]
+            async with pool_of(urls, connect_timeout_seconds=0.2) as pool:
                 answer, asked = await buy(pool)
             assert asked == ["a", "b", "c", "d"]
             assert isinstance(answer, UpstreamAnswer)
@@ -289,6 +291,25 @@ async def test_with_every_breaker_open_nothing_is_sent() -> None:
         assert isinstance(answer, UpstreamFailure)
         assert (answer.code, asked) == ("upstream_unavailable", [])
         assert len(first.bodies) + len(second.bodies) == sent
+
+
+async def test_an_open_breaker_is_answered_rather_than_the_refusal_of_another_account() -> None:
+    async with (
+        upstream(error(503)) as first,
+        upstream(GOOD, error(401)) as second,
+        pool_of([first.url, second.url], breaker_failures=1) as pool,
+    ):
+        assert isinstance((await buy(pool))[0], UpstreamAnswer)
+        answer, asked = await buy(pool)
+        assert asked == ["b"]
+        assert isinstance(answer, UpstreamFailure)
+        # The first account may soon be asked again, so the client should retry.
+        assert (answer.code, answer.upstream) == ("upstream_unavailable", "a")
+        # Now the second one rests.
+        answer, asked = await buy(pool)
+        assert asked == []
+        assert isinstance(answer, UpstreamFailure)
+        assert answer.code == "upstream_unavailable"
 
 
 async def test_an_account_out_of_service_is_not_asked() -> None:

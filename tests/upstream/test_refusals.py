@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import UpstreamFailure
 from gateway.upstream.openai import parse_error, refuses_prompt
+from tests.rows import each_row
 
 GPT = (
     "Your request was rejected by the safety system. If you believe this is an error, contact us "
@@ -111,7 +112,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("error", OTHERS.values(), ids=OTHERS)
+@each_row("error", OTHERS.values(), ids=OTHERS)
 def test_no_other_failure_is_a_refusal(error: dict[str, Any]) -> None:
     assert not is_refusal(**error)
 

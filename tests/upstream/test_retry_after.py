@@ -6,6 +6,7 @@ import pytest
 
 from gateway.upstream.openai.errors import parse_error
 from gateway.upstream.retry_after import parse_date
+from tests.rows import each_row
 from tests.scripted_upstream import REQUEST, Clock, client_of, error, upstream
 
 AT = 784_111_777.0
@@ -52,7 +53,7 @@ def test_a_date_is_read(text: str) -> None:
     assert parse_date(text, near=AT) == DATES[text]
 
 
-@pytest.mark.parametrize("text", NO_DATES)
+@each_row("text", NO_DATES)
 def test_anything_else_is_no_date(text: str) -> None:
     assert parse_date(text, near=AT) is None
 
@@ -83,8 +84,8 @@ RELAYED = [
 ]
 
 
-@pytest.mark.parametrize(("received", "relayed"), RELAYED)
-@pytest.mark.parametrize("skew", [0.0, 0.4, -86_400.0, 1e9])
+@each_row(("received", "relayed"), RELAYED)
+@each_row("skew", [0.0, 0.4, -86_400.0, 1e9])
 def test_a_date_is_relayed_in_seconds_from_upstreams_own_date(
     received: dict[str, str], relayed: dict[str, str], skew: float
 ) -> None:

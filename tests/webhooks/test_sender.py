@@ -26,6 +26,7 @@ from gateway.webhooks.sender import (
     open_http,
 )
 from tests.inner_server import INSIDE, names_that_lead_inside, run_inner
+from tests.rows import each_row
 from tests.waiting import eventually, generous
 from tests.webhooks.receiver import Received, Receiver, run_receiver
 from tests.webhooks.test_outbox import Clock
@@ -322,7 +323,7 @@ async def test_a_redirect_into_a_private_network_makes_no_connection(store, rece
 # ── the guard ───────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("link", "reason"), INSIDE[:12] + INSIDE[-6:])
+@each_row(("link", "reason"), INSIDE[:12] + INSIDE[-6:])
 async def test_a_webhook_inside_is_blocked_without_a_connection(link, reason):
     async with run_inner() as inner:
         async with open_http(SenderSettings(), resolver=names_that_lead_inside()) as http:

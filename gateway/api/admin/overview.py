@@ -33,6 +33,7 @@ from gateway.errors import GatewayError, StoreUnavailable
 from gateway.events import Watched
 from gateway.limits import CALENDAR_PERIODS
 from gateway.purchasing.upstream_health import UpstreamState
+from gateway.purchasing.upstream_switches import Switch
 from gateway.store.commands import LruTotals
 from gateway.webhooks.kept_events import KeptEvent, unfinished
 
@@ -309,7 +310,10 @@ def _health(services: Services, facts: Facts) -> Mapping[str, Any]:
     checked_at = None if verified is None else verified.time
     return {
         "store": _store_health(services, facts),
-        "upstreams": [_upstream(state) for state in upstreams],
+        "upstreams": [
+            _upstream(state, services.upstream_switches.switch_of(state.name))
+            for state in upstreams
+        ],
         "books": {"state": state, "text": text, "checked_at": checked_at},
     }
 
@@ -324,13 +328,19 @@ def _store_health(services: Services, facts: Facts) -> Mapping[str, str]:
     return {"state": "ok", "text": "Available."}
 
 
-def _upstream(state: UpstreamState) -> Mapping[str, Any]:
+def _upstream(state: UpstreamState, switch: Switch | None) -> Mapping[str, Any]:
     level = "fault" if state.is_failing else "warning" if state.failures_since_success else "ok"
-    last = state.last_failure
+    last, text = state.last_failure, judge.text_of_upstream(state)
+    if switch is not None:
+        because = f": {switch.reason}" if switch.reason else ""
+        level, text = (
+            "warning",
+            f"Out of service{because}. `gateway upstreams enable` puts it back.",
+        )
     return {
         "name": state.name,
         "state": level,
-        "text": judge.text_of_upstream(state),
+        "text": text,
         "last_failure_at": None if last is None else last.time,
     }
 

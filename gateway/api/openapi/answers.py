@@ -279,7 +279,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
                     *("team", "user", "model", "asked_model", "size", "quality", "error"),
                     *("limit", "scope"),
                     *("upstream", "upstream_request_id", "prompt_hmac", "fingerprint", "corrects"),
-                    *("followed", "client_address", "price_date"),
+                    *("followed", "client_address", "price_date", "upstream_model"),
                 ),
                 _TEXT,
             ),

@@ -77,4 +77,6 @@ class XaiProfile(ForeignProfile):
         code = "The service is currently unavailable"
         if refusal.status < 500:
             code = "Client specified an invalid argument"
-        return with_body(refusal, {"code": code, "error": message})
+        # A wrong key is an invalid argument like any other.
+        status = 400 if refusal.status == 401 else refusal.status
+        return with_body(refusal, {"code": code, "error": message}, status=status)

@@ -37,7 +37,8 @@ _OTHER_DEFAULTS: Final = ("quality",)
 """Parameters that Azure sets to another value than OpenAI when they are omitted. A request at
 OpenAI's default sends it, because its fingerprint says that the image was made with that."""
 
-_FORMATS: Final = frozenset({"png", "jpeg"})
+_NOT_MADE: Final = frozenset({"webp"})
+"""Values of `output_format`. Whether Azure makes gif and svg is not known: it says so itself."""
 
 
 class AzureDialect:
@@ -157,11 +158,10 @@ def _below_openai(base: URL) -> URL:
 
 
 def _check_format(request: ImageRequest) -> None:
-    wanted = request.parameters.get("output_format", "png")
-    if wanted in _FORMATS:
-        return
-    message = (
-        f"Azure OpenAI, the upstream service of this gateway, does not make '{wanted}'. "
-        "Supported values are: 'png' and 'jpeg'."
-    )
-    raise refused_unsent(message, param="output_format")
+    wanted = request.parameters.get("output_format")
+    if wanted in _NOT_MADE:
+        message = (
+            f"Azure OpenAI, the upstream service of this gateway, does not make '{wanted}'. "
+            "Supported values are: 'png' and 'jpeg'."
+        )
+        raise refused_unsent(message, param="output_format")

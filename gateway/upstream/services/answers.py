@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
 
-from gateway.catalog.dialects import DialectRow
+from gateway.catalog.dialects import DialectRow, ErrorWords
 from gateway.errors import INVALID_REQUEST, Charge, UpstreamFailure
 from gateway.failure_report import FailureReport, Reason
 from gateway.images import UpstreamAnswer, UpstreamImage
 from gateway.upstream.openai.answers import answer_of, parse_usage, read_document
-from gateway.upstream.openai.errors import error_names
+from gateway.upstream.openai.errors import access_refused, error_names
 from gateway.upstream.openai.foreign_json import load_object
-from gateway.upstream.openai.refusals import CONTENT_POLICY_VIOLATION, content_refused
+from gateway.upstream.openai.refusals import (
+    CONTENT_POLICY_VIOLATION,
+    content_refused,
+    set_reason,
+)
 from gateway.upstream.services.shapes import read_image_file, read_listed
 
 _PICOS_PER_USD: Final = 10**12
@@ -51,7 +56,7 @@ def answer_from(
         if is_withheld:
             raise _withheld(document, cost_picos, upstream_request_id) from None
         failure.cost_picos = cost_picos
-        raise refusal_or_same(row, failure) from None
+        raise interpreted(row, failure) from None
     kept = tuple(
         UpstreamImage() if is_withheld or _is_withheld(row, image) else image
         for image in answer.images
@@ -129,10 +134,30 @@ def as_openai_error(row: DialectRow, body: bytes | bytearray) -> bytes | bytearr
     return orjson.dumps({"error": error})
 
 
-def refusal_or_same(row: DialectRow, failure: UpstreamFailure) -> UpstreamFailure:
-    """The failure as OpenAI's refusal of the content, if the row says that it is one."""
+def interpreted(row: DialectRow, failure: UpstreamFailure) -> UpstreamFailure:
+    """The failure as OpenAI would report it, by the words of the row.
+
+    An API that has the path answers 404 if it has no such model.
+    """
+    if _is_said(row.refusals, failure):
+        return content_refused(failure)
+    if _is_said(row.access, failure):
+        set_reason(failure, Reason.CREDENTIAL_REFUSED)
+        refused = access_refused(
+            {
+                "charge": failure.charge,
+                "headers": failure.headers,
+                "upstream_request_id": failure.upstream_request_id,
+                "report": failure.report,
+            }
+        )
+        refused.cost_picos = failure.cost_picos
+        return refused
+    if failure.status == HTTPStatus.NOT_FOUND and failure.report.reason is Reason.REQUEST_REFUSED:
+        set_reason(failure, Reason.MODEL_UNKNOWN)
+    return failure
+
+
+def _is_said(words: ErrorWords, failure: UpstreamFailure) -> bool:
     names = error_names({"code": failure.code, "type": failure.type})
-    is_refusal = bool(names & set(row.refusals.codes)) or failure.message.startswith(
-        row.refusals.messages
-    )
-    return content_refused(failure) if is_refusal else failure
+    return bool(names & set(words.codes)) or failure.message.startswith(words.messages)

@@ -16,8 +16,8 @@ from gateway.upstream.openai import excerpt, parse_error, parse_event, refuses_p
 from gateway.upstream.services.answers import (
     answer_from,
     as_openai_error,
+    interpreted,
     is_withheld,
-    refusal_or_same,
 )
 from gateway.upstream.services.requests import body_of, url_of
 
@@ -64,7 +64,7 @@ class ServiceDialect:
         """As OpenAI's."""
         parsed = parse_event(event, upstream_request_id=upstream_request_id, is_first=is_first)
         if isinstance(parsed, UpstreamFailure):
-            return refusal_or_same(self._row(), parsed)
+            return interpreted(self._row(), parsed)
         return parsed
 
     def parse_error(
@@ -85,7 +85,7 @@ class ServiceDialect:
             is_complete=is_complete,
             received_at=received_at,
         )
-        return refusal_or_same(row, failure)
+        return interpreted(row, failure)
 
     def refuses_prompt(self, failure: UpstreamFailure, texts: Iterable[str]) -> bool:
         """A withheld image says nothing about the next one of the same prompt."""

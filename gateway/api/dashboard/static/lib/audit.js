@@ -19,6 +19,8 @@ const VERBS = {
   'cache.takedown': 'took down',
   'backup.restore': 'restored a backup into',
   'signing_key.rotate': 'rotated',
+  'upstream.disable': 'took out of service',
+  'upstream.enable': 'put back into service',
   'sign_in_link.create': 'made a one-time link to',
 };
 

@@ -35,6 +35,8 @@ const KINDS = {
   cached_image_in: 'Image in, cached upstream',
   image_out: 'Image out',
   text_out: 'Text out',
+  svg_text_in: 'SVG text in',
+  svg_text_out: 'SVG text out',
   image: 'Images, by price per image',
   estimated: 'Estimate',
 };
