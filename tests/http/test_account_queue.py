@@ -350,21 +350,19 @@ async def test_purchases_that_leave_the_queue_cost_nothing(
 
 
 @usually_on("sqlite", "clocked_store")
-async def test_a_stream_shows_its_place(tmp_path: Path, clocked_store: ClockedStore) -> None:
-    streaming.KEEP_ALIVE_SECONDS, usual = 0.05, streaming.KEEP_ALIVE_SECONDS
-    try:
-        async with scene(tmp_path, clocked_store, rate=1, queue={"max_wait": "90s"}) as now:
-            client, account = await now.clients[0].with_key("ada"), now.account
-            assert (await client.ask("first")).status == 200
-            stream = await now.ask(client, "streamed", stream=True)
-            await asyncio.sleep(0.2)
-            second = await client.ask("second", stream=True)
-            assert second.headers["x-gateway-queue"] == "position=2, wait=120s"
-            account.headers = {}
-            await now.time.advance(91.0)
-            reply = await stream
-    finally:
-        streaming.KEEP_ALIVE_SECONDS = usual
+async def test_a_stream_shows_its_place(
+    tmp_path: Path, clocked_store: ClockedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.05)
+    async with scene(tmp_path, clocked_store, rate=1, queue={"max_wait": "90s"}) as now:
+        client = await now.clients[0].with_key("ada")
+        assert (await client.ask("first")).status == 200
+        stream = await now.ask(client, "streamed", stream=True)
+        await asyncio.sleep(0.2)
+        second = await client.ask("second", stream=True)
+        assert second.headers["x-gateway-queue"] == "position=2, wait=120s"
+        await now.time.advance(91.0)
+        reply = await stream
     assert reply.headers["x-gateway-queue"] == "position=1, wait=60s"
     assert b": queue position=1, wait=60s\n\n" in reply.body
     assert reply.body.startswith(b": queue")
@@ -392,11 +390,12 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
 
         # One that waits for too long is passed over, and fails as at the first account.
         house.gateway.gateway.account_queue._max_wait_seconds = 0.2
-        house.gateway.gateway.services.proxy._images._purchases._candidates._resting.clear()
+        pool: Any = house.gateway.gateway.services.proxy._images._purchases._candidates
+        pool._resting.clear()
         async with house.second.hold():
             three = asyncio.create_task(ask(house, "three"))
             await house.second.until_sent(3)
-            house.gateway.gateway.services.proxy._images._purchases._candidates._resting.clear()
+            pool._resting.clear()
             four = await ask(house, "four")
         assert (four.status, (await three).status) == (502, 200)
         assert four.headers["x-gateway-cost-usd"] == "0.000000"
