@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import heapq
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -21,8 +23,17 @@ from gateway.purchasing.account_queue import AccountQueue
 from gateway.purchasing.journal import Reserved, decode_payload
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals, ReadTurns
+from gateway.wiring.stores import open_store
 from tests.clocked_store import ClockedStore, clocked
-from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway
+from tests.gateways import (
+    Client,
+    InProcess,
+    Reply,
+    make_settings,
+    run_gateway,
+    run_processes,
+    run_upstream,
+)
 from tests.http.test_accounts import ask, open_house
 from tests.pngs import write_png
 from tests.stores import usually_on
@@ -400,3 +411,53 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
         assert (four.status, (await three).status) == (502, 200)
         assert four.headers["x-gateway-cost-usd"] == "0.000000"
         assert not await execute(house.gateway.gateway.store, OpenJournals())
+
+
+async def test_an_account_whose_queue_is_too_long_is_passed_over(tmp_path: Path) -> None:
+    first = {"images_per_minute": 1}
+    async with open_house(tmp_path, first=first, queue={"max_wait": "2s"}) as house:
+        replies = [await ask(house, f"otter {i}") for i in range(3)]
+        assert [reply.status for reply in replies] == [200] * 3
+        assert [reply.headers["x-gateway-upstream"] for reply in replies] == [
+            "first",
+            "second",
+            "second",
+        ]
+        assert not any("x-gateway-queue" in reply.headers for reply in replies)
+
+
+@pytest.mark.long
+async def test_a_worker_is_killed_while_its_purchases_wait(tmp_path: Path, redis_url: str) -> None:
+    """With processes, by the real clock: 40 images a minute."""
+    options = {"upstream": {"images_per_minute": 40}}
+    async with (
+        run_upstream() as upstream,
+        run_processes(
+            tmp_path, upstream.base_url, workers=2, redis_url=redis_url, options=options
+        ) as (processes, client),
+    ):
+        ada = await client.with_key("ada")
+        await asyncio.gather(*(ada.ask(f"first {i}") for i in range(40)))
+        tasks = {f"waits {i}": asyncio.create_task(ada.ask(f"waits {i}")) for i in range(10)}
+
+        async def waiting() -> set[int]:
+            async with open_store(processes.settings) as (store, _):
+                journals = await execute(store, OpenJournals())
+                queued = [j for j in journals if j.state == "queued"]
+                return {int(j.worker.split("-")[-2]) for j in queued} if len(queued) > 5 else set()
+
+        pid = (await eventually(waiting)).pop()
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: pid not in processes.workers())
+        await processes.recover(pid)
+        served = 0
+        for prompt, task in tasks.items():
+            try:
+                reply = await task
+            except aiohttp.ClientError:  # the client's retry elsewhere goes on
+                reply = await ada.ask(prompt)
+            served += reply.status == 200
+        assert served == 10
+        records = await processes.records(50)
+        assert [r.cost_micros > 0 for r in records].count(True) == 50
+        assert not [r for r in records if "presumed" in r.flags]
