@@ -52,6 +52,7 @@ class Buyer:
     """Records whom a purchase asks."""
 
     refuses: Sequence[str] = ()
+    waited_seconds: float = 0.0
     approached: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
