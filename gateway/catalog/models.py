@@ -319,6 +319,12 @@ class Catalog(Row):
         return changed
 
     @property
+    def served_defaults(self) -> tuple[str, ...]:
+        """`default_model` and `default_gpt_model`, without those that no account has."""
+        defaults = dict.fromkeys((self.default_model, self.default_gpt_model))
+        return tuple(name for name in defaults if name in self._fronts)
+
+    @property
     def may_have_others(self) -> bool:
         """Whether models without a row can be requested."""
         return self.unknown_models == "passthrough"

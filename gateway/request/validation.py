@@ -239,22 +239,26 @@ def _default_model(body: Mapping[str, object], catalog: Catalog) -> str:
 
     The same in both modes, so that lenient mode never changes the image: `background: auto` needs
     a GPT model although lenient mode tolerates it elsewhere. `response_format` and `style`, which
-    no GPT model has, never do.
+    no GPT model has, never do. If no account has one of the two models, it is always the other.
     """
+    served = catalog.served_defaults
+    if not served:
+        message = "Missing required parameter: 'model'."
+        raise InvalidRequest(message, param="model", code=ErrorCode.MISSING_REQUIRED_PARAMETER)
+    if len(served) == 1:
+        return served[0]
     given = ((name, value) for name, value in body.items() if value is not None)
-    if any(_needs_gpt(name, value, catalog=catalog) for name, value in given):
-        return catalog.default_gpt_model
+    plain, gpt = (catalog.fronts[name].parameters for name in served)
+    for name, value in given:
+        if (spec := gpt.get(name)) is None:
+            continue
+        if (known := plain.get(name)) is None:
+            needs_gpt = not _is_harmless(name, value, catalog=catalog)
+        else:
+            needs_gpt = _has_value(spec, value) and not _has_value(known, value)
+        if needs_gpt:
+            return catalog.default_gpt_model
     return catalog.default_model
-
-
-def _needs_gpt(name: str, value: object, *, catalog: Catalog) -> bool:
-    plain = catalog.fronts[catalog.default_model].parameters.get(name)
-    gpt = catalog.fronts[catalog.default_gpt_model].parameters.get(name)
-    if gpt is None:
-        return False
-    if plain is None:
-        return not _is_harmless(name, value, catalog=catalog)
-    return _has_value(gpt, value) and not _has_value(plain, value)
 
 
 def _has_value(spec: ParameterSpec, value: object) -> bool:

@@ -48,14 +48,10 @@ def service_of(policy: Policy, model: str) -> str | None:
 
 
 def _check_references(policy: Policy, served: Catalog) -> None:
-    """Refuses a default model, an alias and a declared key's model that no account has."""
+    """Refuses an alias and a declared key's model that no account has."""
     catalog = policy.catalog
     references: dict[str, Sequence[str]] = {
         f"models.yaml: aliases.{name}": [name] for name in catalog.linked_aliases
-    }
-    references |= {
-        f"models.yaml: {key}": [getattr(catalog, key)]
-        for key in ("default_model", "default_gpt_model")
     }
     for kind, declared in (("keys", policy.access.keys), ("teams", policy.access.teams)):
         for name, record in declared.items():

@@ -14,6 +14,7 @@ from gateway.access.subject_records import TeamSpec
 from gateway.cli.teams import CLEARABLE, COLUMNS, teams
 from gateway.limits import LIMITS
 from tests.cli.test_commands import RunHere, run_here
+from tests.rows import each_row
 
 __all__ = ["run_here"]
 
@@ -77,7 +78,7 @@ def test_a_team_with_keys_is_not_removed(run_here: RunHere):
     assert "'bob'" in refused.stderr
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("words", "status", "message"),
     [
         (("teams", "set", "art"), 2, "Name at least one field"),

@@ -20,6 +20,7 @@ from gateway.store.commands import Append
 from gateway.wiring.stores import open_existing_store
 from tests.cli.test_commands import INHERITED, RunHere, interruptible, run_here
 from tests.gateways import make_settings
+from tests.rows import each_row
 from tests.waiting import GENEROUS_SECONDS
 
 __all__ = ["interruptible", "run_here"]
@@ -93,7 +94,7 @@ def test_without_a_record_there_are_no_rows(run_here: RunHere) -> None:
     assert run_here("usage").exit_code == 0
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("words", "says"),
     [
         (["--by", "modle"], "Did you mean 'model'?"),

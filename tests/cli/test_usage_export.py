@@ -8,6 +8,7 @@ import pytest
 
 from gateway.billing.focus import VERSIONS, columns_of
 from tests.cli.test_commands import RunHere, run_here
+from tests.rows import each_row
 
 __all__ = ["run_here"]
 
@@ -25,7 +26,7 @@ def test_an_empty_month_is_the_header_of_its_version(
     assert "Store: " in result.stderr
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("words", "message"),
     [
         (["--focus"], "--month"),

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 
 from gateway.cache.books_memory import (
     DISK_RESERVE_BYTES,
@@ -28,6 +29,7 @@ def nodes(*, room: str | None = None):
             yield from ast.walk(tree)
 
 
+@cache
 def texts():
     return {text for node in nodes() if (text := text_of(node)) is not None}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
 
 from gateway.api.access_log import EVENT
-from tests.docs.pages import ROOT, codes, read_page, rows_with
+from tests.docs.pages import codes, read_page, rows_with, sources
 
 PAGE = read_page("log.md")
 ROWS = rows_with(PAGE, "event", "level", "means", "fields")
@@ -18,9 +18,9 @@ WRITERS = ("write", "log_failure")
 
 
 def modules() -> Iterator[ast.AST]:
-    for path in sorted(Path(ROOT / "gateway").rglob("*.py")):
+    for path, tree in sources("gateway").items():
         if "simulator" not in path.parts:
-            yield ast.parse(path.read_text(encoding="utf-8"))
+            yield tree
 
 
 def texts(node: ast.AST) -> list[str]:
@@ -31,6 +31,7 @@ def texts(node: ast.AST) -> list[str]:
     return [node.value] if is_text else []  # type: ignore[attr-defined]
 
 
+@cache
 def logged() -> dict[str, set[str]]:
     """Every event that the code names, with the fields that are named beside it."""
     found: dict[str, set[str]] = defaultdict(set)

@@ -440,13 +440,23 @@ async def test_an_account_has_its_own_names_and_models_that_none_has_do_not_exis
         assert unknown.status in (400, 404)
         assert "dall-e-3" in unknown.error["message"]
 
-        # A table whose default no account has is not adopted.
+        # A default model that no account has gives way to the other one.
         table.write_text(
             table.read_text().replace("\ndefault_model: dall-e-2", "\ndefault_model: dall-e-3")
         )
         house.gateway.gateway.policy.reload()
-        assert "default_model: no upstream has" in (house.gateway.gateway.policy.fault or "")
-        assert (await house.alice.ask("an otter", model=None)).status == 200
+        await house.second.forget()
+        assert (await house.alice.ask("a heron", model=None)).status == 200
+        assert [body["prompt"] for body in await house.second.bodies()] == ["a heron"]
+        table.write_text(
+            table.read_text().replace(
+                "\ndefault_gpt_model: gpt-image-2", "\ndefault_gpt_model: gpt-image-1-mini"
+            )
+        )
+        house.gateway.gateway.policy.reload()
+        assert house.gateway.gateway.policy.fault is None
+        unnamed = await house.alice.ask("a heron", model=None)
+        assert (unnamed.status, unnamed.error["param"]) == (400, "model")
 
 
 async def test_accounts_of_a_group_share_images_and_other_groups_do_not(tmp_path: Path) -> None:
@@ -478,7 +488,6 @@ async def test_accounts_of_a_group_share_images_and_other_groups_do_not(tmp_path
         ([{"name": "a"}, {"name": "b", "group": "azure"}], ["group", "'default'", "'azure'"]),
         ([{"name": "a", "models": {"gpt-image-3": "x"}}], ["'gpt-image-3'", "models.yaml"]),
         ([{"name": "a", "weight": 0}], ["weight", "a"]),
-        ([{"name": "a", "models": {MODEL: "x"}}], ["default_model", "'dall-e-2'", MODEL]),
     ],
 )
 async def test_accounts_that_cannot_be_routed_keep_the_gateway_from_starting(

@@ -7,10 +7,9 @@ import io
 import json
 from urllib.parse import quote
 
-import pytest
-
 from tests.cli.test_commands import RunHere, run_here
 from tests.gateways import Client, InProcess
+from tests.rows import each_row
 
 __all__ = ["run_here"]
 
@@ -100,7 +99,7 @@ async def test_pages_join_up_and_say_whether_more_follows(embedded: InProcess) -
     assert await events(client, "?since=1h&until=2099-01-01") == whole
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("query", "param"),
     [
         ("?since=yesterday", "since"),

@@ -44,6 +44,7 @@ from tests.gateways import (
 from tests.hints import without_hint
 from tests.http.conftest import OpenGateway, Shared
 from tests.raw_http import split_replies, talk
+from tests.rows import each_row
 from tests.waiting import GENEROUS_SECONDS, eventually, turns
 
 in_module = pytest.mark.asyncio(loop_scope="module")
@@ -1179,8 +1180,8 @@ KEY_FAULTS = {
 
 
 @in_module
-@pytest.mark.parametrize("method", ["POST", "PATCH"])
-@pytest.mark.parametrize(("fields", "expected"), KEY_FAULTS.values(), ids=list(KEY_FAULTS))
+@each_row("method", ["POST", "PATCH"])
+@each_row(("fields", "expected"), KEY_FAULTS.values(), ids=list(KEY_FAULTS))
 async def test_a_faulty_key_is_refused_and_changes_no_key(
     shared: Shared, method: str, fields: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:

@@ -32,6 +32,7 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway
 from tests.http.test_store_down import folder_missing
+from tests.rows import each_row
 from tests.stores import usual_store
 from tests.waiting import eventually
 
@@ -71,7 +72,7 @@ async def test_the_page_is_served_without_data_with_etag_and_gzip(embedded: InPr
         assert (await browser.send("HEAD", url)).status == 200
 
 
-@pytest.mark.parametrize(
+@each_row(
     "path",
     [
         *("/dashboard/nope", "/dashboard/index.html", "/dashboard/api", "/dashboard/api/nope"),
@@ -275,7 +276,7 @@ async def test_signing_in_again_ends_the_former_session(gateway: InProcess) -> N
     assert (await second.send("DELETE", SESSION)).status == 204
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("body", "param"),
     [
         *(({}, "token"), ({"token": "x", "link": "y"}, "token"), ({"token": ""}, "token")),

@@ -22,6 +22,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from tests.gateways import Client, InProcess, Reply
 from tests.http.conftest import OpenGateway
+from tests.rows import each_row
 from tests.scope_limits import set_limits
 from tests.stores import usual_store
 
@@ -123,7 +124,7 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("change", "param", "message"),
     [
         ({"amount": 0}, "amount", "a raise adds more than 0"),
@@ -160,7 +161,7 @@ async def test_a_raise_that_is_none_is_refused(
     assert (await limits_of(embedded.client, "everyone"))["usd_per_month"]["raised"] == 0
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("body", "param", "message"),
     [
         ({"scope": "everyone"}, "limits", "limits by name"),

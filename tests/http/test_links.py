@@ -16,6 +16,7 @@ from gateway.simulator import server
 from gateway.simulator.links import LINK_SECONDS
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
+from tests.rows import each_row
 from tests.stores import usual_store
 
 store_url = usual_store("sqlite")
@@ -291,7 +292,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "code", "word"), BAD)
+@each_row(("path", "body", "code", "word"), BAD)
 async def test_the_error_of_a_bad_request_names_the_expected_value(
     embedded: InProcess, path: str, body: dict[str, Any], code: str, word: str
 ) -> None:

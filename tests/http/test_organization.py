@@ -29,6 +29,7 @@ from gateway.images import Record
 from tests.billing.test_totals import append, bought
 from tests.gateways import ADMIN_TOKEN, Client, InProcess
 from tests.http.conftest import OpenGateway
+from tests.rows import each_row
 
 DAY = 86_400
 USAGE = "/v1/organization/usage/images"
@@ -259,7 +260,7 @@ async def test_reports_need_the_admin_token(embedded: InProcess, path: str) -> N
         assert (reply.status, reply.error["code"]) == (401, "invalid_admin_token")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("path", "query", "param"),
     [
         (USAGE, {}, "start_time"),

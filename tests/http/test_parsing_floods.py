@@ -21,6 +21,7 @@ from gateway.process.worker import MAX_REQUEST_LINE_BYTES
 from gateway.request.body import MAX_INLINE_BYTES, MAX_VALUES
 from tests.gateways import MODEL, Client, InProcess, Upstream, run_processes
 from tests.processor import processor_seconds
+from tests.rows import each_row
 from tests.waiting import generous
 
 MIB = 1024 * 1024
@@ -179,8 +180,8 @@ def test_the_longest_path_is_looked_up_in_some_milliseconds(path: str) -> None:
         assert processor_seconds(lambda: runner.run(app.router.resolve(request))) < 0.005
 
 
-@pytest.mark.parametrize("length", [2500, 8000, 60_000])
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+@each_row("length", [2500, 8000, 60_000])
+@each_row("path", PATHS.values(), ids=PATHS.keys())
 async def test_a_longer_path_is_refused_and_the_connection_closed(
     embedded: InProcess, path: str, length: int
 ) -> None:

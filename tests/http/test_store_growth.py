@@ -12,6 +12,7 @@ import redis
 from gateway.store.commands import CLOSED_JOURNAL_SECONDS, FREE_JOURNAL_SECONDS
 from tests.gateways import Client, InProcess, Upstream
 from tests.http.conftest import OpenGateway
+from tests.rows import each_row
 
 END_SECONDS = 120
 RELEASED_SECONDS = 5
@@ -146,7 +147,7 @@ async def test_keys_are_listed_in_parts(gateway: InProcess) -> None:
     assert parts == whole["data"]
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=1001", "after=key_x", "limit=-1"])
+@each_row("query", ["limit=0", "limit=x", "limit=1001", "after=key_x", "limit=-1"])
 async def test_a_part_that_makes_no_sense_is_refused(query: str, gateway: InProcess) -> None:
     reply = await gateway.client.admin("GET", f"/admin/keys?{query}")
     assert (reply.status, reply.error["code"]) == (400, "invalid_value")

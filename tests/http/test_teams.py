@@ -12,6 +12,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from tests.gateways import Client, InProcess
 from tests.http.conftest import OpenGateway
+from tests.rows import each_row
 from tests.stores import usual_store
 
 store_url = usual_store("redis")
@@ -99,7 +100,7 @@ async def test_every_name_that_a_key_may_have_is_reached_by_its_path(
     assert (await embedded.client.admin("GET", path)).json["name"] == name
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("fields", "param", "message"),
     [
         ({"name": ""}, "name", "Invalid 'name'"),

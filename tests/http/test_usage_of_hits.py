@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.gateways import Client, InProcess, Reply, Upstream
+from tests.rows import each_row
 from tests.stores import usual_store
 
 store_url = usual_store("redis")
@@ -127,7 +128,7 @@ async def test_the_setting_holds_from_the_next_request_on(
     assert "hits_report_usage" not in listed.json["data"][0]
 
 
-@pytest.mark.parametrize("value", ["no", 0, [], {}])
+@each_row("value", ["no", 0, [], {}])
 async def test_another_value_is_refused(alice: Client, value: object) -> None:
     body = {"name": "bob", "hits_report_usage": value}
     refused = await alice.admin("POST", "/admin/keys", body)

@@ -33,6 +33,7 @@ from tests.gateways import (
     make_settings,
     run_gateway,
 )
+from tests.rows import each_row
 from tests.waiting import eventually
 from tests.webhooks.receiver import Receiver, run_receiver
 
@@ -259,7 +260,7 @@ async def test_a_key_asks_for_more_once_in_a_window(told_alice, receiver):
     assert (state["max"], state["used"]) == (1, 1)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("body", "param", "says"),
     [
         ({}, "limit", "requests_per_minute, images_per_minute"),

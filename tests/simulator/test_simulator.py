@@ -304,12 +304,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("body", "code", "param"), REFUSED, ids=range(len(REFUSED)))
+@each_row(("body", "code", "param"), REFUSED, ids=range(len(REFUSED)))
 async def test_a_wrong_body_is_refused_with_the_services_own_error(sim, body, code, param):
     assert error_of(await sim.create(body)) == (400, code, param)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("size", "complaint"),
     [
         ("bogus", "Expected WIDTHxHEIGHT, for example '1824x1024'."),

@@ -54,7 +54,6 @@ class Buyer:
     refuses: Sequence[str] = ()
     approached: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    waited_seconds: float = 0.0
 
     async def approach(self, account: str) -> bool:
         if account in self.refuses:

@@ -50,16 +50,14 @@ def generation_schemas(catalog: Catalog) -> dict[str, Schema]:
     names = {model_id: _schema_name(model_id) for model_id in catalog.fronts}
     request = {
         "description": "A request for images. Each model has its own parameters; null means that a "
-        f"parameter is omitted. Without `model` it is for `{catalog.default_model}`, or for "
-        f"`{catalog.default_gpt_model}` if it has something that only GPT models know. Lenient "
-        "validation accepts more.",
+        f"parameter is omitted. {_described_defaults(catalog)} Lenient validation accepts more.",
         "type": "object",
         "anyOf": [
             *(
                 {**reference(name), "required": ["model"], "properties": {"model": {"const": id_}}}
                 for id_, name in names.items()
             ),
-            _without_model(catalog),
+            *([_without_model(catalog)] if catalog.served_defaults else []),
             *([_without_row(catalog)] if catalog.may_have_others else []),
         ],
     }
@@ -100,10 +98,22 @@ def _without_row(catalog: Catalog) -> Schema:
     }
 
 
+def _described_defaults(catalog: Catalog) -> str:
+    served = catalog.served_defaults
+    if not served:
+        return "It needs a `model`."
+    if len(served) == 1:
+        return f"Without `model` it is for `{served[0]}`."
+    return (
+        f"Without `model` it is for `{served[0]}`, or for `{served[1]}` if it has something that "
+        "only GPT models know."
+    )
+
+
 def _without_model(catalog: Catalog) -> Schema:
     """A request for one of the default models, chosen as `request.validation` does."""
-    plain = catalog.fronts[catalog.default_model]
-    gpt = catalog.fronts[catalog.default_gpt_model]
+    served = catalog.served_defaults
+    plain, gpt = catalog.fronts[served[0]], catalog.fronts[served[-1]]
     signs: list[Schema] = []
     for name, spec in gpt.parameters.items():
         known = plain.parameters.get(name)
