@@ -161,7 +161,7 @@ def _specs(
         return model.parameters.items()
     if body.get("output_format") not in size.sheet.formats:
         return model.parameters.items()
-    frames = body.get(size.sheet.frames)
+    frames = _without_fraction(body.get(size.sheet.frames))
     if not isinstance(frames, int):  # omitted, or refused when its turn comes
         frames = _number(model.parameters[size.sheet.frames].default, 1)
     of_frames = _FrameSize(size, size.sheet.layout_of(frames))
@@ -430,8 +430,7 @@ def _(spec: _FrameSize, name: str, value: object) -> Value:
 
 @_check.register
 def _(spec: IntegerSpec, name: str, value: object) -> Value:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # 2.0 is an integer; true and "2" are not
+    value = _without_fraction(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise _invalid_type(name, "an integer", value=value)
     if value < spec.min:
@@ -443,6 +442,11 @@ def _(spec: IntegerSpec, name: str, value: object) -> Value:
     if spec.only is not None and value != spec.only.value:
         raise InvalidRequest(spec.only.message)
     return value
+
+
+def _without_fraction(value: object) -> object:
+    """2 for 2.0, which is an integer. true and "2" are none."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @_check.register
