@@ -288,8 +288,8 @@ def _with_hint(
     refusal: InvalidRequest, body: Mapping[str, object], model: Model, *, catalog: Catalog
 ) -> InvalidRequest:
     """A refusal with its hint, if lenient mode would not make it. Many clients show no headers."""
-    try:
-        _validate_leniently(body, model, catalog=catalog)
+    try:  # an alias's values also have to be those of the model that serves it
+        _serve_alias(_validate_leniently(body, model, catalog=catalog), catalog)
     except InvalidRequest:
         return refusal
     tolerated = _tolerated(body, model, catalog=catalog)

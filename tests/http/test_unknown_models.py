@@ -281,6 +281,23 @@ async def test_links_streams_and_answer_formats(open_pass: OpenPass) -> None:
     assert shown.body == pixels(48)
 
 
+async def test_a_client_that_names_a_raster_format_is_given_no_document(
+    open_pass: OpenPass,
+) -> None:
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="5" height="5"/>'
+    async with open_pass("erin") as way:
+        drawn = [
+            await way.ask(answer(svg), seed=seed, **named)
+            for seed, named in enumerate(({}, {"output_format": None}, {"output_format": "vector"}))
+        ]
+        refused = [
+            await way.ask(answer(svg), output_format=name) for name in ("png", "JPG", "webp", "gif")
+        ]
+    assert [reply.images for reply in drawn] == [[encoded(svg)]] * 3
+    for reply in refused:
+        assert (reply.status, reply.headers["x-gateway-cost-usd"]) == (502, "0.700000")
+
+
 CLONE = {"images": "output.images", "raw_image": True}
 
 
