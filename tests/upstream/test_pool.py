@@ -20,7 +20,7 @@ from gateway.images import UpstreamAnswer
 from gateway.upstream.accounts import Account, Accounts, UnroutableError, check_accounts
 from gateway.upstream.attempts import StreamHandlers
 from gateway.upstream.observer import Pace, Unobserved
-from gateway.upstream.pool import REST_SECONDS, Pool, open_pool
+from gateway.upstream.pool import MAX_RESTING, REST_SECONDS, Pool, open_pool
 from gateway.upstream.session import ClientSettings
 from tests.rows import each_row
 from tests.scripted_upstream import (
@@ -255,6 +255,14 @@ async def test_an_account_that_refuses_a_model_rests_for_that_model() -> None:
         assert list(pool.resting("a")) == ["painter"]
         clock.now += REST_SECONDS
         assert (await buy(pool))[1] == ["a", "b"]
+
+
+async def test_models_that_only_clients_name_are_not_remembered_without_bound() -> None:
+    async with pool_of(["http://127.0.0.1:1"]) as pool:
+        for number in range(3 * MAX_RESTING):
+            pool._rest("a", f"model-{number}")
+        assert len(pool._resting) == MAX_RESTING
+        assert pool.rests("a", f"model-{3 * MAX_RESTING - 1}")
 
 
 async def test_if_all_accounts_rest_they_are_asked_all_the_same() -> None:
