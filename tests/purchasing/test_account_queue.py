@@ -124,5 +124,5 @@ async def test_a_worker_that_drains_hands_back_what_would_begin_to_wait() -> Non
     queue = create_queue(Clock(), a=Rate(concurrent=1))
     queue.drain()
     with pytest.raises(GatewayError) as drained:
-        await queue.wait("p", "a", Turn("queued", 1, 0.0), Waiting())
+        await queue.wait("p", "a", Turn("queued", 1, 0.0), QueueWait())
     assert (drained.value.status, drained.value.headers["Retry-After"]) == (503, "1")
