@@ -44,10 +44,16 @@ OUTAGE_SECONDS: Final = 2.0
 """How long purchases wait for a store that is unavailable."""
 
 SHOWN_PLACES_SECONDS: Final = 5.0
-"""How old the position of a stream's purchase may be."""
+"""How old the position of a stream's purchase becomes, unless more than 250 streams wait."""
 
-MAX_PLACES: Final = 100
-"""Positions that one call reads."""
+MAX_PLACES: Final = 10
+"""Positions that one call reads: each may be counted among the purchases of 50 keys."""
+
+MAX_SHOWN: Final = 50
+"""Positions of streams that are read in a second."""
+
+MAX_LATE: Final = 100
+"""Waits that have lasted for too long and end between two calls for turns."""
 
 CORRECTION_SECONDS: Final = 1.0
 """Between two corrections of an account's bucket by one worker."""
@@ -112,8 +118,8 @@ class _QueuedPurchase:
     waiting: QueueWait
     until: float
     """When it gives up, by the queue's clock."""
-    is_shown: bool
-    """A stream shows its position."""
+    shown_at: float | None
+    """When the position that a stream shows was read; None: it is not shown."""
     ended: asyncio.Future[GatewayError | None]
     """None: its turn has come."""
 
@@ -207,13 +213,15 @@ class AccountQueue:
             return
         if turn.state == "refused":
             raise self.refusal(turn, waiting)
+        if self._is_draining:
+            raise _drained()
         waiting.use(turn)
         account, started = self._accounts[account_name], self._clock()
         queued = _QueuedPurchase(
             purchase,
             waiting,
             started + self._max_wait_seconds,
-            is_stream,
+            started if is_stream else None,
             asyncio.get_running_loop().create_future(),
         )
         account.purchases[purchase] = queued
@@ -294,7 +302,7 @@ class AccountQueue:
                         if purchase in account.purchases:
                             account.purchases[purchase].end()
                     pause = turns.next_in or BLOCKED_SECONDS
-                    if self._clock() - places_at >= SHOWN_PLACES_SECONDS:
+                    if self._clock() - places_at >= MAX_PAUSE_SECONDS:
                         places_at = self._clock()
                         await self._read_places(account)
                     await self._end_waits(account)
@@ -330,7 +338,7 @@ class AccountQueue:
         for queued in waiting:
             if not self._is_wanted(queued.purchase):
                 queued.end(_unwanted())
-        late = [one for one in waiting if one.until <= now and not one.ended.done()]
+        late = [one for one in waiting if one.until <= now and not one.ended.done()][:MAX_LATE]
         for i in range(0, len(late), MAX_PLACES):
             some = late[i : i + MAX_PLACES]
             for queued, turn in zip(some, await self._places(account, some), strict=True):
@@ -339,11 +347,20 @@ class AccountQueue:
                 queued.end(error)
 
     async def _read_places(self, account: _Account) -> None:
-        """Reads where the purchases are whose streams show it."""
-        shown = [one for one in account.purchases.values() if one.is_shown and not one.ended.done()]
+        """Reads where the purchases are whose streams show it, the oldest positions first."""
+        now = self._clock()
+        due = [
+            (one.shown_at, one)
+            for one in account.purchases.values()
+            if one.shown_at is not None
+            and now - one.shown_at >= SHOWN_PLACES_SECONDS
+            and not one.ended.done()
+        ]
+        shown = [one for _, one in sorted(due, key=lambda each: each[0])[:MAX_SHOWN]]
         for i in range(0, len(shown), MAX_PLACES):
             some = shown[i : i + MAX_PLACES]
             for queued, turn in zip(some, await self._places(account, some), strict=True):
+                queued.shown_at = now
                 if turn.state == "queued":
                     queued.waiting.use(turn)
 

@@ -48,12 +48,15 @@ def read_reported_rate(status: int, headers: Mapping[str, str]) -> ReportedRate 
 
 
 def _stop_seconds(headers: Mapping[str, str]) -> float:
-    """Of a 429: its Retry-After, else when the bucket is full again, else a second."""
+    """Of a 429: its Retry-After, else when the bucket is full again, else a second.
+
+    0 says nothing.
+    """
     after = headers.get("Retry-After", "")
-    if _NUMBER.fullmatch(after):
+    if _NUMBER.fullmatch(after) and float(after):
         return min(float(after), MAX_STOP_SECONDS)
-    found = [parse_go_duration(headers.get(name, "")) for name in RESETS]
-    return min(max((one for one in found if one is not None), default=1.0), MAX_STOP_SECONDS)
+    found = [parse_go_duration(headers.get(name, "")) or 0.0 for name in RESETS]
+    return min(max(found) or 1.0, MAX_STOP_SECONDS)
 
 
 def parse_go_duration(text: str) -> float | None:

@@ -137,7 +137,7 @@ class Scene:
     def waiting(self) -> int:
         """How many purchases wait, in all gateways."""
         queues = [one.gateway.account_queue._accounts["default"] for one in self.gateways]
-        return sum(len(queue.waiters) for queue in queues)
+        return sum(len(queue.purchases) for queue in queues)
 
     async def ask(self, client: Client, prompt: str, **body: Any) -> asyncio.Task[Reply]:
         """Sends a request, and returns once its purchase waits."""
@@ -338,7 +338,7 @@ async def test_purchases_that_leave_the_queue_cost_nothing(
         drained = await follower
         assert (drained.status, drained.headers["Retry-After"]) == (503, "1")
         assert (await client.ask("another")).status == 503
-        await eventually(lambda: len(two.gateway.account_queue._accounts["default"].waiters) == 1)
+        await eventually(lambda: len(two.gateway.account_queue._accounts["default"].purchases) == 1)
         await time.advance(60.0)
         assert (await there).status == 200
 
@@ -389,7 +389,7 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
             one = asyncio.create_task(ask(house, "one"))
             await house.second.until_sent(1)
             two = asyncio.create_task(ask(house, "two"))
-            await eventually(lambda: len(queue.waiters) == 1)
+            await eventually(lambda: len(queue.purchases) == 1)
             journals = await execute(house.gateway.gateway.store, OpenJournals())
             found = {j.state: decode_payload(j.payload).record.upstream for j in journals}
             assert found == {"reserved": "second", "queued": "second"}
@@ -459,5 +459,7 @@ async def test_a_worker_is_killed_while_its_purchases_wait(tmp_path: Path, redis
             served += reply.status == 200
         assert served == 10
         records = await processes.records(50)
-        assert [r.cost_micros > 0 for r in records].count(True) == 50
-        assert not [r for r in records if "presumed" in r.flags]
+        charged = [r for r in records if r.cost_micros]
+        presumed = [r for r in charged if "presumed" in r.flags]  # it was sent just then
+        assert len(charged) == 50 + len(presumed)
+        assert len(presumed) <= 1

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, StoreUnavailable
@@ -46,6 +46,8 @@ def test_what_upstream_says(
 
 @settings(max_examples=30)
 @given(st.text(max_size=30), st.text(max_size=30))
+@example("", "0")
+@example("", "0s")
 def test_no_header_stops_a_queue_for_longer(remaining: str, value: str) -> None:
     for name in ("Retry-After", "x-ratelimit-reset-images"):
         said = read_reported_rate(429, {"x-ratelimit-remaining-images": remaining, name: value})
@@ -115,3 +117,12 @@ async def test_purchases_that_wait_go_on_without_the_store() -> None:
     assert waiting.waited_seconds >= 2.0
     assert (waiting.text or "").startswith("waited=")
     await queue.close()
+
+
+async def test_a_worker_that_drains_hands_back_what_would_begin_to_wait() -> None:
+    """Also if nothing tells for how long: only the account's concurrency makes it wait."""
+    queue = create_queue(Clock(), a=Rate(concurrent=1))
+    queue.drain()
+    with pytest.raises(GatewayError) as drained:
+        await queue.wait("p", "a", Turn("queued", 1, 0.0), QueueWait())
+    assert (drained.value.status, drained.value.headers["Retry-After"]) == (503, "1")

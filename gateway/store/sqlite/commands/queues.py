@@ -23,7 +23,7 @@ from gateway.store.sqlite.transaction import Transaction
 ROUND: Final = 2520
 """The size of one image of priority 1: divisible by every priority."""
 
-MAX_TAKEN: Final = 100
+MAX_TAKEN: Final = 50
 """Turns of one command."""
 
 MAX_KEYS: Final = 50
@@ -180,7 +180,7 @@ def _foresee(tx: Transaction, account: Account, place: Place) -> tuple[int, int]
     tag, rank = found or (account.latest, account.joined + 1)
     own, own_images, waiting = _before(tx, account, place.key)
     end = tag + waiting + size_of(place)
-    count, images = _count_ahead(tx, account, place.key, end, rank)
+    count, images = _count_ahead(tx, account, place.key, end, rank, besides=own_images)
     return own + count + 1, own_images + images
 
 
@@ -204,11 +204,12 @@ def _before(
 
 
 def _count_ahead(
-    tx: Transaction, account: Account, own_key: str, tag: int, rank: int
+    tx: Transaction, account: Account, own_key: str, tag: int, rank: int, *, besides: int
 ) -> tuple[int, int]:
     """The tickets of all other keys that are before a tag, and their images.
 
-    Of many keys an estimate: each is given as much as a key of priority 1.
+    Of many keys an estimate: each is given as much as a key of priority 1, but no more than waits
+    `besides` the key's own images.
     """
     keys = tx.fetch_all(
         "SELECT key, tag, rank FROM account_keys WHERE account = ? AND key != ? LIMIT ?",
@@ -219,7 +220,12 @@ def _count_ahead(
             "SELECT count(*) FROM account_keys WHERE account = ?", (account.name,)
         )
         images = (tag - account.latest) * others // ROUND
-        return min(count_tickets(tx, account.name), images), images
+        count, waiting = tx.fetch_one(
+            "SELECT count(*), coalesce(sum(images), 0) FROM account_queue WHERE account = ?",
+            (account.name,),
+        )
+        images = min(images, max(0, waiting - besides))
+        return min(count, images), images
     count = images = 0
     for key, other_tag, other_rank in keys:
         head = first_ticket(tx, account, key)
@@ -310,7 +316,9 @@ def read_turn(tx: Transaction, account: Account, purchase: str) -> Turn:
         (account.name, ticket.key),
     )
     own, own_images, waiting = _before(tx, account, ticket.key, ticket.score - ticket.size)
-    count, images = _count_ahead(tx, account, ticket.key, tag + waiting + ticket.size, rank)
+    end = tag + waiting + ticket.size
+    besides = own_images + ticket.images
+    count, images = _count_ahead(tx, account, ticket.key, end, rank, besides=besides)
     wait = time_until(tx, account, ticket.images, ahead=own_images + images)
     return Turn("queued", own + count + 1, wait / MICROS)
 
