@@ -298,7 +298,9 @@ async def test_what_a_client_learns_of_the_queue(
         assert (await follower).headers["Cache-Status"].startswith("image-gateway; fwd=miss; coll")
         # The account's own word: it has made others meanwhile, so the rest waits for longer.
         account.headers = {"x-ratelimit-remaining-images": "0"}
+        account.open.clear()
         await time.advance(10.0)
+        account.open.set()  # it says so at this time
         assert (await waiting[1]).status == 200
         await time.advance(39.0)  # a minute has passed for the others
         late = await asyncio.gather(*waiting[2:])
