@@ -141,7 +141,7 @@ class Scene:
     def waiting(self) -> int:
         """How many purchases wait, in all gateways."""
         queues = [one.gateway.account_queue._accounts["default"] for one in self.gateways]
-        return sum(len(queue.waiters) for queue in queues)
+        return sum(len(queue.purchases) for queue in queues)
 
     async def ask(self, client: Client, prompt: str, **body: Any) -> asyncio.Task[Reply]:
         """Sends a request, and returns once its purchase waits."""
@@ -344,7 +344,7 @@ async def test_purchases_that_leave_the_queue_cost_nothing(
         drained = await follower
         assert (drained.status, drained.headers["Retry-After"]) == (503, "1")
         assert (await client.ask("another")).status == 503
-        await eventually(lambda: len(two.gateway.account_queue._accounts["default"].waiters) == 1)
+        await eventually(lambda: len(two.gateway.account_queue._accounts["default"].purchases) == 1)
         await time.advance(60.0)
         assert (await there).status == 200
 
@@ -427,7 +427,7 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
             one = asyncio.create_task(ask(house, "one"))
             await house.second.until_sent(1)
             two = asyncio.create_task(ask(house, "two"))
-            await eventually(lambda: len(queue.waiters) == 1)
+            await eventually(lambda: len(queue.purchases) == 1)
             journals = await execute(house.gateway.gateway.store, OpenJournals())
             found = {j.state: decode_payload(j.payload).record.upstream for j in journals}
             assert found == {"reserved": "second", "queued": "second"}

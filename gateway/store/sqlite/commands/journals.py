@@ -178,9 +178,11 @@ def take_account(account: Account, images: int) -> list[_Reserved]:
     """Takes an account's tokens. Returns with what the journal holds the account, if anything."""
     if account.rate is not None:
         account.level -= images * UNITS
-    if account.most is None:
+    if account.max_open is None:
         return []
-    held = _Reserved(account.subject, "purchases", "concurrency", amount=1, maximum=account.most)
+    held = _Reserved(
+        account.subject, "purchases", "concurrency", amount=1, maximum=account.max_open
+    )
     return [held]
 
 

@@ -29,7 +29,7 @@ MAX_TAKEN: Final = 50
 MAX_KEYS: Final = 50
 """Keys that are looked at for the next turn, and whose purchases are counted for an estimate."""
 
-_LARGEST: Final = 2**62
+_MAX_SCORE: Final = 2**62
 
 MAX_STEPS: Final = 16
 """Tickets that are looked ahead."""
@@ -46,8 +46,8 @@ class Account:
     name: str
     rate: int | None
     """Images a minute."""
-    most: int | None
-    """Open purchases."""
+    max_open: int | None
+    """Of open purchases; None: any number."""
     level: int
     """Of the bucket, in units; below 0 after a request larger than the minute."""
     latest: int
@@ -75,7 +75,7 @@ class Ticket:
     score: int
 
 
-def open_account(tx: Transaction, name: str, rate: int | None, most: int | None) -> Account:
+def open_account(tx: Transaction, name: str, rate: int | None, max_open: int | None) -> Account:
     """Reads an account and refills its bucket."""
     row = tx.fetch_one(
         "SELECT level, updated_at, latest, joined, stopped_until, head, head_since"
@@ -87,7 +87,7 @@ def open_account(tx: Transaction, name: str, rate: int | None, most: int | None)
     bucket = None if level is None else Bucket(level, min(updated_at, now))
     level = None if rate is None else refill(bucket, rate, now=now).level
     stopped = min(stopped, now + MAX_STOP_SECONDS * MICROS)
-    return Account(name, rate, most, level or 0, latest, joined, stopped, head, since)
+    return Account(name, rate, max_open, level or 0, latest, joined, stopped, head, since)
 
 
 def write_account(tx: Transaction, account: Account) -> None:
@@ -112,7 +112,7 @@ def time_until(tx: Transaction, account: Account, images: int, *, ahead: int = 0
     """Microseconds until the account may be sent so many images, after `ahead` others.
 
     A request larger than the minute goes when the bucket is full. 0 also while only the concurrency
-    makes it wait, which nothing can foretell.
+    makes it wait: a purchase may end at any time.
     """
     stopped = max(0, account.stopped_until - tx.steady_micros)
     if account.rate is None:
@@ -125,7 +125,7 @@ def time_until(tx: Transaction, account: Account, images: int, *, ahead: int = 0
 
 def may_go(tx: Transaction, account: Account, images: int) -> bool:
     """Whether the account may be sent so many images now."""
-    if account.most is not None and _open_purchases(tx, account) >= account.most:
+    if account.max_open is not None and _open_purchases(tx, account) >= account.max_open:
         return False
     return account.rate != 0 and time_until(tx, account, images) == 0
 
@@ -197,7 +197,7 @@ def _before(
     count, score = tx.fetch_one(
         "SELECT count(*), max(score) FROM account_queue"
         " WHERE account = ? AND key = ? AND score <= ?",
-        (account.name, key, _LARGEST if last is None else last),
+        (account.name, key, _MAX_SCORE if last is None else last),
     )
     size = score - head.score + head.size if count else 0
     return count, -(-size * head.images // head.size), size

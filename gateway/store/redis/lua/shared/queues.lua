@@ -16,11 +16,11 @@ local function queue_key(part, name)
   return BOOKS .. 'queue:' .. part .. ':' .. name
 end
 
--- Reads the account's bucket and queue; `rate` and `most` (open purchases) are numbers or nil.
-local function open_account(name, rate, most)
+-- Reads the account's bucket and queue; `rate` and `max_open` (open purchases) are numbers or nil.
+local function open_account(name, rate, max_open)
   local stored = read_hash(queue_key('account', name)) or {}
   local account = {
-    name = name, rate = rate, most = most, key = queue_key('account', name),
+    name = name, rate = rate, max_open = max_open, key = queue_key('account', name),
     joined = tonumber(stored.joined or 0), latest = tonumber(stored.latest or 0),
     count = tonumber(stored.count or 0), images = tonumber(stored.images or 0),
     stopped = math.min(tonumber(stored.stopped or 0), now + MAX_STOP),
@@ -75,7 +75,7 @@ local function time_until(account, images, ahead)
 end
 
 local function has_room(account)
-  return not account.most or amount_in(account.window, 'purchases', 'reserved') < account.most
+  return not account.max_open or amount_in(account.window, 'purchases', 'reserved') < account.max_open
 end
 
 local function may_go(account, images)
@@ -89,10 +89,10 @@ local function take_account(account, images)
   if account.rate then
     account.level = account.level - images * UNIT
   end
-  if account.most then
+  if account.max_open then
     add_to_window(account.window, 'purchases', 'reserved', 1)
     return {
-      'upstream:' .. account.name, 'purchases', 'concurrency', digits(account.most), '1',
+      'upstream:' .. account.name, 'purchases', 'concurrency', digits(account.max_open), '1',
       'concurrency', '',
     }
   end
