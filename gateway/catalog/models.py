@@ -79,6 +79,8 @@ class SimulatorSpec(Row):
     """Each image has a `revised_prompt`."""
     splits_output_tokens: bool = False
     """`usage` has `output_tokens_details`."""
+    azure_quality: Name = "high"
+    """What Azure makes if the quality is omitted."""
 
 
 class Model(Row):

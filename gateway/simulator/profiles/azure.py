@@ -75,7 +75,7 @@ class AzureProfile(ForeignProfile):
     def resolved(self, generation: Generation, body: Mapping[str, Any]) -> Generation:
         """An omitted quality is not chosen by the model, as it is at OpenAI."""
         spec = generation.model.parameters.get("quality")
-        quality = "medium" if "mini" in generation.model.id else "high"
+        quality = generation.model.simulator.azure_quality
         if "quality" in body or not isinstance(spec, ChoiceSpec) or quality not in spec.values:
             return generation
         return replace(generation, quality=quality)
