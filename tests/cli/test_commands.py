@@ -259,7 +259,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(tmp_path: Path) -> Non
 
 def test_a_key_is_added_listed_and_revoked(run_here: RunHere) -> None:
     added = run_here(
-        "keys", "add", "alice", "--team", "art", "--model", "gpt-image-1.5",
+        "keys", "add", "alice", "--team", "art", "--model", "gpt-image-2",
         "--limit", "requests_per_minute=60", "--limit", "usd_per_month=0.05",
         "--expires", "30d", "--validation", "lenient",
     )  # fmt: skip
@@ -268,7 +268,7 @@ def test_a_key_is_added_listed_and_revoked(run_here: RunHere) -> None:
     assert len(secret) == len("gk-") + 43
     listed = json.loads(run_here("keys", "list", "--format", "json").stdout)
     (key,) = listed
-    assert (key["name"], key["team"], key["models"]) == ("alice", "art", ["gpt-image-1.5"])
+    assert (key["name"], key["team"], key["models"]) == ("alice", "art", ["gpt-image-2"])
     assert key["limits"] == {"requests_per_minute": 60, "usd_per_month": 0.05}
     assert key["validation"] == "lenient"
     assert key["expires_at"] - key["created_at"] in range(30 * 86_400 - 2, 30 * 86_400 + 3)
@@ -290,7 +290,7 @@ def test_a_key_is_added_listed_and_revoked(run_here: RunHere) -> None:
         (["bob", "--limit", "images_per_day=1.5"], "whole number"),
         (["bob", "--limit", "usd_per_month=-1"], "0 or more"),
         (["bob", "--limit", "images_per_day"], "NAME=VALUE"),
-        (["bob", "--model", "gpt-image-1.55"], "gpt-image-1.5"),
+        (["bob", "--model", "gpt-image-22"], "gpt-image-2"),
         (["bob", "--expires", "soon"], "30d"),
         (["bob", "--validation", "lax"], "'strict', 'lenient'"),
         (["bob", "--scope", "everyone"], "'global', 'team', 'key'"),

@@ -23,7 +23,7 @@ __all__ = ["run_here"]
 
 OPTIONS: dict[str, tuple[list[str], Any]] = {
     "team": (["--team", "art"], "art"),
-    "models": (["--model", "dall-e-3", "--model", "gpt-image-1.5"], ["dall-e-3", "gpt-image-1.5"]),
+    "models": (["--model", "dall-e-3", "--model", "gpt-image-2"], ["dall-e-3", "gpt-image-2"]),
     "limits": (["--limit", "usd_per_day=1.5"], {"usd_per_day": 1.5}),
     "validation": (["--validation", "lenient"], "lenient"),
     "scope": (["--scope", "key"], "key"),
@@ -166,7 +166,7 @@ INVALID = [
     (["--clear", "usd_per_day", "--limit", "usd_per_day=1"], 2, "both set and cleared"),
     (["--limit", "usd_per_dai=1"], 1, "Did you mean 'usd_per_day'?"),
     (["--limit", "images_per_day=x"], 1, "a whole number, 0 or more"),
-    (["--model", "gpt-image-1.55"], 1, "Did you mean 'gpt-image-1.5'?"),
+    (["--model", "gpt-image-22"], 1, "Did you mean 'gpt-image-2'?"),
     (["--team", ""], 1, "'team'"),
     (["--name", "a\nb"], 1, "'name'"),
     (["--parallel", "both"], 2, "'share', 'vary'"),

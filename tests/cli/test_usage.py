@@ -78,12 +78,12 @@ def test_a_table_sends_a_terminal_no_control_characters_of_clients(
 def test_what_if_has_a_column_and_says_what_is_as_charged(
     run_here: RunHere, tmp_path: Path
 ) -> None:
-    spend(tmp_path, model="gpt-image-1.5", saved_micros=2, cost_micros=40_000)
+    spend(tmp_path, model="gpt-image-2", saved_micros=2, cost_micros=40_000)
     result = run_here("usage", "--what-if", "cache=off")
     assert "what_if_usd" in result.stdout
     assert "0.040002" in result.stdout
     result = run_here("usage", "--what-if", "quality=low")
-    assert "As charged: $0.040000 of gpt-image-1.5: recorded by an older gateway" in result.stderr
+    assert "As charged: $0.040000 of gpt-image-2: recorded by an older gateway" in result.stderr
     (row,) = json.loads(run_here("usage", "--what-if", "cache=off", "--format", "json").stdout)
     assert row["what_if_usd"] == 0.040002
 

@@ -36,10 +36,10 @@ from tests.http.plays import (
 )
 from tests.pngs import write_png
 
-GPT = {"model": "gpt-image-1.5", "quality": "low", "size": "1024x1024"}
+GPT = {"model": "gpt-image-2", "quality": "low", "size": "1024x1024"}
 DALLE = {"model": "dall-e-2", "size": "1024x1024", "response_format": "b64_json"}
-TEXT, CACHED, IMAGE = 5, 1.25, 32
-"""Micro-dollars a token of gpt-image-1.5."""
+TEXT, CACHED, IMAGE = 5, 1.25, 30
+"""Micro-dollars a token of gpt-image-2."""
 
 PRICE_DATE = shipped_catalog().prices_as_of.isoformat()
 
@@ -324,7 +324,7 @@ def estimate_of(prompt: str, body: Mapping[str, Any]) -> tuple[int, int]:
     if body["model"] == "dall-e-2":
         return 20_000, 0
     text, more = len(prompt.encode()) + 16, 100 * body.get("partial_images", 0)
-    return 9_000 + TEXT * text + IMAGE * more, 272 + text + more
+    return 6_000 + TEXT * text + IMAGE * more, 196 + text + more
 
 
 async def faults_of(
@@ -492,8 +492,8 @@ async def test_cached_tokens_of_both_kinds_keep_their_split(
 
     assert bought.json["usage"]["input_tokens_details"] == details
     assert hit.json["usage"] == bought.json["usage"]
-    # 20 × 5 + 21 × 1.25 + 28 × 8 + 32 × 2 + 50 × 32, rounded up
-    assert record.cost_micros == 2015
+    # 20 × 5 + 21 × 1.25 + 28 × 8 + 32 × 2 + 50 × 30, rounded up
+    assert record.cost_micros == 1915
     assert record.tokens == {
         "text_in": 20,
         "cached_text_in": 21,

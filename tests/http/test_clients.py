@@ -226,8 +226,8 @@ ACCEPTED = [
         headers=OPEN_WEBUI,
     ),
     Exchange(
-        "Open WebUI, gpt-image-1.5 with IMAGES_OPENAI_API_PARAMS",
-        '{"model": "gpt-image-1.5", "prompt": "webui", "n": 2, "quality": "low",'
+        "Open WebUI, gpt-image-2 with IMAGES_OPENAI_API_PARAMS",
+        '{"model": "gpt-image-2", "prompt": "webui", "n": 2, "quality": "low",'
         ' "moderation": "low"}',
         open_webui,
         headers=OPEN_WEBUI,
@@ -280,8 +280,8 @@ ACCEPTED = [
         headers=OPENAI_JS,
     ),
     Exchange(
-        "Vercel @ai-sdk/openai, gpt-image-1.5",
-        '{"model":"gpt-image-1.5","prompt":"vercel","n":1,"size":"1024x1024","quality":"low",'
+        "Vercel @ai-sdk/openai, gpt-image-2",
+        '{"model":"gpt-image-2","prompt":"vercel","n":1,"size":"1024x1024","quality":"low",'
         '"background":"opaque","moderation":"low","output_format":"jpeg",'
         '"output_compression":70,"user":"u"}',
         vercel,
@@ -311,7 +311,7 @@ ACCEPTED = [
     ),
     Exchange(
         "LiteLLM in front, as Azure's clients",
-        '{"model": "gpt-image-1.5", "prompt": "litellm", "n": 1, "size": "1024x1024",'
+        '{"model": "gpt-image-2", "prompt": "litellm", "n": 1, "size": "1024x1024",'
         ' "quality": "medium", "user": "ann"}',
         litellm,
         path=f"{PATH}?api-version=2025-04-01-preview",
@@ -413,7 +413,7 @@ async def test_n8n_lists_the_models(shared: Shared) -> None:
     assert [m["id"] for m in reply.json["data"] if m["id"].startswith("gpt-image")] == [
         "gpt-image-1",
         "gpt-image-1-mini",
-        "gpt-image-1.5",
+        "gpt-image-2",
         "gpt-image-2",
         "gpt-image-2-2026-04-21",
     ]
@@ -458,7 +458,7 @@ REFUSED = [
     ),
     (
         "old Vercel @ai-sdk/openai, a model newer than its list",
-        '{"model":"gpt-image-1.5","prompt":"refused","n":1,"response_format":"b64_json"}',
+        '{"model":"gpt-image-2","prompt":"refused","n":1,"response_format":"b64_json"}',
         unknown("response_format"),
     ),
     (
@@ -572,7 +572,7 @@ TOLERATED = [
     ),
     Exchange(
         "old Vercel @ai-sdk/openai, a model newer than its list",
-        '{"model":"gpt-image-1.5","prompt":"tolerated vercel","n":1,"response_format":"b64_json"}',
+        '{"model":"gpt-image-2","prompt":"tolerated vercel","n":1,"response_format":"b64_json"}',
         vercel,
     ),
     Exchange(
@@ -620,7 +620,7 @@ TOLERATED = [
     ),
     Exchange(
         "LangChain JS DallEAPIWrapper with a GPT model, its defaults",
-        '{"model":"gpt-image-1.5","prompt":"tolerated langchain","n":1,"size":"1024x1024",'
+        '{"model":"gpt-image-2","prompt":"tolerated langchain","n":1,"size":"1024x1024",'
         '"response_format":"url","style":"vivid","quality":"standard"}',
         langchain_js_url,
         headers=OPENAI_JS,
@@ -683,7 +683,7 @@ async def test_a_form_is_refused_and_its_content_type_named(shared: Shared) -> N
 
 async def test_pydantic_ai_recognises_moderation_by_its_code(shared: Shared) -> None:
     # `if isinstance(body, dict) and body.get("code") == "moderation_blocked": …`
-    body = '{"model":"gpt-image-1.5","prompt":"pydantic [[sim:moderation]]","n":1}'
+    body = '{"model":"gpt-image-2","prompt":"pydantic [[sim:moderation]]","n":1}'
     reply = await send_raw(shared.alice, Exchange("pydantic-ai", body, vercel, headers=OPENAI_PY))
 
     assert (reply.status, reply.error["code"]) == (400, "moderation_blocked")
@@ -707,7 +707,7 @@ GPT_KEYS = ["created", "background", "data", "output_format", "quality", "size",
 async def test_a_gpt_response_has_the_apis_keys_in_its_order(shared: Shared, is_hit: bool) -> None:
     for _ in range(1 + is_hit):
         before = int(time.time())
-        reply = await shared.alice.ask(f"shape {is_hit}", model="gpt-image-1.5", quality="low", n=2)
+        reply = await shared.alice.ask(f"shape {is_hit}", model="gpt-image-2", quality="low", n=2)
 
     assert list(reply.json) == GPT_KEYS
     assert [list(element) for element in reply.json["data"]] == [["b64_json"]] * 2

@@ -144,7 +144,7 @@ async def test_an_admin_signs_in_and_uses_the_admin_api(open_gateway: OpenGatewa
 
 async def test_a_holder_signs_in_and_sees_only_their_own(gateway: InProcess) -> None:
     alice = await gateway.client.with_key(
-        "alice", team="art", models=["gpt-image-1.5", "dall-e-3"], limits={"usd_per_day": 5}
+        "alice", team="art", models=["gpt-image-2", "dall-e-3"], limits={"usd_per_day": 5}
     )
     bob = await gateway.client.with_key("bob")
     await bob.ask("an otter")
@@ -155,28 +155,28 @@ async def test_a_holder_signs_in_and_sees_only_their_own(gateway: InProcess) -> 
         "id": alice.key_id,
         "name": "alice",
         "team": "art",
-        "models": ["dall-e-3", "gpt-image-1.5"],
+        "models": ["dall-e-3", "gpt-image-2"],
         "expires_at": None,
     }
     models = await holder.get("/models")
-    assert [model["id"] for model in models["data"]] == ["dall-e-3", "gpt-image-1.5"]
-    assert models["default"] in ("dall-e-3", "gpt-image-1.5")
+    assert [model["id"] for model in models["data"]] == ["dall-e-3", "gpt-image-2"]
+    assert models["default"] in ("dall-e-3", "gpt-image-2")
 
     url = f"{API}/images/generations"
     estimate = await holder.send(
         "POST",
         url,
-        {"prompt": "a seal", "model": "gpt-image-1.5"},
+        {"prompt": "a seal", "model": "gpt-image-2"},
         headers={"Sec-Fetch-Site": "same-origin", "Prefer": "dry-run"},
     )
     assert (estimate.status, estimate.headers["Preference-Applied"]) == (200, "dry-run")
-    bought = await holder.send("POST", url, {"prompt": "a seal", "model": "gpt-image-1.5"})
+    bought = await holder.send("POST", url, {"prompt": "a seal", "model": "gpt-image-2"})
     assert bought.status == 200, bought.body
     assert float(bought.headers["x-gateway-cost-usd"]) > 0
-    again = await alice.ask("a seal", model="gpt-image-1.5")
+    again = await alice.ask("a seal", model="gpt-image-2")
     assert again.cache_status.startswith("hit")
     streamed = await holder.send(
-        "POST", url, {"prompt": "2 seals", "model": "gpt-image-1.5", "stream": True}
+        "POST", url, {"prompt": "2 seals", "model": "gpt-image-2", "stream": True}
     )
     assert b"image_generation.completed" in streamed.body
     refused = await holder.send("POST", url, {"prompt": "x", "model": "gpt-image-1"})
@@ -346,10 +346,10 @@ async def test_the_model_table_describes_every_parameter(embedded: InProcess) ->
         assert {p["type"] for p in shown["parameters"]} <= {
             *("enum", "integer", "string", "boolean", "size")
         }
-    gpt = {p["name"]: p for p in models["gpt-image-1.5"]["parameters"]}
+    gpt = {p["name"]: p for p in models["gpt-image-2"]["parameters"]}
     assert "high" in gpt["quality"]["values"]
     assert (gpt["n"]["min"], gpt["n"]["max"], gpt["n"]["default"]) == (1, 10, 1)
-    assert models["gpt-image-1.5"]["rules"][0]["when"] == {
+    assert models["gpt-image-2"]["rules"][0]["when"] == {
         "background": {"equals": "transparent"},
         "output_format": {"equals": "jpeg"},
     }

@@ -179,19 +179,19 @@ TABLE: list[Row] = [
         {"model": "dall-e-2", "response_format": "b64_json", "user": "u"},
     ),
     # ── … or the default GPT model, if a parameter or value is one of GPT models only ──
-    (ABSENT, {"quality": "high"}, {"model": "gpt-image-1.5", "quality": "high"}),
-    (ABSENT, {"model": None, "quality": "low"}, {"model": "gpt-image-1.5", "quality": "low"}),
-    (ABSENT, {"size": "1536x1024"}, {"model": "gpt-image-1.5", "size": "1536x1024"}),
-    (ABSENT, {"background": "opaque"}, {"model": "gpt-image-1.5", "background": "opaque"}),
-    (ABSENT, {"background": "auto"}, {"model": "gpt-image-1.5"}),
-    (ABSENT, {"output_format": "png"}, {"model": "gpt-image-1.5"}),
-    (ABSENT, {"output_compression": 100}, {"model": "gpt-image-1.5"}),
-    (ABSENT, {"moderation": "auto"}, {"model": "gpt-image-1.5"}),
-    (ABSENT, {"partial_images": 2}, {"model": "gpt-image-1.5"}),
+    (ABSENT, {"quality": "high"}, {"model": "gpt-image-2", "quality": "high"}),
+    (ABSENT, {"model": None, "quality": "low"}, {"model": "gpt-image-2", "quality": "low"}),
+    (ABSENT, {"size": "1536x1024"}, {"model": "gpt-image-2", "size": "1536x1024"}),
+    (ABSENT, {"background": "opaque"}, {"model": "gpt-image-2", "background": "opaque"}),
+    (ABSENT, {"background": "auto"}, {"model": "gpt-image-2"}),
+    (ABSENT, {"output_format": "png"}, {"model": "gpt-image-2"}),
+    (ABSENT, {"output_compression": 100}, {"model": "gpt-image-2"}),
+    (ABSENT, {"moderation": "auto"}, {"model": "gpt-image-2"}),
+    (ABSENT, {"partial_images": 2}, {"model": "gpt-image-2"}),
     (
         ABSENT,
         {**JPEG, "size": "1024x1024", "n": 2},
-        {"model": "gpt-image-1.5", **JPEG, "size": "1024x1024", "n": 2},
+        {"model": "gpt-image-2", **JPEG, "size": "1024x1024", "n": 2},
     ),
 ]
 
@@ -243,7 +243,7 @@ async def test_the_prompt_arrives_verbatim(shared: Shared, prompt: str) -> None:
     reply = await shared.alice.ask(prompt)
 
     assert reply.status == 200, reply.body
-    assert await shared.sent(prompt) == [{"model": "gpt-image-1.5", "prompt": prompt}]
+    assert await shared.sent(prompt) == [{"model": "gpt-image-2", "prompt": prompt}]
 
 
 async def test_a_null_character_in_a_prompt_is_kept(shared: Shared) -> None:
@@ -261,7 +261,7 @@ async def test_only_missing_images_are_requested(shared: Shared) -> None:
     await shared.alice.ask(prompt, user="ann", quality="low")
     await shared.alice.ask(prompt, user="bob", quality="low", n=4)
 
-    base = {"model": "gpt-image-1.5", "prompt": prompt, "quality": "low"}
+    base = {"model": "gpt-image-2", "prompt": prompt, "quality": "low"}
     assert await shared.sent(prompt) == [{**base, "user": "ann"}, {**base, "user": "bob", "n": 3}]
 
 

@@ -263,11 +263,11 @@ async def test_a_purge_empties_slots_and_keeps_links(alice: Client, upstream: Up
 
 
 async def test_a_purge_selects_images_by_model_or_all_images(alice: Client) -> None:
-    for model in (DALLE, "gpt-image-1.5"):
+    for model in (DALLE, "gpt-image-2"):
         await alice.ask("a pond", model=model)
         await alice.ask("a lake", model=model)
     of_model = await admin(alice, "purge", model=DALLE)
-    other = await alice.ask("a pond", model="gpt-image-1.5")
+    other = await alice.ask("a pond", model="gpt-image-2")
     everything = await admin(alice, "purge", all=True)
 
     assert of_model.json["images"] == 2

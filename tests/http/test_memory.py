@@ -50,8 +50,8 @@ ADMIN: Final = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 HEADER: Final = {"X-Long": "a" * 7000}
 """Nearly as long as a head may be without being refused."""
 
-BIG_BODY: Final = b'{"model": "gpt-image-1.5", "prompt": "x", "zzz": "' + b"z" * (MIB - 100) + b'"}'
-MANY_VALUES: Final = b'{"model": "gpt-image-1.5", "prompt": [' + b"1," * 20_000 + b"1]}"
+BIG_BODY: Final = b'{"model": "gpt-image-2", "prompt": "x", "zzz": "' + b"z" * (MIB - 100) + b'"}'
+MANY_VALUES: Final = b'{"model": "gpt-image-2", "prompt": [' + b"1," * 20_000 + b"1]}"
 
 
 @dataclass
@@ -176,7 +176,7 @@ ERRORS: Final[Mapping[str, Kind]] = {
     "nested without end": (400, lambda a: a.post(b'{"a":' + b"[" * 100_000)),
     "a wrong type": (400, lambda a: a.ask(n="three")),
     "a wrong value": (400, lambda a: a.ask(size="1x1")),
-    "a missing prompt": (400, lambda a: a.post(b'{"model": "gpt-image-1.5"}')),
+    "a missing prompt": (400, lambda a: a.post(b'{"model": "gpt-image-2"}')),
     "a key twice": (400, lambda a: a.post(b'{"a": 1, "a": 2}')),
     "half a character": (400, lambda a: a.post(b'{"a": "\\ud800"}')),
     "not a number": (400, lambda a: a.post(b'{"a": NaN}')),

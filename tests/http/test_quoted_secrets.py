@@ -153,7 +153,7 @@ async def test_no_form_of_a_secret_is_relayed_stored_or_logged(
     )
     replies += [await alice.ask(otter, **ASK), await alice.ask(otter, **ASK)]
     hostile.will_stream((COMPLETED, {**image, "size": form}))
-    replies += [await alice.ask(f"{otter}, a stream", model="gpt-image-1.5", stream=True)]
+    replies += [await alice.ask(f"{otter}, a stream", model="gpt-image-2", stream=True)]
     refusal = {**error, "code": "moderation_blocked", "moderation_details": texts}
     hostile.will_answer({"error": refusal}, 400)
     replies += [await alice.ask(f"{otter}, refused", **ASK) for _ in range(2)]
@@ -166,7 +166,7 @@ async def test_no_form_of_a_secret_is_relayed_stored_or_logged(
     hostile.will_answer(f"<p>{quoted}</p>".encode(), 500, Content_Type="text/html")
     replies.append(await alice.ask(f"{otter}, a page", **ASK))
     hostile.will_stream(("error", {"error": error}))
-    replies.append(await alice.ask(f"{otter}, in a stream", model="gpt-image-1.5", stream=True))
+    replies.append(await alice.ask(f"{otter}, in a stream", model="gpt-image-2", stream=True))
     hostile.will_answer(
         {"data": [{"url": f"https://{form.rsplit(maxsplit=1)[-1].strip('.=')}.example/"}]}
     )
@@ -402,8 +402,8 @@ async def test_a_text_of_backslashes_delays_no_request(
     prompt = "\\" * 16_000
     hostile.will_answer({"data": [{**GOOD, "revised_prompt": prompt}]})
     started = time.monotonic()
-    bought = await alice.ask(prompt, user="ann", model="gpt-image-1.5")
-    hit = await bob.ask(prompt, model="gpt-image-1.5")
+    bought = await alice.ask(prompt, user="ann", model="gpt-image-2")
+    hit = await bob.ask(prompt, model="gpt-image-2")
     assert time.monotonic() - started < 1
     assert [reply.json["data"][0]["revised_prompt"] for reply in (bought, hit)] == [prompt] * 2
 
@@ -416,7 +416,7 @@ async def test_a_replayed_failure_does_not_name_the_first_user(
     # After another event upstream may have charged for it, so the failure is remembered.
     hostile.will_stream(("image_generation.generating", {}), ("error", {"error": error}))
     key = {"Idempotency-Key": "one"}
-    ask = {"model": "gpt-image-1.5", "stream": True, "headers": key}
+    ask = {"model": "gpt-image-2", "stream": True, "headers": key}
     await alice.ask(user="user-7f3a9c1e5b", **ask)
     replayed = await alice.ask(user="user-of-another", **ask)
     assert len(hostile.bodies) == 1
@@ -445,7 +445,7 @@ async def test_a_completed_event_does_not_name_its_buyer_to_other_keys(
 ) -> None:
     image = {**GOOD, "user": "ann", "revised_prompt": "An otter for ann, cannot stay"}
     hostile.will_stream((COMPLETED, image))
-    model = {"model": "gpt-image-1.5"}
+    model = {"model": "gpt-image-2"}
     await alice.ask(user="ann", stream=True, **model)
     hit = await bob.ask(**model)
     (found,) = hit.json["data"]
@@ -461,7 +461,7 @@ async def test_an_echoed_parameter_does_not_name_the_buyer_to_other_keys(
     hostile.will_stream(
         ("image_generation.partial_image", partial_image), (COMPLETED, {**GOOD, **echo})
     )
-    model = {"model": "gpt-image-1.5"}
+    model = {"model": "gpt-image-2"}
     shown = await alice.ask(user="ann", stream=True, partial_images=1, **model)
     hit = await bob.ask(**model)
     assert "ann" not in shown.body.decode() + hit.body.decode()

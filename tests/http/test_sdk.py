@@ -319,11 +319,11 @@ async def test_an_omitted_model_is_chosen_by_the_other_parameters(shared: Shared
     assert decoded(gpt).format == "PNG"
     assert gpt.quality == "low"
     sent = await shared.sent("an otter without a model")
-    assert [body["model"] for body in sent] == ["dall-e-2", "gpt-image-1.5"]
+    assert [body["model"] for body in sent] == ["dall-e-2", "gpt-image-2"]
 
 
 async def test_a_safety_identifier_of_the_package_is_forwarded(shared: Shared) -> None:
-    ask = {"model": "gpt-image-1.5", "prompt": "an identified otter"}
+    ask = {"model": "gpt-image-2", "prompt": "an identified otter"}
     await generate(shared.alice, **ask, safety_identifier="hash-of-ann", user="ann")
     (sent,) = await shared.sent("an identified otter")
     assert sent == {**ask, "safety_identifier": "hash-of-ann", "user": "ann"}
@@ -620,7 +620,7 @@ async def test_a_failure_that_was_charged_is_not_retried(
     client = await shared.gateway.client.with_key(name)
     prompt = f"an otter for {kind} [[sim:{fault}]]"
 
-    error = await error_of(client, kind, model="gpt-image-1.5", prompt=prompt)
+    error = await error_of(client, kind, model="gpt-image-2", prompt=prompt)
 
     assert isinstance(error, openai.InternalServerError)
     assert (error.code, error.type) == ("upstream_error", "server_error")

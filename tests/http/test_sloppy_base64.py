@@ -17,7 +17,7 @@ from gateway.upstream.openai import parse_answer
 from tests.http.plays import Play, completed, doc, events, house, partial
 from tests.pngs import write_png
 
-GPT = {"model": "gpt-image-1.5", "quality": "low", "size": "1024x1024"}
+GPT = {"model": "gpt-image-2", "quality": "low", "size": "1024x1024"}
 DALLE = {"model": "dall-e-2", "size": "1024x1024", "response_format": "b64_json"}
 USAGE = {"input_tokens": 9, "output_tokens": 50}
 
@@ -139,7 +139,7 @@ async def test_base64_that_means_no_image_is_refused_as_before(tmp_path: Path, f
 
     assert [r.status for r in replies] == [200 if "stream" in n else 502 for n in names]
     assert {record.flags for record in records} == {("undelivered",)}
-    assert {record.cost_micros for record in records} == {9 * 5 + 50 * 32}
+    assert {record.cost_micros for record in records} == {9 * 5 + 50 * 30}
 
 
 async def test_a_data_url_that_is_percent_encoded_bytes_is_the_image(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ async def programs(folder: Path, client: Client, request: dict[str, Any]) -> dic
 @pytest.mark.parametrize(
     ("body", "variation", "needs_base64"),
     [
-        ({"model": "gpt-image-1.5", "n": 2, "output_format": "webp", "user": "o'tto"}, 3, False),
+        ({"model": "gpt-image-2", "n": 2, "output_format": "webp", "user": "o'tto"}, 3, False),
         ({"model": "dall-e-3", "style": "natural", "safety_identifier": 'a "b"'}, 0, True),
     ],
     ids=["gpt", "dall-e"],
@@ -106,7 +106,7 @@ async def test_a_program_shows_the_gateways_error(embedded: InProcess, tmp_path:
     if shutil.which("node") is None:
         pytest.skip("node is not installed: apt-get install nodejs")
     client = await embedded.client.with_key()
-    request = {"body": {"model": "gpt-image-1.5", "prompt": "an otter", "size": "1x1"}}
+    request = {"body": {"model": "gpt-image-2", "prompt": "an otter", "size": "1x1"}}
 
     for name, text in (await programs(tmp_path, client, request)).items():
         with pytest.raises(AssertionError, match="Invalid value: '1x1'"):

@@ -26,9 +26,9 @@ BY_IMAGE = {"model": "dall-e-2", "size": "1024x1024"}
 IMAGE_MICROS = 20_000
 """Of one image of dall-e-2 in 1024x1024."""
 
-BY_TOKEN = {"model": "gpt-image-1.5", "quality": "low", "size": "1024x1024"}
-USAGE = {"input_tokens": 10, "output_tokens": 272}
-USAGE_MICROS = 10 * 5 + 272 * 32
+BY_TOKEN = {"model": "gpt-image-2", "quality": "low", "size": "1024x1024"}
+USAGE = {"input_tokens": 10, "output_tokens": 196}
+USAGE_MICROS = 10 * 5 + 196 * 30
 
 PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
 MEBIBYTE = 1024 * 1024
