@@ -76,6 +76,7 @@ def pytest_collection(session: pytest.Session) -> None:
     All workers collect in the same order, so without this each would compile every module of a
     fresh checkout. With it, a module is mostly compiled by one of them.
     """
+    gc.disable()  # until the tests run: what a collection makes stays
     worker = getattr(session.config, "workerinput", None)
     if worker is None or session.config.args != session.config.getini("testpaths"):
         return
@@ -102,6 +103,7 @@ def pytest_runtestloop() -> None:
     """Lets the garbage collector skip all modules and tests, which stay until the end."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -579,6 +579,10 @@ def _as_yaml(settings: Settings, options: Mapping[str, Any], workers: int) -> st
         "workers": {"count": workers},
         "log_format": "json",
     }
+    options = dict(options)
+    if accounts := options.pop("upstreams", None):
+        del sections["upstream"]
+        sections["upstreams"] = [{"api_key": "${UPSTREAM_API_KEY}", **one} for one in accounts]
     for name, section in options.items():
         sections[name] = {**sections.get(name, {}), **section}
     return yaml.safe_dump(sections)

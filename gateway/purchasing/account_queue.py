@@ -234,6 +234,8 @@ class AccountQueue:
                 observer.waits(-1)
             waiting.waited_seconds += self._clock() - started
         if error is not None:
+            if error.status != 429:  # a refusal shows the place
+                waiting.position = 0
             log.info("purchase_left_queue", purchase=purchase, reason=error.code)
             raise error
         waiting.position = 0

@@ -193,6 +193,7 @@ class Route:
         try:
             await self.wait_for_turn()
         except GatewayError as refused:
+            self.summary.waiting.position = 0  # the answer is that of another account
             log.info("account_passed_over", upstream=account.name, reason=refused.code)
             return False
         return True

@@ -28,6 +28,9 @@ from gateway.upstream.session import ClientSettings
 REST_SECONDS: Final = 60.0
 """How long an account is not asked for a model after 401, 403, 404 for it, or a billing limit."""
 
+_MAX_RESTING: Final = 1000
+"""Pairs of account and model: clients choose the names of models without a row."""
+
 
 class Pool:
     """Buys images from the accounts that have their model."""
@@ -126,7 +129,10 @@ class Pool:
         return await attempts.run()
 
     def _rest(self, account: str, model: str) -> None:
+        self._resting.pop((account, model), None)
         self._resting[account, model] = self._pace.clock() + REST_SECONDS
+        if len(self._resting) > _MAX_RESTING:
+            del self._resting[next(iter(self._resting))]  # the one that has rested longest
 
     def _in_order(self, accounts: Sequence[Account]) -> Sequence[Account]:
         """By priority; among equals a random order in which weights are chances to be first."""

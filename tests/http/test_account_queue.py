@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import heapq
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -21,8 +23,17 @@ from gateway.purchasing.account_queue import AccountQueue
 from gateway.purchasing.journal import Reserved, decode_payload
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals, ReadTurns
+from gateway.wiring.stores import open_store
 from tests.clocked_store import ClockedStore, clocked
-from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway
+from tests.gateways import (
+    Client,
+    InProcess,
+    Reply,
+    make_settings,
+    run_gateway,
+    run_processes,
+    run_upstream,
+)
 from tests.http.test_accounts import ask, open_house
 from tests.pngs import write_png
 from tests.stores import usually_on
@@ -350,21 +361,19 @@ async def test_purchases_that_leave_the_queue_cost_nothing(
 
 
 @usually_on("sqlite", "clocked_store")
-async def test_a_stream_shows_its_place(tmp_path: Path, clocked_store: ClockedStore) -> None:
-    streaming.KEEP_ALIVE_SECONDS, usual = 0.05, streaming.KEEP_ALIVE_SECONDS
-    try:
-        async with scene(tmp_path, clocked_store, rate=1, queue={"max_wait": "90s"}) as now:
-            client, account = await now.clients[0].with_key("ada"), now.account
-            assert (await client.ask("first")).status == 200
-            stream = await now.ask(client, "streamed", stream=True)
-            await asyncio.sleep(0.2)
-            second = await client.ask("second", stream=True)
-            assert second.headers["x-gateway-queue"] == "position=2, wait=120s"
-            account.headers = {}
-            await now.time.advance(91.0)
-            reply = await stream
-    finally:
-        streaming.KEEP_ALIVE_SECONDS = usual
+async def test_a_stream_shows_its_place(
+    tmp_path: Path, clocked_store: ClockedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.05)
+    async with scene(tmp_path, clocked_store, rate=1, queue={"max_wait": "90s"}) as now:
+        client = await now.clients[0].with_key("ada")
+        assert (await client.ask("first")).status == 200
+        stream = await now.ask(client, "streamed", stream=True)
+        await asyncio.sleep(0.2)
+        second = await client.ask("second", stream=True)
+        assert second.headers["x-gateway-queue"] == "position=2, wait=120s"
+        await now.time.advance(91.0)
+        reply = await stream
     assert reply.headers["x-gateway-queue"] == "position=1, wait=60s"
     assert b": queue position=1, wait=60s\n\n" in reply.body
     assert reply.body.startswith(b": queue")
@@ -392,12 +401,63 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
 
         # One that waits for too long is passed over, and fails as at the first account.
         house.gateway.gateway.account_queue._max_wait_seconds = 0.2
-        house.gateway.gateway.services.proxy._images._purchases._candidates._resting.clear()
+        pool: Any = house.gateway.gateway.services.proxy._images._purchases._candidates
+        pool._resting.clear()
         async with house.second.hold():
             three = asyncio.create_task(ask(house, "three"))
             await house.second.until_sent(3)
-            house.gateway.gateway.services.proxy._images._purchases._candidates._resting.clear()
+            pool._resting.clear()
             four = await ask(house, "four")
         assert (four.status, (await three).status) == (502, 200)
         assert four.headers["x-gateway-cost-usd"] == "0.000000"
         assert not await execute(house.gateway.gateway.store, OpenJournals())
+
+
+async def test_an_account_whose_queue_is_too_long_is_passed_over(tmp_path: Path) -> None:
+    first = {"images_per_minute": 1}
+    async with open_house(tmp_path, first=first, queue={"max_wait": "2s"}) as house:
+        replies = [await ask(house, f"otter {i}") for i in range(3)]
+        assert [reply.status for reply in replies] == [200] * 3
+        assert [reply.headers["x-gateway-upstream"] for reply in replies] == [
+            "first",
+            "second",
+            "second",
+        ]
+        assert not any("x-gateway-queue" in reply.headers for reply in replies)
+
+
+@pytest.mark.long
+async def test_a_worker_is_killed_while_its_purchases_wait(tmp_path: Path, redis_url: str) -> None:
+    """With processes, by the real clock: 40 images a minute."""
+    options = {"upstream": {"images_per_minute": 40}}
+    async with (
+        run_upstream() as upstream,
+        run_processes(
+            tmp_path, upstream.base_url, workers=2, redis_url=redis_url, options=options
+        ) as (processes, client),
+    ):
+        ada = await client.with_key("ada")
+        await asyncio.gather(*(ada.ask(f"first {i}") for i in range(40)))
+        tasks = {f"waits {i}": asyncio.create_task(ada.ask(f"waits {i}")) for i in range(10)}
+
+        async def waiting() -> set[int]:
+            async with open_store(processes.settings) as (store, _):
+                journals = await execute(store, OpenJournals())
+                queued = [j for j in journals if j.state == "queued"]
+                return {int(j.worker.split("-")[-2]) for j in queued} if len(queued) > 5 else set()
+
+        pid = (await eventually(waiting)).pop()
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: pid not in processes.workers())
+        await processes.recover(pid)
+        served = 0
+        for prompt, task in tasks.items():
+            try:
+                reply = await task
+            except aiohttp.ClientError:  # the client's retry elsewhere goes on
+                reply = await ada.ask(prompt)
+            served += reply.status == 200
+        assert served == 10
+        records = await processes.records(50)
+        assert [r.cost_micros > 0 for r in records].count(True) == 50
+        assert not [r for r in records if "presumed" in r.flags]

@@ -332,7 +332,7 @@ class Table:
 async def table(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Table]:
-    """A table on each store."""
+    """A table, in long tests on each store."""
     url = None if request.param == "sqlite" else request.getfixturevalue("redis_server")
     if url is not None:
         with redis.Redis.from_url(url) as client:

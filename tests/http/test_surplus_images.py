@@ -338,6 +338,7 @@ async def test_a_usage_that_is_no_number_of_tokens_is_charged_like_none(
     assert (record.flags, record.cost_micros) == (("no_usage",), 6_000 + 5 * (8 + 16))
 
 
+@pytest.mark.parametrize("store_url", ["sqlite", "redis"], indirect=True)
 async def test_the_largest_usage_is_charged_exactly_in_both_stores(
     gateway: InProcess, alice: Client, hostile: Hostile
 ) -> None:

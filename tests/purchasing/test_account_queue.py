@@ -111,4 +111,5 @@ async def test_purchases_that_wait_go_on_without_the_store() -> None:
     with pytest.raises(StoreUnavailable):
         await queue.wait("p", "a", Turn("queued", 7, 80.0), waiting)
     assert waiting.waited_seconds >= 2.0
+    assert (waiting.text or "").startswith("waited=")
     await queue.close()

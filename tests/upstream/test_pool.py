@@ -266,6 +266,16 @@ async def test_if_all_accounts_rest_they_are_asked_all_the_same() -> None:
         assert isinstance(answer, UpstreamAnswer)
 
 
+async def test_names_of_models_do_not_fill_the_memory() -> None:
+    """Under `unknown_models: passthrough`, clients choose them."""
+    async with pool_of(["http://127.0.0.1:1/v1"]) as pool:
+        account = pool.accounts.all[0]
+        for number in range(1500):
+            pool._rest(account.name, f"model-{number}")
+        assert len(pool.resting(account.name)) == 1000
+        assert pool.rests(account.name, "model-1499")
+
+
 async def test_a_breaker_counts_the_purchases_of_its_own_account() -> None:
     clock = Clock()
     async with (

@@ -26,6 +26,11 @@ ROUND: Final = 2520
 MAX_TAKEN: Final = 100
 """Turns of one command."""
 
+MAX_KEYS: Final = 50
+"""Keys that are looked at for the next turn, and whose purchases are counted for an estimate."""
+
+_LARGEST: Final = 2**62
+
 MAX_STEPS: Final = 16
 """Tickets that are looked ahead."""
 
@@ -173,34 +178,54 @@ def _foresee(tx: Transaction, account: Account, place: Place) -> tuple[int, int]
         (account.name, place.key),
     )
     tag, rank = found or (account.latest, account.joined + 1)
-    own, own_images, waiting = tx.fetch_one(
-        "SELECT count(*), coalesce(sum(images), 0), coalesce(sum(size), 0) FROM account_queue"
-        " WHERE account = ? AND key = ?",
-        (account.name, place.key),
-    )
-    tag += waiting + size_of(place)
-    count, images = _count_ahead(tx, account, place.key, tag, rank)
+    own, own_images, waiting = _before(tx, account, place.key)
+    end = tag + waiting + size_of(place)
+    count, images = _count_ahead(tx, account, place.key, end, rank)
     return own + count + 1, own_images + images
+
+
+def _before(
+    tx: Transaction, account: Account, key: str, last: int | None = None
+) -> tuple[int, int, int]:
+    """How many tickets of a key wait, their images and their sizes; those up to a score `last`.
+
+    Reads the index alone. The images are exact if the key had the same priority all the time.
+    """
+    head = first_ticket(tx, account, key)
+    if head is None:
+        return 0, 0, 0
+    count, score = tx.fetch_one(
+        "SELECT count(*), max(score) FROM account_queue"
+        " WHERE account = ? AND key = ? AND score <= ?",
+        (account.name, key, _LARGEST if last is None else last),
+    )
+    size = score - head.score + head.size if count else 0
+    return count, -(-size * head.images // head.size), size
 
 
 def _count_ahead(
     tx: Transaction, account: Account, own_key: str, tag: int, rank: int
 ) -> tuple[int, int]:
-    """The tickets of all other keys that are before a tag, and their images."""
-    count = images = 0
-    rows = tx.fetch_all(
-        "SELECT key, tag, rank FROM account_keys WHERE account = ? AND key != ?",
-        (account.name, own_key),
+    """The tickets of all other keys that are before a tag, and their images.
+
+    Of many keys an estimate: each is given as much as a key of priority 1.
+    """
+    keys = tx.fetch_all(
+        "SELECT key, tag, rank FROM account_keys WHERE account = ? AND key != ? LIMIT ?",
+        (account.name, own_key, MAX_KEYS + 1),
     )
-    for key, other_tag, other_rank in rows:
+    if len(keys) > MAX_KEYS:
+        (others,) = tx.fetch_one(
+            "SELECT count(*) FROM account_keys WHERE account = ?", (account.name,)
+        )
+        images = (tag - account.latest) * others // ROUND
+        return min(count_tickets(tx, account.name), images), images
+    count = images = 0
+    for key, other_tag, other_rank in keys:
         head = first_ticket(tx, account, key)
         if head is not None:
             last = head.score - head.size + tag - other_tag - (other_rank > rank)
-            found, more = tx.fetch_one(
-                "SELECT count(*), coalesce(sum(images), 0) FROM account_queue"
-                " WHERE account = ? AND key = ? AND score <= ?",
-                (account.name, key, last),
-            )
+            found, more, _ = _before(tx, account, key, last)
             count, images = count + found, images + more
     return count, images
 
@@ -221,7 +246,8 @@ def first_ticket(
         "SELECT purchase, key, worker, images, size, score FROM account_queue"  # noqa: S608
         f" WHERE account = ? AND key = ? AND score > ? AND worker NOT IN ({marks})"
         # A gateway of an earlier version may have closed the journal.
-        " AND purchase IN (SELECT purchase FROM journals WHERE state = 'reserved')"
+        " AND EXISTS (SELECT 1 FROM journals WHERE journals.purchase = account_queue.purchase"
+        " AND state = 'reserved')"
         " ORDER BY score LIMIT 1",
         (account.name, key, after, *passed),
     )
@@ -283,11 +309,7 @@ def read_turn(tx: Transaction, account: Account, purchase: str) -> Turn:
         "SELECT tag, rank FROM account_keys WHERE account = ? AND key = ?",
         (account.name, ticket.key),
     )
-    own, own_images, waiting = tx.fetch_one(
-        "SELECT count(*), coalesce(sum(images), 0), coalesce(sum(size), 0) FROM account_queue"
-        " WHERE account = ? AND key = ? AND score < ?",
-        (account.name, ticket.key, ticket.score),
-    )
+    own, own_images, waiting = _before(tx, account, ticket.key, ticket.score - ticket.size)
     count, images = _count_ahead(tx, account, ticket.key, tag + waiting + ticket.size, rank)
     wait = time_until(tx, account, ticket.images, ahead=own_images + images)
     return Turn("queued", own + count + 1, wait / MICROS)
@@ -307,7 +329,8 @@ def in_order(tx: Transaction, account: Account, passed: Sequence[str]) -> Iterat
     """The tickets in the order of their turns, without those of the workers that are passed."""
     heads: list[tuple[int, int, Ticket]] = []
     keys = tx.fetch_all(
-        "SELECT key, tag, rank FROM account_keys WHERE account = ?", (account.name,)
+        "SELECT key, tag, rank FROM account_keys WHERE account = ? ORDER BY tag, rank LIMIT ?",
+        (account.name, MAX_KEYS),
     )
     for key, tag, rank in keys:
         if (first := first_ticket(tx, account, key, passed=passed)) is not None:
