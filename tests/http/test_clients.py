@@ -704,7 +704,7 @@ GPT_KEYS = ["created", "background", "data", "output_format", "quality", "size",
 async def test_a_gpt_response_has_the_apis_keys_in_its_order(shared: Shared, is_hit: bool) -> None:
     for _ in range(1 + is_hit):
         before = int(time.time())
-        reply = await shared.alice.ask(f"shape {is_hit}", model="gpt-image-2", quality="low", n=2)
+        reply = await shared.alice.ask(f"shape {is_hit}", model="gpt-image-1.5", quality="low", n=2)
 
     assert list(reply.json) == GPT_KEYS
     assert [list(element) for element in reply.json["data"]] == [["b64_json"]] * 2
