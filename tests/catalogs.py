@@ -24,7 +24,11 @@ def _parse_shipped() -> dict[Any, Any]:
 
 
 def shipped_catalog() -> Catalog:
-    """As a gateway in front of OpenAI has it: without the models of other services."""
-    catalog = parse_catalog(read_shipped(), file=SHIPPED.name)
+    """As a gateway in front of OpenAI has it."""
+    return served_by_openai(parse_catalog(read_shipped(), file=SHIPPED.name))
+
+
+def served_by_openai(catalog: Catalog) -> Catalog:
+    """The catalog without the models of other services."""
     models = {name: model for name, model in catalog.models.items() if model.service is None}
-    return catalog.model_copy(update={"models": models})
+    return catalog.with_models(models)

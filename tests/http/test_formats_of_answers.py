@@ -87,7 +87,7 @@ async def test_a_partial_image_of_another_kind_says_what_upstream_says(
     alice: Client, hostile: Hostile
 ) -> None:
     """Partial images are not checked."""
-    other = {"b64_json": base64.b64encode(b"BM a bitmap").decode(), "output_format": "webp"}
+    other = {"b64_json": base64.b64encode(b"BM, a bitmap").decode(), "output_format": "webp"}
     hostile.will_stream(
         (PARTIAL, {**other, "partial_image_index": 0}), (COMPLETED, {"b64_json": ENCODED["jpeg"]})
     )
