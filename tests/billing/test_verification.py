@@ -142,7 +142,9 @@ async def fold(store: Store, *, zone: str = "UTC") -> None:
 async def test_empty_books_agree(store: Store) -> None:
     verified = await verification_of(store).run()
     assert verified.is_balanced
-    assert verified.windows >= 3 * 10
+    # Of three subjects: how many there are besides today's three depends on the date.
+    assert verified.windows >= 3 * 3
+    assert verified.windows % 3 == 0
     assert (verified.records, verified.not_compared) == (0, ())
 
 
