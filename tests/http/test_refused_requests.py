@@ -382,9 +382,7 @@ async def test_every_request_is_admitted_exactly_once(
     await alice.ask()
     await alice.ask(n=99)
     await _post(alice, b"[" * 100_000)
-    await _post(
-        alice, json.dumps({"prompt": prompt, "model": "gpt-image-2", "user": "é" * 20_000})
-    )
+    await _post(alice, json.dumps({"prompt": prompt, "model": "gpt-image-2", "user": "é" * 20_000}))
 
     assert batches == [
         ["Admit", "ReadEntry", "Get"],
