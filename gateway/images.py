@@ -138,6 +138,10 @@ def _leaves(value: object) -> Iterator[str]:
         yield str(value)
 
 
+UNNAMED_MODEL: Final = "unknown"
+"""The text model of an `svg_usage` that names none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of a purchase, or of one image's share of it, by kind."""

@@ -296,3 +296,17 @@ def test_an_alias_keeps_its_own_row_where_no_account_has_the_model_of_its_name()
     with pytest.raises(InvalidRequest, match="Invalid value: '512x512'"):
         validate({**body, "size": "512x512"}, served)
     assert not catalog.with_models({"dall-e-3": catalog.models["dall-e-3"]}).linked_aliases
+
+
+def test_a_refusal_promises_no_more_than_the_model_that_serves_an_alias_takes():
+    """Its own row allows longer prompts."""
+    data = read_shipped()
+    data["models"]["poet"] = data["models"]["dall-e-3"] | {"prompt_max_characters": 5}
+    catalog = parse_catalog(
+        {**data, "aliases": {"dall-e-3": {"model": "poet"}}}, file="models.yaml"
+    )
+    for prompt, promises in (("short", True), ("longer", False)):
+        with pytest.raises(InvalidRequest) as raised:
+            validate({"model": "dall-e-3", "prompt": prompt, "background": "auto"}, catalog)
+        assert ("x-gateway-hint" in raised.value.headers) is promises
+        assert ("lenient" in raised.value.message) is promises

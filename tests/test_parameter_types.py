@@ -18,6 +18,7 @@ from gateway.request.body import parse_body
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
 from gateway.upstream.openai.requests import forwarded_body
+from tests.catalogs import shipped_catalog
 from tests.rows import each_row
 
 
@@ -300,3 +301,38 @@ def test_a_parameter_without_a_default_counts_whatever_its_value() -> None:
         "model": "kite",
         "prompt": "a",
     }
+
+
+@each_row(
+    ("spec", "text", "value"),
+    [
+        ({"decimals": 30, "default": 1.5}, "7.25", 7.25),
+        ({"decimals": 30}, "1e-30", 1e-30),
+        ({"decimals": 30}, "1e-31", None),
+        ({"decimals": 0}, "7e0", 7),
+        ({"decimals": 0}, "0.0", 0),
+        ({"step": 1e-30}, "7.25", 7.25),
+        ({"step": 1e-300}, "1e-301", None),
+        ({"step": 0.1}, "9007199254740992", 2**53),
+    ],
+)
+def test_no_step_and_no_number_of_digits_is_too_fine(
+    spec: dict[str, Any], text: str, value: float | None
+) -> None:
+    known = catalog(guidance={"type": "decimal", "min": 0, "max": 2**53, **spec})
+    if value is not None:
+        request = request_of(known, f'"guidance":{text}')
+        assert request.parameters["guidance"] == value
+        return
+    with pytest.raises(InvalidRequest):
+        request_of(known, f'"guidance":{text}')
+
+
+def test_a_sheet_of_frames_is_the_same_for_every_form_of_their_number() -> None:
+    shipped = shipped_catalog()
+    size = '"model":"gpt-image-2.6-flare","output_format":"gif","size":"960x960","frame_count":'
+    for nine in ("9", "9.0", "9e0"):
+        assert request_of(shipped, size + nine).parameters["size"] == "960x960"
+    for twelve in ("12", "12.0", "12e0"):
+        with pytest.raises(InvalidRequest, match="make a sheet of 3840x2880 pixels"):
+            request_of(shipped, size + twelve)

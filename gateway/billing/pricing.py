@@ -24,7 +24,7 @@ from gateway.catalog import (
     TokenFormula,
 )
 from gateway.errors import ErrorCode, InvalidRequest, shorten_name
-from gateway.images import Amounts, ImageRequest, Usage
+from gateway.images import UNNAMED_MODEL, Amounts, ImageRequest, Usage
 
 PROMPT_OVERHEAD_TOKENS: Final = 16
 """Added to one token per UTF-8 byte, this bounds any prompt's tokens, see
@@ -336,12 +336,20 @@ def lacks_usage(model: Model, request: ImageRequest, usage: Usage | None) -> boo
     return usage is None or (is_svg(model, request) and not usage.svg_model)
 
 
-def text_model_flags(model: Model, usage: Usage | None) -> tuple[str, ...]:
+def text_model_flags(model: Model, request: ImageRequest, usage: Usage | None) -> tuple[str, ...]:
     """The flag of a charge whose text model has no price: it costs the configured worst case."""
     if usage is None or not usage.svg_model or model.text_models is None:
         return ()
-    is_known = model.text_models.price_of(usage.svg_model) is not None
-    return () if is_known else (UNKNOWN_PRICE,)
+    name = _text_model(usage, request.parameters)
+    return () if model.text_models.price_of(name) is not None else (UNKNOWN_PRICE,)
+
+
+def _text_model(usage: Usage, parameters: Mapping[str, object]) -> str:
+    """The model that wrote an SVG image: the requested one, if upstream names none."""
+    svg = parameters.get("svg")
+    requested = svg.get("model") if isinstance(svg, Mapping) else None
+    is_unnamed = usage.svg_model == UNNAMED_MODEL
+    return requested if is_unnamed and isinstance(requested, str) else usage.svg_model
 
 
 def cost(
@@ -355,9 +363,9 @@ def cost(
     """The cost of a purchase, at an account whose prices are `factor` times those of the model.
 
     Models billed by tokens cost their `usage`, at the prices of both models where a text model
-    wrote the image. Others cost their price per delivered image, by the `parameters` of the
-    request; one that is not among them has its default. Without a price each image costs the
-    configured worst case.
+    wrote the image: the requested one, if upstream names none. Others cost their price per
+    delivered image, by the `parameters` of the request; one that is not among them has its default.
+    Without a price each image costs the configured worst case.
 
     Raises `ValueError` for a model billed by tokens without usage: then the cost is not known, and
     the estimate is charged (`docs/reference/billing.md#charges`), as by `charge`.
@@ -366,7 +374,7 @@ def cost(
     if isinstance(billing, TokenBilling):
         if usage is None:
             raise ValueError(f"without usage the cost of {model.id} is not known: use the estimate")
-        return _at_factor(_usage_picos(model, billing, usage), factor)
+        return _at_factor(_usage_picos(model, billing, usage, parameters), factor)
     if billing is None:
         check_price(model)
         assumed = _millions(model.assumed_usd_per_image or Decimal(0))
@@ -470,10 +478,12 @@ def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
     return {kind: count for kind, count in kinds.items() if count}
 
 
-def _usage_picos(model: Model, billing: TokenBilling, usage: Usage) -> dict[str, int]:
+def _usage_picos(
+    model: Model, billing: TokenBilling, usage: Usage, parameters: Mapping[str, object]
+) -> dict[str, int]:
     prices = _token_picos(billing)
     if usage.svg_model:
-        prices = {**prices, **_svg_picos(model, usage.svg_model)}
+        prices = {**prices, **_svg_picos(model, _text_model(usage, parameters))}
     return {kind: tokens * prices[kind] for kind, tokens in tokens_by_kind(usage).items()}
 
 

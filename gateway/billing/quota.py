@@ -55,7 +55,7 @@ _IMAGE_RATES: Final = [
 
 
 class AccountBudget(NamedTuple):
-    """What an account at upstream may cost, whoever buys."""
+    """What an account at upstream may cost, for all keys together."""
 
     subject: str
     """`upstream:NAME`. Its windows count also without a maximum."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Final, Literal, Self, TypeAlias, get_args
 
 from pydantic import (
@@ -33,9 +34,12 @@ def canonical_number(value: float) -> int | float:
     return int(value) if value % 1 == 0 else value
 
 
-def exact_decimal(value: float) -> Decimal:
-    """A number by its shortest notation: 0.1 is a tenth, and not the nearest binary fraction."""
-    return Decimal(repr(value))
+def exact_fraction(value: float) -> Fraction:
+    """A number by its shortest notation: 0.1 is a tenth, and not the nearest binary fraction.
+
+    A fraction, because the arithmetic of decimals fails beyond its digits.
+    """
+    return Fraction(repr(value))
 
 
 def _read_number(value: object) -> int | float:
@@ -230,12 +234,12 @@ class DecimalSpec(Row):
 
     def has_step(self, value: float) -> bool:
         """Whether the value is a multiple of `step`."""
-        return self.step is None or exact_decimal(value) % exact_decimal(self.step) == 0
+        return self.step is None or exact_fraction(value) % exact_fraction(self.step) == 0
 
     def has_decimals(self, value: float) -> bool:
         """Whether the value has no more digits behind the point than allowed."""
-        exact = exact_decimal(value)
-        return self.decimals is None or exact == round(exact, self.decimals)
+        exponent = Decimal(repr(value)).normalize().as_tuple().exponent
+        return self.decimals is None or -int(exponent) <= self.decimals
 
 
 class TextSpec(Row):

@@ -14,7 +14,8 @@ from typing import Final
 
 from gateway.imagefile.facts import MAX_SMALL_PARTS, BadImage, ImageFacts
 from gateway.imagefile.gif import SIGNATURES, check_gif
-from gateway.imagefile.svg import check_svg, is_svg
+from gateway.imagefile.svg import is_svg
+from gateway.imagefile.svg_process import check_svg_apart
 
 MEDIA_TYPES: Final = {
     "png": "image/png",
@@ -75,7 +76,7 @@ def _check_format(data: bytes, *, max_pixels: int) -> ImageFacts:
         case "gif":
             return check_gif(data, max_pixels=max_pixels)
         case "svg":
-            return check_svg(data)
+            return check_svg_apart(data)
     raise BadImage("neither PNG, JPEG, WebP, GIF nor SVG")
 
 

@@ -16,13 +16,12 @@ from contextlib import suppress
 from typing import IO, Final, cast
 
 from gateway.imagefile.convert import TranscodedFormat, transcode_image
+from gateway.imagefile.process_environment import conversion_environment
 
 MAX_PROCESSOR_SECONDS: Final = 60
 """Of one image. One of 33 megapixels takes up to 10 seconds."""
 _NICENESS: Final = 10
 """Lower priority than the workers, which answer clients."""
-_INHERITED: Final = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""The environment variables without which some installations of Python do not start."""
 
 
 class ConversionFailed(Exception):
@@ -50,12 +49,6 @@ def transcode_in_process(
     if process.returncode != 0:
         raise ConversionFailed(f"the process for transcoding ended with {process.returncode}")
     return transcoded or None
-
-
-def conversion_environment() -> dict[str, str]:
-    """The environment of a process that decodes images: no secret of the gateway."""
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return {**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def _start(format: str, compression: int) -> subprocess.Popen[bytes]:

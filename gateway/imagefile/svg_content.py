@@ -25,6 +25,9 @@ _OVERLAP: Final = 64
 _MAX_VALUE: Final = 64 << 10
 """Characters of a value that are searched. Only a `data:` URL can be longer."""
 
+_MAX_ESCAPES: Final = 10_000
+"""Of all styles and values. One with more hides something: no program writes so many."""
+
 _FOREIGN_ELEMENTS: Final = frozenset(
     {*("foreignobject", "iframe", "embed", "object", "html", "body", "audio", "video"), "canvas"}
 )
@@ -48,6 +51,7 @@ class Content:
         """Open style elements."""
         self._style: list[str] = []
         self._style_length = 0
+        self._escapes = 0
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -113,6 +117,10 @@ class Content:
 
     def _css(self, text: str) -> None:
         if "\\" in text:
+            self._escapes += text.count("\\")
+            if self._escapes > _MAX_ESCAPES:
+                self._found.add(REFERENCES)
+                return
             text = _CSS_ESCAPE.sub(_unescaped, text)
         if _CSS_REFERENCE.search(_squeezed(text)):
             self._found.add(REFERENCES)

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Final, cast
 
-from gateway.imagefile.convert_process import ConversionFailed, conversion_environment
+from gateway.imagefile.convert_process import ConversionFailed
+from gateway.imagefile.process_environment import conversion_environment
 from gateway.imagefile.thumbnail import make_thumbnail
 
 MAX_SECONDS: Final = 20.0

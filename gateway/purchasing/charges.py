@@ -61,7 +61,7 @@ def charge_answer(
         estimated=estimate,
         factor=factor,
     )
-    flags = ("no_usage",) if lacks_usage else pricing.text_model_flags(model, usage)
+    flags = ("no_usage",) if lacks_usage else pricing.text_model_flags(model, request, usage)
     return _charged(amounts, cost, usage, flags=flags, estimate=estimate)
 
 
@@ -84,7 +84,7 @@ def charge_failure(
     was_made = failure.charge is Charge.UNDELIVERED
     if was_made and pricing.lacks_usage(model, request, failure.usage):
         return charge_reserved(estimate, flags=flags)
-    flags += pricing.text_model_flags(model, failure.usage)
+    flags += pricing.text_model_flags(model, request, failure.usage)
     images = estimate.images if failure.images is None else failure.images
     amounts, cost = pricing.charge(
         model, request, usage=failure.usage, images=images, estimated=estimate, factor=factor

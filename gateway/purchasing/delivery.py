@@ -25,7 +25,7 @@ from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import MAX_REPORT_MESSAGE, FailureReport, Reason
-from gateway.imagefile.check import DOCUMENTS, check_image, detect_format
+from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES, check_image, detect_format
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
@@ -36,6 +36,8 @@ from gateway.upstream.attempts import Buyer, StreamHandlers
 
 MAX_ANSWER_FIELD: Final = 128
 """Characters of a text among the model's `answer_fields`. A longer one is not kept."""
+
+_RASTER: Final = frozenset({*MEDIA_TYPES, "jpg"} - DOCUMENTS)
 
 log = structlog.get_logger(__name__)
 
@@ -233,12 +235,14 @@ def _may_be_svg(request: ImageRequest, model: Model) -> bool:
     """Whether the client expects an SVG: it asked for one, or the model makes them by default.
 
     A client that shows what it takes for a raster image need not guard against a document. What a
-    model without a row makes by default is not known.
+    model without a row makes by default is not known, nor what its formats are called.
     """
+    if request.unchecked is not None:
+        written = request.unchecked.members.get("output_format", "")
+        return written.strip('"').lower() not in _RASTER
     spec = model.parameters.get("output_format")
     default = None if spec is None else spec.default
-    wanted = request.parameters.get("output_format", default)
-    return wanted == "svg" if model.has_row else wanted in (None, "svg")
+    return request.parameters.get("output_format", default) == "svg"
 
 
 def _buyer_beside_prompt(request: ImageRequest) -> Identity:

@@ -70,6 +70,8 @@ class Route:
     """Whether it has to wait for the account that the journal names."""
     opening: asyncio.Task[float] | None = None
     """Opens the journal, if the store was unavailable when the purchase began."""
+    is_certain: bool = True
+    """The journal names that account, and has its turn; False after a reroute without a reply."""
     reported: set[str] = field(default_factory=set)
     """The accounts whose failure is in the log."""
 
@@ -123,7 +125,8 @@ class Route:
     async def approach(self, account: str) -> bool:
         """Names an account in the journal before it is asked; False: it is passed over."""
         chosen = self._named(account)
-        if chosen is not self.account and not await self._reroute(chosen):
+        is_named = chosen is self.account and self.is_certain
+        if not is_named and not await self._reroute(chosen):
             return False
         self.summary.upstream = chosen.name
         return True
@@ -178,6 +181,7 @@ class Route:
             account=budget_of(account),
             place=self.place(account) if self.opening is None else None,
         )
+        was_certain, self.is_certain = self.is_certain, False
         try:
             await batch.execute()
         except StoreUnavailable:
@@ -185,6 +189,7 @@ class Route:
             log.warning("reroute_failed", purchase=self.reserved.purchase, upstream=account.name)
             return False
         if not is_moved(reservation.value):
+            self.is_certain = was_certain
             return False
         self.reserved = replace(
             rerouted, record=rerouted.record.but(time=reservation.value.reserved_at)
@@ -196,6 +201,7 @@ class Route:
             self.summary.waiting.position = 0  # the answer is that of another account
             log.info("account_passed_over", upstream=account.name, reason=refused.code)
             return False
+        self.is_certain = True
         return True
 
 

@@ -161,7 +161,7 @@ def _specs(
         return model.parameters.items()
     if body.get("output_format") not in size.sheet.formats:
         return model.parameters.items()
-    frames = body.get(size.sheet.frames)
+    frames = _without_fraction(body.get(size.sheet.frames))
     if not isinstance(frames, int):  # omitted, or refused when its turn comes
         frames = _number(model.parameters[size.sheet.frames].default, 1)
     of_frames = _FrameSize(size, size.sheet.layout_of(frames))
@@ -286,8 +286,8 @@ def _with_hint(
     refusal: InvalidRequest, body: Mapping[str, object], model: Model, *, catalog: Catalog
 ) -> InvalidRequest:
     """A refusal with its hint, if lenient mode would not make it. Many clients show no headers."""
-    try:
-        _validate_leniently(body, model, catalog=catalog)
+    try:  # an alias's values also have to be those of the model that serves it
+        _serve_alias(_validate_leniently(body, model, catalog=catalog), catalog)
     except InvalidRequest:
         return refusal
     tolerated = _tolerated(body, model, catalog=catalog)
@@ -428,8 +428,7 @@ def _(spec: _FrameSize, name: str, value: object) -> Value:
 
 @_check.register
 def _(spec: IntegerSpec, name: str, value: object) -> Value:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # 2.0 is an integer; true and "2" are not
+    value = _without_fraction(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise _invalid_type(name, "an integer", value=value)
     if value < spec.min:
@@ -441,6 +440,11 @@ def _(spec: IntegerSpec, name: str, value: object) -> Value:
     if spec.only is not None and value != spec.only.value:
         raise InvalidRequest(spec.only.message)
     return value
+
+
+def _without_fraction(value: object) -> object:
+    """2 for 2.0, which is an integer. true and "2" are none."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @_check.register

@@ -170,7 +170,7 @@ def over_budget(model: str) -> GatewayError:
 
 
 def _unavailable(message: str) -> GatewayError:
-    # SDKs would wait and ask again in vain.
+    # No retry helps before the operator or the calendar changes something.
     headers = {"Retry-After": str(MAX_RETRY_AFTER_SECONDS), "x-should-retry": "false"}
     return GatewayError(
         message, code=ErrorCode.UPSTREAM_UNAVAILABLE, headers=headers, source="upstream"

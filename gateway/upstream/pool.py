@@ -28,8 +28,8 @@ from gateway.upstream.session import ClientSettings
 REST_SECONDS: Final = 60.0
 """How long an account is not asked for a model after 401, 403, 404 for it, or a billing limit."""
 
-_MAX_RESTING: Final = 1000
-"""Pairs of account and model: clients choose the names of models without a row."""
+MAX_RESTING: Final = 1024
+"""Models that accounts rest for at a time. Clients choose the names of models without a row."""
 
 
 class Pool:
@@ -40,7 +40,7 @@ class Pool:
         self._clients = dict(zip((one.name for one in accounts), clients, strict=True))
         self._pace = pace
         self._resting: dict[tuple[str, str], float] = {}
-        """By account and model, until when."""
+        """By account and model, until when. The oldest come first."""
         self.is_disabled: Callable[[str], bool] = lambda name: False
         """Whether the operator has taken the account of this name out of service."""
 
@@ -131,8 +131,8 @@ class Pool:
     def _rest(self, account: str, model: str) -> None:
         self._resting.pop((account, model), None)
         self._resting[account, model] = self._pace.clock() + REST_SECONDS
-        if len(self._resting) > _MAX_RESTING:
-            del self._resting[next(iter(self._resting))]  # the one that has rested longest
+        if len(self._resting) > MAX_RESTING:
+            del self._resting[next(iter(self._resting))]
 
     def _in_order(self, accounts: Sequence[Account]) -> Sequence[Account]:
         """By priority; among equals a random order in which weights are chances to be first."""

@@ -24,7 +24,9 @@ from gateway.purchasing.charges import charge_answer
 from gateway.request.validation import validate
 from gateway.simulator.generation import output_tokens as tokens_at_upstream
 from gateway.simulator.generation import resolve
+from gateway.upstream.openai.answers import usage_of_images
 from tests.catalogs import read_shipped, shipped_catalog
+from tests.rows import each_row
 
 CATALOG = shipped_catalog()
 
@@ -424,3 +426,43 @@ def test_an_answer_without_svg_usage_is_charged_the_estimate() -> None:
     answer = UpstreamAnswer(images=(UpstreamImage(data=b"x"),), usage=Usage(image_out=9), echoed={})
     charged = charge_answer(model, request, answer, estimate=bound.amounts)
     assert (charged.amounts, charged.flags) == (bound.amounts, ("no_usage",))
+
+
+SVG_USAGE = {"input_tokens": 1572, "output_tokens": 1437, "reasoning_tokens": 994}
+
+
+@each_row(
+    ("svg_usage", "micros"),
+    [
+        ({**SVG_USAGE, "model": "gpt-5.6-sol"}, 1572 * 5 + 1437 * 30),
+        ({**SVG_USAGE, "model": "quill-9"}, 1572 * 30 + 1437 * 180),
+        # Without a name it is the model that was asked for: its price was reserved.
+        (SVG_USAGE, 1572 * 5 + 1437 * 30),
+        ({**SVG_USAGE, "model": {}}, 1572 * 5 + 1437 * 30),
+        # No model writes an image of no tokens, or of less than none: the estimate.
+        ({**SVG_USAGE, "output_tokens": 0, "reasoning_tokens": 0}, None),
+        ({**SVG_USAGE, "output_tokens": 0, "reasoning_tokens": None}, None),
+        ({**SVG_USAGE, "output_tokens": -1}, None),
+        ({**SVG_USAGE, "output_tokens": 10**12}, None),
+        ({**SVG_USAGE, "reasoning_tokens": -1}, None),
+        ({**SVG_USAGE, "reasoning_tokens": 1e3}, None),
+        ("1437", None),
+    ],
+)
+def test_an_svg_usage_that_cannot_be_true_is_charged_the_estimate(
+    svg_usage: object, micros: int | None
+) -> None:
+    body = {"model": "gpt-image-2.6-flare", "prompt": "a", "output_format": "svg"}
+    request = validate({**body, "svg": {"model": "gpt-5.6-sol"}}, CATALOG)
+    model = CATALOG.models[request.model]
+    reserved = estimate(model, request, 1).amounts
+    usage = usage_of_images(
+        {"usage": {"input_tokens": 9, "output_tokens": 100}, "svg_usage": svg_usage}
+    )
+    answer = UpstreamAnswer(images=(UpstreamImage(data=b"x"),), usage=usage, echoed={})
+    charged = charge_answer(model, request, answer, estimate=reserved)
+    wanted = reserved.usd_micros if micros is None else 9 * 5 + 100 * 30 + micros
+    assert charged.amounts.usd_micros == wanted
+    is_known = "quill-9" not in str(svg_usage)
+    assert ("unknown_price" in charged.flags) is not is_known
+    assert ("no_usage" in charged.flags) is (micros is None)

@@ -18,13 +18,15 @@ import aiohttp
 import pytest
 
 from gateway.configuration.expand import ConfigError
+from gateway.errors import StoreUnavailable
 from gateway.images import Record
 from gateway.net.guard import parse_allow_list
 from gateway.process.upstream_check import check_upstreams
 from gateway.purchasing.journal import decode_payload
 from gateway.room_settings import client_settings, fetch_settings
 from gateway.store.batch import execute
-from gateway.store.commands import OpenJournals
+from gateway.store.commands import OpenJournals, Reroute
+from gateway.store.protocol import Command
 from gateway.upstream.pool import REST_SECONDS
 from gateway.wiring.stores import open_store
 from tests.gateways import (
@@ -253,6 +255,37 @@ async def test_the_journal_names_the_account_before_it_is_asked(
         assert spent.usd_micros == sum(record.cost_micros for record in bought)
         assert {record.upstream for record in bought} == {"second"}
         assert await house.asked() == [1, 1]
+
+
+@usually_on("sqlite")
+async def test_the_journal_names_the_account_that_is_asked_again_after_a_lost_reply(
+    tmp_path: Path, store_url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second account is passed over, because it is not known whether the journal names it."""
+    async with open_house(tmp_path, store_url) as house:
+        await house.first.play("status=429")
+        store, lost = house.gateway.gateway.store, list[Reroute]()
+        purchases: Any = house.gateway.gateway.services.proxy._images._purchases
+
+        class LosesReply:
+            """Carries out the first `Reroute`, and loses the reply."""
+
+            async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+                found = await store.execute(commands)
+                if not lost and isinstance(commands[0], Reroute):
+                    lost.append(commands[0])
+                    raise StoreUnavailable
+                return list(found)
+
+        monkeypatch.setattr(purchases, "_store", LosesReply())
+        asking = asyncio.create_task(ask(house, "an otter", stream=False))
+        await eventually(lambda: lost)
+        async with house.first.hold():
+            await house.first.until_sent(2)
+            (journal,) = await execute(store, OpenJournals())
+            assert decode_payload(journal.payload).record.upstream == "first"
+        assert (await asking).headers["x-gateway-upstream"] == "first"
+        assert await house.asked() == [2, 0]
 
 
 async def _corrected(house: House) -> list[Record] | None:

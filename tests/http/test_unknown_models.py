@@ -281,6 +281,23 @@ async def test_links_streams_and_answer_formats(open_pass: OpenPass) -> None:
     assert shown.body == pixels(48)
 
 
+async def test_a_client_that_names_a_raster_format_is_given_no_document(
+    open_pass: OpenPass,
+) -> None:
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="5" height="5"/>'
+    async with open_pass("erin") as way:
+        drawn = [
+            await way.ask(answer(svg), seed=seed, **named)
+            for seed, named in enumerate(({}, {"output_format": None}, {"output_format": "vector"}))
+        ]
+        refused = [
+            await way.ask(answer(svg), output_format=name) for name in ("png", "JPG", "webp", "gif")
+        ]
+    assert [reply.images for reply in drawn] == [[encoded(svg)]] * 3
+    for reply in refused:
+        assert (reply.status, reply.headers["x-gateway-cost-usd"]) == (502, "0.700000")
+
+
 CLONE = {"images": "output.images", "raw_image": True}
 
 
@@ -304,6 +321,9 @@ async def test_a_service_answers_with_a_file_or_a_list_of_another_name(open_pass
         file = http(200, pixels(80), Content_Type="image/png")
         several = await way.ask(listed, file, n=5)
         raw = await way.ask(file, prompt="raw")
+        prologue = b'<?xml version="1.0" encoding="UTF-8"?>\n<!-- by %b -->\n' % (b"hand " * 99)
+        svg = prologue + b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+        drawn = await way.ask(http(200, svg, Content_Type="image/svg+xml"), prompt="svg")
         cut = await way.ask(http(200, pixels(80)[:-9], Content_Type="image/png"), prompt="cut")
         page = http(200, b"<html>oops</html>", Content_Type="image/png")
         no_image = await way.ask(page, prompt="no image")
@@ -314,6 +334,7 @@ async def test_a_service_answers_with_a_file_or_a_list_of_another_name(open_pass
     async with open_pass("dora") as way:
         refused = [await way.ask(reply, prompt=str(i)) for i, reply in enumerate((file, listed))]
     assert several.images == [encoded(one) for one in (*files, pixels(80))]
+    assert drawn.images == [encoded(svg)]
     assert (raw.images, usual.images) == ([encoded(pixels(80))], [encoded(pixels(96))])
     for reply in (cut, no_image, *refused):
         assert (reply.status, reply.error["code"]) == (502, "upstream_error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -243,6 +244,32 @@ def test_a_hostile_svg_takes_seconds_at_most(write):
 
     def check_hostile():
         with suppress(BadImage):
-            check(text)
+            svg.check_svg(text.encode())
 
     assert processor_seconds(check_hostile, best_of=1) < 4
+
+
+@pytest.mark.parametrize("escaped", [r"\\", r"\61 "])
+def test_a_style_of_nothing_but_escapes_is_flagged_and_takes_no_longer(escaped):
+    text = root(f"<style>{escaped * 300_000}</style>").encode()
+    assert processor_seconds(lambda: svg.check_svg(text), best_of=1) < 0.2
+    assert svg.check_svg(text).active == (REFERENCES,)
+
+
+def test_a_large_file_does_not_take_the_time_of_the_interpreter():
+    """One call on all of it would hold the lock that the event loop needs for a tenth of a second.
+
+    The file is as large as allowed, so that a check in this thread would take long.
+    """
+    script = "<script/><!--" + "x" * 4_000_000 + "-->"
+    text = root(script + photograph(4_000_000), 'width="60" height="40"').encode()
+    found = []
+    assert processor_seconds(lambda: found.append(check(text)), best_of=1) < 0.05
+    assert found == [ImageFacts("svg", 60, 40, active=(SCRIPT,))]
+    with pytest.raises(BadImage, match="SVG with a DTD"):
+        check(b"<!DOCTYPE svg>" + text)
+
+
+def test_without_processes_a_large_file_is_checked_all_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nothing/there")
+    assert check(root(photograph(300_000))).format == "svg"

@@ -269,6 +269,23 @@ class TestTakeTurns:
             assert (await execute(store, take("dead"))).taken == ("p0", "p1")
             assert (await execute(store, take(seen=("p2", "p3")))).taken == ("p4",)
 
+    async def test_a_turn_of_before_is_none_for_a_purchase_that_waits_again(
+        self, clocked_store: ClockedStore
+    ) -> None:
+        """After a failover and back; the worker has not told that it has seen its first turn."""
+        async with clocked_store.open() as store:
+            await execute(store, reserve("full", place(60)))
+            await execute(store, reserve("p", place()))
+            await clocked_store.move_to(clocked_store.now + 1.0)
+            assert (await execute(store, take())).taken == ("p",)
+            await execute(store, reroute("p", place(account="b")))
+            assert (await execute(store, reroute("p", place()))).turn.state == "queued"
+            assert (await execute(store, take())).taken == ()
+            await clocked_store.move_to(clocked_store.now + 1.0)
+            assert (await execute(store, take())).taken == ("p",)
+            await execute(store, settle("p"))
+            assert (await execute(store, take())).taken == ()
+
     async def test_an_account_says_that_it_has_less(self, clocked_store: ClockedStore) -> None:
         def say(remaining: int | None = None, stop: float = 0.0) -> commands.CorrectAccount:
             return commands.CorrectAccount("a", 60, remaining, stop)

@@ -20,7 +20,7 @@ from gateway.images import UpstreamAnswer
 from gateway.upstream.accounts import Account, Accounts, UnroutableError, check_accounts
 from gateway.upstream.attempts import StreamHandlers
 from gateway.upstream.observer import Pace, Unobserved
-from gateway.upstream.pool import REST_SECONDS, Pool, open_pool
+from gateway.upstream.pool import MAX_RESTING, REST_SECONDS, Pool, open_pool
 from gateway.upstream.session import ClientSettings
 from tests.rows import each_row
 from tests.scripted_upstream import (
@@ -257,6 +257,14 @@ async def test_an_account_that_refuses_a_model_rests_for_that_model() -> None:
         assert (await buy(pool))[1] == ["a", "b"]
 
 
+async def test_models_that_only_clients_name_are_not_remembered_without_bound() -> None:
+    async with pool_of(["http://127.0.0.1:1"]) as pool:
+        for number in range(3 * MAX_RESTING):
+            pool._rest("a", f"model-{number}")
+        assert len(pool._resting) == MAX_RESTING
+        assert pool.rests("a", f"model-{3 * MAX_RESTING - 1}")
+
+
 async def test_if_all_accounts_rest_they_are_asked_all_the_same() -> None:
     async with upstream(error(401)) as first, upstream(error(403), GOOD) as second:
         async with pool_of([first.url, second.url]) as pool:
@@ -264,16 +272,6 @@ async def test_if_all_accounts_rest_they_are_asked_all_the_same() -> None:
             answer, asked = await buy(pool)
         assert asked == ["a", "b"]
         assert isinstance(answer, UpstreamAnswer)
-
-
-async def test_names_of_models_do_not_fill_the_memory() -> None:
-    """Under `unknown_models: passthrough`, clients choose them."""
-    async with pool_of(["http://127.0.0.1:1/v1"]) as pool:
-        account = pool.accounts.all[0]
-        for number in range(1500):
-            pool._rest(account.name, f"model-{number}")
-        assert len(pool.resting(account.name)) == 1000
-        assert pool.rests(account.name, "model-1499")
 
 
 async def test_a_breaker_counts_the_purchases_of_its_own_account() -> None:

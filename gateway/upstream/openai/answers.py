@@ -18,7 +18,7 @@ import orjson
 from gateway.catalog import ECHOED_PARAMETERS
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import FailureReport, Reason
-from gateway.images import UpstreamAnswer, UpstreamImage, Usage
+from gateway.images import UNNAMED_MODEL, UpstreamAnswer, UpstreamImage, Usage
 from gateway.upstream.openai.encoded_images import decode_image, is_data_url
 from gateway.upstream.openai.errors import error_with_200
 from gateway.upstream.openai.foreign_json import (
@@ -280,15 +280,18 @@ def usage_of(document: Mapping[str, Any]) -> Usage | None:
     if usage is None or not isinstance(svg, dict):
         return usage
     counts = [token_count(svg.get(f"{kind}_tokens")) for kind in ("input", "output")]
-    if counts[0] is None or counts[1] is None:
+    named = svg.get("reasoning_tokens")
+    reasoning = 0 if named is None else token_count(named)
+    if counts[0] is None or counts[1] is None or reasoning is None:
         return usage
-    reasoning = token_count(svg.get("reasoning_tokens")) or 0
+    if not counts[1] + reasoning:  # zeros of a clone: a text model has always written something
+        return usage
     # Elsewhere the API counts reasoning among the output. If the total says otherwise, or there is
     # more reasoning than output, it is charged besides.
     apart = svg.get("total_tokens") == sum(filter(None, counts)) + reasoning and reasoning > 0
     return replace(
         usage,
-        svg_model=(as_text(svg.get("model")) or "unknown")[:_MAX_MODEL_NAME],
+        svg_model=(as_text(svg.get("model")) or UNNAMED_MODEL)[:_MAX_MODEL_NAME],
         svg_in=counts[0],
         svg_out=counts[1],
         svg_reasoning=reasoning,

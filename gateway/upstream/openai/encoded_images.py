@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final, TypeAlias
-from urllib.parse import unquote_to_bytes
 
 import orjson
 import pybase64
@@ -28,6 +28,7 @@ _MAX_ESCAPE: Final = 6
 _PREFIX: Final = re.compile(
     rb"(?:data:(?P<parameters>[^,]{0,1024})|[^,]{0,256};\s*base64),", re.IGNORECASE
 )
+_ENCODED: Final = re.compile(rb"(?:%[0-9A-Fa-f]{2})++")
 _IS_BASE64: Final = re.compile(rb";\s*base64\s*\Z", re.IGNORECASE)
 
 _WHITE_SPACE: Final = b" \t\r\n\v\f"
@@ -78,6 +79,25 @@ def _unescape(piece: bytes) -> bytes:
     return str(text).encode("utf-8", "replace")
 
 
+def _unquoted(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Pieces of a URL without percent-encoding. One that two pieces share is read too."""
+    rest = b""
+    for piece in pieces:
+        whole = rest + piece
+        cut = whole.rfind(b"%", -2)
+        rest = whole[cut:] if cut >= 0 else b""
+        yield _unquote(whole[: len(whole) - len(rest)])
+    yield rest
+
+
+def _unquote(piece: bytes) -> bytes:
+    """A piece without its percent-encoding, in a run as a whole: there may be only such bytes.
+
+    `urllib` would make an object of each, which are many times as large as the piece.
+    """
+    return _ENCODED.sub(lambda run: bytes.fromhex(run[0].replace(b"%", b"").decode()), piece)
+
+
 def _decode_leniently(pieces: Iterator[bytes]) -> bytes:
     """Raises `ValueError` for what is no base64."""
     first = next(pieces, b"").removeprefix(_BYTE_ORDER_MARK).lstrip(_WHITE_SPACE)
@@ -87,11 +107,11 @@ def _decode_leniently(pieces: Iterator[bytes]) -> bytes:
         first = first[prefix.end() :]
         parameters = prefix["parameters"]
         if parameters is not None and not _IS_BASE64.search(parameters):
-            return unquote_to_bytes(b"".join([first, *pieces]))
+            return b"".join(_unquoted(chain([first], pieces)))
     decoded: list[bytes] = []
     rest, has_ended = b"", False
     while True:
-        piece = unquote_to_bytes(first) if is_url and b"%" in first else first
+        piece = _unquote(first) if is_url and b"%" in first else first
         digits, padding, behind = piece.translate(_TO_STANDARD, _WHITE_SPACE).partition(b"=")
         if (has_ended and digits) or behind.strip(b"="):
             raise ValueError("base64 goes on behind its padding")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.imagefile.check import detect_format
+from gateway.imagefile.svg import HEAD_BYTES
 from gateway.images import UpstreamAnswer, UpstreamImage
 from gateway.upstream.openai.answers import LONG_BASE64, Base64, extract_base64, long_text
 from gateway.upstream.openai.foreign_json import load_object
@@ -29,7 +30,7 @@ def read_image_file(
     By its first bytes, because services send `application/octet-stream` too. The image is checked
     like any other.
     """
-    if detect_format(bytes(body[:64])) is None:
+    if detect_format(bytes(body[:HEAD_BYTES])) is None:
         return None
     return UpstreamAnswer(
         images=(UpstreamImage(data=bytes(body)),),

@@ -55,9 +55,7 @@ if denied or turn[1] == 'refused' then
   return { denied and denied - 1 or -1, list, now, now, {}, turn }
 end
 
-if journal.state == 'queued' then
-  leave_place(journal.place, place and place.opened)
-end
+leave_place(journal, purchase, place and place.opened)
 write_buckets(consumptions)
 for _, consumption in ipairs(consumptions) do
   consumption.amount = consumption.asked or consumption.amount

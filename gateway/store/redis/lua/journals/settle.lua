@@ -95,9 +95,7 @@ local function close(journal)
   end
   write_charge(journal, counters, {})
   move_totals(charge.usd_micros or 0, saved)
-  if journal.state == 'queued' then
-    leave_place(journal.place)
-  end
+  leave_place(journal, purchase)
   redis.call('HDEL', key, 'payload', 'place')
   redis.call('ZREM', open_key(journal.worker), purchase)
   return result('settled', journal)

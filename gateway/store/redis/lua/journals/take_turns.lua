@@ -7,7 +7,7 @@ local MAX_TAKEN = 100
 local MAX_STEPS = 16 -- tickets that are looked ahead
 local account = open_account(ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]))
 local worker = ARGV[2]
-local taken_key = queue_key('taken', account.name .. ':' .. worker)
+local told = taken_key(account.name, worker)
 local slow_key = queue_key('slow', account.name)
 local slow = {}
 
@@ -50,7 +50,7 @@ local function take(ticket)
     redis.call('HSET', key, 'consumptions', cjson.encode(packed))
   end
   redis.call('HSET', key, 'state', 'reserved')
-  redis.call('SADD', taken_key, ticket.purchase)
+  redis.call('SADD', told, ticket.purchase)
   redis.call('ZREM', tickets_key(account, ticket.key), ticket.member)
   account.count = math.max(0, account.count - 1)
   account.images = math.max(0, account.images - ticket.images)
@@ -103,7 +103,7 @@ local function time_until_own()
 end
 
 if #ARGV > 4 then
-  redis.call('SREM', taken_key, unpack(ARGV, 5))
+  redis.call('SREM', told, unpack(ARGV, 5))
 end
 redis.call('SREM', slow_key, worker)
 for _, name in ipairs(redis.call('SMEMBERS', slow_key)) do
@@ -129,5 +129,5 @@ if redis.call('EXISTS', queue_key('heads', account.name)) == 0 then
 end
 write_windows()
 write_account(account)
-redis.call('EXPIRE', taken_key, QUEUE_SECONDS)
-return { redis.call('SMEMBERS', taken_key), account.count, time_until_own() }
+redis.call('EXPIRE', told, QUEUE_SECONDS)
+return { redis.call('SMEMBERS', told), account.count, time_until_own() }

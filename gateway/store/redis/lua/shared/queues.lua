@@ -203,6 +203,11 @@ local function join_queue(account, place, purchase, worker)
   return member
 end
 
+-- The purchases of a worker whose turn has come, until it has seen them.
+local function taken_key(account, worker)
+  return queue_key('taken', account .. ':' .. worker)
+end
+
 local function leave_queue(account, key, member)
   local name = tickets_key(account, key)
   if redis.call('ZREM', name, member) == 0 then
@@ -216,10 +221,17 @@ local function leave_queue(account, key, member)
   end
 end
 
--- The ticket of a queued journal, `packed` in its field `place`, leaves its queue. `opened` is an
--- account that is written later.
-local function leave_place(packed, opened)
-  local place = cjson.decode(packed)
+-- An open journal leaves its place at an account: its ticket leaves the queue, and a turn of which its
+-- worker was told is none any more. `opened` is an account that is written later.
+local function leave_place(journal, purchase, opened)
+  if not journal.place then
+    return
+  end
+  local place = cjson.decode(journal.place)
+  redis.call('SREM', taken_key(place.account, journal.worker), purchase)
+  if journal.state ~= 'queued' then
+    return
+  end
   if opened and opened.name == place.account then
     return leave_queue(opened, place.key, place.member)
   end
