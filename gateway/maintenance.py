@@ -76,7 +76,7 @@ class Job:
 def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     """Every background job of a worker; a new job is a new row."""
     heartbeat_seconds = settings.workers.heartbeat_seconds
-    unending = gateway.cache.unending
+    retired_entries = gateway.cache.retired_entries
     blobs, upstream_health = gateway.cache.blobs, gateway.services.upstream_health
     return (
         Job(
@@ -102,7 +102,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("upstream_switches", SWITCHES_SECONDS, gateway.services.upstream_switches.refresh),
         Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
-        Job("retired_images", unending.interval_seconds, lambda: keep_retired(gateway)),
+        Job("retired_images", retired_entries.interval_seconds, lambda: keep_retired(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services), is_done_at_start=True),
         Job("process", PROCESS_SECONDS, lambda: measure_process(gateway)),
@@ -283,10 +283,10 @@ async def keep_retired(gateway: Gateway) -> None:
         for name, model in catalog.models.items()
         if catalog.retirement(model, today) == "serve-cached"
     }
-    unending = gateway.cache.unending
+    retired_entries = gateway.cache.retired_entries
     # The scan is expensive, so one worker does it for all.
-    if models and await has_turn(gateway, "retired_images", unending.interval_seconds):
-        await unending.prolong(models)
+    if models and await has_turn(gateway, "retired_images", retired_entries.interval_seconds):
+        await retired_entries.prolong(models)
 
 
 async def tend_ledger(gateway: Gateway) -> None:

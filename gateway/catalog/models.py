@@ -349,9 +349,9 @@ class Catalog(Row):
         for name in named:
             if name not in known:
                 raise CatalogError(
-                    f"upstream.dialect: there is no dialect '{name}'{did_you_mean(name, known)}; "
-                    f"known are {', '.join(known)}, and further ones can be rows of dialects in "
-                    "models.yaml"
+                    f"gateway.yaml: dialect: there is no dialect '{name}'"
+                    f"{did_you_mean(name, known)}. Use one of {', '.join(known)}, or add a row to "
+                    "dialects in models.yaml"
                 )
 
     def knows_parameter(self, name: str) -> bool:

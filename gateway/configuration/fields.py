@@ -284,10 +284,7 @@ def parse_shutdown_dates(value: object) -> dict[str, date | None]:
 
 def parse_price_factor(value: object) -> Decimal:
     """A decimal number from 0 to 1,000 with at most six places."""
-    try:
-        factor = Decimal("nan") if isinstance(value, bool) else Decimal(str(value).strip())
-    except InvalidOperation:
-        factor = Decimal("nan")
+    factor = _read_decimal(value)
     places = factor.as_tuple().exponent
     if not factor.is_finite() or not 0 <= factor <= MAX_PRICE_FACTOR or int(places) < -6:
         raise ValueError("a number such as 1.1, from 0 to 1000 with at most six decimal places")
@@ -296,14 +293,19 @@ def parse_price_factor(value: object) -> Decimal:
 
 def parse_budget(value: object) -> int:
     """US dollars, such as 250 or 0.5, as micro-dollars; 0 allows nothing."""
-    try:
-        usd = Decimal("nan") if isinstance(value, bool) else Decimal(str(value).strip())
-    except InvalidOperation:
-        usd = Decimal("nan")
+    usd = _read_decimal(value)
     micros = usd * 1_000_000
     if not usd.is_finite() or not 0 <= usd <= MAX_BUDGET_USD or micros != int(micros):
         raise ValueError("an amount in US dollars, 0 or more, such as 250 or 0.50")
     return int(micros)
+
+
+def _read_decimal(value: object) -> Decimal:
+    """The number; NaN for anything else."""
+    try:
+        return Decimal("nan") if isinstance(value, bool) else Decimal(str(value).strip())
+    except InvalidOperation:
+        return Decimal("nan")
 
 
 def parse_redis_url(value: object) -> str:

@@ -271,16 +271,16 @@ class UpstreamSettings(Section):
     """The models that are bought here, with the name that each has there. Empty: every model,
     under its own name."""
     shutdown: ShutdownDates = Field(default_factory=dict)
-    """When models are shut down here, where that is another day than in models.yaml. Without a day:
-    not announced."""
+    """The shutdown dates of this account, where they differ from models.yaml. Without a date: not
+    announced."""
     priority: CountOrZero = 1
     """Accounts with the lowest number are asked first."""
     weight: CountOrZero = 1
     """The share of the purchases among accounts of one priority. 0: it is not asked."""
     images_per_minute: Count | None = None
-    """How many images the account makes a minute; further purchases queue. Empty: no bound."""
+    """Images that the account makes a minute; further purchases queue. Empty: no bound."""
     concurrent: Count | None = None
-    """How many purchases are at the account at once; further ones queue. Empty: no bound."""
+    """Purchases that the account takes at once; further ones queue. Empty: no bound."""
     price_factor: PriceFactor = Decimal(1)
     """What every price of models.yaml is multiplied by for purchases here."""
     limits: UpstreamLimits = Field(default_factory=UpstreamLimits)
@@ -315,8 +315,8 @@ class QueueSettings(Section):
     """The queue of purchases that wait for an account's images_per_minute or concurrent."""
 
     max_wait_seconds: Seconds = Field(default=60.0, alias="max_wait")
-    """How long a purchase waits for its turn at most before it gets a 429; one that would have to
-    wait longer gets it at once."""
+    """The longest wait for a turn; then the purchase is refused with 429. One that would have to
+    wait longer is refused at once."""
 
 
 class CacheSettings(Section):
@@ -395,7 +395,7 @@ def _is_list(value: object) -> object:
     return value
 
 
-def _name_once(upstreams: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
+def _check_account_names(upstreams: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
     names = [one.name for one in upstreams]
     for name in names:
         if not ACCOUNT_NAME.fullmatch(name):
@@ -411,7 +411,7 @@ def _name_once(upstreams: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSetting
 
 
 Upstreams = Annotated[
-    tuple[UpstreamSettings, ...], BeforeValidator(_is_list), AfterValidator(_name_once)
+    tuple[UpstreamSettings, ...], BeforeValidator(_is_list), AfterValidator(_check_account_names)
 ]
 
 

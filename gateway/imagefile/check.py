@@ -154,6 +154,7 @@ _JPEG_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """SOFn: frame headers, which contain the size."""
 _JPEG_FILL: Final = re.compile(rb"\xff++")
+_SEARCHED_BYTES: Final = 1 << 20
 _JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """Ends entropy-coded data. A stuffed FF, a restart marker and a fill byte do not."""
 
@@ -213,10 +214,13 @@ def _jpeg_segment_end(data: bytes, offset: int) -> int:
 
 
 def _jpeg_scan_end(data: bytes, offset: int) -> int:
-    found = _JPEG_MARKER.search(data, offset)
-    if found is None:
-        raise BadImage("JPEG is cut short")
-    return found.start()
+    # In pieces that share a byte: one search holds the interpreter's lock, for a second in a file
+    # of fill bytes.
+    for start in range(offset, len(data), _SEARCHED_BYTES - 1):
+        found = _JPEG_MARKER.search(data, start, start + _SEARCHED_BYTES)
+        if found is not None:
+            return found.start()
+    raise BadImage("JPEG is cut short")
 
 
 def _parse_sof(segment: bytes) -> ImageFacts:

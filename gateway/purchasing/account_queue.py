@@ -20,10 +20,9 @@ import structlog
 
 from gateway.errors import ErrorCode, GatewayError, StoreUnavailable, detach
 from gateway.images import Principal
-from gateway.purchasing.account_rates import LocalRate, Said, read_said
+from gateway.purchasing.account_rates import LocalRate, ReportedRate, read_reported_rate
 from gateway.store.batch import execute
 from gateway.store.commands import (
-    MAX_STOP_SECONDS,
     CorrectAccount,
     Place,
     ReadTurns,
@@ -45,10 +44,16 @@ OUTAGE_SECONDS: Final = 2.0
 """How long purchases wait for a store that is unavailable."""
 
 SHOWN_PLACES_SECONDS: Final = 5.0
-"""How old the position of a stream's purchase may be."""
+"""How old the position of a stream's purchase becomes, unless more than 250 streams wait."""
 
-MAX_PLACES: Final = 100
-"""Positions that one call reads."""
+MAX_PLACES: Final = 10
+"""Positions that one call reads: each may be counted among the purchases of 50 keys."""
+
+MAX_SHOWN: Final = 50
+"""Positions of streams that are read in a second."""
+
+MAX_LATE: Final = 100
+"""Waits that have lasted for too long and end between two calls for turns."""
 
 CORRECTION_SECONDS: Final = 1.0
 """Between two corrections of an account's bucket by one worker."""
@@ -74,7 +79,7 @@ class QueueObserver(Protocol):
 
 
 @dataclass(slots=True)
-class Waiting:
+class QueueWait:
     """How a request's purchases wait, for the header `x-gateway-queue` of its answer."""
 
     position: int = 0
@@ -89,32 +94,32 @@ class Waiting:
 
     @property
     def text(self) -> str | None:
-        """`position=7, wait=80s`, afterwards `waited=12.4s`; None without a wait."""
+        """The header's value; None without a wait."""
         return self.place or self.waited
 
     @property
     def place(self) -> str | None:
-        """The first of these."""
+        """`position=7, wait=80s` of a purchase that waits."""
         if not self.position:
             return None
         return f"position={self.position}, wait={math.ceil(self.wait_seconds)}s"
 
     @property
     def waited(self) -> str | None:
-        """The second."""
+        """`waited=12.4s` of one that has waited."""
         return f"waited={self.waited_seconds:.1f}s" if self.waited_seconds else None
 
 
 @dataclass(slots=True)
-class _Waiter:
+class _QueuedPurchase:
     """A purchase that waits."""
 
     purchase: str
-    waiting: Waiting
+    waiting: QueueWait
     until: float
     """When it gives up, by the queue's clock."""
-    is_shown: bool
-    """A stream shows its position."""
+    shown_at: float | None
+    """When the position that a stream shows was read; None: it is not shown."""
     ended: asyncio.Future[GatewayError | None]
     """None: its turn has come."""
 
@@ -131,11 +136,11 @@ class _Account:
     rate: Rate
     local: LocalRate
     """While the store is unavailable."""
-    waiters: dict[str, _Waiter] = field(default_factory=dict)
+    purchases: dict[str, _QueuedPurchase] = field(default_factory=dict)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
-    said: Said | None = None
-    """What upstream has said since the last correction."""
+    reported: ReportedRate | None = None
+    """By upstream, since the last correction."""
     correcting: asyncio.Task[None] | None = None
 
 
@@ -194,29 +199,32 @@ class AccountQueue:
         purchase: str,
         account_name: str,
         turn: Turn,
-        waiting: Waiting,
+        waiting: QueueWait,
         *,
         is_stream: bool = False,
     ) -> None:
         """Returns when it is the turn of a reserved purchase.
 
-        Raises `GatewayError` if it has to be released at 0: it has waited for `max_wait`, nobody
-        waits for it any more, or this worker drains. Raises `StoreUnavailable` after an outage.
+        Raises `GatewayError` if it has to be released at 0: it has waited for `max_wait`, no
+        client waits for it any more, or this worker drains. Raises `StoreUnavailable` after an
+        outage.
         """
         if turn.state == "taken":
             return
         if turn.state == "refused":
             raise self.refusal(turn, waiting)
+        if self._is_draining:
+            raise _drained()
         waiting.use(turn)
         account, started = self._accounts[account_name], self._clock()
-        waiter = _Waiter(
+        queued = _QueuedPurchase(
             purchase,
             waiting,
             started + self._max_wait_seconds,
-            is_stream,
+            started if is_stream else None,
             asyncio.get_running_loop().create_future(),
         )
-        account.waiters[purchase] = waiter
+        account.purchases[purchase] = queued
         account.woken.set()
         if account.task is None:
             account.task = asyncio.create_task(
@@ -227,9 +235,9 @@ class AccountQueue:
             observer.waits(1)
         log.info("purchase_queued", purchase=purchase, upstream=account.name, **_shown(turn))
         try:
-            error = await waiter.ended
+            error = await queued.ended
         finally:
-            account.waiters.pop(purchase, None)
+            account.purchases.pop(purchase, None)
             if observer is not None:
                 observer.waits(-1)
             waiting.waited_seconds += self._clock() - started
@@ -242,7 +250,7 @@ class AccountQueue:
         if observer is not None:
             observer.waited(waiting.waited_seconds)
 
-    def refusal(self, turn: Turn, waiting: Waiting) -> GatewayError:
+    def refusal(self, turn: Turn, waiting: QueueWait) -> GatewayError:
         """The error of a purchase that would have to wait for too long, or has done so."""
         if self._is_draining:
             return _drained()
@@ -262,8 +270,8 @@ class AccountQueue:
         """Hands all waiting purchases back: this worker ends."""
         self._is_draining = True
         for account in self._accounts.values():
-            for waiter in account.waiters.values():
-                waiter.end(_drained())
+            for queued in account.purchases.values():
+                queued.end(_drained())
 
     async def close(self) -> None:
         """Ends the tasks of the queues."""
@@ -282,7 +290,7 @@ class AccountQueue:
         try:
             seen: tuple[str, ...] = ()
             available_at = places_at = self._clock()
-            while account.waiters:
+            while account.purchases:
                 pause = BLOCKED_SECONDS
                 try:
                     turns = await execute(
@@ -291,17 +299,17 @@ class AccountQueue:
                     )
                     seen, available_at = turns.taken, self._clock()
                     for purchase in seen:
-                        if purchase in account.waiters:
-                            account.waiters[purchase].end()
+                        if purchase in account.purchases:
+                            account.purchases[purchase].end()
                     pause = turns.next_in or BLOCKED_SECONDS
-                    if self._clock() - places_at >= SHOWN_PLACES_SECONDS:
+                    if self._clock() - places_at >= MAX_PAUSE_SECONDS:
                         places_at = self._clock()
                         await self._read_places(account)
                     await self._end_waits(account)
                 except StoreUnavailable as outage:
                     if self._clock() - available_at >= OUTAGE_SECONDS:
-                        for waiter in account.waiters.values():
-                            waiter.end(detach(outage))
+                        for queued in account.purchases.values():
+                            queued.end(detach(outage))
                 except Exception:
                     log.exception("queue_failed", upstream=account.name)
                     pause = MAX_PAUSE_SECONDS
@@ -314,7 +322,7 @@ class AccountQueue:
         await self._sleep(MIN_PAUSE_SECONDS)
         account.woken.clear()
         rest = min(seconds, MAX_PAUSE_SECONDS) - MIN_PAUSE_SECONDS
-        if rest > 0 and account.waiters:
+        if rest > 0 and account.purchases:
             tasks = {
                 asyncio.ensure_future(self._sleep(rest)),
                 asyncio.ensure_future(account.woken.wait()),
@@ -326,30 +334,39 @@ class AccountQueue:
     async def _end_waits(self, account: _Account) -> None:
         """Ends the waits that have lasted for too long, and those that no client needs."""
         now = self._clock()
-        waiters = [one for one in account.waiters.values() if not one.ended.done()]
-        for waiter in waiters:
-            if not self._is_wanted(waiter.purchase):
-                waiter.end(_unwanted())
-        late = [one for one in waiters if one.until <= now and not one.ended.done()]
+        waiting = [one for one in account.purchases.values() if not one.ended.done()]
+        for queued in waiting:
+            if not self._is_wanted(queued.purchase):
+                queued.end(_unwanted())
+        late = [one for one in waiting if one.until <= now and not one.ended.done()][:MAX_LATE]
         for i in range(0, len(late), MAX_PLACES):
             some = late[i : i + MAX_PLACES]
-            for waiter, turn in zip(some, await self._places(account, some), strict=True):
+            for queued, turn in zip(some, await self._places(account, some), strict=True):
                 # Its turn may have come since the last call.
-                error = None if turn.state == "taken" else self.refusal(turn, waiter.waiting)
-                waiter.end(error)
+                error = None if turn.state == "taken" else self.refusal(turn, queued.waiting)
+                queued.end(error)
 
     async def _read_places(self, account: _Account) -> None:
-        """Reads where the purchases are whose streams show it."""
-        shown = [one for one in account.waiters.values() if one.is_shown and not one.ended.done()]
+        """Reads where the purchases are whose streams show it, the oldest positions first."""
+        now = self._clock()
+        due = [
+            (one.shown_at, one)
+            for one in account.purchases.values()
+            if one.shown_at is not None
+            and now - one.shown_at >= SHOWN_PLACES_SECONDS
+            and not one.ended.done()
+        ]
+        shown = [one for _, one in sorted(due, key=lambda each: each[0])[:MAX_SHOWN]]
         for i in range(0, len(shown), MAX_PLACES):
             some = shown[i : i + MAX_PLACES]
-            for waiter, turn in zip(some, await self._places(account, some), strict=True):
+            for queued, turn in zip(some, await self._places(account, some), strict=True):
+                queued.shown_at = now
                 if turn.state == "queued":
-                    waiter.waiting.use(turn)
+                    queued.waiting.use(turn)
 
-    async def _places(self, account: _Account, waiters: list[_Waiter]) -> list[Turn]:
-        purchases = tuple(waiter.purchase for waiter in waiters)
-        command = ReadTurns(account.name, *account.rate, purchases=purchases)
+    async def _places(self, account: _Account, purchases: list[_QueuedPurchase]) -> list[Turn]:
+        ids = tuple(queued.purchase for queued in purchases)
+        command = ReadTurns(account.name, *account.rate, purchases=ids)
         turns: Sequence[Turn] = await execute(self._store, command)
         return list(turns)
 
@@ -357,7 +374,7 @@ class AccountQueue:
 
     @asynccontextmanager
     async def without_store(
-        self, account: str, waiting: Waiting, *, images: int
+        self, account: str, waiting: QueueWait, *, images: int
     ) -> AsyncIterator[None]:
         """A turn while the store is unavailable: this worker goes by its own share of the rate.
 
@@ -379,9 +396,9 @@ class AccountQueue:
     def note(self, account: str, status: int, headers: Mapping[str, str]) -> None:
         """Corrects an account's bucket by the headers of a response of upstream."""
         known = self._accounts.get(account)
-        if known is None or (said := read_said(status, headers)) is None:
+        if known is None or (reported := read_reported_rate(status, headers)) is None:
             return
-        known.said = said if known.said is None else known.said.and_then(said)
+        known.reported = reported if known.reported is None else known.reported.and_then(reported)
         if known.correcting is None:
             known.correcting = asyncio.create_task(
                 self._correct(known), name=f"correct rate of {account}"
@@ -389,15 +406,20 @@ class AccountQueue:
 
     async def _correct(self, account: _Account) -> None:
         try:
-            while (said := account.said) is not None:
-                account.said = None
-                with suppress(StoreUnavailable):  # the next response says it again
-                    stop_seconds = min(said.stop_seconds, MAX_STOP_SECONDS)
-                    rate = account.rate.images_per_minute
-                    correction = CorrectAccount(account.name, rate, said.remaining, stop_seconds)
+            while (reported := account.reported) is not None:
+                account.reported = None
+                with suppress(StoreUnavailable):  # the next response reports it again
+                    correction = CorrectAccount(
+                        account.name,
+                        account.rate.images_per_minute,
+                        reported.remaining,
+                        reported.stop_seconds,
+                    )
                     await execute(self._store, correction)
-                if said.stop_seconds:
-                    log.warning("account_stopped", upstream=account.name, seconds=said.stop_seconds)
+                if reported.stop_seconds:
+                    log.warning(
+                        "account_stopped", upstream=account.name, seconds=reported.stop_seconds
+                    )
                 await self._sleep(CORRECTION_SECONDS)
         finally:
             account.correcting = None

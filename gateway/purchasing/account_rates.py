@@ -1,4 +1,4 @@
-"""An account's rate without the store, and what upstream says of it. No I/O."""
+"""An account's rate without the store, and as upstream's headers report it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.store.commands import MAX_STOP_SECONDS
+
 REMAINING: Final = "x-ratelimit-remaining-images"
 RESETS: Final = ("x-ratelimit-reset-images", "x-ratelimit-reset-requests")
-
-MAX_STOP: Final = 120.0
-"""Seconds for which upstream's word stops a queue at most."""
 
 _DURATION: Final = re.compile(
     r"(?:(?P<h>\d{1,6})h)?(?:(?P<m>\d{1,6})m(?!s))?(?:(?P<s>\d{1,6}(?:\.\d{1,9})?)s)?"
@@ -25,36 +24,39 @@ _NUMBER: Final = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a response of upstream says of the account's rate."""
+class ReportedRate:
+    """The headers of a response about the account's rate."""
 
     remaining: int | None = None
     """Images that it would still take."""
     stop_seconds: float = 0.0
     """For how long it takes none."""
 
-    def and_then(self, later: Said) -> Said:
+    def and_then(self, later: ReportedRate) -> ReportedRate:
         """Both, as strict as either."""
         known = [one for one in (self.remaining, later.remaining) if one is not None]
-        return Said(min(known, default=None), max(self.stop_seconds, later.stop_seconds))
+        return ReportedRate(min(known, default=None), max(self.stop_seconds, later.stop_seconds))
 
 
-def read_said(status: int, headers: Mapping[str, str]) -> Said | None:
-    """What the headers say; None if nothing. A value that is none of the format is ignored."""
+def read_reported_rate(status: int, headers: Mapping[str, str]) -> ReportedRate | None:
+    """None if no header tells. A value in another format is ignored."""
     remaining = None
     if (text := headers.get(REMAINING, "")).isascii() and text.isdigit() and len(text) < 10:
         remaining = int(text)
     stop = _stop_seconds(headers) if status == 429 else 0.0
-    return Said(remaining, stop) if remaining is not None or stop else None
+    return ReportedRate(remaining, stop) if remaining is not None or stop else None
 
 
 def _stop_seconds(headers: Mapping[str, str]) -> float:
-    """Of a 429: its Retry-After, else when the bucket is full again, else a second."""
+    """Of a 429: its Retry-After, else when the bucket is full again, else a second.
+
+    0 says nothing.
+    """
     after = headers.get("Retry-After", "")
-    if _NUMBER.fullmatch(after):
-        return min(float(after), MAX_STOP)
-    found = [parse_go_duration(headers.get(name, "")) for name in RESETS]
-    return min(max((one for one in found if one is not None), default=1.0), MAX_STOP)
+    if _NUMBER.fullmatch(after) and float(after):
+        return min(float(after), MAX_STOP_SECONDS)
+    found = [parse_go_duration(headers.get(name, "")) or 0.0 for name in RESETS]
+    return min(max(found) or 1.0, MAX_STOP_SECONDS)
 
 
 def parse_go_duration(text: str) -> float | None:
@@ -69,8 +71,8 @@ def parse_go_duration(text: str) -> float | None:
 class LocalRate:
     """A worker's share of an account's rate, while the store is unavailable.
 
-    `share` workers divide it. Whoever has to wait takes its tokens at once, so first come is first
-    served, and later ones wait for longer.
+    `share` workers divide it. A purchase that has to wait takes its tokens at once, so those that
+    come later wait for longer.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ from gateway.net.guard import LinkBlocked
 from gateway.redaction import MAX_NAMES, Identity
 from gateway.trace_context import TraceContext
 from gateway.upstream.accounts import Account
-from gateway.upstream.attempts import Buyer, StreamHandlers
+from gateway.upstream.attempts import Rerouting, StreamHandlers
 
 MAX_ANSWER_FIELD: Final = 128
 """Characters of a text among the model's `answer_fields`. A longer one is not kept."""
@@ -52,7 +52,7 @@ class Upstream(Protocol):
         *,
         images: int,
         stream: StreamHandlers | None = None,
-        buyer: Buyer | None = None,
+        rerouting: Rerouting | None = None,
     ) -> UpstreamAnswer:
         """Buys `images` images from the first account that takes the purchase, and no more.
 
@@ -67,7 +67,7 @@ class Links(Protocol):
         """The bytes behind a link. Raises `LinkBlocked`."""
 
 
-class Route(Buyer, Protocol):
+class Route(Rerouting, Protocol):
     """The way of a purchase from account to account, see `routing`."""
 
     @property
@@ -161,7 +161,7 @@ class Delivery:
 
             stream = StreamHandlers(publish, open_stream)
         answer = await self._upstream.buy(
-            request, route.accounts, images=len(flight.slots), stream=stream, buyer=route
+            request, route.accounts, images=len(flight.slots), stream=stream, rerouting=route
         )
         answer = _without_empty_ones(answer, requested=len(flight.slots))
         purchase = {"purchase": flight.id, **request.trace.fields}

@@ -33,7 +33,7 @@ from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
 from gateway.failure_report import Advice, Reason
 from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
-from gateway.purchasing.account_queue import AccountQueue, Waiting
+from gateway.purchasing.account_queue import AccountQueue, QueueWait
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
@@ -101,7 +101,7 @@ class PurchaseSummary:
     upstream_seconds: float = 0.0
     """How long its purchases took at upstream, with all attempts and the download of links."""
     cost_micros: int = 0
-    waiting: Waiting = field(default_factory=Waiting)
+    waiting: QueueWait = field(default_factory=QueueWait)
     """How its purchases wait for their turn at an account."""
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""

@@ -21,7 +21,7 @@ from gateway.billing.quota import AccountBudget
 from gateway.catalog import Model
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.images import ImageRequest, Principal, Record
-from gateway.purchasing.account_queue import AccountQueue, Waiting
+from gateway.purchasing.account_queue import AccountQueue, QueueWait
 from gateway.purchasing.journal import Reserved
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.store.batch import Batch
@@ -46,7 +46,7 @@ class Summary(Protocol):
 
     upstream: str | None
     is_answering: bool
-    waiting: Waiting
+    waiting: QueueWait
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class Route:
 
     # ── from one account to the next ────────────────────────────────────────────────────────
 
-    async def approach(self, account: str) -> bool:
+    async def prepare_attempt(self, account: str) -> bool:
         """Names an account in the journal before it is asked; False: it is passed over."""
         chosen = self._named(account)
         is_named = chosen is self.account and self.is_certain
@@ -131,7 +131,7 @@ class Route:
         self.summary.upstream = chosen.name
         return True
 
-    def left(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
+    def note_failure(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
         """Logs why an account did not take the purchase. The last failure is logged with it."""
         if is_final:
             return

@@ -73,33 +73,33 @@ class Client(Protocol):
     ) -> UpstreamFailure: ...
 
 
-class Buyer(Protocol):
-    """Follows a purchase from one account to the next."""
+class Rerouting(Protocol):
+    """Moves a purchase from one account to the next."""
 
     @property
     def waited_seconds(self) -> float:
         """How long the purchase has waited before, which counts towards the deadline."""
 
-    async def approach(self, account: str) -> bool:
+    async def prepare_attempt(self, account: str) -> bool:
         """Called before each attempt; False: this account is passed over."""
 
-    def left(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
+    def note_failure(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
         """An account did not take the purchase. Unless `is_final`, others are or were asked.
 
         May be called more than once for an account.
         """
 
 
-class Alone:
-    """A purchase at the one account that there is."""
+class SingleAccount:
+    """The rerouting of a purchase at the one account that there is: none."""
 
     waited_seconds = 0.0
 
-    async def approach(self, account: str) -> bool:
+    async def prepare_attempt(self, account: str) -> bool:
         """Never passes over it."""
         return True
 
-    def left(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
+    def note_failure(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
         """Nothing: the purchase raises the failure."""
 
 
@@ -117,8 +117,8 @@ class Candidate:
 
 
 @dataclass(slots=True)
-class _Asked:
-    """A candidate, and what came of asking it."""
+class _Tried:
+    """A candidate, and the outcome of its last attempt."""
 
     candidate: Candidate
     prepared: PreparedRequest | None = None
@@ -146,16 +146,16 @@ class Attempts:
         *,
         images: int,
         stream: StreamHandlers | None = None,
-        buyer: Buyer | None = None,
+        rerouting: Rerouting | None = None,
     ) -> None:
-        self._asked = [_Asked(candidate) for candidate in candidates]
+        self._asked = [_Tried(candidate) for candidate in candidates]
         self._request = request
         self._images = images
         self._stream = stream
-        self._buyer = buyer or Alone()
+        self._rerouting = rerouting or SingleAccount()
         self._pace = candidates[0].client.pace
         self._seconds = max(one.client.settings.timeout_seconds for one in self._asked)
-        self._seconds -= self._buyer.waited_seconds
+        self._seconds -= self._rerouting.waited_seconds
         self._started = self._pace.clock()
         self._current = self._asked[0]
         self._state = SendState()
@@ -181,27 +181,27 @@ class Attempts:
         finally:
             self._report_all(outcome)
         if outcome is None:
-            self._tell_all_left()
-            raise self._nobody_asked()
+            self._note_other_failures()
+            raise self._failure_of_none()
         if isinstance(outcome, Failed):
-            self._tell_all_left(but=self._current)
+            self._note_other_failures(but=self._current)
             failure = self._relayed(self._current, outcome)
-            self._buyer.left(self._current.candidate.name, failure, is_final=True)
+            self._rerouting.note_failure(self._current.candidate.name, failure, is_final=True)
             raise failure
         return current.client.relayed(outcome.answer)
 
-    def _relayed(self, asked: _Asked, failed: Failed) -> UpstreamFailure:
+    def _relayed(self, asked: _Tried, failed: Failed) -> UpstreamFailure:
         failure = failed.failure
         if asked.prepared is not None:
             failure = asked.client.relayed_failure(failure, asked.prepared)
         failure.upstream = asked.candidate.name or None
         return failure
 
-    def _nobody_asked(self) -> UpstreamFailure:
+    def _failure_of_none(self) -> UpstreamFailure:
         """The failure if each candidate was passed over, or cannot sell the model for now."""
         failure = self._rejected or self._unmade or failures.all_passed_over()
         failure.upstream = failure.upstream or self._current.candidate.name or None
-        self._buyer.left(failure.upstream or "", failure, is_final=True)
+        self._rerouting.note_failure(failure.upstream or "", failure, is_final=True)
         return failure
 
     # ── the order of attempts ───────────────────────────────────────────────────────────────
@@ -219,7 +219,7 @@ class Attempts:
         try:
             return await self._ask_in_turn(waits)
         finally:
-            waited = self._buyer.waited_seconds + sum(waits)
+            waited = self._rerouting.waited_seconds + sum(waits)
             self._current.client.observer.waited(waited)
 
     async def _ask_in_turn(self, waits: list[float]) -> Outcome | None:
@@ -245,10 +245,10 @@ class Attempts:
     def _goes_on(self, outcome: Outcome) -> bool:
         return isinstance(outcome, Failed) and outcome.is_certainly_free
 
-    def _next_retry(self, retries: int) -> tuple[_Asked, float] | None:
+    def _next_retry(self, retries: int) -> tuple[_Tried, float] | None:
         """The account that may be asked again first, and the wait until then."""
         now = self._pace.clock()
-        found: tuple[_Asked, float] | None = None
+        found: tuple[_Tried, float] | None = None
         for asked in self._asked:
             if asked.outcome is None or not asked.outcome.is_retryable:
                 continue
@@ -264,7 +264,7 @@ class Attempts:
                 found = asked, wait
         return found
 
-    async def _wait(self, asked: _Asked, seconds: float) -> None:
+    async def _wait(self, asked: _Tried, seconds: float) -> None:
         asked.client.observer.waits(1)
         try:
             await self._pace.sleep(seconds)
@@ -288,7 +288,7 @@ class Attempts:
 
     # ── one account ─────────────────────────────────────────────────────────────────────────
 
-    async def _ask(self, asked: _Asked) -> Outcome | None:
+    async def _ask(self, asked: _Tried) -> Outcome | None:
         """The outcome of one attempt; None if the account was passed over."""
         if asked.permit is None:
             permit = asked.client.acquire()
@@ -297,7 +297,7 @@ class Attempts:
                 self._note_rejected(permit)
                 return None
             asked.permit = permit
-        if not await self._buyer.approach(asked.candidate.name):
+        if not await self._rerouting.prepare_attempt(asked.candidate.name):
             asked.client.report(asked.permit, None)
             asked.permit = None
             return None
@@ -321,7 +321,7 @@ class Attempts:
             asked.candidate.on_refused()
         return outcome
 
-    def _prepare(self, asked: _Asked) -> PreparedRequest:
+    def _prepare(self, asked: _Tried) -> PreparedRequest:
         model = asked.candidate.upstream_model
         if self._stream is not None and asked.candidate.streams:
             return asked.client.prepare_stream(
@@ -329,7 +329,7 @@ class Attempts:
             )
         return asked.client.prepare(self._request, images=self._images, upstream_model=model)
 
-    async def _attempt(self, asked: _Asked, prepared: PreparedRequest) -> Outcome:
+    async def _attempt(self, asked: _Tried, prepared: PreparedRequest) -> Outcome:
         self._state = state = SendState()
         seconds = asked.client.settings.timeout_seconds
         if seconds >= self._seconds:  # the deadline of the purchase comes first
@@ -352,20 +352,22 @@ class Attempts:
 
     # ── leaving an account ──────────────────────────────────────────────────────────────────
 
-    def _leave(self, asked: _Asked, outcome: Failed) -> None:
+    def _leave(self, asked: _Tried, outcome: Failed) -> None:
         """Reports a failure now: the next account may take minutes."""
         self._report(asked, outcome)
-        self._tell_left(asked, outcome)
+        self._note_failure_of(asked, outcome)
 
-    def _tell_all_left(self, *, but: _Asked | None = None) -> None:
+    def _note_other_failures(self, *, but: _Tried | None = None) -> None:
         for asked in self._asked:
             if asked is not but and asked.outcome is not None:
-                self._tell_left(asked, asked.outcome)
+                self._note_failure_of(asked, asked.outcome)
 
-    def _tell_left(self, asked: _Asked, outcome: Failed) -> None:
-        self._buyer.left(asked.candidate.name, self._relayed(asked, outcome), is_final=False)
+    def _note_failure_of(self, asked: _Tried, outcome: Failed) -> None:
+        self._rerouting.note_failure(
+            asked.candidate.name, self._relayed(asked, outcome), is_final=False
+        )
 
-    def _report(self, asked: _Asked, outcome: Outcome | None) -> None:
+    def _report(self, asked: _Tried, outcome: Outcome | None) -> None:
         if asked.permit is None:
             return
         asked.client.report(asked.permit, outcome, is_counted=asked.is_counted)

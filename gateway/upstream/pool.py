@@ -19,7 +19,7 @@ from gateway.images import ImageRequest, UpstreamAnswer
 from gateway.tracing import NO_TRACER, Tracer
 from gateway.upstream import failures, openai
 from gateway.upstream.accounts import Account, Accounts
-from gateway.upstream.attempts import Attempts, Buyer, Candidate, StreamHandlers
+from gateway.upstream.attempts import Attempts, Candidate, Rerouting, StreamHandlers
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.dialect import Dialect
 from gateway.upstream.observer import Observer, Pace
@@ -108,7 +108,7 @@ class Pool:
         *,
         images: int,
         stream: StreamHandlers | None = None,
-        buyer: Buyer | None = None,
+        rerouting: Rerouting | None = None,
     ) -> UpstreamAnswer:
         """Buys images from the first of `accounts` that takes the purchase.
 
@@ -125,7 +125,7 @@ class Pool:
             )
             for account in accounts
         ]
-        attempts = Attempts(candidates, request, images=images, stream=stream, buyer=buyer)
+        attempts = Attempts(candidates, request, images=images, stream=stream, rerouting=rerouting)
         return await attempts.run()
 
     def _rest(self, account: str, model: str) -> None:

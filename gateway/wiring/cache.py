@@ -17,11 +17,11 @@ from gateway.cache.image_search import ImageSearch
 from gateway.cache.invalidation import Invalidation
 from gateway.cache.purge_markers import PurgeMarkers
 from gateway.cache.purges import Purges
+from gateway.cache.retired_entries import RetiredEntries
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.thumbnails import Thumbnails
 from gateway.cache.transcoding import Transcoding
-from gateway.cache.unending import UnendingEntries
 from gateway.configuration.settings import Settings
 from gateway.metrics import Metrics
 from gateway.store.protocol import BlobStore, Store
@@ -42,7 +42,7 @@ class Cache:
     purges: Purges
     invalidation: Invalidation
     transcoding: Transcoding
-    unending: UnendingEntries
+    retired_entries: RetiredEntries
 
 
 @asynccontextmanager
@@ -123,7 +123,7 @@ def wire_cache(
         purges,
         invalidation,
         transcoding,
-        UnendingEntries(store, entries, image_index, blobs, tags, time.time),
+        RetiredEntries(store, entries, image_index, blobs, tags, time.time),
     )
 
 

@@ -459,5 +459,7 @@ async def test_a_worker_is_killed_while_its_purchases_wait(tmp_path: Path, redis
             served += reply.status == 200
         assert served == 10
         records = await processes.records(50)
-        assert [r.cost_micros > 0 for r in records].count(True) == 50
-        assert not [r for r in records if "presumed" in r.flags]
+        charged = [r for r in records if r.cost_micros]
+        presumed = [r for r in charged if "presumed" in r.flags]  # it was sent just then
+        assert len(charged) == 50 + len(presumed)
+        assert len(presumed) <= 1

@@ -61,7 +61,7 @@ async def test_the_package_iterates_over_three_partial_images_and_the_image(
         (PARTIAL, 2),
     ]
     assert completed["type"] == COMPLETED
-    assert completed["usage"]["output_tokens"] == 7324
+    assert completed["usage"]["output_tokens"] == 7024 + 3 * 100
 
 
 @pytest.mark.parametrize("fault", ["stream-error", "truncate", "stream-no-completed"])

@@ -352,7 +352,7 @@ async def test_images_that_are_served_from_the_cache_do_not_expire(
         for _ in range(9):  # nine quarters of a second are longer than both times
             await asyncio.sleep(0.25)
             with suppress(StoreUnavailable):
-                await gateway.cache.unending.prolong([CACHED])
+                await gateway.cache.retired_entries.prolong([CACHED])
         kept = await execute(store, ReadEntry(fingerprints[CACHED]))
         lost = await execute(store, ReadEntry(fingerprints[FORWARDED]))
         assert (len(kept.slots), len(lost.slots)) == (1, 0)

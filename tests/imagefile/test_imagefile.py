@@ -426,3 +426,17 @@ def test_more_pixels_than_allowed_are_never_decoded(monkeypatch):
 def test_odd_chunks_give_a_complete_image_or_none(kind, content, format):
     made = transcode(with_chunks(SAMPLES["png"], chunk(kind, content)), format)
     assert made is None or check(made) == ImageFacts(format, 48, 32)
+
+
+@pytest.mark.parametrize("searched", [2, 3, 7])
+def test_the_end_of_a_scan_is_found_wherever_its_pieces_are_divided(monkeypatch, searched):
+    monkeypatch.setattr("gateway.imagefile.check._SEARCHED_BYTES", searched)
+    frame = b"\xff\xc0\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00"
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    for length in range(12):
+        for coded in (b"\0" * length, b"\xff" * length, b"\xff\0" * length):
+            file = b"\xff\xd8" + frame + scan + coded
+            facts = check(file + b"\xff\xd9")
+            assert facts == ImageFacts("jpeg", 16, 16)
+            with pytest.raises(BadImage, match="cut short"):
+                check(file)

@@ -8,13 +8,13 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, StoreUnavailable
-from gateway.purchasing.account_queue import AccountQueue, Rate, Waiting
-from gateway.purchasing.account_rates import MAX_STOP, Said, parse_go_duration, read_said
-from gateway.store.commands import Turn
+from gateway.purchasing.account_queue import AccountQueue, QueueWait, Rate
+from gateway.purchasing.account_rates import ReportedRate, parse_go_duration, read_reported_rate
+from gateway.store.commands import MAX_STOP_SECONDS, Turn
 from gateway.store.protocol import Command
 from tests.scripted_upstream import Clock
 
@@ -23,32 +23,36 @@ from tests.scripted_upstream import Clock
     ("status", "headers", "said"),
     [
         (200, {}, None),
-        (200, {"x-ratelimit-remaining-images": "7"}, Said(7)),
-        (200, {"x-ratelimit-remaining-images": "0", "Retry-After": "9"}, Said(0)),
+        (200, {"x-ratelimit-remaining-images": "7"}, ReportedRate(7)),
+        (200, {"x-ratelimit-remaining-images": "0", "Retry-After": "9"}, ReportedRate(0)),
         (200, {"x-ratelimit-remaining-images": "-5"}, None),
         (200, {"x-ratelimit-remaining-images": "٣"}, None),
         (200, {"x-ratelimit-remaining-images": "9" * 5000}, None),
-        (429, {"Retry-After": "12.5"}, Said(None, 12.5)),
-        (429, {"Retry-After": "999999999"}, Said(None, MAX_STOP)),
-        (429, {"Retry-After": "1e9"}, Said(None, 1.0)),
-        (429, {"x-ratelimit-reset-images": "1m30s"}, Said(None, 90.0)),
-        (429, {"x-ratelimit-reset-requests": "120ms"}, Said(None, 0.12)),
-        (429, {"x-ratelimit-reset-images": "99999h"}, Said(None, MAX_STOP)),
-        (429, {}, Said(None, 1.0)),
+        (429, {"Retry-After": "12.5"}, ReportedRate(None, 12.5)),
+        (429, {"Retry-After": "999999999"}, ReportedRate(None, MAX_STOP_SECONDS)),
+        (429, {"Retry-After": "1e9"}, ReportedRate(None, 1.0)),
+        (429, {"x-ratelimit-reset-images": "1m30s"}, ReportedRate(None, 90.0)),
+        (429, {"x-ratelimit-reset-requests": "120ms"}, ReportedRate(None, 0.12)),
+        (429, {"x-ratelimit-reset-images": "99999h"}, ReportedRate(None, MAX_STOP_SECONDS)),
+        (429, {}, ReportedRate(None, 1.0)),
         (503, {"Retry-After": "9"}, None),
     ],
 )
-def test_what_upstream_says(status: int, headers: dict[str, str], said: Said | None) -> None:
-    assert read_said(status, headers) == said
+def test_what_upstream_says(
+    status: int, headers: dict[str, str], said: ReportedRate | None
+) -> None:
+    assert read_reported_rate(status, headers) == said
 
 
 @settings(max_examples=30)
 @given(st.text(max_size=30), st.text(max_size=30))
+@example("", "0")
+@example("", "0s")
 def test_no_header_stops_a_queue_for_longer(remaining: str, value: str) -> None:
     for name in ("Retry-After", "x-ratelimit-reset-images"):
-        said = read_said(429, {"x-ratelimit-remaining-images": remaining, name: value})
+        said = read_reported_rate(429, {"x-ratelimit-remaining-images": remaining, name: value})
         assert said is not None
-        assert 0 <= said.stop_seconds <= MAX_STOP
+        assert 0 <= said.stop_seconds <= MAX_STOP_SECONDS
         assert (said.remaining or 0) >= 0
     parse_go_duration(value)
 
@@ -78,17 +82,17 @@ async def test_without_the_store_a_worker_sends_its_share_of_the_rate() -> None:
     queue = create_queue(clock, a=Rate(images_per_minute=12))
     times, refused = [], []
     for _ in range(10):
-        waiting = Waiting()
+        waiting = QueueWait()
         try:
             async with queue.without_store("a", waiting, images=1):
                 times.append((clock.now, waiting.text))
         except GatewayError as error:
             refused.append(error)
-    async with queue.without_store("unlimited", Waiting(), images=10**6):
+    async with queue.without_store("unlimited", QueueWait(), images=10**6):
         pass
     assert times[:6] == [(0.0, None)] * 6
     assert times[6:] == [(10.0 * (i + 1), "waited=10.0s") for i in range(4)]
-    waiting = Waiting()
+    waiting = QueueWait()
     with pytest.raises(GatewayError) as too_many:
         async with queue.without_store("a", waiting, images=5):
             pass
@@ -98,8 +102,8 @@ async def test_without_the_store_a_worker_sends_its_share_of_the_rate() -> None:
 async def test_without_the_store_purchases_are_open_one_after_the_other() -> None:
     queue = create_queue(Clock(), a=Rate(concurrent=3))  # its share is one
     async with AsyncExitStack() as first:
-        await first.enter_async_context(queue.without_store("a", Waiting(), images=1))
-        second = asyncio.create_task(queue.without_store("a", Waiting(), images=1).__aenter__())
+        await first.enter_async_context(queue.without_store("a", QueueWait(), images=1))
+        second = asyncio.create_task(queue.without_store("a", QueueWait(), images=1).__aenter__())
         await asyncio.sleep(0.01)
         assert not second.done()
     await second
@@ -107,9 +111,18 @@ async def test_without_the_store_purchases_are_open_one_after_the_other() -> Non
 
 async def test_purchases_that_wait_go_on_without_the_store() -> None:
     queue = create_queue(Clock(), a=Rate(images_per_minute=1))
-    waiting = Waiting()
+    waiting = QueueWait()
     with pytest.raises(StoreUnavailable):
         await queue.wait("p", "a", Turn("queued", 7, 80.0), waiting)
     assert waiting.waited_seconds >= 2.0
     assert (waiting.text or "").startswith("waited=")
     await queue.close()
+
+
+async def test_a_worker_that_drains_hands_back_what_would_begin_to_wait() -> None:
+    """Also if nothing tells for how long: only the account's concurrency makes it wait."""
+    queue = create_queue(Clock(), a=Rate(concurrent=1))
+    queue.drain()
+    with pytest.raises(GatewayError) as drained:
+        await queue.wait("p", "a", Turn("queued", 1, 0.0), QueueWait())
+    assert (drained.value.status, drained.value.headers["Retry-After"]) == (503, "1")

@@ -131,6 +131,18 @@ class TestReserve:
         assert (await execute(store, reserve("four", at))).turn.position == 2
         assert await state(store, "one") == "settled"
 
+    async def test_no_estimate_of_many_keys_is_above_what_waits(self, store: Store) -> None:
+        await execute(store, reserve("full", place(60)))
+        for i in range(51):
+            await execute(store, reserve(f"p{i}", place(key=f"k{i}")))
+        for i in range(5):
+            turn = (await execute(store, reserve(f"q{i}", place(key="q")))).turn
+        assert (turn.state, turn.position) == ("queued", 56)
+        assert turn.wait_seconds == pytest.approx(56.0, abs=1.0)
+        (read,) = await execute(store, commands.ReadTurns("a", 60, None, ("q4",)))
+        assert read.position == 56
+        assert read.wait_seconds == pytest.approx(56.0, abs=1.0)
+
 
 class TestReroute:
     async def test_reservation_and_payload_are_replaced(self, store: Store) -> None:

@@ -48,7 +48,7 @@ STREAM_ERROR = http(
 
 
 @dataclass
-class Buyer:
+class Recorded:
     """Records whom a purchase asks."""
 
     refuses: Sequence[str] = ()
@@ -56,13 +56,13 @@ class Buyer:
     approached: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
-    async def approach(self, account: str) -> bool:
+    async def prepare_attempt(self, account: str) -> bool:
         if account in self.refuses:
             return False
         self.approached.append(account)
         return True
 
-    def left(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
+    def note_failure(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
         if not is_final:
             self.names.append(account)
 
@@ -96,7 +96,7 @@ async def buy(
     pool: Pool, *, streams: bool = False, refuses: Sequence[str] = ()
 ) -> tuple[UpstreamAnswer | UpstreamFailure, list[str]]:
     """The answer or the failure, and the accounts that were asked."""
-    buyer, opened = Buyer(refuses), []
+    rerouting, opened = Recorded(refuses), []
 
     async def on_partial(_image: object) -> None: ...
 
@@ -107,12 +107,12 @@ async def buy(
     request = replace(REQUEST, stream=streams)
     try:
         answer: Any = await pool.buy(
-            request, pool.candidates(request.model), images=1, stream=stream, buyer=buyer
+            request, pool.candidates(request.model), images=1, stream=stream, rerouting=rerouting
         )
     except UpstreamFailure as failure:
         answer = failure
     assert len(opened) <= 1
-    return answer, buyer.approached
+    return answer, rerouting.approached
 
 
 # ── failover: each failure, at the first and at the second account, plain and streamed ──────────

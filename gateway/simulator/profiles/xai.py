@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, ClassVar, Final
 
-from gateway.catalog import Model
+from gateway.catalog import ImageBilling, Model
 from gateway.simulator.generation import Generation
 from gateway.simulator.profiles.errors import error_of, with_body
 from gateway.simulator.profiles.profile import ForeignProfile
@@ -20,10 +21,8 @@ _PARAMETERS: Final = frozenset(
 )
 _EDGES: Final = {"1k": 1024, "2k": 2048}
 _TICKS_PER_USD: Final = 10**10
-_CENTS: Final[Mapping[str, Mapping[str, int]]] = {
-    "grok-imagine-image": {"1k": 2, "2k": 2},
-    "grok-imagine-image-2.0": {"1k": 4, "2k": 6},
-}
+_USD: Final = Decimal("0.02")
+"""Of an image whose row has no price."""
 
 
 class XaiProfile(ForeignProfile):
@@ -61,8 +60,12 @@ class XaiProfile(ForeignProfile):
             image |= {"mime_type": "image/jpeg", "revised_prompt": ""}
             image["respect_moderation"] = "filtered" not in faults
         resolution = "2k" if max(generation.size) > _EDGES["1k"] else "1k"
-        cents = _CENTS.get(generation.model.id, {}).get(resolution, 2) * len(document["data"])
-        usage = {"cost_in_usd_ticks": cents * _TICKS_PER_USD // 100}
+        billing = generation.model.billing
+        usd = None
+        if isinstance(billing, ImageBilling):
+            usd = billing.price_of({"resolution": resolution})
+        ticks = int((usd or _USD) * _TICKS_PER_USD) * len(document["data"])
+        usage = {"cost_in_usd_ticks": ticks}
         answered = {"created": document["created"], "data": document["data"]}
         return answered if "no-usage" in faults else {**answered, "usage": usage}
 

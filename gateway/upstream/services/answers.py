@@ -21,7 +21,7 @@ from gateway.upstream.openai.refusals import (
     content_refused,
     set_reason,
 )
-from gateway.upstream.services.shapes import read_image_file, read_listed
+from gateway.upstream.services.shapes import member_at, read_image_file, read_listed
 
 _PICOS_PER_USD: Final = 10**12
 _MAX_USD: Final = 1000
@@ -104,17 +104,10 @@ def _reported_cost(row: DialectRow, document: Mapping[str, Any]) -> int | None:
     """The reported cost, rounded up; None without one, or if it cannot be true."""
     if row.cost is None:
         return None
-    units = _member(document, row.cost.member)
+    units = member_at(document, row.cost.member)
     if type(units) is not int or not 0 <= units <= _MAX_USD * row.cost.per_usd:
         return None
     return -(-units * _PICOS_PER_USD // row.cost.per_usd)
-
-
-def _member(document: Any, path: str) -> Any:
-    """The member at a path with dots; None if there is none."""
-    for name in path.split("."):
-        document = document.get(name) if isinstance(document, Mapping) else None
-    return document
 
 
 # ── errors ──────────────────────────────────────────────────────────────────────────────────
@@ -128,7 +121,7 @@ def as_openai_error(row: DialectRow, body: bytes | bytearray) -> bytes | bytearr
     if row.error is None:
         return body
     document = load_object(body)
-    error = {key: _member(document, path) for key, path in row.error if path is not None}
+    error = {key: member_at(document, path) for key, path in row.error if path is not None}
     if not isinstance(error["message"], str) or not error["message"]:
         return body
     return orjson.dumps({"error": error})
@@ -139,9 +132,9 @@ def interpreted(row: DialectRow, failure: UpstreamFailure) -> UpstreamFailure:
 
     An API that has the path answers 404 if it has no such model.
     """
-    if _is_said(row.refusals, failure):
+    if _matches(row.refusals, failure):
         return content_refused(failure)
-    if _is_said(row.access, failure):
+    if _matches(row.access, failure):
         set_reason(failure, Reason.CREDENTIAL_REFUSED)
         refused = access_refused(
             {
@@ -158,6 +151,6 @@ def interpreted(row: DialectRow, failure: UpstreamFailure) -> UpstreamFailure:
     return failure
 
 
-def _is_said(words: ErrorWords, failure: UpstreamFailure) -> bool:
+def _matches(words: ErrorWords, failure: UpstreamFailure) -> bool:
     names = error_names({"code": failure.code, "type": failure.type})
     return bool(names & set(words.codes)) or failure.message.startswith(words.messages)

@@ -1,7 +1,6 @@
 """Where the images of a 2xx are, if not in `data`: the body itself, or a list of another name.
 
-Without the row's word nothing of this is accepted: an answer that is not as expected was charged
-all the same, and the operator should see that.
+If the row does not say so, such an answer is a failure that was charged, and the operator sees it.
 """
 
 from __future__ import annotations
@@ -48,13 +47,18 @@ def read_listed(body: bytes | bytearray, member: str) -> tuple[dict[str, Any], B
     """
     shortened, extracted = extract_base64(body, starts=_LONG_TEXTS)
     document = load_object(shortened)
-    listed: Any = document
-    for name in member.split("."):
-        listed = listed.get(name) if isinstance(listed, Mapping) else None
+    listed = member_at(document, member)
     if listed is None:
         return document, extracted
     elements = listed if isinstance(listed, list) else [listed]
     return {**document, "data": [_element(element) for element in elements]}, extracted
+
+
+def member_at(document: Any, path: str) -> Any:
+    """The member at a path with dots; None if there is none."""
+    for name in path.split("."):
+        document = document.get(name) if isinstance(document, Mapping) else None
+    return document
 
 
 def _element(element: Any) -> Any:

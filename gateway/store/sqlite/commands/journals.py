@@ -178,9 +178,11 @@ def take_account(account: Account, images: int) -> list[_Reserved]:
     """Takes an account's tokens. Returns with what the journal holds the account, if anything."""
     if account.rate is not None:
         account.level -= images * UNITS
-    if account.most is None:
+    if account.max_open is None:
         return []
-    held = _Reserved(account.subject, "purchases", "concurrency", amount=1, maximum=account.most)
+    held = _Reserved(
+        account.subject, "purchases", "concurrency", amount=1, maximum=account.max_open
+    )
     return [held]
 
 
@@ -502,17 +504,20 @@ def take_turns(tx: Transaction, command: commands.TakeTurns) -> commands.Turns:
     )
     account = open_account(tx, name, command.images_per_minute, command.concurrent)
     slow = slow_workers(tx, account, asking=worker)
-    for _ in range(MAX_TAKEN):
-        ticket = next(in_order(tx, account, slow), None)
+    order, taken = in_order(tx, account, slow), 0
+    while taken < MAX_TAKEN:
+        ticket = next(order, None)
         if ticket is None and not slow:
             remove_closed(tx, name)
         if ticket is None or not may_go(tx, account, ticket.images):
             break
         if ticket.worker == worker:
             _take(tx, account, ticket)
+            taken += 1
         elif is_passed(tx, account, ticket):
             slow.append(ticket.worker)
             tx.execute("INSERT OR IGNORE INTO account_slow_workers VALUES (?, ?)", (name, slow[-1]))
+            order = in_order(tx, account, slow)
         else:
             break
     write_account(tx, account)

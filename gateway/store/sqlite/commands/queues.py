@@ -23,13 +23,13 @@ from gateway.store.sqlite.transaction import Transaction
 ROUND: Final = 2520
 """The size of one image of priority 1: divisible by every priority."""
 
-MAX_TAKEN: Final = 100
+MAX_TAKEN: Final = 50
 """Turns of one command."""
 
 MAX_KEYS: Final = 50
 """Keys that are looked at for the next turn, and whose purchases are counted for an estimate."""
 
-_LARGEST: Final = 2**62
+_MAX_SCORE: Final = 2**62
 
 MAX_STEPS: Final = 16
 """Tickets that are looked ahead."""
@@ -46,8 +46,8 @@ class Account:
     name: str
     rate: int | None
     """Images a minute."""
-    most: int | None
-    """Open purchases."""
+    max_open: int | None
+    """Of open purchases; None: any number."""
     level: int
     """Of the bucket, in units; below 0 after a request larger than the minute."""
     latest: int
@@ -75,7 +75,7 @@ class Ticket:
     score: int
 
 
-def open_account(tx: Transaction, name: str, rate: int | None, most: int | None) -> Account:
+def open_account(tx: Transaction, name: str, rate: int | None, max_open: int | None) -> Account:
     """Reads an account and refills its bucket."""
     row = tx.fetch_one(
         "SELECT level, updated_at, latest, joined, stopped_until, head, head_since"
@@ -87,7 +87,7 @@ def open_account(tx: Transaction, name: str, rate: int | None, most: int | None)
     bucket = None if level is None else Bucket(level, min(updated_at, now))
     level = None if rate is None else refill(bucket, rate, now=now).level
     stopped = min(stopped, now + MAX_STOP_SECONDS * MICROS)
-    return Account(name, rate, most, level or 0, latest, joined, stopped, head, since)
+    return Account(name, rate, max_open, level or 0, latest, joined, stopped, head, since)
 
 
 def write_account(tx: Transaction, account: Account) -> None:
@@ -112,7 +112,7 @@ def time_until(tx: Transaction, account: Account, images: int, *, ahead: int = 0
     """Microseconds until the account may be sent so many images, after `ahead` others.
 
     A request larger than the minute goes when the bucket is full. 0 also while only the concurrency
-    makes it wait, which nothing can foretell.
+    makes it wait: a purchase may end at any time.
     """
     stopped = max(0, account.stopped_until - tx.steady_micros)
     if account.rate is None:
@@ -125,7 +125,7 @@ def time_until(tx: Transaction, account: Account, images: int, *, ahead: int = 0
 
 def may_go(tx: Transaction, account: Account, images: int) -> bool:
     """Whether the account may be sent so many images now."""
-    if account.most is not None and _open_purchases(tx, account) >= account.most:
+    if account.max_open is not None and _open_purchases(tx, account) >= account.max_open:
         return False
     return account.rate != 0 and time_until(tx, account, images) == 0
 
@@ -180,7 +180,7 @@ def _foresee(tx: Transaction, account: Account, place: Place) -> tuple[int, int]
     tag, rank = found or (account.latest, account.joined + 1)
     own, own_images, waiting = _before(tx, account, place.key)
     end = tag + waiting + size_of(place)
-    count, images = _count_ahead(tx, account, place.key, end, rank)
+    count, images = _count_ahead(tx, account, place.key, end, rank, besides=own_images)
     return own + count + 1, own_images + images
 
 
@@ -197,18 +197,19 @@ def _before(
     count, score = tx.fetch_one(
         "SELECT count(*), max(score) FROM account_queue"
         " WHERE account = ? AND key = ? AND score <= ?",
-        (account.name, key, _LARGEST if last is None else last),
+        (account.name, key, _MAX_SCORE if last is None else last),
     )
     size = score - head.score + head.size if count else 0
     return count, -(-size * head.images // head.size), size
 
 
 def _count_ahead(
-    tx: Transaction, account: Account, own_key: str, tag: int, rank: int
+    tx: Transaction, account: Account, own_key: str, tag: int, rank: int, *, besides: int
 ) -> tuple[int, int]:
     """The tickets of all other keys that are before a tag, and their images.
 
-    Of many keys an estimate: each is given as much as a key of priority 1.
+    Of many keys an estimate: each is given as much as a key of priority 1, but no more than waits
+    `besides` the key's own images.
     """
     keys = tx.fetch_all(
         "SELECT key, tag, rank FROM account_keys WHERE account = ? AND key != ? LIMIT ?",
@@ -219,7 +220,12 @@ def _count_ahead(
             "SELECT count(*) FROM account_keys WHERE account = ?", (account.name,)
         )
         images = (tag - account.latest) * others // ROUND
-        return min(count_tickets(tx, account.name), images), images
+        count, waiting = tx.fetch_one(
+            "SELECT count(*), coalesce(sum(images), 0) FROM account_queue WHERE account = ?",
+            (account.name,),
+        )
+        images = min(images, max(0, waiting - besides))
+        return min(count, images), images
     count = images = 0
     for key, other_tag, other_rank in keys:
         head = first_ticket(tx, account, key)
@@ -310,7 +316,9 @@ def read_turn(tx: Transaction, account: Account, purchase: str) -> Turn:
         (account.name, ticket.key),
     )
     own, own_images, waiting = _before(tx, account, ticket.key, ticket.score - ticket.size)
-    count, images = _count_ahead(tx, account, ticket.key, tag + waiting + ticket.size, rank)
+    end = tag + waiting + ticket.size
+    besides = own_images + ticket.images
+    count, images = _count_ahead(tx, account, ticket.key, end, rank, besides=besides)
     wait = time_until(tx, account, ticket.images, ahead=own_images + images)
     return Turn("queued", own + count + 1, wait / MICROS)
 

@@ -17,8 +17,10 @@ for i = 4, #ARGV do
     local head = read_ticket(first[1], first[2])
     local ticket = read_ticket(place.member, redis.call('ZSCORE', name, place.member) or first[2])
     local own = ticket.score - head.score + head.size
-    local count, images = count_ahead(account, place.key, tag + own, rank)
-    images = images + math.ceil((own - ticket.size) / (head.size / head.images))
+    local own_images = math.ceil((own - ticket.size) / (head.size / head.images))
+    local besides = own_images + ticket.images
+    local count, images = count_ahead(account, place.key, tag + own, rank, besides)
+    images = images + own_images
     count = count + redis.call('ZCOUNT', name, '-inf', digits(ticket.score))
     turn = { state, count, time_until(account, ticket.images, images) }
   end

@@ -3,8 +3,9 @@
 -- Returns the worker's purchases whose turn has come, the number that wait, and microseconds until its
 -- next turn.
 local HEAD_TIME = 2 * SECOND -- commands.HEAD_SECONDS
-local MAX_TAKEN = 100
+local MAX_TAKEN = 50
 local MAX_STEPS = 16 -- tickets that are looked ahead
+local MAX_READ = 1000 -- tickets that are read: a slow worker may have all that are first
 local account = open_account(ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]))
 local worker = ARGV[2]
 local told = taken_key(account.name, worker)
@@ -15,28 +16,50 @@ local function is_waiting(ticket)
   return redis.call('HGET', journal_key(ticket.purchase), 'state') == 'queued'
 end
 
+local skipped, read = {}, 0 -- by key, how many of its first tickets are slow workers'
+
 -- The first ticket of a key that is not one of a slow worker.
 local function first_ticket(key)
-  for _, member in ipairs(redis.call('ZRANGE', tickets_key(account, key), 0, MAX_PASSED - 1)) do
-    local ticket = read_ticket(member)
-    if not slow[ticket.worker] then
-      if is_waiting(ticket) then
+  local from, size = skipped[key] or 0, 1
+  while from < MAX_PASSED and read < MAX_READ do
+    local members = redis.call('ZRANGE', tickets_key(account, key), from, from + size - 1)
+    for _, member in ipairs(members) do
+      local ticket = read_ticket(member)
+      read = read + 1
+      if slow[ticket.worker] then
+        from = from + 1
+      elseif is_waiting(ticket) then
+        skipped[key] = from
         return ticket
+      else
+        leave_queue(account, key, member) -- a gateway of an earlier version has closed its journal
       end
-      leave_queue(account, key, member) -- a gateway of an earlier version has closed its journal
     end
+    if #members < size then
+      break
+    end
+    size = 20
   end
+  skipped[key] = from
 end
 
--- The keys that are next, each with its tag, rank and first ticket, in the order of the queue.
+-- The first ticket of the key that is next.
 local function next_ticket()
-  for _, head in ipairs(redis.call('ZRANGE', queue_key('heads', account.name), 0, MAX_KEYS - 1)) do
-    local rank, key = head:match('^(%d+) (.*)$')
-    local ticket = first_ticket(key)
-    if ticket then
-      ticket.key, ticket.rank = key, rank
-      return ticket
+  local from, size = 0, 1
+  while from < MAX_KEYS and read < MAX_READ do
+    local heads = redis.call('ZRANGE', queue_key('heads', account.name), from, from + size - 1)
+    for _, head in ipairs(heads) do
+      local rank, key = head:match('^(%d+) (.*)$')
+      local ticket = first_ticket(key)
+      if ticket then
+        ticket.key, ticket.rank = key, rank
+        return ticket
+      end
     end
+    if #heads < size then
+      break
+    end
+    from, size = from + size, MAX_KEYS - 1
   end
 end
 
@@ -67,37 +90,45 @@ local function is_passed(ticket)
   return now - account.head_since >= HEAD_TIME
 end
 
--- Microseconds until this worker's first ticket, as far as `MAX_STEPS` tickets tell.
+-- Microseconds until this worker's first ticket, as far as `MAX_STEPS` tickets tell. They are tickets
+-- of as many keys at most.
 local function time_until_own()
   local keys, ahead = {}, 0
-  for _, head in ipairs(redis.call('ZRANGE', queue_key('heads', account.name), 0, MAX_KEYS - 1)) do
+  for _, head in ipairs(redis.call('ZRANGE', queue_key('heads', account.name), 0, MAX_STEPS - 1)) do
     local rank, key = head:match('^(%d+) (.*)$')
-    local found = { tag = read_turn(account, key), rank = rank, next = 1, tickets = {} }
-    for _, member in ipairs(redis.call('ZRANGE', tickets_key(account, key), 0, MAX_STEPS - 1)) do
-      local ticket = read_ticket(member)
-      if not slow[ticket.worker] then
-        table.insert(found.tickets, ticket)
+    table.insert(keys, { tag = read_turn(account, key), rank = rank, name = key, next = 0 })
+  end
+  -- The key's next ticket that is none of a slow worker, among as many as are looked ahead.
+  local function advance(key)
+    key.ticket = nil
+    while not key.ticket and key.next < MAX_STEPS do
+      local member = redis.call('ZRANGE', tickets_key(account, key.name), key.next, key.next)[1]
+      local ticket = member and read_ticket(member)
+      key.next = member and key.next + 1 or MAX_STEPS
+      if ticket and not slow[ticket.worker] then
+        key.ticket, key.ends = ticket, key.tag + ticket.size
       end
     end
-    table.insert(keys, found)
+  end
+  for _, key in ipairs(keys) do
+    advance(key)
   end
   for _ = 1, MAX_STEPS do
-    local best, ends
+    local best
     for _, key in ipairs(keys) do
-      local ticket = key.tickets[key.next]
-      local tag = ticket and key.tag + ticket.size
-      if ticket and (not best or tag < ends or (tag == ends and key.rank < best.rank)) then
-        best, ends = key, tag
+      if key.ticket and (not best or key.ends < best.ends
+          or (key.ends == best.ends and key.rank < best.rank)) then
+        best = key
       end
     end
-    local ticket = best and best.tickets[best.next]
-    if not ticket then
+    if not best then
       return 0
     end
-    if ticket.worker == worker then
-      return time_until(account, ticket.images, ahead)
+    if best.ticket.worker == worker then
+      return time_until(account, best.ticket.images, ahead)
     end
-    ahead, best.tag, best.next = ahead + ticket.images, ends, best.next + 1
+    ahead, best.tag = ahead + best.ticket.images, best.ends
+    advance(best)
   end
   return time_until(account, 1, ahead)
 end

@@ -16,11 +16,11 @@ local function queue_key(part, name)
   return BOOKS .. 'queue:' .. part .. ':' .. name
 end
 
--- Reads the account's bucket and queue; `rate` and `most` (open purchases) are numbers or nil.
-local function open_account(name, rate, most)
+-- Reads the account's bucket and queue; `rate` and `max_open` (open purchases) are numbers or nil.
+local function open_account(name, rate, max_open)
   local stored = read_hash(queue_key('account', name)) or {}
   local account = {
-    name = name, rate = rate, most = most, key = queue_key('account', name),
+    name = name, rate = rate, max_open = max_open, key = queue_key('account', name),
     joined = tonumber(stored.joined or 0), latest = tonumber(stored.latest or 0),
     count = tonumber(stored.count or 0), images = tonumber(stored.images or 0),
     stopped = math.min(tonumber(stored.stopped or 0), now + MAX_STOP),
@@ -75,7 +75,7 @@ local function time_until(account, images, ahead)
 end
 
 local function has_room(account)
-  return not account.most or amount_in(account.window, 'purchases', 'reserved') < account.most
+  return not account.max_open or amount_in(account.window, 'purchases', 'reserved') < account.max_open
 end
 
 local function may_go(account, images)
@@ -89,10 +89,10 @@ local function take_account(account, images)
   if account.rate then
     account.level = account.level - images * UNIT
   end
-  if account.most then
+  if account.max_open then
     add_to_window(account.window, 'purchases', 'reserved', 1)
     return {
-      'upstream:' .. account.name, 'purchases', 'concurrency', digits(account.most), '1',
+      'upstream:' .. account.name, 'purchases', 'concurrency', digits(account.max_open), '1',
       'concurrency', '',
     }
   end
@@ -140,29 +140,49 @@ local function place_key(account, key, tag, rank)
   end
 end
 
--- The number of tickets and their images that are before a tag, among all keys but one.
-local function count_ahead(account, own_key, tag, own_rank)
+-- The keys that wait with the first ticket of each, for `count_ahead`; nil if they are many.
+local function read_keys(account)
+  account.others = redis.call('ZCARD', queue_key('heads', account.name))
+  if account.others > MAX_KEYS then
+    return nil
+  end
+  local keys, packed = {}, redis.call('HGETALL', queue_key('keys', account.name))
+  for i = 1, #packed, 2 do
+    local name = tickets_key(account, packed[i])
+    local first = redis.call('ZRANGE', name, 0, 0, 'WITHSCORES')
+    if first[1] then
+      local tag, rank = packed[i + 1]:match('^(%d+) (%d+)$')
+      local head = read_ticket(first[1], first[2])
+      table.insert(keys, {
+        key = packed[i], name = name, tag = tonumber(tag), rank = rank,
+        before = head.score - head.size, per_image = head.size / head.images,
+      })
+    end
+  end
+  return keys
+end
+
+-- The number of tickets and their images that are before a tag, among all keys but one; the account's
+-- images that wait are `besides` those of this key.
+local function count_ahead(account, own_key, tag, own_rank, besides)
+  if not account.others then
+    account.keys = read_keys(account)
+  end
   local count, images = 0, 0
-  local others = redis.call('ZCARD', queue_key('heads', account.name))
-  if others > MAX_KEYS then -- an estimate: each is given as much as a key of priority 1
-    images = math.floor((tag - account.latest) * others / ROUND)
+  if not account.keys then -- an estimate: each is given as much as a key of priority 1
+    images = math.floor((tag - account.latest) * account.others / ROUND)
+    images = math.min(images, math.max(0, account.images - besides))
     return math.min(account.count, images), images
   end
-  local keys = redis.call('HGETALL', queue_key('keys', account.name))
-  for i = 1, #keys, 2 do
-    local key, name = keys[i], tickets_key(account, keys[i])
-    local first = redis.call('ZRANGE', name, 0, 0, 'WITHSCORES')
-    if key ~= own_key and first[1] then
-      local from, rank = keys[i + 1]:match('^(%d+) (%d+)$')
-      local head = read_ticket(first[1], first[2])
-      local before = head.score - head.size
-      local last = digits(before + tag - tonumber(from))
-      last = rank < own_rank and last or '(' .. last
-      local found = redis.call('ZCOUNT', name, '-inf', last)
+  for _, key in ipairs(account.keys) do
+    if key.key ~= own_key then
+      local last = digits(key.before + tag - key.tag)
+      last = key.rank < own_rank and last or '(' .. last
+      local found = redis.call('ZCOUNT', key.name, '-inf', last)
       if found > 0 then
-        local score = redis.call('ZRANGE', name, found - 1, found - 1, 'WITHSCORES')[2]
+        local score = redis.call('ZRANGE', key.name, found - 1, found - 1, 'WITHSCORES')[2]
         count = count + found
-        images = images + (tonumber(score) - before) / (head.size / head.images)
+        images = images + (tonumber(score) - key.before) / key.per_image
       end
     end
   end
@@ -184,7 +204,7 @@ local function foresee(account, key, size)
   else
     tag, rank = account.latest, string.format('%016.0f', account.joined + 1)
   end
-  local count, images = count_ahead(account, key, tag + size, rank)
+  local count, images = count_ahead(account, key, tag + size, rank, own_images)
   return own + count + 1, own_images + images
 end
 

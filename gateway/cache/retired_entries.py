@@ -1,6 +1,6 @@
-"""Entries that do not expire: those of models that were shut down and are served from the cache.
+"""Entries of models that were shut down and are served from the cache: they do not expire.
 
-A job looks at all entries now and then, and prolongs those of such models long before they expire:
+A job scans all entries now and then, and prolongs those of such models long before they expire:
 slots, bytes and the records that links need. Only the bound on all bytes still evicts them.
 """
 
@@ -22,18 +22,17 @@ from gateway.store.batch import Batch, execute
 from gateway.store.commands import ScanEntries, Slot
 from gateway.store.protocol import Store
 
-MAX_LOOK_SECONDS: Final = 3600.0
-"""The longest pause between two looks at all entries."""
+MAX_INTERVAL_SECONDS: Final = 3600.0
 
-LOOKS_PER_LIFETIME: Final = 8
-"""Entries are looked at so often, at least, before they expire."""
+SCANS_PER_LIFETIME: Final = 8
+"""How often, at least, an entry is scanned before it expires."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class UnendingEntries:
-    """Prolongs the entries of models."""
+class RetiredEntries:
+    """Prolongs the entries of models that were shut down."""
 
     store: Store
     entries: Entries
@@ -45,8 +44,8 @@ class UnendingEntries:
 
     @property
     def interval_seconds(self) -> float:
-        """The pause between two looks."""
-        return min(MAX_LOOK_SECONDS, self.entries.ttl_seconds / LOOKS_PER_LIFETIME)
+        """The pause between two scans."""
+        return min(MAX_INTERVAL_SECONDS, self.entries.ttl_seconds / SCANS_PER_LIFETIME)
 
     async def prolong(self, models: Collection[str]) -> int:
         """Prolongs the images of these models that have lived half of their time.
