@@ -15,7 +15,7 @@ from gateway.cli.options import command_actor, config_option, find_configuration
 from gateway.cli.output import show
 from gateway.cli.store import open_command_store
 from gateway.configuration.settings import Settings
-from gateway.purchasing.account_states import public_account, public_states, read_budgets
+from gateway.purchasing.account_states import public_accounts, public_states, read_budgets
 from gateway.purchasing.upstream_health import read_states
 from gateway.purchasing.upstream_switches import UpstreamSwitches
 from gateway.store.protocol import Store
@@ -45,15 +45,12 @@ def list_upstreams(config: Path | None, output_format: str) -> None:
         async with _open(config) as (settings, store, accounts, switches):
             await switches.refresh()
             budgets = await read_budgets(store, accounts.all)
-            shown = {
-                account.name: public_account(
-                    account,
-                    base_url=of_account.base_url,
-                    switch=switches.switch_of(account.name),
-                    budget=budgets[account.name],
-                )
-                for account, of_account in zip(accounts, settings.accounts, strict=True)
-            }
+            shown = public_accounts(
+                accounts.all,
+                {account.name: account.base_url for account in settings.accounts},
+                switch_of=switches.switch_of,
+                budgets=budgets,
+            )
             rows = public_states(await read_states(store, time.time()), shown)
             return [row for row in rows if row["account"] is not None]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gateway.limits import LIMITS, MICROS_PER_USD
@@ -44,14 +44,32 @@ def _budget(name: str, maximum: int, state: CounterState) -> Mapping[str, Any]:
     }
 
 
-def public_account(
+def public_accounts(
+    accounts: Sequence[Account],
+    base_urls: Mapping[str, str],
+    *,
+    switch_of: Callable[[str], Switch | None],
+    budgets: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, dict[str, Any]]:
+    """The accounts by name, without their credentials. `budgets` are those of `read_budgets`."""
+    return {
+        account.name: _public_account(
+            account,
+            base_url=base_urls[account.name],
+            switch=switch_of(account.name),
+            budget=budgets[account.name],
+        )
+        for account in accounts
+    }
+
+
+def _public_account(
     account: Account,
     *,
     base_url: str,
     switch: Switch | None,
     budget: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """An account, without its credentials."""
     return {
         "base_url": base_url,
         "group": account.group,

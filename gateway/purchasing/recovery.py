@@ -186,7 +186,11 @@ class Recovery:
         self._settlements.count(settlement, record, attempt=attempt)
 
     async def _release_queued(self, payload: Reserved, record: Record, *, attempt: str) -> None:
-        """Releases a purchase that waited for its turn: nothing was sent. A follower takes over."""
+        """Releases a purchase that waited for its turn: nothing was sent. A follower takes over.
+
+        The charge is presumed: if the worker lives after all, it may take its turn at this moment,
+        and what its purchase costs then corrects this.
+        """
         death = worker_died()
         death.charge = Charge.FREE
         record = record.but(
@@ -201,6 +205,7 @@ class Recovery:
             Amounts(),
             record=record,
             attempt=attempt,
+            is_presumed=True,
             tell_followers=lambda flight, batch, failure: flight.release(batch, in_turn=True),
         )
         self._settlements.count(settlement, record, attempt=attempt)

@@ -191,9 +191,13 @@ class Settlements:
         *,
         record: Record,
         attempt: str,
+        is_presumed: bool = False,
         tell_followers: Callable[[Flight, Batch, UpstreamFailure], None] = Flight.fail,
     ) -> Settlement:
-        """As `settle_failure`, once and without `count`. Raises `StoreUnavailable`."""
+        """As `settle_failure`, once and without `count`. Raises `StoreUnavailable`.
+
+        With `is_presumed` a later settlement may correct the charge, whatever the failure says.
+        """
         batch = Batch(self._store)
         # Followers first: a worker that dies in between leaves a journal that others find.
         if reserved.flight is not None:
@@ -203,7 +207,7 @@ class Settlements:
         if reserved.idempotent is not None:
             found = await find_key(self._store, reserved.idempotent)
             store_failed(batch, reserved.idempotent, failure, found=found)
-        is_presumed = failure.charge is Charge.PRESUMED
+        is_presumed = is_presumed or failure.charge is Charge.PRESUMED
         settled = quota.settle(
             batch,
             reserved.purchase,
@@ -213,7 +217,14 @@ class Settlements:
             presumed=is_presumed,
         )
         await batch.execute()
-        if settled.value.status == "already" and settled.value.presumed and not is_presumed:
+        # Of two estimates the first one stays, unless it was that nothing would be charged.
+        is_better = not is_presumed or not any(settled.value.charged.values())
+        is_repeated = settled.value.attempt == attempt
+        if (
+            settled.value.status == "already"
+            and settled.value.presumed
+            and (is_better and not is_repeated)
+        ):
             return await self._correct(
                 reserved.purchase, charge, settled.value, record=record, attempt=attempt
             )

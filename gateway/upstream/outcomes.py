@@ -71,7 +71,9 @@ class Failed:
             return False
         if self.status == 503:
             return False
-        is_unknown = self.status == 404 and reason is Reason.MODEL_UNKNOWN
+        # Of a model that is unknown or was shut down, OpenAI says it with a 400 for `model`.
+        says_model = self.status == 404 or (self.status == 400 and self.failure.param == "model")
+        is_unknown = says_model and reason is Reason.MODEL_UNKNOWN
         return self.status in (401, 403) or reason in _OF_ACCOUNT or is_unknown
 
     @property

@@ -30,6 +30,7 @@ from tests.gateways import (
     InProcess,
     Reply,
     make_settings,
+    read_spent,
     run_gateway,
     run_processes,
     run_upstream,
@@ -101,6 +102,7 @@ class Account:
     open: asyncio.Event = field(default_factory=asyncio.Event)
     """Requests wait for it."""
     headers: dict[str, str] = field(default_factory=dict)
+    is_cutting: bool = False
     _level: float = 0.0
     _at: float = 0.0
     base_url: str = ""
@@ -119,6 +121,8 @@ class Account:
         self._level -= images
         self.prompts.append(body["prompt"])
         await self.open.wait()
+        if self.is_cutting and request.transport is not None:
+            request.transport.abort()
         answer = {"created": 1, "data": [{"b64_json": IMAGE}] * images, "usage": USAGE}
         return web.json_response(answer, headers=self.headers)
 
@@ -137,7 +141,7 @@ class Scene:
     def waiting(self) -> int:
         """How many purchases wait, in all gateways."""
         queues = [one.gateway.account_queue._accounts["default"] for one in self.gateways]
-        return sum(len(queue.waiters) for queue in queues)
+        return sum(len(queue.purchases) for queue in queues)
 
     async def ask(self, client: Client, prompt: str, **body: Any) -> asyncio.Task[Reply]:
         """Sends a request, and returns once its purchase waits."""
@@ -294,7 +298,9 @@ async def test_what_a_client_learns_of_the_queue(
         assert (await follower).headers["Cache-Status"].startswith("image-gateway; fwd=miss; coll")
         # The account's own word: it has made others meanwhile, so the rest waits for longer.
         account.headers = {"x-ratelimit-remaining-images": "0"}
+        account.open.clear()
         await time.advance(10.0)
+        account.open.set()  # it says so at this time
         assert (await waiting[1]).status == 200
         await time.advance(39.0)  # a minute has passed for the others
         late = await asyncio.gather(*waiting[2:])
@@ -338,7 +344,7 @@ async def test_purchases_that_leave_the_queue_cost_nothing(
         drained = await follower
         assert (drained.status, drained.headers["Retry-After"]) == (503, "1")
         assert (await client.ask("another")).status == 503
-        await eventually(lambda: len(two.gateway.account_queue._accounts["default"].waiters) == 1)
+        await eventually(lambda: len(two.gateway.account_queue._accounts["default"].purchases) == 1)
         await time.advance(60.0)
         assert (await there).status == 200
 
@@ -358,6 +364,38 @@ async def test_purchases_that_leave_the_queue_cost_nothing(
         assert ("failed", 0, ("queued",)) in [(r.outcome, r.cost_micros, r.flags) for r in records]
         usage = (await client.send("GET", "/v1/usage")).json
         assert [limit["reserved"] for limit in usage["limits"]] == [0]
+
+
+@usually_on("redis", "clocked_store")
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_purchase_that_is_sent_while_another_worker_releases_it_is_charged(
+    tmp_path: Path, clocked_store: ClockedStore, *, is_cut: bool
+) -> None:
+    """Its worker was taken for dead, and took its turn after its journal was read."""
+    async with scene(tmp_path, clocked_store, rate=1, queue={"max_wait": "1h"}) as now:
+        client = await now.clients[0].with_key("ada")
+        assert (await client.ask("first")).status == 200
+        gateway, account = now.gateways[0], now.account
+        before = await read_spent(gateway.settings, client.key_id)
+        late = await now.ask(client, "late")
+        journals = await execute(gateway.gateway.store, OpenJournals())
+        (journal,) = [one for one in journals if one.state == "queued"]
+        account.open.clear()
+        await now.time.advance(60.0)
+        await account.until_received(2)
+        assert await gateway.gateway.recovery._close(journal, attempt="a")
+        account.is_cutting = is_cut
+        account.open.set()
+        assert (await late).status == (502 if is_cut else 200)
+
+        async def is_corrected() -> bool:
+            records = await gateway.ledger()
+            return any(record.corrects for record in records)
+
+        await eventually(is_corrected)
+        after = await read_spent(gateway.settings, client.key_id)
+        assert after.usd_micros > before.usd_micros
+        assert after.usd_micros == sum(one.cost_micros for one in await gateway.ledger())
 
 
 @usually_on("sqlite", "clocked_store")
@@ -389,7 +427,7 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
             one = asyncio.create_task(ask(house, "one"))
             await house.second.until_sent(1)
             two = asyncio.create_task(ask(house, "two"))
-            await eventually(lambda: len(queue.waiters) == 1)
+            await eventually(lambda: len(queue.purchases) == 1)
             journals = await execute(house.gateway.gateway.store, OpenJournals())
             found = {j.state: decode_payload(j.payload).record.upstream for j in journals}
             assert found == {"reserved": "second", "queued": "second"}

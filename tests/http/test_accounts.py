@@ -127,6 +127,7 @@ KINDS = {
     "401": Kind("status=401", 502),
     "403": Kind("org-unverified", 502),
     "404 for the model": Kind("status=404;code=model_not_found", 404),
+    "400 for the model": Kind("model-unknown", 400),
     "billing limit": Kind("billing-limit", 400),
     "400": Kind("status=400", 400, is_free=False),
     "moderation": Kind("moderation;stage=input", 400, is_free=False),

@@ -19,6 +19,7 @@ import redis
 
 from gateway.limits import Period
 from gateway.store import commands
+from gateway.store.batch import execute
 from gateway.store.commands import BoundedSet, Consumption, Counter, Slot
 from gateway.store.protocol import Command, Store
 from gateway.store.redis.store import open_redis_store
@@ -241,3 +242,19 @@ async def work_with(
     if expired:
         measured.expire()
     return {repr(c): await measured.work(c) for c in EVERYTHING_BUT_THE_LEDGER}
+
+
+async def test_calls_of_an_accounts_queue_do_little_however_many_keys_wait(redis_url: str) -> None:
+    """Of Redis, which does nothing else meanwhile: fifty keys, whose purchases are counted."""
+    async with measured_redis(redis_url) as found:
+        reserves = [
+            commands.Reserve(
+                f"p{i}", "w", (), b"", place=commands.Place("a", f"k{i % 50}", 1, 1, 1000, None)
+            )
+            for i in range(1500)
+        ]
+        await found.store.execute(reserves)
+        read = commands.ReadTurns("a", 1000, None, tuple(f"p{i}" for i in range(1490, 1500)))
+        assert await found.work(read) < 1500
+        await execute(found.store, commands.Settle("p0", {}, None))
+        assert await found.work(commands.TakeTurns("a", "w", 60_000, None)) < 1200

@@ -10,7 +10,7 @@ from gateway.api.admin.requests import invalid_value, read_actor, read_parameter
 from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES, Services
 from gateway.errors import ErrorCode, InvalidRequest
-from gateway.purchasing.account_states import public_account, public_states
+from gateway.purchasing.account_states import public_accounts, public_states
 
 
 async def show_upstreams(request: web.Request) -> web.Response:
@@ -46,13 +46,11 @@ async def read_upstreams(services: Services) -> list[dict[str, Any]]:
     states = await services.upstream_health.read_all()
     await services.upstream_switches.refresh()
     budgets = await services.read_budgets(services.pool.accounts.all)
-    accounts = {
-        account.name: public_account(
-            account,
-            base_url=services.pool.client(account.name).settings.base_url,
-            switch=services.upstream_switches.switch_of(account.name),
-            budget=budgets[account.name],
-        )
-        for account in services.pool.accounts
-    }
+    pool = services.pool
+    accounts = public_accounts(
+        pool.accounts.all,
+        {one.name: pool.client(one.name).settings.base_url for one in pool.accounts},
+        switch_of=services.upstream_switches.switch_of,
+        budgets=budgets,
+    )
     return public_states(states, accounts)

@@ -19,15 +19,10 @@ from gateway import __version__
 from gateway.access.policy import Policy
 from gateway.api.http.json import JSON
 from gateway.api.http.ranges import is_not_modified
-from gateway.api.openapi.answers import ANSWERS, HEADERS, error_responses, header_references
-from gateway.api.openapi.operations import (
-    TAG_NAMES,
-    Content,
-    Credential,
-    Operation,
-    Success,
-    describe,
-)
+from gateway.api.openapi.answers import ANSWERS
+from gateway.api.openapi.headers import HEADERS, error_responses, header_references
+from gateway.api.openapi.operations import describe
+from gateway.api.openapi.parts import TAG_NAMES, Content, Credential, Operation, Success
 from gateway.api.openapi.requests import Schema, generation_schemas, key_schemas, reference
 from gateway.api.openapi.subjects import subject_schemas
 from gateway.api.services import SERVICES
