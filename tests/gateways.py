@@ -69,7 +69,9 @@ ADMIN_TOKEN = "an-admin-token-of-tests"
 CONFIG = Path(__file__).parent.parent / "config"
 TLS = Path(__file__).parent / "tls"
 TLS_SETTINGS = {"cert": str(TLS / "server.pem"), "key": str(TLS / "server-key.pem")}
-MODEL = "gpt-image-1.5"
+MODEL = "gpt-image-2"
+USUAL = {"model": MODEL, "size": "1024x1024", "quality": "low"}
+"""The image that `ask` asks for, unless a test names another model."""
 FORKED = {"gateway", "tests.failing_gateway", "tests.quick_gateway"}
 """Modules whose processes may have imported more than they would by themselves."""
 
@@ -166,7 +168,7 @@ class Client:
     async def ask(self, prompt: str = "an otter", **body: Any) -> Reply:
         """Sends an image request with `body`, except `headers`. `model=None` omits the model."""
         headers = body.pop("headers", None)
-        whole = {"model": MODEL, "prompt": prompt, **body}
+        whole = {**({} if "model" in body else USUAL), "prompt": prompt, **body}
         sent = {name: value for name, value in whole.items() if (name, value) != ("model", None)}
         return await self.send("POST", "/v1/images/generations", headers=headers, json=sent)
 

@@ -28,7 +28,7 @@ from gateway.store.batch import Batch, execute
 from gateway.store.commands import AcquireLease, Receive
 from gateway.wiring.stores import open_store
 from tests.catalogs import shipped_catalog
-from tests.gateways import MODEL
+from tests.gateways import MODEL, USUAL
 
 LEASE_SECONDS = 600.0
 UPSTREAM, PRICE_DATE = "of-the-dead", "2026-01-02"
@@ -104,7 +104,7 @@ async def leave_purchase(
 
 def _request(prompt: str, **body: Any) -> tuple[ImageRequest, Catalog]:
     catalog = shipped_catalog()
-    complete = {"model": MODEL, "prompt": prompt, **body}
+    complete = {**USUAL, "prompt": prompt, **body}
     return validate(complete, catalog, allowed_models=None), catalog
 
 

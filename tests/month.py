@@ -140,7 +140,7 @@ def _records(
         team=key.team,
         labels=key.labels,
         user=chance.choice(USERS),
-        model=chance.choice(["gpt-image-1.5", "gpt-image-1-mini", "dall-e-3"]),
+        model=chance.choice(["gpt-image-2", "gpt-image-1-mini", "dall-e-3"]),
         size=chance.choice(["1024x1024", "1024x1536"]),
         quality=chance.choice(["low", "high"]),
         n=1,

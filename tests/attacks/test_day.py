@@ -27,7 +27,7 @@ from gateway.metrics import Metrics
 from gateway.wiring.stores import DATABASE, open_store
 from tests.attacks.test_soak import read_records, report
 from tests.gateways import (
-    MODEL,
+    USUAL,
     Client,
     Processes,
     Spent,
@@ -78,7 +78,7 @@ class Kind:
             headers["X-Gateway-Tags"] = ", ".join(tags)
         if self.has_idempotency_key:
             headers["Idempotency-Key"] = f"order-{number}"
-        return {"model": MODEL, "prompt": prompt + self.fault, **self.fields}, headers
+        return {**USUAL, "prompt": prompt + self.fault, **self.fields}, headers
 
 
 OK: Final = frozenset({200})

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 import pytest_asyncio
 
-from tests.gateways import MODEL, Client, make_settings, run_gateway, run_upstream
+from tests.gateways import USUAL, Client, make_settings, run_gateway, run_upstream
 from tests.http.conftest import Shared
 from tests.raw_http import talk
 
@@ -26,7 +26,7 @@ NEXT = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 def body(prompt: str) -> bytes:
-    return json.dumps({"model": MODEL, "prompt": prompt}).encode()
+    return json.dumps({**USUAL, "prompt": prompt}).encode()
 
 
 def smuggled(client: Client, prompt: str) -> bytes:

@@ -238,7 +238,7 @@ SUMS = Sums(
 
 
 def test_a_result_of_usage_has_every_field_and_only_its_groups() -> None:
-    dimensions = {"team": "art", "model": "gpt-image-1.5"}
+    dimensions = {"team": "art", "model": "gpt-image-2"}
     query = parse(USAGE, ("group_by", "project_id"), ("group_by", "model"))
     page = create_page(query, [Row(START + DAY, SUMS, dimensions)])
     assert [len(bucket["results"]) for bucket in page["data"]] == [0, 1, 0, 0, 0, 0, 0]
@@ -254,7 +254,7 @@ def test_a_result_of_usage_has_every_field_and_only_its_groups() -> None:
                 "project_id": "art",
                 "user_id": None,
                 "api_key_id": None,
-                "model": "gpt-image-1.5",
+                "model": "gpt-image-2",
                 "size": None,
                 "source": None,
                 "quality": None,
@@ -269,7 +269,7 @@ def test_a_result_of_usage_has_every_field_and_only_its_groups() -> None:
 
 
 def test_costs_are_split_into_line_items_of_models_and_kinds() -> None:
-    of_tokens = Row(START, SUMS, {"model": "gpt-image-1.5", "size": "auto", "quality": "high"})
+    of_tokens = Row(START, SUMS, {"model": "gpt-image-2", "size": "auto", "quality": "high"})
     per_image = Row(
         START,
         Sums(images_bought=2, cost_micros=240_000, costs={"image": 240_000}),
@@ -286,9 +286,9 @@ def test_costs_are_split_into_line_items_of_models_and_kinds() -> None:
 
     assert shown == [
         ("dall-e-3, 1024x1792, hd", usd(0.24), 2, "images"),
-        ("gpt-image-1.5, input_cached_text_tokens", usd(0.0), 4, "tokens"),
-        ("gpt-image-1.5, input_text_tokens", usd(0.000003), 10, "tokens"),
-        ("gpt-image-1.5, output_image_tokens", usd(1.66), 400, "tokens"),
+        ("gpt-image-2, input_cached_text_tokens", usd(0.0), 4, "tokens"),
+        ("gpt-image-2, input_text_tokens", usd(0.000003), 10, "tokens"),
+        ("gpt-image-2, output_image_tokens", usd(1.66), 400, "tokens"),
     ]
 
 
@@ -308,8 +308,8 @@ def test_costs_without_line_items_are_one_amount() -> None:
 
 
 def test_costs_of_some_line_items_leave_out_the_others() -> None:
-    wanted = ("line_items", "gpt-image-1.5, input_text_tokens")
-    rows = [Row(START, SUMS, {"model": "gpt-image-1.5"})]
+    wanted = ("line_items", "gpt-image-2, input_text_tokens")
+    rows = [Row(START, SUMS, {"model": "gpt-image-2"})]
     (found,) = create_page(parse(COSTS, wanted), rows)["data"][0]["results"]
     assert (found["amount"]["value"], found["quantity"]) == (0.000003, None)
 

@@ -505,8 +505,9 @@ async def test_accounts_of_a_group_share_images_and_other_groups_do_not(tmp_path
     url = {"base_url": "http://127.0.0.1:1/v1"}
     # As gateways with one upstream have always had it.
     canonical = (
-        '{"cache_epoch":1,"model":"gpt-image-1.5","parameters":{},"prompt":"an otter",'
-        '"scope":"global","upstream":"default","version":1}'
+        '{"cache_epoch":1,"model":"gpt-image-2","parameters":{"quality":"low",'
+        '"size":"1024x1024"},"prompt":"an otter","scope":"global","upstream":"default",'
+        '"version":1}'
     )
     today = hashlib.sha256(canonical.encode()).hexdigest()
     assert await fingerprint_of() == today

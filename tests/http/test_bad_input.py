@@ -196,7 +196,7 @@ ROWS = {
         error("You must provide n=1 for this model."),
     ),
     "11 size not listed": (
-        {"prompt": "x", "model": MODEL, "size": "512x512"},
+        {"prompt": "x", "model": "gpt-image-1", "size": "512x512"},
         unsupported("size", "512x512", GPT_SIZES),
     ),
     "12 size bogus": (

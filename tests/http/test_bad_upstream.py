@@ -46,9 +46,9 @@ from tests.waiting import DEADLINE_SECONDS, pass_time
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LOW = {"model": MODEL, "quality": "low", "size": "1024x1024"}
-TEXT_MICROS, IMAGE_MICROS = 5, 32
-"""Of gpt-image-1.5 per token: `docs/reference/images-api.md#token-prices`."""
-LOW_TOKENS, LOW_MICROS = 272, 9_000
+TEXT_MICROS, IMAGE_MICROS = 5, 30
+"""Of gpt-image-2 per token: `docs/reference/images-api.md#token-prices`."""
+LOW_TOKENS, LOW_MICROS = 196, 6_000
 """Of one low image of 1024x1024: tokens, and the price per image."""
 
 NO_BREAKER = {"failures": 0}

@@ -17,7 +17,7 @@ import pytest
 from gateway.configuration.settings import Settings
 from tests.failover import RedisPair, run_redis_pair
 from tests.gateways import (
-    MODEL,
+    USUAL,
     Client,
     InProcess,
     Reply,
@@ -178,7 +178,7 @@ async def test_a_failover_under_load_loses_nothing_that_was_acknowledged(
         ]
         buyers = [Buyer(key, f"buyer {i}") for i, key in enumerate(keys)]
         ended = asyncio.Event()
-        body = {"model": MODEL, "prompt": "cached"}
+        body = {**USUAL, "prompt": "cached"}
         async with flood(wrk, reader, body, keep_alive=True) as stop:
             buying = [asyncio.create_task(buyer.buy(ended)) for buyer in buyers]
             await asyncio.sleep(3)

@@ -130,7 +130,7 @@ async def test_a_size_that_is_no_size_is_that_of_the_bytes(
 ) -> None:
     """In answers and in the ledger. A size that upstream omits stays omitted."""
     hostile.will_answer({"data": [{"b64_json": ENCODED["png"]}], "size": said})
-    replies = [await alice.ask(), await alice.ask()]
+    replies = [await alice.ask(size="auto"), await alice.ask(size="auto")]
     assert [reply.json.get("size") for reply in replies] == [shown, shown]
     assert {record.size for record in await gateway.ledger()} == {shown or "auto"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway import __version__
-from tests.gateways import Reply
+from tests.gateways import USUAL, Reply
 from tests.http.conftest import Shared
 from tests.rows import each_row
 
@@ -244,7 +244,7 @@ async def test_the_prompt_arrives_verbatim(shared: Shared, prompt: str) -> None:
     reply = await shared.alice.ask(prompt)
 
     assert reply.status == 200, reply.body
-    assert await shared.sent(prompt) == [{"model": "gpt-image-1.5", "prompt": prompt}]
+    assert await shared.sent(prompt) == [{**USUAL, "prompt": prompt}]
 
 
 async def test_a_null_character_in_a_prompt_is_kept(shared: Shared) -> None:
@@ -259,10 +259,10 @@ async def test_a_null_character_in_a_prompt_is_kept(shared: Shared) -> None:
 async def test_only_missing_images_are_requested(shared: Shared) -> None:
     prompt = "an otter family"
 
-    await shared.alice.ask(prompt, user="ann", quality="low")
-    await shared.alice.ask(prompt, user="bob", quality="low", n=4)
+    await shared.alice.ask(prompt, user="ann")
+    await shared.alice.ask(prompt, user="bob", n=4)
 
-    base = {"model": "gpt-image-1.5", "prompt": prompt, "quality": "low"}
+    base = {**USUAL, "prompt": prompt}
     assert await shared.sent(prompt) == [{**base, "user": "ann"}, {**base, "user": "bob", "n": 3}]
 
 

@@ -33,7 +33,7 @@ from tests.waiting import eventually
 
 KINDS = ["purchase", "stream", "link"]
 LOW = {"model": MODEL, "quality": "low", "size": "1024x1024"}
-COST_USD = "0.009115"
+COST_USD = "0.006115"
 """Of one low image without a usage: its price, and the prompt's bytes and 16 at 5 micro-dollars."""
 
 

@@ -67,7 +67,7 @@ class TestList:
         assert {**otter, "created_at": 0, "expires_at": 0, "last_hit_at": 0, "url": ""} == {
             "id": id_of(bought),
             "created_at": 0,
-            "model": "gpt-image-1.5",
+            "model": "gpt-image-2",
             "size": "1024x1024",
             "quality": "low",
             "format": "png",
@@ -120,7 +120,7 @@ class TestList:
         assert await ids(key="bob", limit=1) == [
             id_of(reply) for client, *_, reply in newest_first if client is bob
         ]
-        assert await ids(key_id=bob.key_id, size=wide, tag="x", model="gpt-image-1.5") == [
+        assert await ids(key_id=bob.key_id, size=wide, tag="x", model="gpt-image-2") == [
             id_of(sent[1][3])
         ]
         assert await ids(size=square, tag="y", limit=1) == [id_of(sent[7][3]), id_of(sent[6][3])]

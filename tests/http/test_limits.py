@@ -47,7 +47,7 @@ async def test_a_budget_is_never_exceeded_and_hits_still_work(
     alice = await gateway.client.with_key("alice", limits={"usd_per_month": 0.05})
     first = await alice.ask("one", **LOW)
     expensive = await alice.ask("two", quality="high")
-    vague = await alice.ask("three")
+    vague = await alice.ask("three", quality=None)
     hit = await alice.ask("one", **LOW)
 
     assert (first.status, expensive.status, vague.status, hit.status) == (200, 429, 429, 200)
@@ -71,7 +71,7 @@ async def test_concurrent_purchases_never_exceed_a_budget_together(
 
     bought = [reply for reply in replies if reply.status == 200]
     assert {reply.status for reply in replies} == {200, 429}
-    assert len(bought) == len(await upstream.bodies()) <= 5
+    assert len(bought) == len(await upstream.bodies()) <= 8
     spent = sum(record.cost_micros for record in await gateway.ledger())
     assert 0 < spent <= 50_000
 

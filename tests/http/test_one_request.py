@@ -160,7 +160,7 @@ async def test_an_open_purchase_and_a_correction_are_found(
     assert still_open["request_id"] == reply.headers["x-request-id"] == before["request_id"]
     assert (still_open["records"], still_open["cost_usd"]) == ([], 0)
     assert pick(open_one, "id", "state", "key", "model", "upstream", "images") == (
-        *(presumed.id, "reserved", "alice", "gpt-image-1.5", "default", 1),
+        *(presumed.id, "reserved", "alice", "gpt-image-2", "default", 1),
     )
     assert open_one["worker"] == journal.worker
     assert open_one["reserved_usd"] == before["cost_usd"] > after["cost_usd"]

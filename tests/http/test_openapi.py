@@ -272,7 +272,7 @@ async def test_an_answer_to_an_image_request_is_as_described(
 
 async def test_refusals_of_a_key_are_as_described(shared: Shared, document: Document) -> None:
     limits = {"requests_per_minute": 1, "usd_per_day": 0}
-    spec = {"models": ["gpt-image-1.5"], "limits": limits}
+    spec = {"models": ["gpt-image-2"], "limits": limits}
     small = await shared.gateway.client.with_key("small", **spec)
     over_budget, over_rate = [await small.ask(f"openapi {n}") for n in range(2)]
     await shared.gateway.client.admin("PATCH", f"/admin/keys/{small.key_id}", {"limits": None})

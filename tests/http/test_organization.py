@@ -106,7 +106,7 @@ async def test_the_package_reads_usage_and_costs(gateway: InProcess) -> None:
     assert whole.cost_usd == costs.amount.value == usd(records) > 0
     assert whole.saved_usd == sum(record.saved_micros for record in records) / 1_000_000 > 0
     shown = {(found.model, found.size): found.images for found in by_model if found.images}
-    assert shown == {("gpt-image-1.5", "1024x1024"): 4, ("dall-e-3", "1024x1792"): 1}
+    assert shown == {("gpt-image-2", "1024x1024"): 4, ("dall-e-3", "1024x1792"): 1}
     (found,) = of_alice
     assert (found.images, found.user_id, found.source) == (2, "ann", "image.generation")
     assert found.api_key_id == next(record.key_id for record in records if record.key == "alice")
@@ -117,14 +117,14 @@ async def test_the_package_reads_usage_and_costs(gateway: InProcess) -> None:
     assert round(sum(found.amount.value for found in items), 6) == costs.amount.value
     by_item = {found.line_item: found for found in items if found.amount.value}
     assert set(by_item) == {
-        "gpt-image-1.5, input_text_tokens",
-        "gpt-image-1.5, output_image_tokens",
+        "gpt-image-2, input_text_tokens",
+        "gpt-image-2, output_image_tokens",
         "dall-e-3, 1024x1792, hd",
     }
     hd = by_item["dall-e-3, 1024x1792, hd"]
     assert (hd.quantity, hd.quantity_unit, hd.amount.value) == (1, "images", 0.12)
     assert hd.project_id is None
-    output = by_item["gpt-image-1.5, output_image_tokens"]
+    output = by_item["gpt-image-2, output_image_tokens"]
     assert (output.quantity_unit, output.project_id) == ("tokens", "art")
     assert output.quantity == sum(record.tokens.get("image_out", 0) for record in records)
 

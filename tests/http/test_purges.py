@@ -103,10 +103,10 @@ async def test_a_large_purge_of_a_tag_or_model_leaves_the_others(
     gateway: InProcess, alice: Client
 ) -> None:
     await fill(gateway)
-    other = await alice.ask("a lake", model="gpt-image-1.5")
+    other = await alice.ask("a lake", model="gpt-image-2")
     for named in ({"tag": "sale"}, {"model": MODEL}):
         purge = await alice.admin("POST", "/admin/cache/purge", named)
-        meanwhile = await alice.ask("a lake", model="gpt-image-1.5")
+        meanwhile = await alice.ask("a lake", model="gpt-image-2")
         await until_done(alice, purge)
         assert meanwhile.cache_status.startswith("hit")
         assert meanwhile.images == other.images
@@ -180,7 +180,7 @@ async def test_purges_under_way_are_bounded(gateway: InProcess, alice: Client) -
     assert refused == [503] * 4
 
 
-@pytest.mark.parametrize("named", [{"model": "gpt-image-1.5"}, {"all": True}])
+@pytest.mark.parametrize("named", [{"model": "gpt-image-2"}, {"all": True}])
 async def test_an_image_that_is_transcoded_meanwhile_is_purged_with_its_source(
     named: dict[str, object], open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from tests.waiting import eventually, generous
 store_url = usual_store("redis")
 
 LOW = {"quality": "low", "size": "1024x1024"}
-LOW_MICROS = 9_000 + 5 * (len("an otter") + 16)
+LOW_MICROS = 6_000 + 5 * (len("an otter") + 16)
 
 
 class Watched:
@@ -236,7 +236,7 @@ async def test_a_larger_request_is_refused_with_its_own_amount(open_gateway: Ope
 
     assert (refused.status, second.status) == (429, 429)
     assert f"needs up to ${LOW_MICROS / 1e6:.6f}." in refused.error["message"]
-    assert f"needs up to ${(LOW_MICROS + 300 * 32) / 1e6:.6f}." in second.error["message"]
+    assert f"needs up to ${(LOW_MICROS + 300 * 30) / 1e6:.6f}." in second.error["message"]
     assert crowd.count(Reserve) == 1
 
 

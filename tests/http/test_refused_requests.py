@@ -318,7 +318,7 @@ async def test_a_request_counts_against_the_rate_whatever_its_answer(gateway: In
     limits = {"requests_per_minute": 5, "images_per_day": 2}
     for number, (kind, ask) in enumerate(COUNTED.items()):
         alice = await gateway.client.with_key(
-            f"alice {number}", limits=limits, models=["gpt-image-1.5", "dall-e-2"]
+            f"alice {number}", limits=limits, models=["gpt-image-2", "dall-e-2"]
         )
         await alice.ask(headers={"Idempotency-Key": "used"})
         await alice.ask(MODERATED)
@@ -362,7 +362,7 @@ async def test_a_large_body_over_the_rate_is_not_parsed(
 
     monkeypatch.setattr(interpret, "parse_body", counted)
     alice = await gateway.client.with_key("alice", limits={"requests_per_minute": 1})
-    large = json.dumps({"model": "gpt-image-1.5", "prompt": "x", "n": 99, "a": "b" * 100_000})
+    large = json.dumps({"model": "gpt-image-2", "prompt": "x", "n": 99, "a": "b" * 100_000})
     first = await _post(alice, large)
     second = await _post(alice, large)
 
@@ -382,9 +382,7 @@ async def test_every_request_is_admitted_exactly_once(
     await alice.ask()
     await alice.ask(n=99)
     await _post(alice, b"[" * 100_000)
-    await _post(
-        alice, json.dumps({"prompt": prompt, "model": "gpt-image-1.5", "user": "é" * 20_000})
-    )
+    await _post(alice, json.dumps({"prompt": prompt, "model": "gpt-image-2", "user": "é" * 20_000}))
 
     assert batches == [
         ["Admit", "ReadEntry", "Get"],
@@ -476,7 +474,7 @@ async def test_a_header_that_is_sent_twice_is_refused(embedded: InProcess, name:
     """A proxy may have added one; which of them holds would be a guess."""
     alice = await embedded.client.with_key()
     reader, writer = await asyncio.open_connection(*_address(alice))
-    body = json.dumps({"model": "gpt-image-1.5", "prompt": "an otter"})
+    body = json.dumps({"model": "gpt-image-2", "prompt": "an otter"})
     writer.write(
         f"POST {PATH} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {alice.secret}\r\n"
         f"{name}: 1\r\n{name.lower()}: 1\r\nConnection: close\r\n"

@@ -19,7 +19,7 @@ from yarl import URL
 
 from gateway.api.http import sending
 from tests.gateways import (
-    MODEL,
+    USUAL,
     Client,
     InProcess,
     Processes,
@@ -41,7 +41,7 @@ MAX_GROWTH_MB = 150
 ENOUGH_BYTES = 400_000
 """A slow client takes some seconds to read them."""
 LOGGED = [("admin_keys", "ok"), ("generations", "bought"), ("generations", "hit")]
-BODY = {"model": MODEL, "prompt": "an otter", "stream": True, "partial_images": 3}
+BODY = {**USUAL, "prompt": "an otter", "stream": True, "partial_images": 3}
 
 
 @dataclass
@@ -235,7 +235,7 @@ async def test_a_disconnect_from_a_large_response_is_logged_as_an_answer_and_not
         upstream.may_stream.set()
         alice = await client.with_key("alice")
         await read_fast(alice)
-        plain = {"model": MODEL, "prompt": BODY["prompt"]}
+        plain = {**USUAL, "prompt": BODY["prompt"]}
         async with slow_connection(alice, plain) as reader:
             assert b" 200 OK" in await reader.readline()
         await eventually(lambda: len(processes.log('"request_answered"')) >= len(LOGGED))

@@ -25,7 +25,7 @@ from gateway.cache import flight_ends
 from gateway.images import PartialImage, Record
 from tests.gates import hold_streams
 from tests.gateways import (
-    MODEL,
+    USUAL,
     Client,
     InProcess,
     Reply,
@@ -119,7 +119,7 @@ async def open_stream(
 ) -> AsyncIterator[OpenStream]:
     """A stream whose headers have arrived."""
     body = {
-        "model": MODEL,
+        **USUAL,
         "prompt": prompt,
         "stream": True,
         "partial_images": partial_images,
@@ -162,14 +162,14 @@ async def test_a_stream_is_its_partial_images_and_the_image(
     assert completed.data["usage"] == {
         "input_tokens": 9,
         "input_tokens_details": {"image_tokens": 0, "text_tokens": 9},
-        "output_tokens": 4460,
-        "total_tokens": 4469,
+        "output_tokens": 7324,
+        "total_tokens": 7333,
     }
     (sent,) = await upstream.bodies()
     assert (sent["stream"], sent["partial_images"]) == (True, 3)
     record = await record_of(gateway, reply)
     assert (record.outcome, record.flags) == ("bought", ())
-    assert record.tokens == {"text_in": 9, "image_out": 4460}
+    assert record.tokens == {"text_in": 9, "image_out": 7324}
 
 
 async def test_the_headers_of_a_live_stream(alice: Client) -> None:
@@ -228,7 +228,7 @@ async def test_a_hit_is_exactly_one_event_for_streamed_and_plain_purchases(
 
 async def test_a_client_of_http_1_0_sees_the_end_of_a_stream(alice: Client) -> None:
     """HTTP/1.0 has no chunks, so the gateway closes the connection, even with keep-alive."""
-    body = json.dumps({"model": MODEL, "prompt": "an otter", "stream": True}).encode()
+    body = json.dumps({**USUAL, "prompt": "an otter", "stream": True}).encode()
     head = (
         "POST /v1/images/generations HTTP/1.0\r\nConnection: keep-alive\r\n"
         f"Authorization: Bearer {alice.secret}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -399,7 +399,7 @@ async def stream_by_sdk(
     client: Client, kind: str, prompt: str, *, on_first: Callable[[], None] = lambda: None
 ) -> list[Any]:
     """The events of `images.generate(stream=True)`; calls `on_first` when the first arrives."""
-    given = {"model": MODEL, "prompt": prompt, "stream": True, "partial_images": 3}
+    given = {**USUAL, "prompt": prompt, "stream": True, "partial_images": 3}
     options = {"base_url": f"{client.url}/v1", "api_key": client.secret}
     loop = asyncio.get_running_loop()
 
@@ -431,7 +431,7 @@ async def test_the_sdk_iterates_over_three_partial_images_and_the_image(
 
     assert [event.type for event in arrived] == [PARTIAL] * 3 + [COMPLETED]
     assert [event.partial_image_index for event in arrived[:3]] == [0, 1, 2]
-    assert arrived[-1].usage.output_tokens == 4460
+    assert arrived[-1].usage.output_tokens == 496
 
 
 @pytest.mark.usefixtures("package_environment")

@@ -23,7 +23,7 @@ import yaml
 from tests.catalogs import shipped_catalog
 from tests.gateways import (
     CONFIG,
-    MODEL,
+    USUAL,
     Client,
     Processes,
     Reply,
@@ -507,7 +507,7 @@ async def test_no_request_of_a_flood_fails_during_a_restart_or_policy_change(
         alice = await client.with_key()
         await alice.ask()
         before = processes.serving()[-1]
-        body = {"model": MODEL, "prompt": "an otter"}
+        body = {**USUAL, "prompt": "an otter"}
         async with flood(wrk, alice, body, keep_alive=keep_alive) as stop:
             await happens(processes, models)
             await asyncio.sleep(0.5)

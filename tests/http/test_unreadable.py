@@ -334,7 +334,7 @@ async def test_an_unreadable_slot_is_an_image_that_is_lost(
     assert again.cache_status == "fwd=partial; stored"
     assert hit.images == again.images
     assert len(await upstream.bodies()) == 2
-    purged = await alice.admin("POST", "/admin/cache/purge", {"model": "gpt-image-1.5"})
+    purged = await alice.admin("POST", "/admin/cache/purge", {"model": "gpt-image-2"})
     assert purged.status == 200
 
 

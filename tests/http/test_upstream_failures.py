@@ -343,7 +343,7 @@ async def assert_told(
         "code": row.code,
         "request_id": request_id,
         "key": "alice",
-        "model": dict(row.ask).get("model", "gpt-image-1.5"),
+        "model": dict(row.ask).get("model", "gpt-image-2"),
         "answered_status": row.answer[0],
         "answered_code": row.answer[1],
     }
