@@ -435,15 +435,15 @@ class Settings(Section):
     log_format: Literal["text", "json"] | None = None
     """The format of log lines; empty: text on a terminal, else json."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _has_upstream_or_upstreams(cls, data: object) -> object:
-        if isinstance(data, dict) and data.get("upstreams") and data.get("upstream"):
+    @model_validator(mode="after")
+    def _has_upstream_or_upstreams(self) -> Settings:
+        # The shipped file spells the defaults of upstream out.
+        if self.upstreams and self.upstream != UpstreamSettings():
             raise ValueError(
                 "either upstream, for one account, or upstreams, for several, but both have "
                 "values; move those of upstream into an entry of upstreams and delete the section"
             )
-        return data
+        return self
 
     @property
     def accounts(self) -> tuple[UpstreamSettings, ...]:

@@ -66,6 +66,15 @@ def test_the_defaults_are_the_documented_ones():
     assert settings.log_format is None
 
 
+def test_upstreams_may_be_listed_beside_the_shipped_defaults_of_upstream(tmp_path: Path):
+    listed = "\nupstreams:\n  - {name: a, api_key: sk-a}\n  - {name: b, api_key: sk-b}\n"
+    file = tmp_path / "gateway.yaml"
+    file.write_text(SHIPPED.read_text().replace("\nupstreams:\n", listed))
+    assert [account.name for account in load_settings(file, {}).accounts] == ["a", "b"]
+    with pytest.raises(ConfigError, match="either upstream, for one account, or upstreams"):
+        load_settings(file, {"UPSTREAM_API_KEY": "sk-other"})
+
+
 def test_every_variable_of_the_shipped_file_reaches_its_setting(tmp_path: Path):
     settings = load_settings(
         SHIPPED,
