@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import importlib
 import os
 import re
 import subprocess
@@ -11,6 +12,9 @@ import zipfile
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
+from re import _parser
+from re._constants import BRANCH, MAX_REPEAT, POSSESSIVE_REPEAT, SUBPATTERN
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -91,6 +95,31 @@ def test_no_python_file_cites_a_document_outside_the_repository():
     citing = [path for path in sources if outside.search(path.read_text())]
 
     assert citing == []
+
+
+def test_no_pattern_has_a_possessive_group():
+    """Python 3.11.2, which Debian 12 has, matches them wrongly: write `(?>(?:…)*)` instead."""
+    for name in ("gateway.assembly", "gateway.cli.main", "gateway.simulator.server"):
+        importlib.import_module(name)  # with all that they import
+    found = [
+        f"{module.__name__}: {pattern.pattern!r}"
+        for module in list(sys.modules.values())
+        if module.__name__.startswith("gateway.")
+        for pattern in vars(module).values()
+        if isinstance(pattern, re.Pattern) and has_possessive_group(_parser.parse(pattern.pattern))
+    ]
+    assert found == []
+
+
+def has_possessive_group(parsed: Any) -> bool:
+    """Whether more than one character is repeated possessively."""
+    if not isinstance(parsed, (_parser.SubPattern, list, tuple)):
+        return False
+    if isinstance(parsed, tuple) and parsed and parsed[0] is POSSESSIVE_REPEAT:
+        repeated = parsed[1][2]
+        if len(repeated) != 1 or repeated[0][0] in (BRANCH, SUBPATTERN, MAX_REPEAT):
+            return True
+    return any(has_possessive_group(part) for part in parsed)
 
 
 def test_every_dependency_is_locked():

@@ -44,7 +44,7 @@ _DATA_URL: Final = re.compile(rb"""(?i)=\s*+(?:"\s*+data:([^"]*+)"|'\s*+data:([^
 _QUOTED: Final = rb"""(?:"[^"]*+"|'[^']*+')"""
 _PART: Final = re.compile(
     rb"<(?:!--(?s:.*?)-->|!\[CDATA\[(?s:.*?)\]\]>|\?(?s:.*?)\?>|(?P<dtd>!DOCTYPE)"
-    rb"|[^\"'<>!?]++(?:" + _QUOTED + rb"[^\"'<>]*+)*+>)"
+    rb"|[^\"'<>!?]++(?>(?:" + _QUOTED + rb"[^\"'<>]*+)*)>)"
 )
 _LENGTH: Final = re.compile(
     r"\s*\+?([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(px|pt|pc|mm|cm|in)?\s*"

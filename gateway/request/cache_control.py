@@ -14,7 +14,7 @@ from typing import Final
 from gateway.images import MAX_AGE_SECONDS, Reuse
 
 # Possessive, so that 64 KiB of quotes leave no state to backtrack into.
-_LIST_ELEMENT: Final = re.compile(r'(?:[^,"]++|"(?:[^"\\]++|\\.)*+"?+)++', re.DOTALL)
+_LIST_ELEMENT: Final = re.compile(r'(?>(?:[^,"]++|"(?>(?:[^"\\]++|\\.)*)"?+)+)', re.DOTALL)
 _QUOTED_PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
 _DELTA_SECONDS: Final = re.compile(r"[0-9]+")
 

@@ -28,7 +28,8 @@ _MAX_ESCAPE: Final = 6
 _PREFIX: Final = re.compile(
     rb"(?:data:(?P<parameters>[^,]{0,1024})|[^,]{0,256};\s*base64),", re.IGNORECASE
 )
-_ENCODED: Final = re.compile(rb"(?:%[0-9A-Fa-f]{2})++")
+_ENCODED: Final = re.compile(rb"(?:%[0-9A-Fa-f]{2}){1,4096}")
+"""Bounded, because each repetition takes memory."""
 _IS_BASE64: Final = re.compile(rb";\s*base64\s*\Z", re.IGNORECASE)
 
 _WHITE_SPACE: Final = b" \t\r\n\v\f"

@@ -21,7 +21,7 @@ MAX_DOCUMENT_BYTES: Final = 4 * 1024 * 1024
 MAX_VALUES: Final = 50_000
 """In one document. The answer with the most images, 64, has a few hundred."""
 
-TOKENS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{},]', re.DOTALL)
+TOKENS: Final = re.compile(rb'"(?>(?:[^"\\]++|\\.)*)"?|[][{},]', re.DOTALL)
 """Strings, and the signs outside of them. A string without an end is one token to the last byte:
 otherwise each escaped quote in it would be tried as a start, and read to the end too."""
 

@@ -50,8 +50,8 @@ _SENTENCE: Final = rf"(?:{'|'.join(SENTENCES)})(?=[.!]|\Z)"
 # Names of exceptions, the status, and the start of the error that an exception quotes. Anything
 # else in front, such as `Invalid value: '`, may introduce the prompt.
 _PREFIX: Final = (
-    r"(?:(?:Error code|HTTP|400|(?:[A-Za-z_][\w.]*?)?(?:Error|Exception)\b)[ :-]++)*+"
-    r"""(?:\{ ?['"]error['"]: ?\{ ?['"]message['"]: ?['"])?+"""
+    r"(?>(?:(?:Error code|HTTP|400|(?:[A-Za-z_][\w.]*?)?(?:Error|Exception)\b)[ :-]++)*)"
+    r"""(?>(?:\{ ?['"]error['"]: ?\{ ?['"]message['"]: ?['"])?)"""
 )
 
 _REFUSAL: Final = re.compile(rf"\s*{_PREFIX}{_SENTENCE}", re.IGNORECASE)
