@@ -47,11 +47,12 @@ async function makeVectors(page) {
   const saved = (await download).suggestedFilename();
   // As "open in a new tab" does: it is saved there too.
   const address = await shown.locator('a[download]').getAttribute('href');
-  const popup = page.waitForEvent('popup');
+  // The browser closes a tab that has nothing but a download, perhaps before it is heard of.
+  const again = new Promise((resolve) => {
+    page.once('popup', (tab) => tab.once('download', () => resolve(true)).once('close', () => resolve(true)));
+  });
   await page.evaluate((url) => void open(url), address);
-  const tab = await popup;
-  const again = await tab.waitForEvent('download').then(() => true);
-  say('vectors', {drawn, placeholders, saved, again});
+  say('vectors', {drawn, placeholders, saved, again: await again});
 }
 
 /** Opens an address of an SVG as a page of its own: the name under which it is saved instead. */
