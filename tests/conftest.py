@@ -20,14 +20,15 @@ from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.empty_store import place_empty_store
+from tests.examples import ALL_EXAMPLES
 from tests.redis_server import emptied, merge_missing_server_skips, restricted, run_redis_server
 from tests.yaml_once import parse_yaml_once
 
-if "ALL_EXAMPLES" not in os.environ:  # which `make test-long` sets
+if not ALL_EXAMPLES:
     # Based on the profile that Hypothesis chose: it has one for continuous integration.
     # On a busy machine, examples take as long to make as the machine lets them.
     slow = [HealthCheck.too_slow]
-    settings.register_profile("quick", max_examples=40, suppress_health_check=slow)
+    settings.register_profile("quick", max_examples=25, suppress_health_check=slow)
     settings.load_profile("quick")
 
 parse_yaml_once()

@@ -230,6 +230,7 @@ async def attack(arena: Arena, seconds: float, *, start: int = 1_000_000) -> tup
 
 
 @pytest.mark.timed
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_hits_under_attack_stay_fast_and_memory_bounded(arena: Arena) -> None:
     slowdowns: list[float] = []

@@ -14,8 +14,9 @@ from tests.gateways import make_settings, run_gateway, run_processes, run_upstre
 
 
 @pytest.mark.timeout(360)
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 async def test_each_view_fits_stands_still_and_has_no_finding_of_axe(
-    tmp_path: Path, scripts: Scripts
+    tmp_path: Path, scripts: Scripts, theme: str
 ) -> None:
     async with run_upstream() as upstream:
         async with run_gateway(make_settings(tmp_path / "data", upstream.base_url)) as first:
@@ -29,7 +30,7 @@ async def test_each_view_fits_stands_still_and_has_no_finding_of_axe(
                 on={"signed in": lambda: None},
                 url=client.url,
                 sessions=[session.given() for session in sessions],
-                themes=["light", "dark"],
+                themes=[theme],
                 widths=[360],
                 dialogs=True,
                 axe=True,

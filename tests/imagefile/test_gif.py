@@ -15,6 +15,7 @@ from gateway.imagefile.check import check_image
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.imagefile.thumbnail import make_thumbnail
 from gateway.simulator.drawing import draw_gif
+from tests.examples import examples
 from tests.processor import processor_seconds
 from tests.rows import each_row
 
@@ -71,7 +72,7 @@ def test_any_truncated_gif_fails():
             check(SAMPLE + junk)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=12))
 def test_damaged_bytes_raise_nothing_but_bad_image(changes):
     data = bytearray(SAMPLE)
@@ -81,7 +82,7 @@ def test_damaged_bytes_raise_nothing_but_bad_image(changes):
         check(bytes(data))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_after_a_header_raise_nothing_but_bad_image(rest):
     with suppress(BadImage):

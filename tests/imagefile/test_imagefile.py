@@ -17,6 +17,7 @@ from gateway.imagefile.check import check_image
 from gateway.imagefile.convert import transcode_image
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.simulator.drawing import draw_image
+from tests.examples import examples
 from tests.processor import processor_seconds
 from tests.rows import each_row
 
@@ -48,7 +49,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 SAMPLES = {kind: draw(format=kind) for kind in FORMATS}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(format=st.sampled_from(FORMATS), part=st.floats(0, 1, exclude_max=True))
 def test_any_truncated_image_fails(format, part):
     data = SAMPLES[format]
@@ -63,7 +64,7 @@ def test_an_image_without_its_last_bytes_fails(format):
             check(SAMPLES[format][:-missing])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(position=st.integers(0, len(SAMPLES["png"]) - 1), flip=st.integers(1, 255))
 def test_any_changed_byte_of_a_png_fails(position, flip):
     data = bytearray(SAMPLES["png"])
@@ -72,7 +73,7 @@ def test_any_changed_byte_of_a_png_fails(position, flip):
         check(bytes(data))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     format=st.sampled_from(FORMATS),
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=12),
@@ -85,7 +86,7 @@ def test_damaged_bytes_raise_nothing_but_bad_image(format, changes):
         check(bytes(data))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     start=st.sampled_from(
         [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x00\x00\x00\x00WEBPVP8 "]
@@ -417,7 +418,7 @@ def test_more_pixels_than_allowed_are_never_decoded(monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     kind=st.sampled_from([b"IDAT", b"tRNS", b"iCCP", b"PLTE", b"tEXt", b"zTXt", b"iTXt", b"pHYs"]),
     content=st.binary(max_size=40),

@@ -15,6 +15,7 @@ from gateway.imagefile.check import check_image, detect_format
 from gateway.imagefile.convert import transcode_image
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.simulator.vectors import draw_svg
+from tests.examples import examples
 from tests.processor import processor_seconds
 from tests.rows import each_row
 
@@ -196,7 +197,7 @@ def test_any_truncated_svg_fails():
             check(data[:length])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=3)), max_size=8))
 def test_damaged_bytes_raise_nothing_but_bad_image(changes):
     data = bytearray(SAMPLE.encode())
@@ -210,7 +211,7 @@ def test_damaged_bytes_raise_nothing_but_bad_image(changes):
 MARKUP = ("<", ">", "/", "!", "?", "--", "<!--", "-->", "<![CDATA[", "]]>", '"', "'", "=", "&", " ")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(st.sampled_from([*MARKUP, "svg", "g", "a", "&#0;", "\x00", "é", ":"]), max_size=40))
 def test_random_markup_raises_nothing_but_bad_image(parts):
     for text in ("<svg " + "".join(parts), root("".join(parts))):

@@ -21,6 +21,7 @@ from gateway.net.sse import (
     encode_error,
     encode_event,
 )
+from tests.examples import examples
 from tests.rows import each_row
 
 COMPLETED = "image_generation.completed"
@@ -197,7 +198,7 @@ def test_for_any_chunks_the_events_are_those_of_the_standard(stream, cuts):
 def test_twenty_thousand_further_streams():
     """The same without shrinking, which allows for many more streams."""
     dice = random.Random(4)
-    for _ in range(20_000):
+    for _ in range(examples(20_000)):
         stream = b"".join(dice.choices(WORDS, k=dice.randrange(30)))
         check_against_the_standard(stream, dice.choices(range(256), k=dice.randrange(8)))
 

@@ -19,6 +19,7 @@ from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
 from gateway.upstream.openai.requests import forwarded_body
 from tests.catalogs import read_shipped, shipped_catalog
+from tests.examples import examples
 from tests.hints import split_hint
 from tests.rows import each_row
 
@@ -358,7 +359,7 @@ BODIES = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(BODIES)
 def test_lenient_accepts_all_that_strict_accepts_as_the_same_request(body):
     """A strict refusal has a hint exactly if lenient mode accepts the body."""

@@ -22,6 +22,7 @@ from gateway.net.sse import Event
 from gateway.upstream import failures
 from gateway.upstream.dialect import ParsedEvent
 from gateway.upstream.openai import answers, errors, events, foreign_json, requests
+from tests.examples import examples
 from tests.rows import each_row
 
 PIXELS = b"\x89PNG not really, but bytes"
@@ -505,7 +506,7 @@ def test_a_rejected_key_in_a_stream_is_not_quoted():
 EVENT_NAMES = st.sampled_from([PARTIAL, COMPLETED, "error", "ping", None])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(EVENT_NAMES, st.binary(max_size=60))
 def test_no_content_of_an_event_raises(name, data):
     parsed = parse_event(name, data)
@@ -515,7 +516,7 @@ def test_no_content_of_an_event_raises(name, data):
         assert parsed is None or isinstance(parsed, UpstreamFailure)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(
     EVENT_NAMES,
     st.dictionaries(
