@@ -194,6 +194,7 @@ async def test_a_pause_of_the_store_between_two_steps_of_a_purchase(
 
 @pytest.mark.timed
 @pytest.mark.timeout(180)
+@usually_on("redis", "pair")
 @pytest.mark.parametrize("pauses", PAUSES)
 async def test_a_pause_of_the_store_while_upstream_works(
     pair: Pair, upstream: Upstream, pauses: tuple[int, ...]

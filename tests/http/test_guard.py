@@ -23,6 +23,7 @@ from gateway.images import Record
 from gateway.simulator.drawing import draw_image
 from gateway.tracing import Tracer
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
+from tests.examples import some_rows
 from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway, run_upstream
 from tests.inner_server import (
     INSIDE,
@@ -137,7 +138,9 @@ DIRECT = [
 ]
 
 
-@each_row(("link", "outcome"), DIRECT, ids=[repr(row[0])[:60] for row in DIRECT])
+@each_row(
+    ("link", "outcome"), some_rows(DIRECT), ids=[repr(row[0])[:60] for row in some_rows(DIRECT)]
+)
 async def test_a_link_to_an_inner_address_is_charged_and_not_followed(
     trap: Trap, link: str, outcome: str | None
 ) -> None:
@@ -146,7 +149,11 @@ async def test_a_link_to_an_inner_address_is_charged_and_not_followed(
     assert trap.inner.connections == 0
 
 
-@each_row(("link", "outcome"), REDIRECTED, ids=[repr(row[0])[:60] for row in REDIRECTED])
+@each_row(
+    ("link", "outcome"),
+    some_rows(REDIRECTED),
+    ids=[repr(row[0])[:60] for row in some_rows(REDIRECTED)],
+)
 async def test_a_redirect_to_an_inner_address_is_charged_and_not_followed(
     trap: Trap, link: str, outcome: str
 ) -> None:

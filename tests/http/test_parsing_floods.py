@@ -19,6 +19,7 @@ from gateway.api.http.ranges import is_not_modified
 from gateway.api.routes import ALL_TABLES, create_app
 from gateway.process.worker import MAX_REQUEST_LINE_BYTES
 from gateway.request.body import MAX_INLINE_BYTES, MAX_VALUES
+from tests.examples import some_rows
 from tests.gateways import MODEL, Client, InProcess, Upstream, run_processes
 from tests.processor import processor_seconds
 from tests.rows import each_row
@@ -74,7 +75,7 @@ async def flooded(client: Client, body: bytes, *, connections: int) -> AsyncIter
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+@pytest.mark.parametrize("body", some_rows(BODIES.values()), ids=some_rows(BODIES))
 async def test_16_connections_with_refused_bodies_do_not_delay_hits_and_health_checks(
     tmp_path: Path, upstream: Upstream, body: bytes
 ) -> None:

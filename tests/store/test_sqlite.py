@@ -491,6 +491,7 @@ def test_every_table_whose_rows_expire_has_an_index_for_the_sweep(sqlite_path: P
     db.close()
 
 
+@pytest.mark.long
 async def test_sweeps_keep_up_with_rows_of_every_kind(sqlite_path: Path) -> None:
     """Many expire between two sweeps: the rows return to none each time, and no step is long."""
     clock = Clock()
