@@ -44,7 +44,7 @@ class ListenType(click.ParamType[Address]):
     type=click.Choice(list(PROFILES)),
     default="openai",
     show_default=True,
-    help="The service that it stands in for.",
+    help="The service to simulate.",
 )
 @click.option(
     "--images-per-minute", type=click.IntRange(1), help="The rate of each account; 429 beyond it."

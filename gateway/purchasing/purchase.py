@@ -549,7 +549,7 @@ def _with_successor(failure: UpstreamFailure, order: PurchaseOrder) -> UpstreamF
     if not is_shut_down(order.model.shutdown, utc_date(order.clock())):
         return failure
     named = failure.with_sentence(name_successor(order.model))
-    named.advice = Advice.NONE  # the operator knows it, and the client is told what to do
+    named.advice = Advice.NONE  # the message tells the client which model to use
     return named
 
 

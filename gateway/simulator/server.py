@@ -7,7 +7,7 @@
     PUT  /_sim/faults             a JSON list of faults, one for each of the next calls
     GET  /healthz
 
-`profiles` are the services that it stands in for, `accounts` their keys and rates. `body` checks
+`profiles` are the services that can be simulated, `accounts` their keys and rates. `body` checks
 what arrives and `generation` resolves it. `faults` chooses what goes wrong, `answers`
 makes the 200, and `sending` or `streams` sends it.
 """

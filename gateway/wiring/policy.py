@@ -15,7 +15,7 @@ from gateway.wiring.shutdown_dates import with_account_dates
 
 
 def served_policy(policy: Policy, settings: Settings) -> Policy:
-    """The policy without the models that no account has: clients are told that they do not exist.
+    """The policy without the models that no account has; for clients they do not exist.
 
     With the shutdown dates of the accounts. Raises `CatalogError` for an account whose dialect is
     unknown, or that has a date for a model without a row, and `ConfigError` for accounts and models
