@@ -7,7 +7,6 @@ programs are `prometheus` and `promtool`, both in Debian's package `prometheus`.
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import pytest
 import yaml
 
 from tests.gateways import ADMIN_TOKEN
+from tests.ports import free_port
 from tests.waiting import GENEROUS_SECONDS, eventually, until
 
 MISSING = "prometheus is not installed: apt-get install prometheus"
@@ -293,9 +293,7 @@ def _start(program: str, folder: Path, config_file: Path) -> tuple[subprocess.Po
     """Tries three times, because another process may take a free port before the server does."""
     log_file = folder / "prometheus.log"
     for _ in range(3):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [
             *(program, f"--config.file={config_file}", f"--web.listen-address=127.0.0.1:{port}"),
             *(f"--storage.tsdb.path={_data(folder)}", "--web.enable-lifecycle"),

@@ -19,6 +19,7 @@ import pytest
 import redis
 
 from gateway.store.redis.rights import acl_rule
+from tests.ports import free_port
 from tests.waiting import GENEROUS_SECONDS, until
 
 MISSING = "redis-server is not installed: apt-get install redis-server"
@@ -121,7 +122,7 @@ def _start(
         ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
     )
     for _ in range(3):
-        chosen = port or _free_port()
+        chosen = port or free_port()
         options = ["--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder), *more]
         process = subprocess.Popen(
             [binary, *options, "--save", "", *persistence], stdout=subprocess.DEVNULL
@@ -131,12 +132,6 @@ def _start(
         process.kill()
         process.wait()
     pytest.fail("redis-server did not start")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:

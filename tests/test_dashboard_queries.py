@@ -6,7 +6,6 @@ import asyncio
 import os
 import platform
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -34,6 +33,7 @@ from tests.gateways import (
     run_processes,
     run_upstream,
 )
+from tests.ports import free_port
 from tests.prometheus_server import Prometheus, Series, run_prometheus, scrape, write_series
 from tests.waiting import eventually
 
@@ -263,12 +263,6 @@ TRAFFIC = Selection(range_seconds=600, interval_seconds=1, rate_interval_seconds
 @pytest.fixture(params=["redis", pytest.param("sqlite", marks=pytest.mark.long)])
 def store_url(request: pytest.FixtureRequest) -> str | None:
     return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @dataclass
@@ -524,7 +518,7 @@ async def test_every_panel_of_a_gateway_under_traffic(
     After hits, purchases, refusals, a correction, a rolling restart, `kill -9` of a worker, an
     outage of the scrapes, and `kill -9` of the whole gateway.
     """
-    address = free_address()
+    address = f"127.0.0.1:{free_port()}"
     async with (
         run_upstream() as upstream,
         run_prometheus(tmp_path / "prometheus", scrape(f"//{address}")) as prometheus,

@@ -20,8 +20,9 @@ from gateway.configuration.settings import Settings
 from gateway.images import Record
 from gateway.wiring.stores import open_store
 from tests.attacks.attackers import ATTACKS
-from tests.bench.processes import free_port, run_process
+from tests.bench.processes import run_process
 from tests.gateways import Client, Processes, Spent, read_spent, run_processes
+from tests.ports import free_port
 from tests.processes import living_children, resident_bytes
 from tests.waiting import eventually
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from tests.bench import nginx
 from tests.bench.cells import GATEWAY, SIZES, Row, in_flight_row, peak_row, standstill_row
 from tests.bench.load import Failed, Target
-from tests.bench.processes import free_port, raise_descriptor_limit, run_process
+from tests.bench.processes import raise_descriptor_limit, run_process
 from tests.bench.servers import Setup, run_gateway
+from tests.ports import free_port
 
 IN_FLIGHT = 9_000
 """Each has two connections: more would not fit into 20,000 descriptors."""

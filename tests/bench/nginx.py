@@ -17,7 +17,8 @@ import orjson
 import pybase64
 from PIL import Image
 
-from tests.bench.processes import free_port, run_process
+from tests.bench.processes import run_process
+from tests.ports import free_port
 
 PATH = "v1/images/generations"
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tests.bench.load import Failed, Target
 from tests.bench.nginx import PATH
-from tests.bench.processes import free_port, run_process
+from tests.bench.processes import run_process
+from tests.ports import free_port
 
 MODEL = "gpt-image-2"
 LITELLM_KEY = "sk-" + secrets.token_urlsafe(32)

@@ -46,13 +46,6 @@ def raise_descriptor_limit() -> int:
     return maximum
 
 
-def free_port() -> int:
-    """A port that is free right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def run_process(
     name: str,

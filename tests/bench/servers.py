@@ -14,8 +14,9 @@ from tests.bench import nginx, peers
 from tests.bench.cells import EMBEDDED, GATEWAY, NO_MEMORY_CACHE, SIZES, Kind
 from tests.bench.load import Target
 from tests.bench.nginx import PATH
-from tests.bench.processes import free_port, run_process
+from tests.bench.processes import run_process
 from tests.gateways import ADMIN_TOKEN, start_processes
+from tests.ports import free_port
 from tests.redis_server import run_redis_server
 
 LIMITS = {

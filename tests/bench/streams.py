@@ -24,8 +24,9 @@ from tests.bench.cells import GATEWAY, SIZES, Row, crowd_row, events_row, first_
 from tests.bench.events import PARTIALS
 from tests.bench.load import Failed, Target
 from tests.bench.nginx import PATH
-from tests.bench.processes import free_port, run_process
+from tests.bench.processes import run_process
 from tests.bench.servers import Setup, run_gateway
+from tests.ports import free_port
 
 CONNECTIONS = 8
 CROWD = 50

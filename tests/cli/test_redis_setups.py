@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 from gateway.cli.main import cli
 from gateway.process.bootstrap import check_store
-from tests.bench.processes import free_port
 from tests.failover import run_redis_pair
 from tests.forks import run_fork
 from tests.gateways import ADMIN_TOKEN, make_settings, run_processes, run_upstream
+from tests.ports import closed_port, free_port
 from tests.redis_server import restricted, run_redis_server
 from tests.waiting import eventually
 
@@ -173,11 +173,16 @@ async def test_a_start_during_a_failover_waits_for_the_new_master(tmp_path: Path
 
 
 async def test_what_passes_by_itself_is_waited_for_with_its_reason(tmp_path: Path) -> None:
-    port = free_port()
-    async with run_upstream() as upstream:
-        given = (tmp_path / "gateway", upstream.base_url)
-        url = f"redis://127.0.0.1:{port}/0"
-        async with run_processes(*given, workers=1, redis_url=url) as (processes, client):
+    with closed_port() as port:
+        async with (
+            run_upstream() as upstream,
+            run_processes(
+                tmp_path / "gateway",
+                upstream.base_url,
+                workers=1,
+                redis_url=f"redis://127.0.0.1:{port}/0",
+            ) as (processes, client),
+        ):
             ready = await client.send("GET", "/readyz")
             (line,) = [line for line in processes.log("during") if line.get("during") == "start"]
             assert (ready.status, ready.json["status"]) == (503, "starting")

@@ -12,7 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from tests.bench.processes import free_port, run_process
+from tests.bench.processes import run_process
+from tests.ports import free_port
 from tests.waiting import eventually
 
 START_SECONDS = 120

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from tests.gateways import (
     run_processes,
     run_upstream,
 )
+from tests.ports import closed_port
 from tests.stores import usually_on
 from tests.waiting import DEADLINE_SECONDS, eventually, run_out_of_time
 
@@ -553,9 +553,8 @@ def test_links_of_every_account_are_fetched_and_the_keys_of_all_are_secrets(tmp_
 
 
 async def test_doctor_examines_every_account(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound but not listening: every connection is refused
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}/v1"
         accounts = [{"name": name, "base_url": url} for name in ("first", "second")]
         settings = make_settings(tmp_path, "", upstreams=accounts)
         found = await check_upstreams(settings)

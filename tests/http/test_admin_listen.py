@@ -17,7 +17,6 @@ from gateway.api.routes import admin_routes, client_routes, health_routes
 from gateway.configuration.fields import parse_address
 from gateway.configuration.settings import Settings
 from gateway.process.listener import PortInUse, bind_listeners
-from tests.bench.processes import free_port
 from tests.gateways import (
     ADMIN_TOKEN,
     InProcess,
@@ -27,6 +26,7 @@ from tests.gateways import (
     run_gateway,
     run_processes,
 )
+from tests.ports import free_port
 from tests.waiting import eventually
 
 APART = {"server": {"admin_listen": "127.0.0.1:0"}}

@@ -12,7 +12,6 @@ import base64
 import collections
 import json
 import math
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.ports import closed_port
 from tests.redis_server import emptied
 from tests.stores import usual_first
 from tests.waiting import DEADLINE_SECONDS, pass_time
@@ -671,9 +671,7 @@ async def test_a_failed_purchase_by_link_is_charged_by_the_same_table(
 
 
 async def test_an_upstream_that_cannot_be_reached_costs_nothing(tmp_path: Path) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    with closed_port() as port:
         async with run_gateway(make_settings(tmp_path, f"http://127.0.0.1:{port}/v1")) as gateway:
             alice, bob = await two_keys(gateway, gateway, "unreachable")
             leases = leases_at(gateway)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.gateways import (
     run_processes,
 )
 from tests.http.conftest import OpenGateway
+from tests.ports import closed_port
 from tests.stores import usual_store
 from tests.waiting import DEADLINE_SECONDS, run_out_of_time
 
@@ -93,9 +93,8 @@ async def time_out(client: Client, upstream: Upstream, number: int) -> Reply:
 
 
 async def test_an_unreachable_upstream_opens_it_too(tmp_path: Path, upstream: Upstream) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound but not listening: every connection is refused
-        settings = make_settings(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
+    with closed_port() as port:
+        settings = make_settings(tmp_path, f"http://127.0.0.1:{port}/v1")
         async with run_gateway(settings) as gateway:
             gateway.stop_time()
             alice = await gateway.client.with_key(limits={"images_per_day": 6})

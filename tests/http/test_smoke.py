@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -26,6 +25,7 @@ from PIL import Image
 
 from tests.forks import Fork
 from tests.gateways import MODEL, Client, Processes, Upstream, open_to_both, run_processes
+from tests.ports import free_port
 from tests.waiting import GENEROUS_SECONDS
 
 STRICT = {"PYTHONWARNINGS": "error::DeprecationWarning"}
@@ -116,9 +116,7 @@ def run_demo(folder: Path, *, as_fork: bool = False) -> Iterator[list[str]]:
 
     A fork starts sooner, but ignores `STRICT`.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    given = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_WORKERS": "2"}
+    given = {"GATEWAY_LISTEN": f"127.0.0.1:{free_port()}", "GATEWAY_WORKERS": "2"}
     demo: subprocess.Popen[bytes] | Fork
     with (folder / "log").open("w") as log:
         if as_fork:

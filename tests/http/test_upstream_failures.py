@@ -26,7 +26,6 @@ from gateway.process.upstream_check import judge_failures
 from gateway.purchasing.upstream_health import MAX_FAILURES, SPACE, read_states
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Write
-from tests.bench.processes import free_port
 from tests.gateways import (
     Client,
     InProcess,
@@ -38,6 +37,7 @@ from tests.gateways import (
 )
 from tests.http.hostile import run_hostile
 from tests.local_server import serve
+from tests.ports import closed_port
 from tests.scripted_upstream import http
 from tests.scripted_upstream import upstream as run_script
 from tests.waiting import eventually
@@ -441,11 +441,12 @@ async def test_a_refused_content_is_logged_and_is_no_failure_of_upstream(tmp_pat
 async def test_an_upstream_that_is_not_reached_says_why(
     tmp_path: Path, base_url: Callable[[int], str], upstream: dict[str, Any], reason: str
 ) -> None:
-    async with failing(tmp_path / "data", base_url(free_port()), **upstream) as gateway:
-        gateway.stop_time()
-        alice = await gateway.client.with_key()
-        with capture_logs() as logs:
-            reply = await alice.ask()
+    with closed_port() as port:
+        async with failing(tmp_path / "data", base_url(port), **upstream) as gateway:
+            gateway.stop_time()
+            alice = await gateway.client.with_key()
+            with capture_logs() as logs:
+                reply = await alice.ask()
     (line,) = failures_in(logs)
     assert (reply.status, reply.error["code"]) == (502, "upstream_error")
     assert (line["phase"], line["reason"], line["status"]) == ("connect", reason, None)

@@ -31,6 +31,7 @@ from tests.gateways import (
     run_gateway,
     run_processes,
 )
+from tests.ports import closed_port
 from tests.waiting import turns
 
 TLS = Path(__file__).parent.parent / "tls"
@@ -246,12 +247,11 @@ async def test_a_proxy_that_rejects_the_connection_costs_nothing(
 
 
 async def test_an_unreachable_proxy_costs_nothing(tmp_path: Path, upstream: Upstream) -> None:
-    async with run_proxy() as proxy:
-        pass
-    url = f"http://127.0.0.1:{proxy.port}"
-    async with ask_once(tmp_path, upstream, proxy=url) as (reply, gateway):
-        assert_never_sent(reply, await gateway.ledger())
-        assert await upstream.calls() == []
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        async with ask_once(tmp_path, upstream, proxy=url) as (reply, gateway):
+            assert_never_sent(reply, await gateway.ledger())
+            assert await upstream.calls() == []
 
 
 # ── headers, auth_header ────────────────────────────────────────────────────────────────────

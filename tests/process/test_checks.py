@@ -40,7 +40,6 @@ from gateway.process.checks import (
 from gateway.store.batch import execute
 from gateway.store.commands import Inspect, ReadLruTotals, StoreFacts
 from gateway.wiring.stores import open_store
-from tests.bench.processes import free_port
 from tests.catalogs import read_shipped, served_by_openai
 from tests.forks import run_fork
 from tests.gateways import (
@@ -52,6 +51,7 @@ from tests.gateways import (
     run_processes,
     run_upstream,
 )
+from tests.ports import closed_port, free_port
 from tests.redis_server import DurableRedis, run_durable_redis
 
 MIB = 1 << 20
@@ -192,8 +192,9 @@ async def test_a_store_with_another_schema_version_is_a_fault(
 
 
 async def test_an_unavailable_redis_is_named_without_its_password(tmp_path: Path) -> None:
-    url = f"redis://ann:secret@127.0.0.1:{free_port()}/0"
-    found = await findings_of(make_settings(tmp_path, "http://127.0.0.1:9/v1", url))
+    with closed_port() as port:
+        url = f"redis://ann:secret@127.0.0.1:{port}/0"
+        found = await findings_of(make_settings(tmp_path, "http://127.0.0.1:9/v1", url))
     assert found["store"].level == "fault"
     assert url.partition("@")[2] in found["store"].message
     assert "secret" not in str(found)
@@ -317,7 +318,8 @@ async def upstream_finding(folder: Path, base_url: str, **upstream: Any) -> Find
 
 
 async def test_an_unreachable_upstream_or_a_missing_key_is_a_fault(tmp_path: Path) -> None:
-    unavailable = await upstream_finding(tmp_path, f"http://127.0.0.1:{free_port()}/v1")
+    with closed_port() as port:
+        unavailable = await upstream_finding(tmp_path, f"http://127.0.0.1:{port}/v1")
     keyless = await upstream_finding(tmp_path, "http://127.0.0.1:9/v1", api_key=None)
     assert (unavailable.level, keyless.level) == ("fault", "fault")
     assert "does not respond" in unavailable.message
@@ -383,11 +385,11 @@ def test_links_need_an_address_that_clients_can_reach(
 async def test_the_own_link_is_a_fault_if_no_gateway_responds(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    server = {"public_url": url}
-    settings = make_settings(tmp_path / "data", upstream.base_url, server=server)
-    prepare(settings)
-    found = await findings_of(settings)
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        settings = make_settings(tmp_path / "data", upstream.base_url, server={"public_url": url})
+        prepare(settings)
+        found = await findings_of(settings)
     assert levels(found, "fault") == {"own link"}
     assert f"No gateway responds at {url}" in found["own link"].message
 
@@ -460,7 +462,7 @@ def test_in_an_empty_folder_it_reports_faults_and_creates_nothing(tmp_path: Path
     env = {
         **os.environ,
         "GATEWAY_DATA_DIR": str(tmp_path / "data"),
-        "UPSTREAM_BASE_URL": f"http://127.0.0.1:{free_port()}/v1",
+        "UPSTREAM_BASE_URL": "http://127.0.0.1:9/v1",
         "AIOHTTP_NO_EXTENSIONS": "1",  # which aiohttp reads when it is imported
     }
     result = subprocess.run(
@@ -501,7 +503,8 @@ def test_a_network_of_proxies_that_contains_all_clients_is_a_warning(
 def test_a_token_file_with_which_no_gateway_starts_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "admin-token").write_text("hunter2")
-    result = run_doctor(tmp_path, UPSTREAM_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
+    with closed_port() as port:
+        result = run_doctor(tmp_path, UPSTREAM_BASE_URL=f"http://127.0.0.1:{port}/v1")
     (row,) = [row for row in json.loads(result.stdout) if row["check"] == "admin token"]
     assert row["level"] == "fault"
     assert "admin-token" in row["finding"]
@@ -548,7 +551,8 @@ async def test_serve_logs_findings_once_and_serves_nevertheless(
 
 
 async def test_before_serving_an_unavailable_redis_is_skipped(tmp_path: Path) -> None:
-    url = f"redis://127.0.0.1:{free_port()}/0"
-    settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", url)
-    (finding,) = await check_before_serving(settings)
+    with closed_port() as port:
+        url = f"redis://127.0.0.1:{port}/0"
+        settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", url)
+        (finding,) = await check_before_serving(settings)
     assert finding.name == "public URL"

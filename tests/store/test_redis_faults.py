@@ -26,8 +26,8 @@ from gateway.store.redis.client import PROBE_SECONDS
 from gateway.store.redis.faults import code_of
 from gateway.store.redis.rights import BLOB_COMMANDS, STORE_COMMANDS, acl_rule
 from gateway.store.redis.store import open_redis_store
-from tests.bench.processes import free_port
 from tests.failover import run_redis_pair
+from tests.ports import free_port
 from tests.redis_server import binary, restricted, run_redis_server
 from tests.waiting import eventually, pass_time, until
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from gateway.upstream.attempts import StreamHandlers
 from gateway.upstream.observer import Pace, Unobserved
 from gateway.upstream.pool import MAX_RESTING, REST_SECONDS, Pool, open_pool
 from gateway.upstream.session import ClientSettings
+from tests.ports import closed_port
 from tests.rows import each_row
 from tests.scripted_upstream import (
     GOOD,
@@ -175,9 +175,8 @@ async def test_each_failure_at_the_first_and_at_the_second_account(
 
 
 async def test_an_account_that_cannot_be_reached_charges_nothing() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        closed = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    with closed_port() as port:
+        closed = f"http://127.0.0.1:{port}/v1"
         unknown = "http://no-such-host.invalid/v1"
         async with upstream(GOOD) as good:
             plain = good.url.replace("http://", "https://")  # no TLS there
