@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import ssl
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
-    suppress,
 )
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -55,7 +53,7 @@ from gateway.wiring.stores import DATABASE, open_store
 from tests.empty_store import place_empty_store
 from tests.forks import Fork, run_fork
 from tests.gates import Gate, LeaseCounter, Leases
-from tests.processes import living_children, serving
+from tests.processes import kill_group, living_children, serving
 from tests.scripted_upstream import Clock
 from tests.waiting import GENEROUS_SECONDS, eventually
 
@@ -455,7 +453,7 @@ class Processes:
 
     def kill_all(self) -> None:
         """`kill -9` of the whole process group."""
-        self.signal_group(signal.SIGKILL)
+        kill_group(self.process.pid)
         self.process.wait()
 
     async def run(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -565,8 +563,7 @@ def start_processes(
             admin_url = line.removeprefix("Admin API on ")
         yield Processes(process, url, log_file, settings, environment, admin_url=admin_url)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process.pid)
         process.wait()
         process.stdout.close()
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import until
 
 
 def living_children(pid: int) -> set[int]:
@@ -20,6 +25,22 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def kill_group(group: int) -> None:
+    """`kill -9` of a process group; returns once none of it runs, so its ports are free."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    until(lambda: not _has_running(group))
+
+
+def _has_running(group: int) -> bool:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                return True
+    return False
 
 
 def children_of_threads(pid: int) -> set[int]:

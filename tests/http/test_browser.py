@@ -10,8 +10,7 @@ import asyncio
 import json
 import os
 import shutil
-import signal
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from aiohttp import web
 from tests.gateways import Client, make_settings, run_gateway, run_upstream
 from tests.http.test_npm_sdk import package  # noqa: F401 - a fixture
 from tests.local_server import serve
+from tests.processes import kill_group
 from tests.waiting import generous
 
 LOCAL, PLAIN = "127.0.0.1", "gateway.test"
@@ -145,8 +145,7 @@ async def browse(url: str, folder: Path, *, until: asyncio.Event) -> None:
             await until.wait()
         assert not ended.done(), log.read_text()
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process.pid)
         await ended
 
 

@@ -8,7 +8,6 @@ import io
 import os
 import re
 import shutil
-import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.processes import kill_group
 
 ROWS = """
 heron-1:
@@ -229,7 +229,7 @@ def started(folder: Path, *words: str) -> Iterator[Fork]:
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process.pid)
             process.wait()
 
 

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from openai import AsyncOpenAI
@@ -26,6 +26,7 @@ from PIL import Image
 from tests.forks import Fork
 from tests.gateways import MODEL, Client, Processes, Upstream, open_to_both, run_processes
 from tests.ports import free_port
+from tests.processes import kill_group
 from tests.waiting import GENEROUS_SECONDS
 
 STRICT = {"PYTHONWARNINGS": "error::DeprecationWarning"}
@@ -142,7 +143,6 @@ def run_demo(folder: Path, *, as_fork: bool = False) -> Iterator[list[str]]:
         assert demo.wait(GENEROUS_SECONDS) == 0, (folder / "log").read_text()
         assert "Traceback" not in (folder / "log").read_text()
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(demo.pid, signal.SIGKILL)
+        kill_group(demo.pid)
         demo.wait()
         demo.stdout.close()

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 from gateway.process.listener import CannotListen, PortInUse, bind_socket
 from gateway.process.supervisor import START_ATTEMPTS
 from tests.forks import Fork
-from tests.processes import is_running, living_children, serving
+from tests.processes import is_running, kill_group, living_children, serving
 from tests.waiting import GENEROUS_SECONDS, until
 
 SERVER = "tests.process.supervised_server"
@@ -80,8 +80,7 @@ def supervised(
         try:
             yield Parent(process, int(process.stdout.readline()), state)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process.pid)
             process.wait()
 
 
