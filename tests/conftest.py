@@ -24,6 +24,9 @@ from tests.examples import ALL_EXAMPLES
 from tests.redis_server import emptied, merge_missing_server_skips, restricted, run_redis_server
 from tests.yaml_once import parse_yaml_once
 
+# Images of Python set it. It would hide what commands do with output that is still buffered.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 if not ALL_EXAMPLES:
     # Based on the profile that Hypothesis chose: it has one for continuous integration.
     # On a busy machine, examples take as long to make as the machine lets them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import signal
 import sys
@@ -20,6 +19,7 @@ from gateway.billing.export import (
     parse_position,
     read_pages,
 )
+from gateway.cli.main import forget_output
 from gateway.cli.options import config_option, find_configuration
 from gateway.cli.store import open_command_store
 from gateway.errors import StoreUnavailable
@@ -73,7 +73,7 @@ async def _export(config: Path | None, after: str, *, follows: bool) -> None:
                 unreadable += page.unreadable
                 _write(page.lines)
         except BrokenPipeError:
-            _forget_output()
+            forget_output()
         if unreadable:
             click.echo(f"Unreadable records that were left out: {unreadable}.", err=True)
 
@@ -109,10 +109,3 @@ def _is_reader_gone() -> bool:
         return any(events & select.POLLERR for _, events in poll.poll(0))
     except (OSError, ValueError):
         return False
-
-
-def _forget_output() -> None:
-    """Sends what is still buffered nowhere, or the interpreter would complain as it exits."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

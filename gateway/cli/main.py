@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
@@ -81,18 +83,29 @@ class _Commands(click.Group):
         name, command, rest = super().resolve_command(ctx, args)
         return name, command and imported(command), rest
 
+    def main(self, *args: Any, **more: Any) -> Any:
+        try:
+            try:
+                return super().main(*args, **more)
+            finally:
+                sys.stdout.flush()  # here, where an error still has a message
+        except OSError as error:
+            # Other errors of files are messages already.
+            if error.errno not in (*_FULL, errno.EPIPE):
+                raise
+            if error.filename is None:
+                forget_output()
+            if error.errno != errno.EPIPE:
+                place = error.filename or "the output"
+                click.echo(f"Error: {place} cannot be written: {error.strerror}.", err=True)
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
-        except OSError as error:
-            # Other errors of files are messages already. click itself knows a closed pipe.
-            if error.errno not in _FULL:
-                raise
-            place = error.filename or "the output"
-            raise click.ClickException(f"{place} cannot be written: {error.strerror}.") from None
 
 
 def imported(command: click.Command) -> click.Command:
@@ -101,6 +114,13 @@ def imported(command: click.Command) -> click.Command:
         return command
     found: click.Command = getattr(import_module(command.module), str(command.name))
     return found
+
+
+def forget_output() -> None:
+    """Sends what is still buffered nowhere, or the interpreter would complain as it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 @click.group(cls=_Commands, commands=[_StandIn(name, *row) for name, row in COMMANDS.items()])

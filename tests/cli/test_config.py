@@ -196,7 +196,10 @@ def test_an_interrupted_command_ends_with_130(is_async: bool):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("words", ["config check", "config show", "completion bash"])
+@pytest.mark.parametrize(
+    "words",
+    ["config check", "config show", "completion bash", "--help", "--version", "config --help"],
+)
 def test_an_output_that_cannot_be_written_ends_with_one_line(tmp_path: Path, words: str):
     log = tmp_path / "log"
     with Path("/dev/full").open("wb") as full, log.open("wb") as stderr:
@@ -208,6 +211,7 @@ def test_an_output_that_cannot_be_written_ends_with_one_line(tmp_path: Path, wor
         "Error: the output cannot be written: No space left on device.",
     )
     assert "Traceback" not in said
+    assert "Exception ignored" not in said
 
 
 def test_a_log_on_a_terminal_is_coloured_unless_no_color_is_set():
