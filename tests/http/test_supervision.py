@@ -483,7 +483,7 @@ def wrk() -> str:
     ("happens", "keep_alive"),
     [
         pytest.param(restart_twice, False, id="restart_twice-close"),
-        pytest.param(change_policy, True, id="change_policy-keep-alive"),
+        pytest.param(change_policy, True, id="change_policy-keep-alive", marks=pytest.mark.long),
         pytest.param(restart_twice, True, id="restart_twice-keep-alive", marks=pytest.mark.long),
         pytest.param(change_policy, False, id="change_policy-close", marks=pytest.mark.long),
     ],
