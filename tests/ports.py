@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _BELOW_EPHEMERAL = range(20_000, 32_768)
-"""Linux takes no port of these for an outgoing connection or for a server that asks for port 0."""
+"""Linux assigns none of these ports to an outgoing connection or to a server that binds port 0."""
 
 
 def free_port() -> int:
-    """A port that is free right now, and that only a caller of this function may soon take."""
+    """A free port. Until the test binds it, only another call of this function may take it."""
     while True:
         port = secrets.choice(_BELOW_EPHEMERAL)
         with socket.socket() as probe:

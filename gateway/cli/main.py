@@ -117,7 +117,7 @@ def imported(command: click.Command) -> click.Command:
 
 
 def forget_output() -> None:
-    """Sends what is still buffered nowhere, or the interpreter would complain as it exits."""
+    """Discards buffered output, which the interpreter could not flush as it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

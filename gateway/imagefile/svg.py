@@ -4,8 +4,9 @@ A program may have written it (upstream's text models do), so it may contain any
 makes it dangerous to open, such as script, is reported and kept: see `ACTIVE`. What makes it
 dangerous to read, a DTD with its entities or a file out of bounds, is rejected.
 
-The bounds hold before expat reads a tag, because its time for one tag grows with the attributes and
-no handler runs before the tag ends. So the tags are measured first.
+The length of a tag is checked before expat reads it, because expat's time for one tag grows with
+its attributes and no handler runs before the tag ends. The handlers count elements, attributes and
+levels.
 """
 
 from __future__ import annotations

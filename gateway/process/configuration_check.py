@@ -40,7 +40,7 @@ def check_configuration(configuration: Configuration) -> Sequence[Finding]:
         policy = configuration.read_policy()
         catalog = (served_policy(policy, settings) if settings is not None else policy).catalog
         findings.append(judge_prices(catalog.prices_as_of, today=datetime.now(UTC).date()))
-        if settings is not None:  # they say which models can be bought
+        if settings is not None:  # its accounts decide which models can be bought
             findings += judge_unknown_prices(catalog)
     except (CatalogError, ConfigError) as error:
         findings += _faults(error)

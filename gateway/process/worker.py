@@ -86,7 +86,7 @@ async def _serve(
         received = await _wait_for_signal(signals, parent)
         workers.set(0)
         gateway.services.health.closes_connections = True
-        # They would wait for a turn while this worker waits for them.
+        # Queued purchases would wait for a turn while this worker waits for them to end.
         gateway.account_queue.drain()
         if received == signal.SIGUSR1:
             # Another worker takes new connections. Those that this one took now would be cut within

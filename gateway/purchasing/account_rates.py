@@ -48,9 +48,9 @@ def read_reported_rate(status: int, headers: Mapping[str, str]) -> ReportedRate 
 
 
 def _stop_seconds(headers: Mapping[str, str]) -> float:
-    """Of a 429: its Retry-After, else when the bucket is full again, else a second.
+    """How long a 429 stops the queue: its Retry-After, else the longest reset header, else 1 s.
 
-    0 says nothing.
+    A 0 is ignored.
     """
     after = headers.get("Retry-After", "")
     if _NUMBER.fullmatch(after) and float(after):

@@ -69,7 +69,7 @@ class LeaseKeeper:
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """While the purchase waits for its turn. If the block fails, the lease is not kept."""
+        """Stops the renewal if the block fails, in which the purchase waits for its turn."""
         try:
             yield
         except BaseException:

@@ -81,7 +81,7 @@ def _unescape(piece: bytes) -> bytes:
 
 
 def _unquoted(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Pieces of a URL without percent-encoding. One that two pieces share is read too."""
+    """Decodes the percent-encoding of a URL in pieces, also of an escape that two pieces share."""
     rest = b""
     for piece in pieces:
         whole = rest + piece

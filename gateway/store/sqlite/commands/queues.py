@@ -208,8 +208,8 @@ def _count_ahead(
 ) -> tuple[int, int]:
     """The tickets of all other keys that are before a tag, and their images.
 
-    Of many keys an estimate: each is given as much as a key of priority 1, but no more than waits
-    `besides` the key's own images.
+    With more than `MAX_KEYS` other keys it is an estimate, as if each had priority 1; at most the
+    images that wait `besides` the key's own.
     """
     keys = tx.fetch_all(
         "SELECT key, tag, rank FROM account_keys WHERE account = ? AND key != ? LIMIT ?",
