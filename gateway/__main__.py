@@ -59,12 +59,14 @@ atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 from gateway.cli.logs import configure_logs  # noqa: E402
 from gateway.cli.main import cli  # noqa: E402 - only now: it imports everything
+from gateway.cli.streams import open_streams  # noqa: E402
 
 
 def main() -> None:
     """Runs the command line."""
-    # In the default format, until `serve` has read its settings. Nothing else may write to standard
-    # output, which has the data of a command.
+    # Logs have the default format until `serve` has read its settings. They go to standard error,
+    # because standard output has the data of a command.
+    open_streams()
     configure_logs(None)
     cli(prog_name="gateway")
 

@@ -162,6 +162,9 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(descriptor)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}.") from None
     except BaseException:
         path.unlink(missing_ok=True)
         raise

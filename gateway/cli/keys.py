@@ -22,6 +22,7 @@ from gateway.cli.options import (
 )
 from gateway.cli.output import show, show_one
 from gateway.cli.store import open_command_access
+from gateway.cli.streams import OutputLost
 from gateway.limits import LIMITS
 
 COLUMNS: Final = (
@@ -150,11 +151,17 @@ def find_key(
 
 
 def _show_secret(record: KeyRecord, secret: str, output_format: str) -> None:
-    if output_format == "table":
-        click.echo(secret)
-        click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
-        return
-    show([_row(record) | {"key": secret}], output_format, columns=(*COLUMNS, "key"))
+    try:
+        if output_format == "table":
+            click.echo(secret)
+            click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
+        else:
+            show([_row(record) | {"key": secret}], output_format, columns=(*COLUMNS, "key"))
+    except OutputLost as lost:
+        raise click.ClickException(
+            f"The new secret of key '{record.name}' is lost, because the output cannot be written: "
+            f"{lost.reason}. `gateway keys rotate {record.id}` makes another one."
+        ) from None
 
 
 def _row(record: KeyRecord) -> dict[str, Any]:

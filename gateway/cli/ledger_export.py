@@ -19,9 +19,9 @@ from gateway.billing.export import (
     parse_position,
     read_pages,
 )
-from gateway.cli.main import forget_output
 from gateway.cli.options import config_option, find_configuration
 from gateway.cli.store import open_command_store
+from gateway.cli.streams import OutputLost
 from gateway.errors import StoreUnavailable
 from gateway.store.protocol import Store
 
@@ -72,8 +72,9 @@ async def _export(config: Path | None, after: str, *, follows: bool) -> None:
             async for page in pages:
                 unreadable += page.unreadable
                 _write(page.lines)
-        except BrokenPipeError:
-            forget_output()
+        except OutputLost as lost:
+            if not lost.has_no_reader:
+                raise
         if unreadable:
             click.echo(f"Unreadable records that were left out: {unreadable}.", err=True)
 
@@ -93,7 +94,7 @@ async def _follow(store: Store, after: str) -> AsyncIterator[Page]:
             is_unavailable = True
         await asyncio.sleep(FOLLOW_SECONDS)
         if _is_reader_gone():
-            raise BrokenPipeError
+            return
 
 
 def _write(lines: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import Any, Final
 import click
 
 from gateway import __version__
+from gateway.cli.streams import OutputLost
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "audit": (
@@ -88,16 +88,10 @@ class _Commands(click.Group):
             try:
                 return super().main(*args, **more)
             finally:
-                sys.stdout.flush()  # here, where an error still has a message
-        except OSError as error:
-            # Other errors of files are messages already.
-            if error.errno not in (*_FULL, errno.EPIPE):
-                raise
-            if error.filename is None:
-                forget_output()
-            if error.errno != errno.EPIPE:
-                place = error.filename or "the output"
-                click.echo(f"Error: {place} cannot be written: {error.strerror}.", err=True)
+                sys.stdout.flush()  # here, where a failed write still has a message
+        except OutputLost as lost:
+            if not lost.has_no_reader:
+                click.echo(f"Error: the output cannot be written: {lost.reason}.", err=True)
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -106,6 +100,12 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except OSError as error:
+            # Other errors of files are messages already.
+            if error.errno not in _FULL:
+                raise
+            place = error.filename or "A file"
+            raise click.ClickException(f"{place} cannot be written: {error.strerror}.") from None
 
 
 def imported(command: click.Command) -> click.Command:
@@ -114,13 +114,6 @@ def imported(command: click.Command) -> click.Command:
         return command
     found: click.Command = getattr(import_module(command.module), str(command.name))
     return found
-
-
-def forget_output() -> None:
-    """Discards buffered output, which the interpreter could not flush as it exits."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 @click.group(cls=_Commands, commands=[_StandIn(name, *row) for name, row in COMMANDS.items()])

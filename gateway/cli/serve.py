@@ -19,6 +19,7 @@ from gateway.catalog import CatalogError
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_changing_configuration
 from gateway.cli.output import errors_as_messages
+from gateway.cli.streams import OutputLost
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration
 from gateway.configuration.settings import ServerSettings
@@ -75,10 +76,11 @@ def run_gateway(configuration: Configuration) -> NoReturn:
 
 def _print_addresses(server: ServerSettings, listeners: Listeners) -> None:
     clients = bound_address(server.listen, listeners.clients)
-    click.echo(f"Listening on {server.scheme}://{clients}")
-    if listeners.admin is not None and server.admin_listen is not None:
-        admin = bound_address(server.admin_listen, listeners.admin)
-        click.echo(f"Admin API on {server.scheme}://{admin}")
+    with suppress(OutputLost):  # a gateway serves although nothing reads its addresses
+        click.echo(f"Listening on {server.scheme}://{clients}")
+        if listeners.admin is not None and server.admin_listen is not None:
+            admin = bound_address(server.admin_listen, listeners.admin)
+            click.echo(f"Admin API on {server.scheme}://{admin}")
 
 
 def _raise_descriptor_limit(max_connections: int) -> None:

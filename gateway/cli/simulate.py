@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ import click
 from gateway.catalog import Catalog
 from gateway.cli.options import config_option
 from gateway.cli.output import errors_as_messages
+from gateway.cli.streams import OutputLost
 from gateway.configuration.fields import Address, parse_address
 from gateway.configuration.files import Configuration, find_config
 from gateway.simulator import SimulatorSettings, open_simulator
@@ -117,5 +119,6 @@ async def _simulate(listen: Address, catalog: Catalog, settings: SimulatorSettin
     async with open_simulator(
         listen.host, listen.port, catalog=catalog, settings=settings
     ) as base_url:
-        click.echo(f"Simulated upstream at {base_url}")
+        with suppress(OutputLost):
+            click.echo(f"Simulated upstream at {base_url}")
         await stop.wait()

@@ -73,11 +73,12 @@ async def send_check_request(
     session: aiohttp.ClientSession, base: URL, *, dialect: Dialect, relay: Relay
 ) -> CheckReply:
     """Sends the request once; never raises for what upstream does."""
+    url = dialect.generations_url(base, MODEL)
     try:
         async with (
             asyncio.timeout(_TIMEOUT_SECONDS),
             session.post(
-                dialect.generations_url(base, MODEL),
+                url,
                 data=TrackedBody(BODY, SendState()),
                 allow_redirects=False,
             ) as response,
@@ -89,7 +90,7 @@ async def send_check_request(
     except AnswerRejected as error:
         return _unanswered(failures.rejected(str(error)), relay)
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        return _unanswered(failures.unreachable(error), relay)
+        return _unanswered(failures.unreachable(error, host=url.raw_host), relay)
     status = response.status
     if 200 <= status < 300:
         failure = _read_success(body, headers, dialect=dialect)

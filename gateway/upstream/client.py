@@ -394,7 +394,7 @@ class UpstreamClient:
             detach(error)
             if state.is_sent:
                 return Failed("cut", failures.cut_off(error))
-            return Failed("unreachable", failures.unreachable(error))
+            return Failed("unreachable", failures.unreachable(error, host=url.raw_host))
         # Upstream has answered. If the deadline passes before the next attempt, nothing is under
         # way.
         state.is_sent = False

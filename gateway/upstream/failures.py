@@ -41,22 +41,23 @@ def requested_wait_seconds(failure: UpstreamFailure) -> float | None:
     return None if seconds is None else float(seconds)
 
 
-def unreachable(error: BaseException | None = None) -> UpstreamFailure:
-    """No connection, because of DNS, TCP or TLS. Nothing was sent."""
+def unreachable(error: BaseException | None = None, *, host: str | None = None) -> UpstreamFailure:
+    """No connection to `host`, because of a proxy, DNS, TCP or TLS. Nothing was sent."""
     return UpstreamFailure(
         "Upstream could not be reached.",
         charge=Charge.FREE,
-        report=FailureReport(_why_unreachable(error), _explain(error)),
+        report=FailureReport(_why_unreachable(error, host), _explain(error)),
     )
 
 
-def _why_unreachable(error: BaseException | None) -> Reason:
+def _why_unreachable(error: BaseException | None, host: str | None) -> Reason:
     if isinstance(error, aiohttp.ClientHttpProxyError | aiohttp.ClientProxyConnectionError):
         return Reason.PROXY_FAILED
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return Reason.TLS_FAILED
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return Reason.HOST_UNKNOWN
+        # Through a proxy, only the proxy's name is looked up here.
+        return Reason.HOST_UNKNOWN if error.host == host else Reason.PROXY_FAILED
     return Reason.UNREACHABLE
 
 

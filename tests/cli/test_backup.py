@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,10 @@ from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
 from gateway.wiring.stores import open_store
 from tests.gateways import make_settings
+from tests.other_users import needs_root
 from tests.rows import each_row
+
+ROOT = Path(__file__).parents[2]
 
 PASSPHRASE = "a passphrase of tests"
 
@@ -356,3 +362,25 @@ def test_a_refused_file_changes_nothing(first: Site, tmp_path: Path):
     assert (refused.exit_code, "its end is missing" in refused.stderr) == (1, True)
     assert first.works(alice)
     assert "No such file" in first.run("restore", tmp_path / "none").stderr
+
+
+@needs_root
+def test_a_full_disk_is_named_with_the_file_and_leaves_none(tmp_path: Path) -> None:
+    site = Site(tmp_path / "data", None)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # The one page of this disk is taken before the backup begins.
+    script = (
+        f"mount -t tmpfs -o size=4k tmpfs {disk} && head -c 4096 /dev/zero > {disk}/other"
+        f" && {sys.executable} -m gateway backup {disk}/backup; ls {disk}"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        env={**os.environ, "GATEWAY_DATA_DIR": str(site.folder), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    message = f"Error: {disk}/backup cannot be written: No space left on device."
+    assert done.stderr.splitlines()[-1] == message
+    assert done.stdout.split() == ["other"]

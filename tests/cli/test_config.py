@@ -18,9 +18,7 @@ from click.testing import CliRunner, Result
 from gateway.cli.completion import SHELLS
 from gateway.cli.main import cli
 from tests.cli.test_commands import interruptible
-from tests.forks import Fork
 from tests.gateways import CONFIG
-from tests.waiting import GENEROUS_SECONDS
 
 __all__ = ["interruptible"]
 
@@ -193,25 +191,6 @@ def test_an_interrupted_command_ends_with_130(is_async: bool):
     group = type(cli)(commands={"part": click.Group(commands={"interrupted": interrupted})})
     result = CliRunner().invoke(group, ["part", "interrupted"])
     assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize(
-    "words",
-    ["config check", "config show", "completion bash", "--help", "--version", "config --help"],
-)
-def test_an_output_that_cannot_be_written_ends_with_one_line(tmp_path: Path, words: str):
-    log = tmp_path / "log"
-    with Path("/dev/full").open("wb") as full, log.open("wb") as stderr:
-        fork = Fork(*words.split(), cwd=tmp_path, env=os.environ, stdout=full, stderr=stderr)
-        status = fork.wait(GENEROUS_SECONDS)
-    said = log.read_text()
-    assert (status, said.splitlines()[-1]) == (
-        1,
-        "Error: the output cannot be written: No space left on device.",
-    )
-    assert "Traceback" not in said
-    assert "Exception ignored" not in said
 
 
 def test_a_log_on_a_terminal_is_coloured_unless_no_color_is_set():

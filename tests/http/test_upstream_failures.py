@@ -436,6 +436,11 @@ async def test_a_refused_content_is_logged_and_is_no_failure_of_upstream(tmp_pat
             {"proxy": "http://user:proxy-password@127.0.0.1:9"},
             "proxy_failed",
         ),
+        (
+            lambda port: "http://192.0.2.1/v1",
+            {"proxy": "http://user:proxy-password@no-such-proxy.invalid:3128"},
+            "proxy_failed",
+        ),
     ],
 )
 async def test_an_upstream_that_is_not_reached_says_why(
