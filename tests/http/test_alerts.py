@@ -39,6 +39,8 @@ EXPECTED = {
     "ImageGatewayBudgetProjectedOver",
     # dall-e-2 was shut down in May 2026.
     "ImageGatewayModelRetiresSoon",
+    # From 90 days after the date of the shipped prices on.
+    "ImageGatewayPricesOld",
     # There is the time for one every hour only.
     "ImageGatewayLedgerNeverVerified",
     "ImageGatewayLedgerNotVerified",
