@@ -267,8 +267,9 @@ class Purchases:
 
         Raises `GatewayError` if none is in service.
         """
-        accounts = self._candidates.candidates(order.model.id)
-        images, first = len(flight.slots), accounts[0]
+        images = len(flight.slots)
+        accounts = self._candidates.candidates(order.model.id, order.request, images=images)
+        first = accounts[0]
         estimate = pricing.estimate(order.model, order.request, images, first.price_factor)
         reserved = Reserved(
             flight.id,
@@ -293,6 +294,8 @@ class Purchases:
             summary=order.summary,
             health=self._health,
             queue=self._queue,
+            # Candidates of which the first cannot make it are candidates of which none can.
+            is_made=self._candidates.can_make(first, order.request, images=images),
         )
 
     async def _reserve(self, order: PurchaseOrder, flight: Flight, *, is_stored: bool) -> Route:

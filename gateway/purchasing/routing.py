@@ -37,8 +37,14 @@ log = structlog.get_logger(__name__)
 class Candidates(Protocol):
     """Chooses the accounts that a purchase may ask."""
 
-    def candidates(self, model: str) -> Sequence[Account]:
-        """In the order of trial. Raises `GatewayError` if there is none in service."""
+    def candidates(self, model: str, request: ImageRequest, *, images: int) -> Sequence[Account]:
+        """In the order of trial: those that can make the request, or all if none can.
+
+        Raises `GatewayError` if there is none in service.
+        """
+
+    def can_make(self, account: Account, request: ImageRequest, *, images: int) -> bool:
+        """Whether the account's service can be asked for the purchase."""
 
 
 class Summary(Protocol):
@@ -66,6 +72,8 @@ class Route:
     summary: Summary
     health: Mapping[str, UpstreamHealth]
     queue: AccountQueue
+    is_made: bool = True
+    """Its accounts can make it; False: they refuse it unsent, so it takes no turn of theirs."""
     turn: Turn = TAKEN
     """Whether it has to wait for the account that the journal names."""
     opening: asyncio.Task[float] | None = None
@@ -101,6 +109,8 @@ class Route:
 
     def place(self, account: Account) -> Place | None:
         """What the purchase needs of an account; None if nothing waits for it."""
+        if not self.is_made:
+            return None
         images = self.reserved.estimate.images
         return self.queue.place(account.name, self.principal, images=images)
 
