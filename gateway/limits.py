@@ -45,6 +45,11 @@ class Limit:
         return self.name.replace("usd", "dollars").replace("_", " ")
 
     @property
+    def is_money(self) -> bool:
+        """It limits dollars."""
+        return self.unit == "usd_micros"
+
+    @property
     def is_rate(self) -> bool:
         """A refusal asks the client to come back soon. The other limits are budgets."""
         return self.period in ("minute", "concurrency")

@@ -62,6 +62,14 @@ class AccountBudget(NamedTuple):
     maxima: Mapping[str, int]
     """By the name of a limit of money, in micro-dollars."""
 
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        """What may deny a purchase there."""
+        return tuple(
+            Counter(self.subject, LIMITS[name].unit, LIMITS[name].period, maximum)
+            for name, maximum in self.maxima.items()
+        )
+
 
 class LimitState(NamedTuple):
     """One limit of one limit subject, as its counter was last seen."""
@@ -204,11 +212,7 @@ def _counted_at(
         subjects = (*subjects, account.subject)
         # After those of the principal, so that its own limits refuse first.
         consumptions += tuple(
-            Consumption(
-                Counter(account.subject, limit.unit, limit.period, maximum), amounts[limit.unit]
-            )
-            for name, maximum in account.maxima.items()
-            for limit in (LIMITS[name],)
+            Consumption(counter, amounts[counter.unit]) for counter in account.counters
         )
     return {"consumptions": consumptions, "subjects": subjects, "amounts": amounts}
 
@@ -217,6 +221,27 @@ def is_refused_by_account(principal: Principal, reservation: Reservation) -> boo
     """Whether the budget of an account at upstream denied it, and not a limit of the principal."""
     denied = reservation.denied
     return denied is not None and denied >= len(_prepared(principal).reserved)
+
+
+def is_refused_for_money(principal: Principal, reservation: Reservation) -> bool:
+    """Whether a limit of the principal in dollars denied it: a smaller estimate may fit."""
+    denied, counted = reservation.denied, _prepared(principal).reserved
+    return denied is not None and denied < len(counted) and counted[denied].limit.is_money
+
+
+def peek_budget(batch: Batch, account: AccountBudget) -> Result[Sequence[CounterState]]:
+    """Reads the counters of an account's budget without counting anything."""
+    return batch.add(PeekCounters(account.counters))
+
+
+def is_over_budget(
+    account: AccountBudget, states: Sequence[CounterState], estimate: Amounts
+) -> bool:
+    """Whether an account's budget, as `peek_budget` read it, would deny a purchase."""
+    return any(
+        state.used + state.reserved + estimate.usd_micros > maximum
+        for maximum, state in zip(account.maxima.values(), states, strict=True)
+    )
 
 
 def receive(
@@ -400,9 +425,18 @@ def refuse_image(principal: Principal, admission: Admission) -> LimitExceeded:
 
 
 def refuse_reservation(
-    principal: Principal, reservation: Reservation, estimate: Amounts, *, why: str | None
+    principal: Principal,
+    reservation: Reservation,
+    estimate: Amounts,
+    *,
+    why: str | None,
+    first_estimate: Amounts | None = None,
 ) -> LimitExceeded:
-    """The error of a purchase that was not reserved; `why` explains a high estimate."""
+    """The error of a purchase that was not reserved; `why` explains a high estimate.
+
+    `first_estimate` is that of all accounts, if some were left out since. Followers compare
+    theirs with it, because they have not left out any.
+    """
     index = reservation.denied or 0
     counted = _prepared(principal).reserved[index]
     amount = _reserved_amounts(principal, estimate)[index].amount
@@ -412,7 +446,7 @@ def refuse_reservation(
         principal.key_id if counted.subject.kind == "key" else "",
         counted.limit.name,
         counted.counter.maximum or 0,
-        amount=amount,
+        amount=_reserved_amounts(principal, first_estimate or estimate)[index].amount,
         used=state.used,
         reserved=state.reserved,
         resets_in=state.resets_in,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 
 from gateway.access.keys import Keys
 from gateway.billing import pricing, quota
@@ -39,7 +39,15 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailure,
 )
-from gateway.images import MAX_SLOTS, Image, LimitRefusal, Outcome, Record, with_those_beside
+from gateway.images import (
+    MAX_SLOTS,
+    Image,
+    ImageRequest,
+    LimitRefusal,
+    Outcome,
+    Record,
+    with_those_beside,
+)
 from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.parallel import take_slots
@@ -60,6 +68,12 @@ TAGS_LOST: Final = f"{TAGS} not stored, because the gateway's store is not avail
 """The notice of a request with images."""
 
 
+class PriceFactor(Protocol):
+    """Finds the largest price factor of the accounts that may be asked."""
+
+    def __call__(self, model: str, request: ImageRequest, *, images: int) -> Decimal: ...
+
+
 class Images:
     """Answers queries with images."""
 
@@ -76,7 +90,7 @@ class Images:
         hits: ImageHits,
         transcoding: Transcoding | None,
         sign: Sign,
-        price_factor: Callable[[str], Decimal],
+        price_factor: PriceFactor,
         tracer: Tracer,
         clock: Callable[[], float],
     ) -> None:
@@ -85,7 +99,6 @@ class Images:
         self._flights = flights
         self._purchases = purchases
         self._price_factor = price_factor
-        """The largest of the accounts that may be asked for a model."""
         self._keys = keys
         self._store = store
         self._unstored = unstored
@@ -285,7 +298,7 @@ class Images:
 
     def estimate(self, query: ImageQuery, images: int) -> Estimate:
         """The most that a purchase of so many images costs, whichever account takes it."""
-        factor = self._price_factor(query.model.id)
+        factor = self._price_factor(query.model.id, query.request, images=images)
         return pricing.estimate(query.model, query.request, images, factor)
 
     # ── images that need not be bought ──────────────────────────────────────────────────────

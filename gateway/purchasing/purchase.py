@@ -267,8 +267,9 @@ class Purchases:
 
         Raises `GatewayError` if none is in service.
         """
-        accounts = self._candidates.candidates(order.model.id)
-        images, first = len(flight.slots), accounts[0]
+        images = len(flight.slots)
+        accounts = self._candidates.candidates(order.model.id, order.request, images=images)
+        first = accounts[0]
         estimate = pricing.estimate(order.model, order.request, images, first.price_factor)
         reserved = Reserved(
             flight.id,
@@ -293,18 +294,26 @@ class Purchases:
             summary=order.summary,
             health=self._health,
             queue=self._queue,
+            # Candidates of which the first cannot make it are candidates of which none can.
+            is_made=self._candidates.can_make(first, order.request, images=images),
         )
 
     async def _reserve(self, order: PurchaseOrder, flight: Flight, *, is_stored: bool) -> Route:
         """Reserves the estimate, opens the journal and renews the lease, if the flight has one.
 
-        An account whose budget is used up, or whose queue is too long, is passed over.
+        An account whose budget is used up, or whose queue is too long, is passed over. The key is
+        not refused for the price of an account whose budget is used up.
         """
         route, queued_at = self._route(order, flight, is_stored=is_stored), list[Turn]()
+        first_bound = route.bound
         while True:
             reservation = await self._open_journal(order, flight, route)
             if reservation.turn.state == "refused":
                 queued_at.append(reservation.turn)
+            elif quota.is_refused_for_money(order.principal, reservation):
+                if not await route.leave_out_unaffordable():
+                    break
+                continue
             elif not quota.is_refused_by_account(order.principal, reservation):
                 break
             if route.pass_over():
@@ -315,7 +324,11 @@ class Purchases:
             raise failures.over_budget(order.model.id)
         if reservation.denied is not None:
             raise quota.refuse_reservation(
-                order.principal, reservation, route.bound.amounts, why=route.bound.reason
+                order.principal,
+                reservation,
+                route.bound.amounts,
+                why=route.bound.reason,
+                first_estimate=first_bound.amounts,
             )
         order.summary.has_begun = True
         order.summary.reserved_micros = route.bound.amounts.usd_micros

@@ -37,8 +37,14 @@ log = structlog.get_logger(__name__)
 class Candidates(Protocol):
     """Chooses the accounts that a purchase may ask."""
 
-    def candidates(self, model: str) -> Sequence[Account]:
-        """In the order of trial. Raises `GatewayError` if there is none in service."""
+    def candidates(self, model: str, request: ImageRequest, *, images: int) -> Sequence[Account]:
+        """In the order of trial: those that can make the request, or all if none can.
+
+        Raises `GatewayError` if there is none in service.
+        """
+
+    def can_make(self, account: Account, request: ImageRequest, *, images: int) -> bool:
+        """Whether the account's service can be asked for the purchase."""
 
 
 class Summary(Protocol):
@@ -57,7 +63,7 @@ class Route:
     reserved: Reserved
     """As the journal has it: its record names the account."""
     bound: Estimate
-    """What is reserved: the estimate at the largest price factor."""
+    """What is reserved: the estimate at the largest price factor of `accounts`."""
     store: Store
     worker: str
     principal: Principal
@@ -66,6 +72,8 @@ class Route:
     summary: Summary
     health: Mapping[str, UpstreamHealth]
     queue: AccountQueue
+    is_made: bool = True
+    """Its accounts can make it; False: they refuse it unsent, so it takes no turn of theirs."""
     turn: Turn = TAKEN
     """Whether it has to wait for the account that the journal names."""
     opening: asyncio.Task[float] | None = None
@@ -85,11 +93,54 @@ class Route:
 
     def pass_over(self) -> bool:
         """Goes on to the next account before anything is reserved; False if there is none."""
-        self.accounts = self.accounts[1:]
-        if not self.accounts:
+        if len(self.accounts) == 1:
             return False
-        self.reserved = self._reserved_at(self.accounts[0])
+        self._narrow_to(self.accounts[1:])
         return True
+
+    async def leave_out_unaffordable(self) -> bool:
+        """Leaves out dear accounts over their budgets before anything is reserved.
+
+        Such an account is never asked, so its price need not be reserved. False if the bound
+        stays as it is.
+        """
+        cheapest = min(account.price_factor for account in self.accounts)
+        dear = {
+            account.name: budget
+            for account in self.accounts
+            if account.price_factor > cheapest
+            and (budget := budget_of(account)) is not None
+            and budget.maxima
+        }
+        if not dear:
+            return False
+        batch = Batch(self.store)
+        states = {name: quota.peek_budget(batch, budget) for name, budget in dear.items()}
+        try:
+            await batch.execute()
+        except StoreUnavailable:
+            return False  # the purchase was denied already
+        left = [
+            account
+            for account in self.accounts
+            if account.name not in dear
+            or not quota.is_over_budget(
+                dear[account.name],
+                states[account.name].value,
+                self._reserved_at(account).estimate,
+            )
+        ]
+        if largest_factor(left) == largest_factor(self.accounts):
+            return False
+        self._narrow_to(left)
+        return True
+
+    def _narrow_to(self, accounts: Sequence[Account]) -> None:
+        """The others are not asked any more, so the bound need not hold their prices."""
+        images = self.reserved.estimate.images
+        self.accounts = accounts
+        self.reserved = self._reserved_at(accounts[0])
+        self.bound = largest_estimate(accounts, self.model, self.request, images)
 
     def _reserved_at(self, account: Account) -> Reserved:
         record = named_record(self.reserved.record, account, self.model)
@@ -101,6 +152,8 @@ class Route:
 
     def place(self, account: Account) -> Place | None:
         """What the purchase needs of an account; None if nothing waits for it."""
+        if not self.is_made:
+            return None
         images = self.reserved.estimate.images
         return self.queue.place(account.name, self.principal, images=images)
 

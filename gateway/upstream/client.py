@@ -140,6 +140,14 @@ class UpstreamClient:
         """Whether the breaker would let a purchase pass now."""
         return self._breaker.admits(self._pace.clock())
 
+    def can_make(self, request: ImageRequest, *, images: int, upstream_model: str = "") -> bool:
+        """Whether the service can be asked for a purchase: its dialect refuses nothing of it."""
+        try:
+            self._dialect.check_supported(_renamed(request, upstream_model), images=images)
+        except UpstreamFailure:
+            return False
+        return True
+
     async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
         """Buys images at this account alone, as `upstream.pool` does at several."""
         return await Attempts([Candidate(self)], request, images=images).run()

@@ -36,11 +36,14 @@ class Dialect(Protocol):
     def models_url(self, base: URL) -> URL:
         """The list of the models, which is free of charge."""
 
-    def forwarded_body(self, request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
-        """The body of a request for `images` images.
+    def check_supported(self, request: ImageRequest, *, images: int) -> None:
+        """Raises `UpstreamFailure`, free of charge, for what the service cannot make.
 
-        Raises `UpstreamFailure`, free of charge, for what the service cannot make.
+        It is called for each account that a purchase may ask, so it builds no body.
         """
+
+    def forwarded_body(self, request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
+        """The body of a request for `images` images. Raises as `check_supported`."""
 
     def parse_answer(
         self, body: bytes | bytearray, *, images: int, upstream_request_id: str | None

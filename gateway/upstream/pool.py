@@ -54,10 +54,13 @@ class Pool:
         for client in self._clients.values():
             client._pace = pace  # noqa: SLF001 - tests alone
 
-    def candidates(self, model: str) -> Sequence[Account]:
+    def candidates(
+        self, model: str, request: ImageRequest | None = None, *, images: int = 1
+    ) -> Sequence[Account]:
         """The accounts that a purchase may ask, in the order of trial.
 
-        Raises `GatewayError` if there is none, or each one is out of service.
+        With `request`, accounts that cannot make it are left out, unless none can: then the first
+        one answers why. Raises `GatewayError` if there is none, or each one is out of service.
         """
         having = self.accounts.having(model)
         if not having:
@@ -65,6 +68,7 @@ class Pool:
         in_service = [account for account in having if not self.is_disabled(account.name)]
         if not in_service:
             raise failures.disabled(model)
+        in_service = list(self._able(in_service, request, images=images))
         if len(in_service) == 1:
             return in_service
         awake = [account for account in in_service if not self.rests(account.name, model)]
@@ -77,12 +81,34 @@ class Pool:
             *self._in_order([account for account in awake if account not in ready]),
         ]
 
-    def price_factor(self, model: str) -> Decimal:
-        """The largest price factor among the accounts in service that have a model."""
+    def can_make(self, account: Account, request: ImageRequest, *, images: int) -> bool:
+        """Whether the account's service can be asked for a purchase."""
+        client, name = self._clients[account.name], account.name_of(request.model)
+        return client.can_make(request, images=images, upstream_model=name)
+
+    def _able(
+        self, accounts: Sequence[Account], request: ImageRequest | None, *, images: int
+    ) -> Sequence[Account]:
+        """The accounts that can make the request; all of them if none can."""
+        if request is None or len(accounts) == 1:
+            return accounts
+        able = [one for one in accounts if self.can_make(one, request, images=images)]
+        return able or accounts
+
+    def price_factor(
+        self, model: str, request: ImageRequest | None = None, *, images: int = 1
+    ) -> Decimal:
+        """The largest price factor among the accounts in service that have a model.
+
+        With `request`, accounts that cannot make it do not count, unless none can.
+        """
         having = self.accounts.having(model)
         in_service = [account for account in having if not self.is_disabled(account.name)]
         return max(
-            (account.price_factor for account in in_service or having),
+            (
+                account.price_factor
+                for account in self._able(in_service or having, request, images=images)
+            ),
             default=self.accounts.all[0].price_factor,
         )
 

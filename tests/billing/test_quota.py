@@ -217,6 +217,24 @@ async def test_a_follower_is_refused_alike_if_the_same_limit_is_its_own(
     assert not refused(leader, Amounts(1, 100, 400_000))  # may fit
 
 
+async def test_a_follower_compares_its_estimate_with_that_of_all_accounts(store: Store) -> None:
+    """The leader left out dear accounts, which the follower's estimate still holds."""
+    alice = limited("key", {"usd_per_day": 500_000})
+    error = quota.refuse_reservation(
+        alice,
+        (await reserve(store, alice))[0],
+        ONE,
+        why=None,
+        first_estimate=Amounts(1, 100, 3_000_000),
+    )
+    assert "needs up to $1.000000" in error.message
+    refusal = error.refusal
+    assert refusal is not None
+    smaller, same = (Amounts(1, 100, micros) for micros in (1_500_000, 3_000_000))
+    assert quota.refuse_alike(alice, refusal, smaller, why=None) is None
+    assert quota.refuse_alike(alice, refusal, same, why=None) is not None
+
+
 async def test_a_refusal_of_an_older_gateway_is_that_of_its_key(store: Store) -> None:
     alice = limited("key", {"usd_per_day": 500_000})
     refusal = refusal_of(alice, (await reserve(store, alice))[0]).refusal

@@ -408,6 +408,65 @@ async def test_an_account_over_its_budget_is_passed_over(
         assert limit["used"] <= 0.02
 
 
+@pytest.mark.parametrize("dear_priority", [1, 3])
+async def test_a_key_is_not_refused_for_the_price_of_an_account_over_its_budget(
+    tmp_path: Path, store_url: str | None, dear_priority: int
+) -> None:
+    spent = {"price_factor": "3", "priority": dear_priority, "limits": {"usd_per_day": "0.000001"}}
+    async with open_house(tmp_path, store_url, spent, {"price_factor": "1"}) as house:
+        dry = await ask(house, "an otter", headers={"Prefer": "dry-run"})
+        dear_micros = round(dry.json["estimate_usd"] * 1e6)
+        cheap_micros = -(-dear_micros // 3)
+        bob = await house.gateway.client.with_key("bob", limits={"usd_per_day": cheap_micros / 1e6})
+        low = {"model": MODEL, "quality": "low", "size": "1024x1024"}
+        async with house.second.hold():
+            asking = asyncio.create_task(bob.ask("an otter", **low))
+            await house.second.until_sent()
+            reserved = await read_spent(house.gateway.settings, bob.key_id)
+        bought = await asking
+        refused = await bob.ask("a beaver", **low)
+        asked = await house.asked()
+        (record,) = [r for r in await house.gateway.ledger() if r.outcome == "bought"]
+        assert (await house.gateway.gateway.verification.run()).shown == ()
+    assert bought.status == 200, bought.body
+    assert bought.headers["x-gateway-upstream"] == record.upstream == "second"
+    assert reserved.reserved_micros == cheap_micros
+    assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
+    assert f"needs up to ${cheap_micros / 1e6:.6f}" in refused.error["message"]
+    assert asked == [0, 1]
+
+
+async def test_a_key_is_refused_for_the_price_of_a_dear_account_that_may_be_asked(
+    tmp_path: Path, store_url: str | None
+) -> None:
+    """The reservation holds its price: the purchase may fail over to it."""
+    dear = {"price_factor": "3", "limits": {"usd_per_day": "1"}}
+    async with open_house(tmp_path, store_url, {}, dear) as house:
+        dry = await ask(house, "an otter", headers={"Prefer": "dry-run"})
+        limit = dry.json["estimate_usd"] / 2
+        bob = await house.gateway.client.with_key("bob", limits={"usd_per_day": round(limit, 6)})
+        refused = await bob.ask("an otter", model=MODEL, quality="low", size="1024x1024")
+        asked = await house.asked()
+    assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
+    assert f"needs up to ${dry.json['estimate_usd']:.6f}" in refused.error["message"]
+    assert asked == [0, 0]
+
+
+async def test_a_passed_over_account_is_not_in_the_reservation(
+    tmp_path: Path, store_url: str | None
+) -> None:
+    spent = {"price_factor": "3", "limits": {"usd_per_day": "0.000001"}}
+    async with open_house(tmp_path, store_url, spent, {"price_factor": "1"}) as house:
+        dry = await ask(house, "an otter", headers={"Prefer": "dry-run"})
+        async with house.second.hold():
+            asking = asyncio.create_task(ask(house, "an otter"))
+            await house.second.until_sent()
+            reserved = await read_spent(house.gateway.settings, house.alice.key_id)
+        bought = await asking
+    assert bought.status == 200, bought.body
+    assert reserved.reserved_micros == -(-round(dry.json["estimate_usd"] * 1e6) // 3)
+
+
 # ── switches ────────────────────────────────────────────────────────────────────────────────
 
 

@@ -13,15 +13,17 @@ from typing import Any
 
 import openai
 import pytest
+import yaml
 from openai import AsyncAzureOpenAI
 
 from gateway.configuration.settings import Settings
 from gateway.process.upstream_check import check_upstream
-from tests.catalogs import shipped_catalog
+from tests.catalogs import read_shipped, shipped_catalog
 from tests.gateways import (
     ADMIN_TOKEN,
     Client,
     InProcess,
+    PolicyFile,
     Upstream,
     make_settings,
     run_gateway,
@@ -259,6 +261,54 @@ async def test_each_model_is_bought_from_a_service_that_has_it(tmp_path: Path) -
     assert calls == {"azure": 1, "openai": 3, "xai": 1}
     assert webp.headers["x-gateway-upstream"] == missing.headers["x-gateway-upstream"] == "openai"
     assert grok.headers["x-gateway-upstream"] == "xai"
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside OpenAI", "alone"])
+async def test_what_azure_cannot_make_takes_no_turn_of_its_account(
+    tmp_path: Path, store_url: str | None, beside: bool
+) -> None:
+    policy = PolicyFile(tmp_path / "models.yaml")
+    unknown = {"unknown_models": "passthrough", "unknown_price": {"usd_per_image": "0.05"}}
+    policy.models.write_text(yaml.safe_dump({**read_shipped(), **unknown}))
+    async with (
+        run_upstream(profile="azure", deployments={MODEL: MODEL}) as azure,
+        run_upstream() as openai_,
+    ):
+        slow = {"dialect": "azure", "price_factor": "3", "images_per_minute": 1}
+        accounts = [
+            {"name": "azure", "base_url": azure.base_url, **slow},
+            {"name": "openai", "base_url": openai_.base_url, "priority": 2},
+        ][: 1 + beside]
+        settings = make_settings(
+            tmp_path / "data", "", store_url, upstreams=accounts, queue={"max_wait": "1s"}
+        )
+        async with run_gateway(settings, policy=policy) as gateway:
+            alice = await gateway.client.with_key()
+            dry = {"headers": {"Prefer": "dry-run"}}
+            estimates = [
+                (await alice.ask("an otter", model=MODEL, output_format=wanted, **dry)).json
+                for wanted in ("webp", "png")
+            ]
+            unmade = [
+                *[await alice.ask(f"{n}", model=MODEL, output_format="webp") for n in range(2)],
+                *[await alice.ask(f"{n}", model="a/../b") for n in range(2)],
+            ]
+            # Azure still has its one image of this minute.
+            png = await alice.ask("an otter", model=MODEL)
+
+    assert png.headers["x-gateway-upstream"] == "azure", png.body
+    assert "x-gateway-queue" not in png.headers
+    webp_usd, png_usd = (estimate["estimate_usd"] for estimate in estimates)
+    if beside:
+        assert {reply.headers["x-gateway-upstream"] for reply in unmade} == {"openai"}
+        # OpenAI is asked for a name that it does not know, because its URL has no names.
+        assert [reply.status for reply in unmade] == [200, 200, 400, 400]
+        assert webp_usd < png_usd / 2
+    else:
+        params = [reply.error["param"] for reply in unmade]
+        assert params == ["output_format", "output_format", "model", "model"]
+        assert {reply.status for reply in unmade} == {400}
+        assert webp_usd == png_usd
 
 
 async def test_doctor_checks_azure_as_purchases_call_it(tmp_path: Path) -> None:

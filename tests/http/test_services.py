@@ -155,6 +155,35 @@ async def test_together_is_bought_from_with_its_own_parameters_at_a_worst_case(
     assert charged == [50_000] * 4
 
 
+async def test_several_images_are_bought_where_a_request_may_have_several(tmp_path: Path) -> None:
+    """They take no turn of an account that makes one image a request."""
+    policy, shipped = PolicyFile(tmp_path / "models.yaml"), read_shipped()
+    single = {"n": "none", "streams": "none"}
+    policy.models.write_text(
+        yaml.safe_dump({**shipped, "dialects": {**shipped["dialects"], "single": single}})
+    )
+    async with run_upstream() as first, run_upstream() as second:
+        one = {"dialect": "single", "models": {"gpt-image-2": ""}, "images_per_minute": 1}
+        accounts = [
+            {"name": "first", "base_url": first.base_url, "api_key": "a", **one},
+            {"name": "second", "base_url": second.base_url, "api_key": "b", "priority": 2},
+        ]
+        settings = make_settings(
+            tmp_path / "data", "", upstreams=accounts, queue={"max_wait": "1s"}
+        )
+        async with run_gateway(settings, policy=policy) as gateway:
+            alice = await gateway.client.with_key()
+            replies = [
+                await alice.ask(f"otter of {n}", model="gpt-image-2", quality="low", n=n)
+                for n in (2, 3, 1)
+            ]
+        bodies = [await first.bodies(), await second.bodies()]
+    assert [len(reply.images) for reply in replies] == [2, 3, 1]
+    names = [reply.headers["x-gateway-upstream"] for reply in replies]
+    assert names == ["second", "second", "first"]
+    assert [[body.get("n", 1) for body in each] for each in bodies] == [[1], [2, 3]]
+
+
 async def test_a_change_of_a_row_applies_to_the_next_purchase_and_no_row_in_use_can_go(
     tmp_path: Path,
 ) -> None:

@@ -67,18 +67,21 @@ class AzureDialect:
             base = base.parent.parent.with_query(base.query)
         return self._versioned(models_url(_below_openai(base) if _has_deployments(base) else base))
 
-    def forwarded_body(self, request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
-        """The body, without the model if the path has it.
-
-        Raises `UpstreamFailure` for a format that Azure does not make.
-        """
+    def check_supported(self, request: ImageRequest, *, images: int) -> None:
+        """Raises `UpstreamFailure` for a format that Azure does not make, or a name of no path."""
         _check_format(request)
+        if not self._names_model:
+            check_path_name(request.model)
+
+    def forwarded_body(self, request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
+        """The body, without the model if the path has it. Raises as `check_supported`."""
+        self.check_supported(request, images=images)
         body = members(request, images=images, stream=stream)
         for name in _OTHER_DEFAULTS:
             if name in request.defaults:
                 body.setdefault(name, request.defaults[name])
         if not self._names_model:
-            check_path_name(body.pop("model"))
+            del body["model"]
         return orjson.dumps(body)
 
     def parse_answer(

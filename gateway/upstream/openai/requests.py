@@ -21,6 +21,10 @@ def models_url(base: URL) -> URL:
     return join_path(base, "/models")
 
 
+def check_supported(_request: ImageRequest, *, images: int) -> None:
+    """Refuses nothing: the service says itself what it cannot make."""
+
+
 def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
     """The JSON body of a request for `images` images, of the members that `members` has."""
     return orjson.dumps(members(request, images=images, stream=stream))

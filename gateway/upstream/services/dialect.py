@@ -19,7 +19,7 @@ from gateway.upstream.services.answers import (
     interpreted,
     is_withheld,
 )
-from gateway.upstream.services.requests import body_of, url_of
+from gateway.upstream.services.requests import body_of, check_supported, url_of
 
 
 class ServiceDialect:
@@ -45,6 +45,10 @@ class ServiceDialect:
         """The row's list of models."""
         row = self._row()
         return url_of(row, base, row.models_path)
+
+    def check_supported(self, request: ImageRequest, *, images: int) -> None:
+        """Raises `UpstreamFailure` for what the row says that the service cannot make."""
+        check_supported(self._row(), request, images=images)
 
     def forwarded_body(self, request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
         """The body with the row's names and constants. Raises `UpstreamFailure`."""

@@ -23,17 +23,22 @@ def url_of(row: DialectRow, base: URL, path: str, *, model: str = "") -> URL:
     return url.update_query(dict(row.query)) if row.query else url
 
 
-def body_of(row: DialectRow, request: ImageRequest, *, images: int, stream: bool) -> bytes:
-    """The body of a request for `images` images.
+def check_supported(row: DialectRow, request: ImageRequest, *, images: int) -> None:
+    """Raises `UpstreamFailure`, free of charge, for what the service cannot be asked for.
 
-    Raises `UpstreamFailure`, free of charge, if the service makes one image a call or the model's
-    name would lead to another path.
+    That is more than one image if it makes one a call, and a name of a model that would lead to
+    another path.
     """
     if row.n == NONE and images > 1:
         message = "The upstream service of this gateway makes one image a request: send n=1."
         raise refused_unsent(message, param="n")
     if _MODEL in row.path:
         check_path_name(request.model)
+
+
+def body_of(row: DialectRow, request: ImageRequest, *, images: int, stream: bool) -> bytes:
+    """The body of a request for `images` images. Raises as `check_supported`."""
+    check_supported(row, request, images=images)
     given = members(request, images=images, stream=stream and row.streams != NONE)
     given.pop("response_format", None)
     for name in row.explicit:
