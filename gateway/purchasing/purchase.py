@@ -48,7 +48,7 @@ from gateway.purchasing.routing import (
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.request.retirement import name_successor
-from gateway.store.batch import Batch
+from gateway.store.batch import Batch, Result
 from gateway.store.commands import Reservation, Settlement, Turn
 from gateway.store.protocol import Store
 from gateway.tasks import OwnedTasks
@@ -396,15 +396,27 @@ class Purchases:
 
         Returns the store's time of the reservation: the purchase belongs to its windows.
         """
-        batch = Batch(self._store)
-        reservation = quota.reserve(
+        reserved_at = await self._write_late(quota.reserve, order, route)
+        # A journal that exists is unchanged by that, and the purchase may have moved meanwhile.
+        while not route.is_certain:
+            account = route.account
+            reserved_at = await self._write_late(quota.reroute, order, route) or reserved_at
+            route.is_certain = account is route.account
+        return reserved_at
+
+    async def _write_late(
+        self, write: Callable[..., Result[Reservation]], order: PurchaseOrder, route: Route
+    ) -> float:
+        """Reserves at the account that is asked now. Its budget is no limit for that either."""
+        batch, budget = Batch(self._store), budget_of(route.account)
+        reservation = write(
             batch,
             order.principal.without_limits(),
             route.reserved.purchase,
             worker=self._settings.worker,
             estimate=route.bound.amounts,
             payload=route.reserved.encode(),
-            account=budget_of(route.account),
+            account=None if budget is None else budget._replace(maxima={}),
         )
         await batch.execute()
         return reservation.value.reserved_at

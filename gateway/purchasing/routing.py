@@ -3,6 +3,8 @@
 The journal names an account before that account is asked: at first by its reservation, and after a
 failover by `Reroute`, which moves the reservation to the next account in one step. So a dead
 worker's journal names the account that was asked last, and nothing is charged at two accounts.
+While the store is unavailable, accounts are asked before there is a journal: `Purchases._open_late`
+opens it, and moves it to the account that is asked by then.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class Route:
     opening: asyncio.Task[float] | None = None
     """Opens the journal, if the store was unavailable when the purchase began."""
     is_certain: bool = True
-    """The journal names that account, and has its turn; False after a reroute without a reply."""
+    """The journal names that account, and has its turn; False after a reroute without a reply, and
+    until `opening` has moved the journal."""
     reported: set[str] = field(default_factory=set)
     """The accounts whose failure is in the log."""
 
@@ -168,7 +171,7 @@ class Route:
     async def _reroute(self, account: Account) -> bool:
         rerouted = self._reserved_at(account)
         if self.opening is not None and not self.opening.done():
-            self.reserved = rerouted  # the journal is opened with it
+            self.reserved, self.is_certain = rerouted, False  # `opening` moves the journal to it
             return True
         batch = Batch(self.store)
         reservation = quota.reroute(
