@@ -441,7 +441,7 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
         assert replies[1].headers["x-gateway-queue"].startswith("waited=")
         assert [len(await upstream.bodies()) for upstream in house.upstreams] == [1, 2]
 
-        # One that waits for too long is passed over, and fails as at the first account.
+        # One that waits for too long is passed over, and fails with that: it may pass.
         house.gateway.gateway.account_queue._max_wait_seconds = 0.2
         pool: Any = house.gateway.gateway.services.proxy._images._purchases._candidates
         pool._resting.clear()
@@ -450,9 +450,34 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
             await house.second.until_sent(3)
             pool._resting.clear()
             four = await ask(house, "four")
-        assert (four.status, (await three).status) == (502, 200)
+        assert (four.status, (await three).status) == (429, 200)
+        assert four.error["code"] == "rate_limit_exceeded"
+        assert four.headers["x-gateway-queue"] == "position=1, wait=0s"
         assert four.headers["x-gateway-cost-usd"] == "0.000000"
         assert not await execute(house.gateway.gateway.store, OpenJournals())
+
+
+async def test_a_client_gets_the_refusal_of_a_queue_rather_than_that_of_a_key(
+    tmp_path: Path, store_url: str | None
+) -> None:
+    second = {"images_per_minute": 1}
+    async with open_house(tmp_path, store_url, second=second, queue={"max_wait": "2s"}) as house:
+        await house.first.play(*["status=401"] * 2)
+        assert (await ask(house, "one")).status == 200
+        pool: Any = house.gateway.gateway.services.proxy._images._purchases._candidates
+        pool._resting.clear()
+        refused = await ask(house, "two")
+        assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
+        assert 50 < int(refused.headers["Retry-After"]) <= 60
+        assert "x-should-retry" not in refused.headers
+        assert refused.headers["x-gateway-queue"].startswith("position=1, wait=")
+        assert refused.headers["x-gateway-cost-usd"] == "0.000000"
+        assert await house.asked() == [2, 1]
+        _, record = await house.gateway.ledger()
+        assert (record.outcome, record.upstream, record.status) == ("failed", "second", 429)
+        # The second account has not failed.
+        listed = (await house.alice.admin("GET", "/admin/upstream")).json["data"]
+        assert [row["failures_since_success"] for row in listed] == [2, 0]
 
 
 async def test_an_account_whose_queue_is_too_long_is_passed_over(tmp_path: Path) -> None:

@@ -346,6 +346,39 @@ async def test_a_failover_while_the_journal_is_opened_late_is_charged_at_the_sec
         assert (await house.gateway.gateway.verification.run()).shown == ()
 
 
+@usually_on("sqlite")
+async def test_a_client_gets_why_an_account_was_passed_over_rather_than_the_refusal_of_a_key(
+    tmp_path: Path, store_url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget of the second account is used up, or the store does not answer."""
+    budget = {"limits": {"usd_per_day": "0.000001"}}
+    async with open_house(tmp_path, store_url, second=budget) as house:
+        await house.first.play(*["status=401"] * 2)
+        reply = await ask(house, "an otter")
+        assert (reply.status, reply.error["code"]) == (503, "upstream_unavailable")
+        assert "no limit of your key" in reply.error["message"]
+        store = house.gateway.gateway.store
+        pool: Any = house.gateway.gateway.services.proxy._images._purchases._candidates
+        pool._resting.clear()
+        purchases: Any = house.gateway.gateway.services.proxy._images._purchases
+
+        class CannotReroute:
+            async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+                if isinstance(commands[0], Reroute):
+                    raise StoreUnavailable
+                return list(await store.execute(commands))
+
+        monkeypatch.setattr(purchases, "_store", CannotReroute())
+        reply = await ask(house, "a beaver")
+        assert (reply.status, reply.error["code"]) == (503, "store_unavailable")
+        assert reply.headers["Retry-After"] == "2"
+        assert await house.asked() == [2, 0]
+        records = await house.gateway.ledger()
+        assert [(one.upstream, one.status) for one in records] == [("second", 503)] * 2
+        found = await read_spent(house.gateway.settings, house.alice.key_id)
+        assert (found.usd_micros, found.reserved_micros) == (0, 0)
+
+
 async def _corrected(house: House) -> list[Record] | None:
     records = await house.gateway.ledger()
     return records if any(record.corrects for record in records) else None
