@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -33,7 +33,7 @@ from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
 from gateway.failure_report import Advice, Reason
 from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
-from gateway.purchasing.account_queue import AccountQueue, QueueWait
+from gateway.purchasing.account_queue import AccountQueue, LocalTurn, QueueWait
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
@@ -228,10 +228,10 @@ class Purchases:
         """
         flight = order.traced(flight)
         route = self._route(order, flight, is_stored=is_stored)
-        turn = self._queue.without_store(
-            route.account.name, order.summary.waiting, images=len(flight.slots)
-        )
-        async with turn:
+        turn = LocalTurn(self._queue, order.summary.waiting, images=len(flight.slots))
+        async with aclosing(turn):
+            await turn.take(route.account.name)
+            route.local_turn = turn
             return await self._buy_without_store(order, flight, route, is_stored=is_stored)
 
     async def _buy_without_store(

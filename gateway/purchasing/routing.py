@@ -24,7 +24,7 @@ from gateway.catalog import Model
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.failure_report import Reason
 from gateway.images import ImageRequest, Principal, Record
-from gateway.purchasing.account_queue import AccountQueue, QueueWait
+from gateway.purchasing.account_queue import AccountQueue, LocalTurn, QueueWait
 from gateway.purchasing.journal import Reserved
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.store.batch import Batch
@@ -72,6 +72,8 @@ class Route:
     queue: AccountQueue
     turn: Turn = TAKEN
     """Whether it has to wait for the account that the journal names."""
+    local_turn: LocalTurn | None = None
+    """Its turn, if the store was unavailable when the purchase began."""
     opening: asyncio.Task[float] | None = None
     """Opens the journal, if the store was unavailable when the purchase began."""
     is_certain: bool = True
@@ -132,15 +134,17 @@ class Route:
     async def prepare_attempt(self, account: str) -> UpstreamFailure | None:
         """Names an account in the journal before it is asked. A failure: it is passed over."""
         chosen = self._named(account)
-        if chosen is not self.account or not self.is_certain:
-            try:
+        try:
+            if self.local_turn is not None:
+                await self.local_turn.take(account)
+            if chosen is not self.account or not self.is_certain:
                 await self._reroute(chosen)
-            except GatewayError as refused:
-                log.info("account_passed_over", upstream=chosen.name, reason=refused.code)
-                waiting = self.summary.waiting
-                self.places[chosen.name] = waiting.position, waiting.wait_seconds
-                waiting.position = 0  # unless this failure ends the purchase
-                return failures.passed_over(refused)
+        except GatewayError as refused:
+            log.info("account_passed_over", upstream=chosen.name, reason=refused.code)
+            waiting = self.summary.waiting
+            self.places[chosen.name] = waiting.position, waiting.wait_seconds
+            waiting.position = 0  # unless this failure ends the purchase
+            return failures.passed_over(refused)
         self.summary.upstream = chosen.name
         return None
 
