@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
@@ -423,6 +423,32 @@ class AccountQueue:
                 await self._sleep(CORRECTION_SECONDS)
         finally:
             account.correcting = None
+
+
+class LocalTurn:
+    """The turn of a purchase while the store is unavailable, at one account after the other."""
+
+    def __init__(self, queue: AccountQueue, waiting: QueueWait, *, images: int) -> None:
+        self._queue = queue
+        self._waiting = waiting
+        self._images = images
+        self._held = AsyncExitStack()
+        self._account: str | None = None
+
+    async def take(self, account: str) -> None:
+        """Leaves the account before. Raises as `AccountQueue.without_store`."""
+        if account == self._account:
+            return
+        # First, or two purchases that go on to each other's account would wait for each other.
+        await self.aclose()
+        turn = self._queue.without_store(account, self._waiting, images=self._images)
+        await self._held.enter_async_context(turn)
+        self._account = account
+
+    async def aclose(self) -> None:
+        """Lets the next purchase have the turn."""
+        self._account = None
+        await self._held.aclose()
 
 
 def _drained() -> GatewayError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -33,7 +33,7 @@ from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
 from gateway.failure_report import Advice, Reason
 from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
-from gateway.purchasing.account_queue import AccountQueue, QueueWait
+from gateway.purchasing.account_queue import AccountQueue, LocalTurn, QueueWait
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
@@ -48,7 +48,7 @@ from gateway.purchasing.routing import (
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.request.retirement import name_successor
-from gateway.store.batch import Batch
+from gateway.store.batch import Batch, Result
 from gateway.store.commands import Reservation, Settlement, Turn
 from gateway.store.protocol import Store
 from gateway.tasks import OwnedTasks
@@ -228,10 +228,10 @@ class Purchases:
         """
         flight = order.traced(flight)
         route = self._route(order, flight, is_stored=is_stored)
-        turn = self._queue.without_store(
-            route.account.name, order.summary.waiting, images=len(flight.slots)
-        )
-        async with turn:
+        turn = LocalTurn(self._queue, order.summary.waiting, images=len(flight.slots))
+        async with aclosing(turn):
+            await turn.take(route.account.name)
+            route.local_turn = turn
             return await self._buy_without_store(order, flight, route, is_stored=is_stored)
 
     async def _buy_without_store(
@@ -409,15 +409,27 @@ class Purchases:
 
         Returns the store's time of the reservation: the purchase belongs to its windows.
         """
-        batch = Batch(self._store)
-        reservation = quota.reserve(
+        reserved_at = await self._write_late(quota.reserve, order, route)
+        # A journal that exists is unchanged by that, and the purchase may have moved meanwhile.
+        while not route.is_certain:
+            account = route.account
+            reserved_at = await self._write_late(quota.reroute, order, route) or reserved_at
+            route.is_certain = account is route.account
+        return reserved_at
+
+    async def _write_late(
+        self, write: Callable[..., Result[Reservation]], order: PurchaseOrder, route: Route
+    ) -> float:
+        """Reserves at the account that is asked now. Its budget is no limit for that either."""
+        batch, budget = Batch(self._store), budget_of(route.account)
+        reservation = write(
             batch,
             order.principal.without_limits(),
             route.reserved.purchase,
             worker=self._settings.worker,
             estimate=route.bound.amounts,
             payload=route.reserved.encode(),
-            account=budget_of(route.account),
+            account=None if budget is None else budget._replace(maxima={}),
         )
         await batch.execute()
         return reservation.value.reserved_at

@@ -3,6 +3,8 @@
 The journal names an account before that account is asked: at first by its reservation, and after a
 failover by `Reroute`, which moves the reservation to the next account in one step. So a dead
 worker's journal names the account that was asked last, and nothing is charged at two accounts.
+While the store is unavailable, accounts are asked before there is a journal: `Purchases._open_late`
+opens it, and moves it to the account that is asked by then.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ from gateway.billing.pricing import Estimate
 from gateway.billing.quota import AccountBudget
 from gateway.catalog import Model
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
+from gateway.failure_report import Reason
 from gateway.images import ImageRequest, Principal, Record
-from gateway.purchasing.account_queue import AccountQueue, QueueWait
+from gateway.purchasing.account_queue import AccountQueue, LocalTurn, QueueWait
 from gateway.purchasing.journal import Reserved
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.store.batch import Batch
 from gateway.store.commands import Place, Reservation, Turn
 from gateway.store.protocol import Store
+from gateway.upstream import failures
 from gateway.upstream.accounts import Account
 
 TAKEN: Final = Turn()
@@ -76,10 +80,15 @@ class Route:
     """Its accounts can make it; False: they refuse it unsent, so it takes no turn of theirs."""
     turn: Turn = TAKEN
     """Whether it has to wait for the account that the journal names."""
+    local_turn: LocalTurn | None = None
+    """Its turn, if the store was unavailable when the purchase began."""
     opening: asyncio.Task[float] | None = None
     """Opens the journal, if the store was unavailable when the purchase began."""
     is_certain: bool = True
-    """The journal names that account, and has its turn; False after a reroute without a reply."""
+    """The journal names that account, and has its turn; False after a reroute without a reply, and
+    until `opening` has moved the journal."""
+    places: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Position and estimate in the queues of accounts that were passed over."""
     reported: set[str] = field(default_factory=set)
     """The accounts whose failure is in the log."""
 
@@ -175,20 +184,30 @@ class Route:
 
     # ── from one account to the next ────────────────────────────────────────────────────────
 
-    async def prepare_attempt(self, account: str) -> bool:
-        """Names an account in the journal before it is asked; False: it is passed over."""
+    async def prepare_attempt(self, account: str) -> UpstreamFailure | None:
+        """Names an account in the journal before it is asked. A failure: it is passed over."""
         chosen = self._named(account)
-        is_named = chosen is self.account and self.is_certain
-        if not is_named and not await self._reroute(chosen):
-            return False
+        try:
+            if self.local_turn is not None:
+                await self.local_turn.take(account)
+            if chosen is not self.account or not self.is_certain:
+                await self._reroute(chosen)
+        except GatewayError as refused:
+            log.info("account_passed_over", upstream=chosen.name, reason=refused.code)
+            waiting = self.summary.waiting
+            self.places[chosen.name] = waiting.position, waiting.wait_seconds
+            waiting.position = 0  # unless this failure ends the purchase
+            return failures.passed_over(refused)
         self.summary.upstream = chosen.name
-        return True
+        return None
 
     def note_failure(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
         """Logs why an account did not take the purchase. The last failure is logged with it."""
-        if is_final:
-            return
-        self.report(failure, account=account, failover=True)
+        if not is_final:
+            self.report(failure, account=account, failover=True)
+        elif failure.report.reason is Reason.NO_ACCOUNT:
+            waiting = self.summary.waiting
+            waiting.position, waiting.wait_seconds = self.places.get(account, (0, 0.0))
 
     def report(
         self, failure: UpstreamFailure, *, account: str | None = None, failover: bool = False
@@ -218,15 +237,17 @@ class Route:
         account = self._named(failure.upstream or self.account.name)
         return named_record(self.reserved.record, account, self.model)
 
-    async def _reroute(self, account: Account) -> bool:
+    async def _reroute(self, account: Account) -> None:
+        """Moves the reservation. Raises `GatewayError` if the account cannot be asked."""
         rerouted = self._reserved_at(account)
         if self.opening is not None and not self.opening.done():
-            self.reserved = rerouted  # the journal is opened with it
-            return True
+            self.reserved, self.is_certain = rerouted, False  # `opening` moves the journal to it
+            return
+        principal = self.principal if self.opening is None else self.principal.without_limits()
         batch = Batch(self.store)
         reservation = quota.reroute(
             batch,
-            self.principal if self.opening is None else self.principal.without_limits(),
+            principal,
             self.reserved.purchase,
             worker=self.worker,
             estimate=self.bound.amounts,
@@ -240,28 +261,23 @@ class Route:
         except StoreUnavailable:
             # The journal may not name this account, so it is not asked.
             log.warning("reroute_failed", purchase=self.reserved.purchase, upstream=account.name)
-            return False
-        if not is_moved(reservation.value):
+            raise
+        moved = reservation.value
+        if moved.denied is not None or moved.turn.state == "refused" or not moved.reserved_at:
             self.is_certain = was_certain
-            return False
-        self.reserved = replace(
-            rerouted, record=rerouted.record.but(time=reservation.value.reserved_at)
-        )
-        self.turn = reservation.value.turn
-        try:
-            await self.wait_for_turn()
-        except GatewayError as refused:
-            self.summary.waiting.position = 0  # the answer is that of another account
-            log.info("account_passed_over", upstream=account.name, reason=refused.code)
-            return False
+            raise self._refusal(principal, moved)
+        self.reserved = replace(rerouted, record=rerouted.record.but(time=moved.reserved_at))
+        self.turn = moved.turn
+        await self.wait_for_turn()
         self.is_certain = True
-        return True
 
-
-def is_moved(reservation: Reservation) -> bool:
-    """Whether the journal names the new account: nothing denied it, and it was open."""
-    is_refused = reservation.denied is not None or reservation.turn.state == "refused"
-    return not is_refused and reservation.reserved_at > 0
+    def _refusal(self, principal: Principal, reservation: Reservation) -> GatewayError:
+        """Why the journal was not moved to another account."""
+        if reservation.turn.state == "refused":
+            return self.queue.refusal(reservation.turn, self.summary.waiting)
+        if quota.is_refused_by_account(principal, reservation):
+            return failures.over_budget(self.model.id)
+        return failures.all_passed_over()  # a limit was lowered, or the journal is closed
 
 
 def named_record(record: Record, account: Account, model: Model) -> Record:

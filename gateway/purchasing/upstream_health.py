@@ -252,7 +252,8 @@ class UpstreamHealth:
         if is_refusal:  # upstream does its work
             self.succeeded()
             return
-        if report.reason is Reason.BREAKER_OPEN:  # nothing was sent; what opened it is known
+        # Nothing was sent; what opened the breaker is known.
+        if report.reason in (Reason.BREAKER_OPEN, Reason.NO_ACCOUNT):
             return
         self._pending.failures = _latest([failed, *self._pending.failures])
         self._pending.since_success += 1

@@ -80,8 +80,8 @@ class Rerouting(Protocol):
     def waited_seconds(self) -> float:
         """How long the purchase has waited before, which counts towards the deadline."""
 
-    async def prepare_attempt(self, account: str) -> bool:
-        """Called before each attempt; False: this account is passed over."""
+    async def prepare_attempt(self, account: str) -> UpstreamFailure | None:
+        """Called before each attempt. A failure: this account is passed over because of it."""
 
     def note_failure(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
         """An account did not take the purchase. Unless `is_final`, others are or were asked.
@@ -95,9 +95,9 @@ class SingleAccount:
 
     waited_seconds = 0.0
 
-    async def prepare_attempt(self, account: str) -> bool:
+    async def prepare_attempt(self, account: str) -> UpstreamFailure | None:
         """Never passes over it."""
-        return True
+        return None
 
     def note_failure(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
         """Nothing: the purchase raises the failure."""
@@ -161,7 +161,7 @@ class Attempts:
         self._state = SendState()
         self._attempts = 0
         self._rejected: UpstreamFailure | None = None
-        """The failure of a breaker that is open."""
+        """The failure of an account that was not asked, because of its breaker or its queue."""
         self._unmade: UpstreamFailure | None = None
         """The failure of an account that cannot make what is asked for."""
 
@@ -274,7 +274,7 @@ class Attempts:
     def _best_failure(self) -> Failed | None:
         """The failure that ends the purchase: rather one that a later request may not meet.
 
-        None: that is the failure of an open breaker, or each account was passed over.
+        None: that is the failure of an account that was not asked.
         """
         failed = [asked for asked in self._asked if asked.outcome is not None]
         if not failed:
@@ -293,11 +293,12 @@ class Attempts:
         if asked.permit is None:
             permit = asked.client.acquire()
             if isinstance(permit, UpstreamFailure):
-                permit.upstream = asked.candidate.name or None
-                self._note_rejected(permit)
+                self._note_rejected(asked, permit)
                 return None
             asked.permit = permit
-        if not await self._rerouting.prepare_attempt(asked.candidate.name):
+        rejected = await self._rerouting.prepare_attempt(asked.candidate.name)
+        if rejected is not None:
+            self._note_rejected(asked, rejected)
             asked.client.report(asked.permit, None)
             asked.permit = None
             return None
@@ -344,8 +345,9 @@ class Attempts:
         self._state = SendState()
         return outcome
 
-    def _note_rejected(self, failure: UpstreamFailure) -> None:
-        """Keeps the failure of the breaker that lets a purchase pass first."""
+    def _note_rejected(self, asked: _Tried, failure: UpstreamFailure) -> None:
+        """Keeps the failure of the account that may be asked first."""
+        failure.upstream = asked.candidate.name or None
         known = self._rejected
         if known is None or _retry_after(failure) < _retry_after(known):
             self._rejected = failure

@@ -12,7 +12,7 @@ from typing import Final
 import aiohttp
 
 from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, GatewayError, UpstreamFailure
-from gateway.failure_report import FailureReport, Reason
+from gateway.failure_report import Advice, FailureReport, Reason
 
 MAX_RETRY_AFTER_SECONDS: Final = 120
 """The longest `Retry-After` that is relayed: SDKs do not wait longer.
@@ -126,6 +126,23 @@ def breaker_open(*, retry_after_seconds: float, because: str = "") -> UpstreamFa
         charge=Charge.FREE,
         headers={"Retry-After": str(retry_after)},
         report=FailureReport(Reason.BREAKER_OPEN, because),
+    )
+
+
+def passed_over(error: GatewayError) -> UpstreamFailure:
+    """An account was not asked, because of its queue, its budget or the store."""
+    if error.status not in (429, 503):  # this worker's client left, which means nothing to others
+        error = all_passed_over()
+    return UpstreamFailure(
+        error.message,
+        charge=Charge.FREE,
+        status=error.status,
+        type=error.type,
+        code=error.code,
+        source=error.source,
+        headers=dict(error.headers),
+        report=FailureReport(Reason.NO_ACCOUNT, error.message),
+        advice=Advice.NONE,
     )
 
 

@@ -8,7 +8,7 @@ import heapq
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,10 +19,12 @@ import pytest
 from aiohttp import web
 
 from gateway.api.http import streaming
+from gateway.errors import StoreUnavailable
 from gateway.purchasing.account_queue import AccountQueue
 from gateway.purchasing.journal import Reserved, decode_payload
 from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals, ReadTurns
+from gateway.store.protocol import Command
 from gateway.wiring.stores import open_store
 from tests.clocked_store import ClockedStore, clocked
 from tests.gateways import (
@@ -208,6 +210,13 @@ async def scene(
             opened.append(gateway)
         stack.callback(account.open.set)
         yield Scene(time, account, opened, [replace(one.client, session=session) for one in opened])
+
+
+class NoStore:
+    """A store that is unavailable."""
+
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        raise StoreUnavailable
 
 
 def die(gateway: InProcess) -> None:
@@ -441,7 +450,7 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
         assert replies[1].headers["x-gateway-queue"].startswith("waited=")
         assert [len(await upstream.bodies()) for upstream in house.upstreams] == [1, 2]
 
-        # One that waits for too long is passed over, and fails as at the first account.
+        # One that waits for too long is passed over, and fails with that: it may pass.
         house.gateway.gateway.account_queue._max_wait_seconds = 0.2
         pool: Any = house.gateway.gateway.services.proxy._images._purchases._candidates
         pool._resting.clear()
@@ -450,9 +459,58 @@ async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
             await house.second.until_sent(3)
             pool._resting.clear()
             four = await ask(house, "four")
-        assert (four.status, (await three).status) == (502, 200)
+        assert (four.status, (await three).status) == (429, 200)
+        assert four.error["code"] == "rate_limit_exceeded"
+        assert four.headers["x-gateway-queue"] == "position=1, wait=0s"
         assert four.headers["x-gateway-cost-usd"] == "0.000000"
         assert not await execute(house.gateway.gateway.store, OpenJournals())
+
+
+async def test_a_client_gets_the_refusal_of_a_queue_rather_than_that_of_a_key(
+    tmp_path: Path, store_url: str | None
+) -> None:
+    second = {"images_per_minute": 1}
+    async with open_house(tmp_path, store_url, second=second, queue={"max_wait": "2s"}) as house:
+        await house.first.play(*["status=401"] * 2)
+        assert (await ask(house, "one")).status == 200
+        pool: Any = house.gateway.gateway.services.proxy._images._purchases._candidates
+        pool._resting.clear()
+        refused = await ask(house, "two")
+        assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
+        assert 50 < int(refused.headers["Retry-After"]) <= 60
+        assert "x-should-retry" not in refused.headers
+        assert refused.headers["x-gateway-queue"].startswith("position=1, wait=")
+        assert refused.headers["x-gateway-cost-usd"] == "0.000000"
+        assert await house.asked() == [2, 1]
+        _, record = await house.gateway.ledger()
+        assert (record.outcome, record.upstream, record.status) == ("failed", "second", 429)
+        # The second account has not failed.
+        listed = (await house.alice.admin("GET", "/admin/upstream")).json["data"]
+        assert [row["failures_since_success"] for row in listed] == [2, 0]
+
+
+async def test_a_failover_without_the_store_keeps_to_the_rates_of_the_accounts(
+    tmp_path: Path,
+) -> None:
+    """The second account takes one image a minute; the turn of the first one is left to others."""
+    first, second = {"concurrent": 1}, {"images_per_minute": 1}
+    async with open_house(tmp_path, first=first, second=second, queue={"max_wait": "2s"}) as house:
+        assert (await ask(house, "the key is known now")).status == 200
+        pool: Any = house.gateway.gateway.services.proxy._images._purchases._candidates
+        purchases: Any = house.gateway.gateway.services.proxy._images._purchases
+        store, purchases._store = purchases._store, NoStore()
+        await house.first.play(*["status=401"] * 4)
+        async with house.second.hold():
+            one = asyncio.create_task(ask(house, "one"))
+            await house.second.until_sent()
+            pool._resting.clear()
+            two = await ask(house, "two")  # the first account is asked, although "one" is not done
+            pool._resting.clear()
+            three = await ask(house, "three")
+            purchases._store = store
+        assert [reply.status for reply in (await one, two, three)] == [200, 429, 429]
+        assert 50 < int(two.headers["Retry-After"]) <= 60
+        assert await house.asked() == [4, 1]
 
 
 async def test_an_account_whose_queue_is_too_long_is_passed_over(tmp_path: Path) -> None:

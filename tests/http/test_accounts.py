@@ -24,7 +24,7 @@ from gateway.process.upstream_check import check_upstreams
 from gateway.purchasing.journal import decode_payload
 from gateway.room_settings import client_settings, fetch_settings
 from gateway.store.batch import execute
-from gateway.store.commands import OpenJournals, Reroute
+from gateway.store.commands import Counter, OpenJournals, PeekCounters, Reroute, Reserve
 from gateway.store.protocol import Command
 from gateway.upstream.pool import REST_SECONDS
 from gateway.wiring.stores import open_store
@@ -287,6 +287,96 @@ async def test_the_journal_names_the_account_that_is_asked_again_after_a_lost_re
             assert decode_payload(journal.payload).record.upstream == "first"
         assert (await asking).headers["x-gateway-upstream"] == "first"
         assert await house.asked() == [2, 0]
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["slow", "lost"])
+async def test_a_failover_while_the_journal_is_opened_late_is_charged_at_the_second_account(
+    tmp_path: Path, store_url: str | None, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    """The reservation at the first account is slow, or its reply is lost."""
+    budget = {"limits": {"usd_per_day": "0.000001"}}  # which is no limit without the store
+    async with open_house(tmp_path, store_url, second=budget) as house:
+        await house.first.play("status=401")
+        store, reserves = house.gateway.gateway.store, list[Command[Any]]()
+        purchases: Any = house.gateway.gateway.services.proxy._images._purchases
+        may_go_on = asyncio.Event()
+
+        class ComesBack:
+            """Is unavailable for the first `Reserve`, and stops at the second."""
+
+            async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+                found = [command for command in commands if isinstance(command, Reserve)]
+                reserves.extend(found)
+                if not found or len(reserves) > 2:
+                    return list(await store.execute(commands))
+                if len(reserves) == 1:
+                    raise StoreUnavailable
+                if is_lost:
+                    await store.execute(commands)
+                await may_go_on.wait()
+                if is_lost:
+                    raise StoreUnavailable
+                return list(await store.execute(commands))
+
+        async def named() -> list[str]:
+            journals = await execute(store, OpenJournals())
+            return [decode_payload(one.payload).record.upstream or "" for one in journals]
+
+        monkeypatch.setattr(purchases, "_store", ComesBack())
+        async with house.second.hold():
+            asking = asyncio.create_task(ask(house, "an otter", stream=False))
+            await house.second.until_sent()
+            may_go_on.set()
+
+            async def is_moved() -> bool:
+                return await named() == ["second"]
+
+            await eventually(is_moved)
+        assert (await asking).headers["x-gateway-upstream"] == "second"
+
+        async def is_settled() -> bool:
+            return not await execute(store, OpenJournals())
+
+        await eventually(is_settled)
+        (record,) = await house.gateway.ledger()
+        windows = [Counter(f"upstream:{one}", "usd_micros", "day") for one in ("first", "second")]
+        found = await execute(store, PeekCounters(tuple(windows)))
+        assert (record.upstream, record.flags) == ("second", ())
+        assert [(one.used, one.reserved) for one in found] == [(0, 0), (record.cost_micros, 0)]
+        assert (await house.gateway.gateway.verification.run()).shown == ()
+
+
+@usually_on("sqlite")
+async def test_a_client_gets_why_an_account_was_passed_over_rather_than_the_refusal_of_a_key(
+    tmp_path: Path, store_url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget of the second account is used up, or the store does not answer."""
+    budget = {"limits": {"usd_per_day": "0.000001"}}
+    async with open_house(tmp_path, store_url, second=budget) as house:
+        await house.first.play(*["status=401"] * 2)
+        reply = await ask(house, "an otter")
+        assert (reply.status, reply.error["code"]) == (503, "upstream_unavailable")
+        assert "no limit of your key" in reply.error["message"]
+        store = house.gateway.gateway.store
+        pool: Any = house.gateway.gateway.services.proxy._images._purchases._candidates
+        pool._resting.clear()
+        purchases: Any = house.gateway.gateway.services.proxy._images._purchases
+
+        class CannotReroute:
+            async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+                if isinstance(commands[0], Reroute):
+                    raise StoreUnavailable
+                return list(await store.execute(commands))
+
+        monkeypatch.setattr(purchases, "_store", CannotReroute())
+        reply = await ask(house, "a beaver")
+        assert (reply.status, reply.error["code"]) == (503, "store_unavailable")
+        assert reply.headers["Retry-After"] == "2"
+        assert await house.asked() == [2, 0]
+        records = await house.gateway.ledger()
+        assert [(one.upstream, one.status) for one in records] == [("second", 503)] * 2
+        found = await read_spent(house.gateway.settings, house.alice.key_id)
+        assert (found.usd_micros, found.reserved_micros) == (0, 0)
 
 
 async def _corrected(house: House) -> list[Record] | None:

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, StoreUnavailable
-from gateway.purchasing.account_queue import AccountQueue, QueueWait, Rate
+from gateway.purchasing.account_queue import AccountQueue, LocalTurn, QueueWait, Rate
 from gateway.purchasing.account_rates import ReportedRate, parse_go_duration, read_reported_rate
 from gateway.store.commands import MAX_STOP_SECONDS, Turn
 from gateway.store.protocol import Command
@@ -107,6 +107,18 @@ async def test_without_the_store_purchases_are_open_one_after_the_other() -> Non
         await asyncio.sleep(0.01)
         assert not second.done()
     await second
+
+
+async def test_without_the_store_a_turn_moves_from_one_account_to_the_next() -> None:
+    queue = create_queue(Clock(), a=Rate(concurrent=1), b=Rate(images_per_minute=2))
+    one, two = (LocalTurn(queue, QueueWait(), images=1) for _ in range(2))
+    await one.take("a")
+    await one.take("b")
+    await two.take("a")  # which the first purchase has left
+    await one.take("b")  # it has this one, and takes no second one
+    with pytest.raises(GatewayError, match="limited number of images a minute"):
+        await two.take("b")
+    await one.take("a")  # which the second purchase has left, although it was refused
 
 
 async def test_purchases_that_wait_go_on_without_the_store() -> None:

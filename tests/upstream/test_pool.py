@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import Charge, GatewayError, UpstreamFailure
 from gateway.images import UpstreamAnswer
+from gateway.upstream import failures
 from gateway.upstream.accounts import Account, Accounts, UnroutableError, check_accounts
 from gateway.upstream.attempts import StreamHandlers
 from gateway.upstream.observer import Pace, Unobserved
@@ -56,11 +57,11 @@ class Recorded:
     approached: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
-    async def prepare_attempt(self, account: str) -> bool:
+    async def prepare_attempt(self, account: str) -> UpstreamFailure | None:
         if account in self.refuses:
-            return False
+            return failures.all_passed_over()
         self.approached.append(account)
-        return True
+        return None
 
     def note_failure(self, account: str, failure: UpstreamFailure, *, is_final: bool) -> None:
         if not is_final:
