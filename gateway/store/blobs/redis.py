@@ -15,6 +15,7 @@ from gateway.store.redis.client import RedisClient
 from gateway.store.redis.commands import read_cursor
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys, match_pattern
 from gateway.store.redis.rights import BLOB_COMMANDS
+from gateway.store.redis.topology.opening import find_addresses
 
 DEFAULT_CAPACITY_BYTES: Final = 1 << 30
 """The bound on all blobs in a server without `maxmemory`."""
@@ -138,6 +139,6 @@ async def open_redis_blobs(
     that evicts may evict the schema version; the next connection sets it again.
     """
     keys = Keys(prefix)
-    client = RedisClient(url, keys=keys, may_create=may_create)
+    client = RedisClient(find_addresses(url), keys=keys, may_create=may_create)
     async with client.open():
         yield RedisBlobs(client, keys, shares_server=shares_server)

@@ -19,6 +19,7 @@ from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
 from gateway.store.redis.rights import SCRIPT_COMMANDS, STORE_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS
+from gateway.store.redis.topology.opening import find_addresses
 from gateway.store.redis.windows import CurrentWindows, is_wrong_calendar
 
 CALENDAR_ATTEMPTS: Final = 3
@@ -118,7 +119,7 @@ async def open_redis_store(
     """
     keys = Keys(prefix, day_at=calendar.day_at)
     client = RedisClient(
-        url,
+        find_addresses(url),
         keys=keys,
         scripts=tuple(SCRIPTS.values()),
         may_create=may_create,

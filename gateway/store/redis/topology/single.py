@@ -1,4 +1,4 @@
-"""The addresses of one Redis URL: resolved again at every connect.
+"""One Redis server, whose name is resolved again at every connect.
 
 After a failover the name leads to another server while sockets to the old one stay open. A name may
 also have several addresses, of a master and its replicas: `client` takes the first that takes
@@ -11,13 +11,16 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
 
-from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection, SSLConnection
+from redis.asyncio.connection import AbstractConnection
 
 from gateway.store.redis.faults import NOT_REDIS, OTHER_CODES, Fault, find_connection_fault
+from gateway.store.redis.pools import create_pool
+from gateway.store.redis.topology.addresses import Address, Connector
+from gateway.store.redis.urls import redacted_url
 
 _GREETING_SECONDS: Final = 0.1
 
@@ -25,57 +28,42 @@ _LOOK_SECONDS: Final = 2.0
 """The timeout of each connection of `diagnose`."""
 
 
-class NamedSslConnection(SSLConnection):
-    """Connects to one address of a host, whose name the certificate must have."""
+class SingleServer:
+    """`Addresses` of one URL. Raises `ValueError` for a URL that cannot be used."""
 
-    server_name: str | None = None
+    is_elected = False
 
-    def _connection_arguments(self) -> Mapping[str, Any]:
-        arguments = super()._connection_arguments()
-        return {**arguments, "server_hostname": self.server_name or self.host}
-
-
-class Addresses:
-    """Resolves the host of a pool's URL, and connects to one of its addresses."""
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool = pool
-        if pool.connection_class is SSLConnection:
-            pool.connection_class = NamedSslConnection
-        self.is_tls = pool.connection_class is NamedSslConnection
+    def __init__(self, url: str) -> None:
+        self.location = redacted_url(url)
+        pool = create_pool(url)
+        self._connector = Connector(pool)
+        self.is_tls = self._connector.is_tls
         options = pool.connection_kwargs
+        self.user = str(options.get("username") or "default")
         self._path: str | None = options.get("path")
         self._host = str(options.get("host") or "localhost")
         self._port = int(options.get("port") or 6379)
-        self.current: str | None = None
-        """The address of the server that takes the commands."""
-        self._spare: AbstractConnection | None = None
-        """A connection that failed; it can connect again, to any address."""
+        self.current: Address | None = None
+        self.on_replaced: list[Callable[[], None]] = []
 
-    async def resolve(self) -> Sequence[str | None]:
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Nothing says that a name leads to another server: the next connect finds it."""
+        yield
+
+    async def resolve(self) -> Sequence[Address | None]:
         """The addresses now, in the resolver's order; `[None]` for a unix socket."""
         if self._path is not None:
             return [None]
         found = await asyncio.get_running_loop().getaddrinfo(
             self._host, self._port, type=socket.SOCK_STREAM
         )
-        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+        hosts = dict.fromkeys(str(address[0]) for *_, address in found)
+        return [Address(host, self._port) for host in hosts]
 
-    async def connect(self, address: str | None) -> AbstractConnection:
+    async def connect(self, address: Address | None) -> AbstractConnection:
         """A connection with password and database. Raises redis-py's errors."""
-        spare, self._spare = self._spare, None
-        connection: Any = spare or self._pool.make_connection()  # type: ignore[no-untyped-call]
-        if address is not None:
-            connection.host, connection.server_name = address, self._host
-        try:
-            await connection.connect()
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            # Its 30 objects refer to each other: a new one for each attempt would leave them all
-            # to the garbage collector.
-            self._spare = connection
-            raise
-        return connection  # type: ignore[no-any-return]
+        return await self._connector.connect(address, server_name=self._host)
 
     async def diagnose(self) -> Fault | None:
         """Looks at a server that a connection could not use, for a fault that it does not say.
@@ -121,7 +109,7 @@ class Addresses:
 
     async def _read_alert(self) -> Fault | None:
         """Why a server ends a connection after its handshake, as TLS 1.3 says it."""
-        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        connection = self._connector.make_connection()
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
                 reader, writer = await asyncio.open_connection(
