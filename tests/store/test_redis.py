@@ -33,10 +33,10 @@ from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
 from gateway.store.commands import Consumption, Counter, Slot, Write
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.protocol import Command, Store
-from gateway.store.redis.client import TIMEOUT_SECONDS, redacted_url
 from gateway.store.redis.commands import encode
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import RedisStore, open_redis_store
+from gateway.store.redis.urls import TIMEOUT_SECONDS, redacted_url
 from gateway.store.wrappers import InstrumentedStore
 from tests.redis_server import skip_without_server
 from tests.store.pages import read_set
