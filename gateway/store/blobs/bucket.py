@@ -11,6 +11,7 @@ the bucket lists the few objects of the digest.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
@@ -90,6 +91,7 @@ class BucketBlobs:
         self._client = create_client(url, folder)
         self._errors = errors or BucketErrors(url)
         self._expiries: OrderedDict[str, int] = OrderedDict()  # milliseconds, by digest
+        self._copying = asyncio.Lock()
         self._swept_before = ""
         """The object at which the last sweep has stopped; empty if it has reached the end."""
         self._ephemeral: BucketBlobs | None = None
@@ -224,10 +226,15 @@ class BucketBlobs:
             async with self._calling("reading", may_be_missing=True):
                 name = _object(digest, expires_at)
                 got = await obstore.get_async(self._client, name, options=options)
-                return bytes(await got.bytes_async())
+                data = await got.bytes_async()
         except FileNotFoundError:
             self._expiries.pop(digest, None)
             return None
+        async with self._copying:
+            copied = bytes(data)
+            # Many reads may end at once. Other tasks have their turn between the copies.
+            await asyncio.sleep(0)
+        return copied
 
     async def _locate(self, digest: str) -> tuple[int, int] | None:
         """The expiry and size of the object that lives longest; None if there is none."""
