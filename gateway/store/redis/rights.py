@@ -96,7 +96,7 @@ async def find_missing_rights(
 ) -> MissingRights | None:
     """Tries the commands `names`, the keys and the channels, and leaves no change."""
     channel, key = keys.channel("probe"), keys.probe
-    areas = (keys.books, keys.lru_index, keys.entry(""), keys.leases(""), keys.events(""))
+    areas = (keys.books, f"{keys.prefix}{{lru}}:", keys.entry(""), keys.leases(""), keys.events(""))
     values = (keys.value("", ""), keys.set("", ""), keys.bounded_set("", ""), keys.blob(""))
     plain: list[tuple[str, RawCommand]] = [
         ("EVALSHA", (b"EVALSHA", b"0" * 40, b"0")),
