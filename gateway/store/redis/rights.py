@@ -35,7 +35,7 @@ BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLE
 _PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBER")
 """Commands of the store that are no scripts. None of them writes."""
 
-_CALL: Final = re.compile(r"redis\.p?call\(\s*['\"](\w+)['\"]")
+_CALL: Final = re.compile(r"(?:redis\.(?:call|write)|server_p?call)\(\s*['\"](\w+)['\"]")
 
 SCRIPT_COMMANDS: Final = ("EVALSHA", "SCRIPT|LOAD")
 """Of a store, for its scripts."""
