@@ -160,6 +160,13 @@ class Keys:
         """`kind` is `blob`, or `ephemeral` for the bytes of partial images."""
         return f"{self.prefix}{kind}:{digest}"
 
+    def name_of(self, key: bytes) -> str:
+        """The name by which kept reads know a key (`kept_reads`); the key itself if they do not."""
+        text = key.decode("utf-8", "replace").removeprefix(self.prefix)
+        if text.startswith("entry:"):
+            return f"entry:{text[7:-1]}"
+        return text.removeprefix("{books}:")
+
 
 def match_pattern(key: str) -> str:
     """A pattern for `SCAN`: the name of a key with `*` for the part that differs."""
