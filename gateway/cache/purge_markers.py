@@ -19,7 +19,7 @@ from gateway.cache.entries import decode_image
 from gateway.cache.tags import SPACE as TAGS
 from gateway.errors import ErrorCode, GatewayError
 from gateway.images import decode_fields
-from gateway.store.batch import Batch, Result, execute
+from gateway.store.batch import Batch, Result, execute, execute_kept
 from gateway.store.commands import CompareAndSet, Entry, Get, HasMember, ReadEntry, Slot, Write
 from gateway.store.protocol import Store
 
@@ -78,7 +78,7 @@ class PurgeMarkers:
 
     async def running(self) -> Sequence[PurgeMarker]:
         """All markers. Raises `StoreUnavailable`."""
-        found = await execute(self._store, MARKERS)
+        found = await execute_kept(self._store, MARKERS)
         return decode_markers(found)
 
     async def add(self, purge_id: str, kind: PurgeKind, value: str) -> PurgeMarker:
