@@ -94,7 +94,7 @@ async def check_bucket(settings: Settings) -> None:
         await process.wait()
         answer = b""
     store = parse_bucket_url(url).location
-    findings = json.loads(answer) if process.returncode == 0 else [["warning", "no answer"]]
+    findings = json.loads(answer or b'[["warning", "The check of the bucket has not ended."]]')
     for level, message in findings:
         if level == "fault":
             raise StoreMisconfigured(message)
@@ -107,6 +107,7 @@ def main() -> None:
     question = json.loads(sys.stdin.read())
     found = asyncio.run(examine_bucket(question["url"], signs=question["signs"]))
     sys.stdout.write(json.dumps([[finding.level, finding.message] for finding in found]))
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

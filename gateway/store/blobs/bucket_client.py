@@ -7,7 +7,9 @@ process that uses a bucket, when it opens it, and never by the parent of the wor
 from __future__ import annotations
 
 import asyncio
+import atexit
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,6 +42,10 @@ RETRY_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 2.0
 """Without a failed call, after which an outage is over."""
 
+END_SECONDS: Final = 0.1
+"""How long the end of the process leaves to the threads of obstore. One that returns its result to
+an interpreter that has gone aborts the process: its work is done, but its status is not 0."""
+
 _CODE: Final = re.compile(
     r"<(?:Code|code)>([A-Za-z]{3,64})</|\"(?:reason|error)\": ?\"([A-Za-z_]+)\""
 )
@@ -63,6 +69,10 @@ _SOURCES: Final = (
     "credential",
 )
 """Parts of the addresses that credentials are fetched from."""
+
+
+# Sleeping releases the interpreter's lock, for which those threads wait.
+atexit.register(time.sleep, END_SECONDS)
 
 
 def create_client(url: BucketUrl, folder: str) -> Client:
@@ -191,8 +201,8 @@ def describe(error: Exception, url: BucketUrl, doing: str) -> StoreUnavailable:
         fix = "these credentials cannot sign URLs: use others, or set cache.links to serve."
     elif status in ("401", "403"):
         fix = f"{doing} objects is forbidden ({code or status}): allow it below the prefix."
-    elif status in ("301", "307", "400"):
-        fix = f"{doing} is refused ({code or status}): check region and endpoint."
+    elif status in ("301", "307", "400") or "redirect" in head.lower():
+        fix = f"{doing} is refused ({code or status or 301}): check region and endpoint."
     elif status:
         return StoreUnavailable(reason=f"{at} answered {status}{f' ({code})' if code else ''}.")
     else:
