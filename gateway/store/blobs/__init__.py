@@ -35,6 +35,8 @@ def _open_redis(url: str) -> AbstractAsyncContextManager[BlobStore]:
 OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStore]]]] = {
     "redis": _open_redis,
     "rediss": _open_redis,
+    "redis+cluster": _open_redis,
+    "rediss+cluster": _open_redis,
     "file": _open_folder,
 }
 """URL scheme → opener. An opener takes the URL and connects lazily."""

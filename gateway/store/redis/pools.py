@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 
+from gateway.store.redis.topology.cluster_url import is_cluster_url, parse_cluster_url
 from gateway.store.redis.urls import INVALID_URL, TIMEOUT_SECONDS, is_complete
 
 _DRIVER_INFO: Final = DriverInfo()
@@ -44,6 +45,10 @@ def create_pool(url: str) -> ConnectionPool:
 
 def check_redis_url(url: str) -> None:
     """Raises `ValueError` with what a valid URL looks like; its message never quotes the URL."""
+    if is_cluster_url(url):
+        # The options are those of each node.
+        first = (cluster := parse_cluster_url(url)).hosts[0]
+        url = cluster.node_url(first.host, first.port)
     if not is_complete(urlsplit(url)) or re.search(r"\s", url):
         raise ValueError(
             "redis://user:password@host:6379/0 or unix:///path?db=0, with signs like / # ? and @ in"

@@ -13,13 +13,13 @@ from redis.exceptions import RedisError
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
 from gateway.store.protocol import Command, Watch
-from gateway.store.redis.client import RedisClient
+from gateway.store.redis.client import NodeReplies
+from gateway.store.redis.clients import Client, create_client
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
 from gateway.store.redis.rights import SCRIPT_COMMANDS, STORE_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS
-from gateway.store.redis.topology.opening import find_addresses
 from gateway.store.redis.windows import CurrentWindows, is_wrong_calendar
 
 CALENDAR_ATTEMPTS: Final = 3
@@ -34,7 +34,7 @@ class RedisStore:
         name: str,
         *,
         keys: Keys,
-        client: RedisClient,
+        client: Client,
         notifications: Notifications,
         windows: CurrentWindows,
     ) -> None:
@@ -70,8 +70,19 @@ class RedisStore:
                 if is_wrong_calendar(reply):  # its clock jumps back and forth
                     raise StoreUnavailable
                 raise self._client.translate(reply, type(command).__name__) from reply
-            results.append(redis_command.read(reply))
+            if isinstance(reply, NodeReplies) and redis_command.merge is not None:
+                found = self._read_all(redis_command, reply, type(command).__name__)
+                results.append(redis_command.merge(found))
+            else:
+                results.append(redis_command.read(reply))
         return results
+
+    def _read_all(self, command: RedisCommand, found: NodeReplies, name: str) -> list[Any]:
+        """The results of a command that all nodes of a cluster have executed."""
+        for reply in found.replies:
+            if isinstance(reply, RedisError):
+                raise self._client.translate(reply, name) from reply
+        return [command.read(reply) for reply in found.replies]
 
     def _encode(self, commands: Sequence[Command[Any]]) -> list[RedisCommand]:
         if (calendar := self._windows.read()) is not self._keys.calendar:
@@ -106,7 +117,7 @@ async def open_redis_store(
     calendar: Calendar = UTC_CALENDAR,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[RedisStore]:
-    """The store at a `redis://`, `rediss://` or `unix://` URL.
+    """The store at a `redis://`, `rediss://`, `unix://` or `redis+cluster://` URL.
 
     Sends nothing yet, so a worker can start while Redis is down; the store connects, and
     reconnects, by itself. At the first contact an empty server becomes a store. With `may_create`
@@ -118,8 +129,8 @@ async def open_redis_store(
     Raises `ValueError` for a URL that cannot be used; its message never quotes the URL.
     """
     keys = Keys(prefix, day_at=calendar.day_at)
-    client = RedisClient(
-        find_addresses(url),
+    client = create_client(
+        url,
         keys=keys,
         scripts=tuple(SCRIPTS.values()),
         may_create=may_create,

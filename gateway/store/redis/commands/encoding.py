@@ -37,6 +37,22 @@ class RedisCommand:
     """Reply → result of the store's command."""
     script: Script | None = None
     """None for a plain command; those only read, so they can be repeated."""
+    keys: tuple[str, ...] = ()
+    """All keys that it touches, of one hash slot; none for a command of a whole node."""
+    name: str = ""
+    """Of the script; of a plain command it follows from `command`."""
+    merge: Callable[[Sequence[Any]], Any] | None = None
+    """Of a command about servers, which every primary of a cluster executes: its results as one.
+    That of the books' node is the first."""
+    cursor_at: int | None = None
+    """Of a scan over a whole server: which argument is the cursor."""
+
+    def __post_init__(self) -> None:
+        if not self.name:  # a plain command
+            name, key, *_ = cast(tuple[str, ...], self.command)
+            object.__setattr__(self, "name", name)
+            # A channel is no key: every node notifies the subscribers of all.
+            object.__setattr__(self, "keys", () if name == "PUBLISH" else (key,))
 
 
 @singledispatch
@@ -46,12 +62,24 @@ def encode(command: Command[Any], keys: Keys) -> RedisCommand:
 
 
 def script_command(
-    name: str, keys: Sequence[str], arguments: Iterable[Argument], *, read: Callable[[Any], Any]
+    name: str,
+    keys: Sequence[str],
+    arguments: Iterable[Argument],
+    *,
+    read: Callable[[Any], Any],
+    merge: Callable[[Sequence[Any]], Any] | None = None,
+    cursor_at: int | None = None,
 ) -> RedisCommand:
     """Runs a script of `lua/`."""
     script = SCRIPTS[name]
     return RedisCommand(
-        ("EVALSHA", script.sha, len(keys), *keys, *arguments), read=read, script=script
+        ("EVALSHA", script.sha, len(keys), *keys, *arguments),
+        read=read,
+        script=script,
+        keys=tuple(keys),
+        name=name,
+        merge=merge,
+        cursor_at=cursor_at,
     )
 
 

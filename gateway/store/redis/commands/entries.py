@@ -146,4 +146,4 @@ def _scan_entries(command: commands.ScanEntries, keys: Keys) -> RedisCommand:
         return commands.EntriesPage(entries, read_cursor(cursor))
 
     arguments = (command.after or "0", match_pattern(keys.entry("*")), command.limit)
-    return script_command("scan_entries", (), arguments, read=read)
+    return script_command("scan_entries", (), arguments, read=read, cursor_at=3)
