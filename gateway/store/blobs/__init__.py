@@ -36,7 +36,6 @@ OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStor
     "redis": _open_redis,
     "rediss": _open_redis,
     "redis+cluster": _open_redis,
-    "rediss+cluster": _open_redis,
     "file": _open_folder,
 }
 """URL scheme → opener. An opener takes the URL and connects lazily."""

@@ -33,7 +33,7 @@ from gateway.store.redis.node import NodeClient, NotSent
 from gateway.store.redis.order import find_stages
 from gateway.store.redis.rights import CLUSTER_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS, Script
-from gateway.store.redis.topology.cluster import ClusterMap, slot_of
+from gateway.store.redis.topology.cluster import ClusterMap, address_of, slot_of
 from gateway.store.redis.topology.cluster_addresses import ClusterAddresses
 from gateway.store.redis.topology.single import SingleServer
 from gateway.store.redis.urls import TIMEOUT_SECONDS
@@ -363,8 +363,7 @@ class ClusterClient:
     def _node(self, name: str) -> NodeClient:
         node = self._nodes.get(name)
         if node is None:
-            host, _, port = name.rpartition(":")
-            server = SingleServer(self.topology.url.node_url(host, int(port)))
+            server = SingleServer(self.topology.url.node_url(address_of(name)))
             node = self._nodes[name] = NodeClient(
                 server,
                 name=name,

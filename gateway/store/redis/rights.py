@@ -23,8 +23,9 @@ from gateway.store.redis.faults import (
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.scripts import SCRIPTS
 
-CONNECTION_COMMANDS: Final = ("EVAL", "PING", "SUBSCRIBE", "UNSUBSCRIBE")
-"""Of every connection. `SELECT` too, if the URL names another database than 0."""
+CONNECTION_COMMANDS: Final = ("EVAL", "PING", "ROLE", "SUBSCRIBE", "UNSUBSCRIBE")
+"""Of every connection. `ROLE` is needed only behind sentinels, and `SELECT` too if the URL names
+another database than 0."""
 
 OPTIONAL_COMMANDS: Final = ("INFO",)
 """Without it, `maxmemory`, the eviction policy and persistence cannot be checked."""

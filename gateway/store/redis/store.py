@@ -139,6 +139,7 @@ async def open_redis_store(
     # Notifications come from the server that takes the commands.
     notifications = Notifications(client.addresses)
     client.on_connected = notifications.reconnect
+    client.addresses.on_replaced.append(notifications.reconnect)
     async with client.open(), notifications.open():
         yield RedisStore(
             client.location,

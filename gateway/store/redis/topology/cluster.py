@@ -49,7 +49,7 @@ def address_of(name: str) -> Address:
 
 def create_cluster(url: ClusterUrl) -> RedisCluster:
     """redis-py's client, which has no connection yet. Raises `ValueError` or `TypeError`."""
-    options: dict[str, Any] = dict(parse_url(url.node_url("host", 1)))
+    options: dict[str, Any] = dict(parse_url(url.node_url(url.hosts[0])))
     options = {name: options[name] for name in options if name not in ("host", "port", "path")}
     if options.pop("connection_class", None) is SSLConnection:
         options["ssl"] = True
@@ -71,8 +71,12 @@ class ClusterMap:
     """Which primary has which slot, as far as it is known. Nodes are named `host:port`."""
 
     def __init__(self, url: str) -> None:
-        self.url = parse_cluster_url(url)
-        self._cluster = create_cluster(self.url)
+        try:
+            self.url = parse_cluster_url(url)
+            self._cluster = create_cluster(self.url)
+        except (TypeError, ValueError) as error:
+            # A `TypeError` names an option that redis-py does not know.
+            raise ValueError(f"The Redis URL should be {error}.") from None
         self._owners: list[str | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._version: str | None = None
         self._refresh: asyncio.Task[Exception | None] | None = None

@@ -59,7 +59,7 @@ class ClusterAddresses:
         return await self._server(self._topology.url.hosts[0]).diagnose()
 
     def _server(self, address: Address) -> SingleServer:
-        return SingleServer(self._topology.url.node_url(address.host, address.port))
+        return SingleServer(self._topology.url.node_url(address))
 
     def _follow(self, _changed: frozenset[int]) -> None:
         """A node that is a primary no more may be one that is cut off from the others."""
