@@ -67,6 +67,10 @@ _EXECUTE_ERRORS: Final = (*_CANNOT_CONNECT, SchemaMismatch)
 _POLICY: Final = re.compile(rb"^maxmemory_policy:([\w-]+)", re.MULTILINE)
 
 
+class NotReached(redis_errors.RedisError):
+    """The reply to a command that was not sent, because one before it was answered by an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeReplies:
     """The replies of all primaries of a cluster, that of the books' node first."""

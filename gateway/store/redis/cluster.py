@@ -23,7 +23,7 @@ from gateway.store.handshake import (
     StoreMisconfigured,
     StoreMissing,
 )
-from gateway.store.redis.client import NodeReplies, schema_mismatch_refusal
+from gateway.store.redis.client import NodeReplies, NotReached, schema_mismatch_refusal
 from gateway.store.redis.cluster_scan import ClusterScan
 from gateway.store.redis.commands.encoding import RedisCommand
 from gateway.store.redis.connection import RawCommand
@@ -129,8 +129,8 @@ class ClusterClient:
         return replies
 
     async def run(self, commands: Sequence[RedisCommand]) -> list[Any]:
-        """As `RedisClient.run`: in order, and nothing after an error, which is the reply to all
-        commands that were not sent. A command that has `merge` has `NodeReplies`.
+        """As `RedisClient.run`: in order. After an error nothing more is sent, and the other
+        replies are `NotReached`. A command that has `merge` has `NodeReplies`.
         """
         deadline = _deadline()
         await self._prepare(deadline)
@@ -152,7 +152,7 @@ class ClusterClient:
             for i in stage:
                 if isinstance(replies[i], redis_errors.RedisError):
                     # What follows needs it.
-                    replies[stage.stop :] = [replies[i]] * (len(replies) - stage.stop)
+                    replies[stage.stop :] = [NotReached()] * (len(replies) - stage.stop)
                     return replies
         return replies
 

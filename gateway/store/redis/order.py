@@ -30,6 +30,7 @@ _READS: Final = frozenset(
         "read_books",
         "read_entry",
         "read_hits",
+        "read_journals",
         "read_lru_totals",
         "read_totals",
         "scan_set",

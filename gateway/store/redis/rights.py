@@ -114,7 +114,7 @@ async def find_missing_rights(
     `probe` is the key to try commands with; a node of a cluster needs one in a slot of its own.
     """
     channel, key = keys.channel("probe"), probe or keys.probe
-    areas = (keys.books, keys.lru_index, keys.entry(""), keys.leases(""), keys.events(""))
+    areas = (keys.books, f"{keys.prefix}{{lru}}:", keys.entry(""), keys.leases(""), keys.events(""))
     values = (keys.value("", ""), keys.set("", ""), keys.bounded_set("", ""), keys.blob(""))
     plain: list[tuple[str, RawCommand]] = [
         ("EVALSHA", (b"EVALSHA", b"0" * 40, b"0")),

@@ -1,4 +1,4 @@
--- KEYS: LRU index. ARGV: the digests.
+-- KEYS: those of the LRU index. ARGV: the digests.
 local time = next_use()
 for i, digest in ipairs(ARGV) do
   if redis.call('ZREM', USED, digest) == 1 then

@@ -1,4 +1,4 @@
--- KEYS: LRU index. ARGV: digest, its bytes, time to live, the bound in bytes. Returns the evicted
+-- KEYS: those of the LRU index. ARGV: digest, its bytes, time to live, the bound in bytes. Returns the evicted
 -- digests.
 local digest, size, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 local expires = math.max(now + tonumber(ARGV[3]), expiry_of(digest))

@@ -8,11 +8,19 @@ local MINUTE = 60 * SECOND
 local BUCKET_SECONDS = 120 -- an untouched bucket is full after a minute and need not be stored
 local WINDOW_GRACE = 7 * DAY -- commands.WINDOW_GRACE_SECONDS
 
+local function bucket_key(subject, unit)
+  return BOOKS .. 'bucket:' .. subject .. ':' .. unit
+end
+
+local function window_key(subject, name)
+  return BOOKS .. 'window:' .. subject .. ':' .. name
+end
+
 local function read_bucket(counter)
   if not counter.maximum then
     return -- a bucket without a limit is not stored
   end
-  counter.key = BOOKS .. 'bucket:' .. counter.subject .. ':' .. counter.unit
+  counter.key = bucket_key(counter.subject, counter.unit)
   counter.capacity = counter.maximum * UNIT
   counter.level, counter.at = counter.capacity, now
   local stored = redis.call('HMGET', counter.key, 'level', 'at')
@@ -66,7 +74,7 @@ local opened_windows = {} -- by key
 
 -- A window of a subject, read once per script.
 local function open_window(subject, name, ends)
-  local key = BOOKS .. 'window:' .. subject .. ':' .. name
+  local key = window_key(subject, name)
   local window = opened_windows[key]
   if not window then
     local stored = redis.call('HGETALL', key)

@@ -140,6 +140,13 @@ local function place_key(account, key, tag, rank)
   end
 end
 
+-- Adds those of all keys of the queue, from its hash of keys.
+local function add_tickets_keys(names, account, packed)
+  for i = 1, #packed, 2 do
+    names[#names + 1] = tickets_key(account, packed[i])
+  end
+end
+
 -- The keys that wait with the first ticket of each, for `count_ahead`; nil if they are many.
 local function read_keys(account)
   account.others = redis.call('ZCARD', queue_key('heads', account.name))
@@ -147,6 +154,9 @@ local function read_keys(account)
     return nil
   end
   local keys, packed = {}, redis.call('HGETALL', queue_key('keys', account.name))
+  local names = {}
+  add_tickets_keys(names, account, packed)
+  need(names)
   for i = 1, #packed, 2 do
     local name = tickets_key(account, packed[i])
     local first = redis.call('ZRANGE', name, 0, 0, 'WITHSCORES')
@@ -239,6 +249,32 @@ local function leave_queue(account, key, member)
   if tag then
     place_key(account, key, tag, rank)
   end
+end
+
+-- Adds the keys of `leave_place`.
+local function add_place_keys(names, journal)
+  if not journal.place then
+    return
+  end
+  local place = cjson.decode(journal.place)
+  names[#names + 1] = taken_key(place.account, journal.worker)
+  if journal.state == 'queued' then
+    for _, part in ipairs({ 'account', 'keys', 'heads' }) do
+      names[#names + 1] = queue_key(part, place.account)
+    end
+    names[#names + 1] = queue_key('tickets', place.account .. ':' .. place.key)
+    names[#names + 1] = window_key('upstream:' .. place.account, 'concurrency')
+  end
+end
+
+-- Asks for what closing or rerouting an open journal writes besides its windows.
+local function need_journal(journal)
+  local names = {}
+  if journal.worker ~= '' then -- a lost one is of no worker
+    names[1] = open_key(journal.worker)
+  end
+  add_place_keys(names, journal)
+  need(names)
 end
 
 -- An open journal leaves its place at an account: its ticket leaves the queue, and a turn of which its

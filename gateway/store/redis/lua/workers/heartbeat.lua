@@ -1,4 +1,4 @@
--- KEYS: books. ARGV: worker.
+-- KEYS: the workers. ARGV: worker.
 local MAX_MOVED = 1000
 -- Heartbeats from the future, of a clock that was set back, count as of now.
 local future = redis.call('ZRANGEBYSCORE', WORKERS, '(' .. digits(now), '+inf', 'LIMIT', 0, MAX_MOVED)
