@@ -23,6 +23,7 @@ from tests.empty_store import place_empty_store
 from tests.examples import ALL_EXAMPLES
 from tests.redis_cluster import RedisCluster, run_redis_cluster
 from tests.redis_server import emptied, merge_missing_server_skips, restricted, run_redis_server
+from tests.stores import TOPOLOGIES
 from tests.yaml_once import parse_yaml_once
 
 # Images of Python set it. It would hide what commands do with output that is still buffered.
@@ -77,7 +78,7 @@ def cluster_url(redis_cluster: RedisCluster) -> str:
     return redis_cluster.restricted()
 
 
-@pytest.fixture(params=["sqlite", "redis", pytest.param("cluster", marks=pytest.mark.long)])
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 def open_store(request: pytest.FixtureRequest) -> OpenStore:
     """Runs the test with a new store of each kind. Every call opens the same store."""
     if request.param == "sqlite":

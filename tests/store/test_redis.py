@@ -132,7 +132,10 @@ class TestUrls:
             ("rediss://team:hunter2@[::1]:6379?ssl_cert_reqs=none", "rediss://[::1]:6379"),
             ("redis://team:p%40ss@hunter2@cache.example/0", "redis://cache.example/0"),
             ("unix:///run/redis.sock?password=hunter2&db=2", "unix:///run/redis.sock"),
-            ("redis+cluster://team:hunter2@a:6380,[::1]?ssl=true", "redis+cluster://a:6380,[::1]/0"),
+            (
+                "redis+cluster://team:hunter2@a:6380,[::1]?ssl=true",
+                "redis+cluster://a:6380,[::1]/0",
+            ),
         ],
     )
     async def test_the_name_is_the_url_without_secrets(self, url: str, name: str) -> None:
