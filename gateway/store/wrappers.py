@@ -93,7 +93,7 @@ class LimitedStore:
         try:
             return await self._store.execute(commands)
         except StoreUnavailable as error:
-            if not isinstance(error, StoreFull):
+            if not (isinstance(error, StoreFull) or error.is_partial):
                 # Otherwise each queued batch would time out in its turn.
                 self._fail_queued()
             raise

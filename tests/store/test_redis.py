@@ -130,19 +130,15 @@ class TestUrls:
             ("rediss://team:hunter2@[::1]:6379?ssl_cert_reqs=none", "rediss://[::1]:6379"),
             ("redis://team:p%40ss@hunter2@cache.example/0", "redis://cache.example/0"),
             ("unix:///run/redis.sock?password=hunter2&db=2", "unix:///run/redis.sock"),
+            (
+                "redis+cluster://team:hunter2@a:6380,[::1]?ssl=true",
+                "redis+cluster://a:6380,[::1]/0",
+            ),
         ],
     )
     async def test_the_name_is_the_url_without_secrets(self, url: str, name: str) -> None:
         async with open_redis_store(url) as store:
             assert store.name == name
-
-    @pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster"])
-    async def test_an_unsupported_scheme_is_refused_in_one_line(self, scheme: str) -> None:
-        with pytest.raises(
-            ValueError, match=r"^redis\+\w+:// is not supported yet; use redis://, "
-        ):
-            async with open_redis_store(f"{scheme}://:hunter2@host:26379/0"):
-                pass
 
     @pytest.mark.parametrize(
         "url",

@@ -70,6 +70,17 @@ _EXECUTE_ERRORS: Final = (*_CANNOT_CONNECT, SchemaMismatch)
 _POLICY: Final = re.compile(rb"^maxmemory_policy:([\w-]+)", re.MULTILINE)
 
 
+class NotReached(redis_errors.RedisError):
+    """The reply to a command that was not sent, because one before it was answered by an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReplies:
+    """The replies of all primaries of a cluster, that of the books' node first."""
+
+    replies: Sequence[Any]
+
+
 @dataclass(frozen=True, slots=True)
 class _Failure:
     """An attempt to connect that failed, for all requests that waited for it."""
@@ -85,6 +96,8 @@ class RedisClient:
     version, or to one that takes no writes. A client that `holds_books` logs a server that may
     evict them. `on_connected` is called after every connect, and `location` is for messages.
     """
+
+    _retires: Callable[[BaseException], bool] = staticmethod(retires)
 
     def __init__(
         self,
@@ -164,6 +177,18 @@ class RedisClient:
             if each.script in ALWAYS_WRITE and not isinstance(reply, redis_errors.RedisError):
                 self._next_probe_at = max(self._next_probe_at, deadline + PROBE_SECONDS)
         return replies
+
+    async def execute_everywhere(self, command: RawCommand) -> list[Any]:
+        """The reply of the server, as the only one. A cluster has one of each primary."""
+        return await self.execute([command])
+
+    async def scan(self, command: Sequence[Any], *, cursor_at: int) -> Any:
+        """The reply to a command that scans the whole server from a cursor, which is an argument.
+
+        Raises as `execute`.
+        """
+        (reply,) = await self.execute([tuple(command)])
+        return reply
 
     async def _execute(
         self,
@@ -349,7 +374,8 @@ class RedisClient:
 
     async def _connect_to(self, address: Address | None, deadline: float) -> PipelinedConnection:
         async with asyncio.timeout_at(deadline):
-            pipeline = PipelinedConnection(await self.addresses.connect(address))
+            connection = await self.addresses.connect(address)
+            pipeline = PipelinedConnection(connection, retires=self._retires)
         try:
             await self._shake_hands(pipeline, deadline)
         except BaseException:
@@ -371,6 +397,12 @@ class RedisClient:
             raise StoreMissing(self.location)
         if found != version:
             raise SchemaMismatch(self.location, str(found, errors="replace"))
+        await self._load_scripts(pipeline, deadline)
+        self._next_probe_at = deadline + PROBE_SECONDS
+        if not isinstance(probed, redis_errors.RedisError):
+            self._outage.ends()
+
+    async def _load_scripts(self, pipeline: PipelinedConnection, deadline: float) -> None:
         loads = [(b"SCRIPT", b"LOAD", script.source) for script in self._scripts]
         inspect = [(b"INFO", b"memory")] if self._holds_books else []
         replies = await pipeline.execute([*loads, *inspect], deadline=deadline)
@@ -380,9 +412,6 @@ class RedisClient:
         if self._holds_books:
             self._warn_of_eviction(replies[-1])
         self._handshakes += 1
-        self._next_probe_at = deadline + PROBE_SECONDS
-        if not isinstance(probed, redis_errors.RedisError):
-            self._outage.ends()
 
     def _warn_of_eviction(self, info: Any) -> None:
         """Logs a policy other than `noeviction`, once after each change."""
@@ -410,13 +439,17 @@ class RedisClient:
     def _translate(self, error: Exception) -> Exception:
         if isinstance(error, SchemaMismatch):
             self._outage.occurs(str(error), reason=str(error))
-            # Clients see this message; it does not name the store's location.
-            text = (
-                f"The gateway's store has schema version {error.found};"
-                f" this gateway reads version {error.supported}."
-            )
-            return StoreUnavailable(text, reason=text)
+            return schema_mismatch_refusal(error)
         return self.translate(error, "the connection")
+
+
+def schema_mismatch_refusal(error: SchemaMismatch) -> StoreUnavailable:
+    """What clients are told; it does not name the store's location."""
+    text = (
+        f"The gateway's store has schema version {error.found};"
+        f" this gateway reads version {error.supported}."
+    )
+    return StoreUnavailable(text, reason=text)
 
 
 def _copy(error: Exception) -> Exception:

@@ -21,7 +21,9 @@ CONNECTION_ERRORS: Final = (
 )
 """The server is unavailable, silent, or does not speak Redis' protocol."""
 
-CLUSTER: Final = "is a node of a Redis Cluster, which is not supported: use a single Redis."
+CLUSTER: Final = (
+    "is a node of a Redis Cluster: the URL should begin with redis+cluster:// (docs/cluster.md)."
+)
 
 NOT_REDIS: Final = "does not speak Redis' protocol: check host and port."
 

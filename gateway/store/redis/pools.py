@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 
+from gateway.store.redis.topology.cluster_url import is_cluster_url, parse_cluster_url
 from gateway.store.redis.topology.sentinel_url import parse_sentinel_url
 from gateway.store.redis.urls import INVALID_URL, SENTINEL_SCHEME, TIMEOUT_SECONDS, is_complete
 
@@ -49,6 +50,10 @@ def check_redis_url(url: str) -> None:
         parsed = parse_sentinel_url(url)
         _check_options(parsed.master_url)
         _check_options(parsed.sentinel_url)
+        return
+    if is_cluster_url(url):
+        cluster = parse_cluster_url(url)
+        _check_options(cluster.node_url(cluster.hosts[0]))
         return
     if not is_complete(urlsplit(url)) or re.search(r"\s", url):
         raise ValueError(

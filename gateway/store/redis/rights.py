@@ -39,6 +39,9 @@ _PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBE
 
 _CALL: Final = re.compile(r"(?:redis\.(?:call|write)|server_p?call)\(\s*['\"](\w+)['\"]")
 
+CLUSTER_COMMANDS: Final = ("ASKING", "CLUSTER|NODES", "CLUSTER|SLOTS")
+"""Of a node of a Redis Cluster."""
+
 SCRIPT_COMMANDS: Final = ("EVALSHA", "SCRIPT|LOAD")
 """Of a store, for its scripts."""
 
@@ -61,9 +64,15 @@ _SCRIPT: Final = (
 )
 
 
-def acl_rule(user: str = "gateway", password: str = "PASSWORD") -> str:  # noqa: S107 - a placeholder
+def acl_rule(
+    user: str = "gateway",
+    password: str = "PASSWORD",  # noqa: S107 - a placeholder
+    *,
+    is_cluster: bool = False,
+) -> str:
     """The smallest rule with which every part of the gateway works."""
-    names = sorted({*CONNECTION_COMMANDS, *SCRIPT_COMMANDS, *STORE_COMMANDS, *OPTIONAL_COMMANDS})
+    needed = {*CONNECTION_COMMANDS, *SCRIPT_COMMANDS, *STORE_COMMANDS, *OPTIONAL_COMMANDS}
+    names = sorted(needed | {*CLUSTER_COMMANDS} if is_cluster else needed)
     commands = " ".join(f"+{name.lower()}" for name in names)
     return f"ACL SETUSER {user} reset on >{password} ~igw:* &igw:events:* {commands}"
 
@@ -94,10 +103,18 @@ class MissingRights:
 
 
 async def find_missing_rights(
-    pipeline: PipelinedConnection, names: Sequence[str], *, keys: Keys, deadline: float
+    pipeline: PipelinedConnection,
+    names: Sequence[str],
+    *,
+    keys: Keys,
+    deadline: float,
+    probe: str | None = None,
 ) -> MissingRights | None:
-    """Tries the commands `names`, the keys and the channels, and leaves no change."""
-    channel, key = keys.channel("probe"), keys.probe
+    """Tries the commands `names`, the keys and the channels, and leaves no change.
+
+    `probe` is the key to try commands with; a node of a cluster needs one in a slot of its own.
+    """
+    channel, key = keys.channel("probe"), probe or keys.probe
     areas = (keys.books, f"{keys.prefix}{{lru}}:", keys.entry(""), keys.leases(""), keys.events(""))
     values = (keys.value("", ""), keys.set("", ""), keys.bounded_set("", ""), keys.blob(""))
     plain: list[tuple[str, RawCommand]] = [
@@ -105,6 +122,9 @@ async def find_missing_rights(
         ("SCRIPT|LOAD", (b"SCRIPT", b"LOAD", b"return 1")),
         ("DEL", (b"DEL", key)),
         *(("UNLINK", (b"UNLINK", f"{area}probe")) for area in (*areas, *values)),
+        ("ASKING", (b"ASKING",)),
+        ("CLUSTER|NODES", (b"CLUSTER", b"NODES")),
+        ("CLUSTER|SLOTS", (b"CLUSTER", b"SLOTS")),
     ]
     plain_names = {name for name, _ in plain} - {"UNLINK"}
     script = (

@@ -16,13 +16,13 @@ from gateway.errors import StoreUnavailable
 from gateway.store.kept_reads import WRITERS, ReadMemory, names_written
 from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
-from gateway.store.redis.client import RedisClient
+from gateway.store.redis.client import NodeReplies, NotReached
+from gateway.store.redis.clients import Client, create_client
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
 from gateway.store.redis.rights import SCRIPT_COMMANDS, STORE_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS
-from gateway.store.redis.topology.opening import find_addresses
 from gateway.store.redis.tracking import RedisKeptReads, TrackedServer
 from gateway.store.redis.windows import CurrentDays, CurrentWindows
 
@@ -39,7 +39,7 @@ class RedisStore:
         name: str,
         *,
         keys: Keys,
-        client: RedisClient,
+        client: Client,
         notifications: Notifications,
         windows: CurrentWindows,
         memory: ReadMemory,
@@ -82,7 +82,18 @@ class RedisStore:
                 raise self._refusal(command, reply) from reply
         if any(each.follow_up for each in encoded):
             await self._follow_up(commands, encoded, replies)
-        return [each.read(reply) for each, reply in zip(encoded, replies, strict=True)]
+        return [
+            self._read(command, each, reply)
+            for command, each, reply in zip(commands, encoded, replies, strict=True)
+        ]
+
+    def _read(self, command: Command[Any], encoded: RedisCommand, reply: Any) -> Any:
+        if not isinstance(reply, NodeReplies) or encoded.merge is None:
+            return encoded.read(reply)
+        for each in reply.replies:
+            if isinstance(each, RedisError):
+                raise self._refusal(command, each) from each
+        return encoded.merge([encoded.read(each) for each in reply.replies])
 
     async def _repeat(
         self, commands: Sequence[Command[Any]], encoded: list[RedisCommand], replies: list[Any]
@@ -103,11 +114,17 @@ class RedisStore:
                 further[i] |= dict.fromkeys(repeat.keys)
                 for topic in encoded[i].recalls[:1]:
                     self._learned.remember(topic, repeat.keys)
-            again = self._encode([commands[i] for i in repeats])
-            for i, each in zip(repeats, again, strict=True):
+            # In a cluster, what comes after such a script was not sent yet.
+            due = [
+                i
+                for i, reply in enumerate(replies)
+                if i in repeats or isinstance(reply, NotReached)
+            ]
+            again = self._encode([commands[i] for i in due])
+            for i, each in zip(due, again, strict=True):
                 encoded[i] = each.with_keys(further[i]) if further[i] else each
-            repeated = await self._client.run([encoded[i] for i in repeats])
-            for i, reply in zip(repeats, repeated, strict=True):
+            repeated = await self._client.run([encoded[i] for i in due])
+            for i, reply in zip(due, repeated, strict=True):
                 replies[i] = reply
 
     async def _follow_up(
@@ -162,7 +179,7 @@ async def open_redis_store(
     calendar: Calendar = UTC_CALENDAR,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[RedisStore]:
-    """The store at a `redis://`, `rediss://` or `unix://` URL.
+    """The store at a `redis://`, `rediss://`, `unix://` or `redis+cluster://` URL.
 
     Sends nothing yet, so a worker can start while Redis is down; the store connects, and
     reconnects, by itself. At the first contact an empty server becomes a store. With `may_create`
@@ -174,8 +191,8 @@ async def open_redis_store(
     Raises `ValueError` for a URL that cannot be used; its message never quotes the URL.
     """
     keys = Keys(prefix, day_at=calendar.day_at)
-    client = RedisClient(
-        find_addresses(url),
+    client = create_client(
+        url,
         keys=keys,
         scripts=tuple(SCRIPTS.values()),
         may_create=may_create,

@@ -11,7 +11,9 @@ TIMEOUT_SECONDS: Final = 2.0
 
 SENTINEL_SCHEME: Final = "redis+sentinel"
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SENTINEL_SCHEME)
+CLUSTER_SCHEME: Final = "redis+cluster"
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SENTINEL_SCHEME, CLUSTER_SCHEME)
 
 INVALID_URL: Final = (
     "The Redis URL cannot be read; it looks like redis://user:password@host:6379/0 or"
@@ -28,8 +30,6 @@ def redacted_url(url: str) -> str:
     URL.
     """
     scheme = url.partition("://")[0]
-    if scheme == "redis+cluster":
-        raise ValueError(f"{scheme}:// is not supported yet; use redis://, rediss:// or unix://.")
     if scheme not in REDIS_SCHEMES:
         raise ValueError("A Redis URL begins with redis://, rediss:// or unix://.")
     parts = urlsplit(url)

@@ -47,6 +47,21 @@ class RedisCommand:
     """The topic under which its keys are remembered."""
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None
     """Reply → further commands, of any slots. `read` then gets a list of the reply and theirs."""
+    name: str = ""
+    """Of the script; of a plain command it follows from `command`."""
+    merge: Callable[[Sequence[Any]], Any] | None = None
+    """Of a command about servers, which every primary of a cluster executes: its results as one.
+    That of the books' node is the first."""
+    cursor_at: int | None = None
+    """Of a scan over a whole server: which argument is the cursor."""
+
+    def __post_init__(self) -> None:
+        if not self.name:  # a plain command
+            name, key, *_ = cast(tuple[str, ...], self.command)
+            object.__setattr__(self, "name", name)
+            # A channel is no key: every node notifies the subscribers of all.
+            if name != "PUBLISH":
+                object.__setattr__(self, "keys", (key,))
 
     def with_keys(self, more: Iterable[str]) -> RedisCommand:
         """The same script with further keys."""
@@ -69,6 +84,8 @@ def script_command(
     arguments: Iterable[Argument],
     *,
     read: Callable[[Any], Any],
+    merge: Callable[[Sequence[Any]], Any] | None = None,
+    cursor_at: int | None = None,
     recalls: tuple[str, ...] = (),
     teaches: str = "",
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None,
@@ -84,6 +101,9 @@ def script_command(
         recalls=recalls,
         teaches=teaches,
         follow_up=follow_up,
+        name=name,
+        merge=merge,
+        cursor_at=cursor_at,
     )
 
 

@@ -152,4 +152,6 @@ def _scan_entries(command: commands.ScanEntries, keys: Keys) -> RedisCommand:
         return commands.EntriesPage(entries, read_cursor(cursor))
 
     arguments = (command.after or "0", match_pattern(keys.entry("*")), command.limit)
-    return script_command("scan_entries", (), arguments, read=read, follow_up=read_each)
+    return script_command(
+        "scan_entries", (), arguments, read=read, follow_up=read_each, cursor_at=3
+    )
