@@ -6,7 +6,7 @@ and `blobs` has the stores of image bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -29,11 +29,35 @@ class Watch(Protocol):
         """
 
 
+class KeptReads(Protocol):
+    """Results of reads that this process keeps until the store says that they have changed.
+
+    What `find` returns was true at most 100 ms ago, or 2 s ago if the connection to the store was
+    cut without a word (`docs/reference/cache.md#hits-from-memory`). Which reads can be kept is in
+    `kept_reads`.
+    """
+
+    def find(self, commands: Sequence[Command[Any]]) -> list[Any] | None:
+        """The results, if all of them are kept and hold now. Nothing is sent."""
+
+    def fill(self, commands: Sequence[Command[Any]]) -> None:
+        """Reads what is not kept yet, in the background, if the store can say that it changes."""
+
+    def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
+        """Calls `notify` on the event loop when the result of `command` may have changed.
+
+        Not without `fill`: the store tells only of what was read.
+        """
+
+
 class Store(Protocol):
     """The state of all gateways that share it. One is open per process."""
 
     name: str
     """Where it is, for logs and messages; never contains a password."""
+
+    kept: KeptReads
+    """Reads of this store that cost no round trip."""
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Executes commands in order, in one round trip; returns their results in that order.

@@ -43,6 +43,7 @@ def _open_bucket(url: str) -> AbstractAsyncContextManager[BlobStore]:
 OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStore]]]] = {
     "redis": _open_redis,
     "rediss": _open_redis,
+    "redis+cluster": _open_redis,
     "file": _open_folder,
     **dict.fromkeys(OPTIONS, _open_bucket),
 }
