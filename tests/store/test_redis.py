@@ -33,10 +33,10 @@ from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
 from gateway.store.commands import Consumption, Counter, Slot, Write
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.protocol import Command, Store
-from gateway.store.redis.client import TIMEOUT_SECONDS, redacted_url
 from gateway.store.redis.commands import encode
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import RedisStore, open_redis_store
+from gateway.store.redis.urls import TIMEOUT_SECONDS, redacted_url
 from gateway.store.wrappers import InstrumentedStore
 from tests.redis_server import binary, skip_without_tls
 from tests.store.pages import read_set
@@ -130,19 +130,15 @@ class TestUrls:
             ("rediss://team:hunter2@[::1]:6379?ssl_cert_reqs=none", "rediss://[::1]:6379"),
             ("redis://team:p%40ss@hunter2@cache.example/0", "redis://cache.example/0"),
             ("unix:///run/redis.sock?password=hunter2&db=2", "unix:///run/redis.sock"),
+            (
+                "redis+cluster://team:hunter2@a:6380,[::1]?ssl=true",
+                "redis+cluster://a:6380,[::1]/0",
+            ),
         ],
     )
     async def test_the_name_is_the_url_without_secrets(self, url: str, name: str) -> None:
         async with open_redis_store(url) as store:
             assert store.name == name
-
-    @pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster"])
-    async def test_an_unsupported_scheme_is_refused_in_one_line(self, scheme: str) -> None:
-        with pytest.raises(
-            ValueError, match=r"^redis\+\w+:// is not supported yet; use redis://, "
-        ):
-            async with open_redis_store(f"{scheme}://:hunter2@host:26379/0"):
-                pass
 
     @pytest.mark.parametrize(
         "url",
