@@ -317,7 +317,7 @@ def parse_redis_url(value: object) -> str:
             "redis://host:6379/0, rediss://… for TLS, or redis+sentinel://host1,host2/service/0"
         )
     # Imported only here: redis-py takes longer than most commands on an embedded store.
-    from gateway.store.redis.pools import check_redis_url  # noqa: PLC0415
+    from gateway.store.redis.topology.url_check import check_redis_url  # noqa: PLC0415
 
     try:
         check_redis_url(text.strip())
