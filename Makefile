@@ -26,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-parallel test-timed smoke screenshots test-clients test-valkey test-long coverage bench check schemas manifests lock clean
+.PHONY: help run test test-parallel test-timed smoke screenshots test-clients test-valkey test-long coverage bench scale check schemas manifests lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ coverage: $(VENV)/dev.stamp ## which lines and branches the tests reach; they ta
 bench: $(VENV)/dev.stamp ## measure speed; SECONDS=5 ROUNDS=1 ENTRIES=1000000 ONLY='hit 2 KB' PEERS=litellm,portkey
 	@$(BIN)/python -m tests.bench --seconds $(or $(SECONDS),5) --rounds $(or $(ROUNDS),1) \
 		--only '$(ONLY)' --peers '$(PEERS)' --entries $(or $(ENTRIES),50000)
+
+scale: $(VENV)/dev.stamp ## measure one worker and one Redis, and write the tables of docs/scale.md
+	@$(BIN)/python -m tests.bench.sizing
 
 check: $(VENV)/dev.stamp ## format, lint, types, import floors
 	@$(BIN)/ruff format --check --quiet $(SOURCES)

@@ -318,7 +318,7 @@ def parse_redis_url(value: object) -> str:
             " redis+cluster://host1,host2/0"
         )
     # Imported only here: redis-py takes longer than most commands on an embedded store.
-    from gateway.store.redis.topology.url_check import check_redis_url  # noqa: PLC0415
+    from gateway.store.redis.topology.opening import check_redis_url  # noqa: PLC0415
 
     try:
         check_redis_url(text.strip())

@@ -187,6 +187,7 @@ def show(text: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timed
 class TestWhileNodesChange:
     @pytest.mark.parametrize("which", ["books", "other"])
     async def test_a_master_is_killed_and_comes_back_as_a_replica(

@@ -27,6 +27,7 @@ from gateway.store.blobs.bucket_url import parse_bucket_url
 from tests.bucket_servers import CREDENTIALS, REGION, SECRET_KEY, BucketServer
 from tests.ports import closed_port
 from tests.store.test_blobs import digest
+from tests.waiting import eventually
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"the rest of an image"
 DAY = 86_400.0
@@ -259,15 +260,12 @@ async def test_an_outage_is_one_condition_in_the_log(
 ) -> None:
     with closed_port() as port, capture_logs() as logs:
         url = f"s3://images?endpoint=http://127.0.0.1:{port}&region={REGION}"
-        started = time.monotonic()
         async with failing(url) as reasons:
             pass
-        seconds = time.monotonic() - started
     assert set(reasons) == {"s3://images cannot be reached."}
     assert [(line["event"], line["store"], line["holds"]) for line in logs] == [
         ("store_unavailable", "s3://images", "bytes")
     ]
-    assert seconds < 20
 
 
 async def test_a_cancelled_call_closes_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,8 +286,7 @@ async def test_a_cancelled_call_closes_its_connection(monkeypatch: pytest.Monkey
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await call
-    async with asyncio.timeout(10):
-        await asyncio.gather(*opened)
+    await eventually(lambda: all(connection.done() for connection in opened))
     server.close()
     assert len(opened) == 2
 

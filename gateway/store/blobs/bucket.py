@@ -271,7 +271,9 @@ class BucketBlobs:
             if not metas:
                 return
             for meta in metas:
-                yield meta
+                # Some servers begin with the object itself, or ignore where a list is to begin.
+                if meta["path"] > after:
+                    yield meta
 
     @asynccontextmanager
     async def _calling(self, doing: str, *, may_be_missing: bool = False) -> AsyncIterator[None]:

@@ -1,13 +1,14 @@
-"""Connections to the Redis at a URL."""
+"""Connections to the one server at a URL, and the check of its options before the first one."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
+from redis.exceptions import RedisError
 
 from gateway.store.redis.urls import INVALID_URL, TIMEOUT_SECONDS
 
@@ -37,3 +38,21 @@ def create_pool(url: str) -> ConnectionPool:
         "decode_responses": False,
     }
     return pool
+
+
+def check_options(url: str) -> None:
+    """Raises `ValueError` with what is expected of the options of a URL of one server."""
+    try:
+        connection: Any = create_pool(url).make_connection()  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError, RedisError):
+        raise ValueError(
+            "only options that redis-py knows, such as ?ssl_ca_certs=/path/ca.pem"
+        ) from None
+    if hasattr(connection, "ssl_context"):
+        try:
+            connection.ssl_context.get()
+        except (OSError, ValueError) as fault:  # an error of TLS is an `OSError`
+            reason = getattr(fault, "strerror", None) or str(fault)
+            raise ValueError(
+                f"files in ssl_ca_certs, ssl_certfile and ssl_keyfile that can be read: {reason}"
+            ) from None
