@@ -314,7 +314,8 @@ def parse_redis_url(value: object) -> str:
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str) or text.strip().partition("://")[0] not in REDIS_SCHEMES:
         raise UnshownValueError(
-            "redis://host:6379/0, rediss://… for TLS, or redis+sentinel://host1,host2/service/0"
+            "redis://host:6379/0, rediss://… for TLS, redis+sentinel://host1,host2/service/0, or"
+            " redis+cluster://host1,host2/0"
         )
     # Imported only here: redis-py takes longer than most commands on an embedded store.
     from gateway.store.redis.topology.opening import check_redis_url  # noqa: PLC0415

@@ -108,7 +108,8 @@ def has_setting(key: str) -> bool:
 
 def has_address(scheme: str) -> bool:
     try:
-        parse_redis_url(f"{scheme}redis")
+        # Sentinels are asked for a service.
+        parse_redis_url(f"{scheme}redis{'/images' if 'sentinel' in scheme else ''}")
     except ValueError:
         return False
     return True
