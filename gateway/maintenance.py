@@ -277,7 +277,8 @@ async def evict(gateway: Gateway) -> None:
 async def track_untracked(gateway: Gateway) -> None:
     """Adds stored bytes that are missing in the LRU index to it, so that they can be evicted."""
     # The scan is expensive, so one worker does it for all.
-    if await has_turn(gateway, "untracked_blobs", TRACK_UNTRACKED_SECONDS) and (
+    seconds = max(TRACK_UNTRACKED_SECONDS, gateway.blob_store.listing_seconds or 0)
+    if await has_turn(gateway, "untracked_blobs", seconds) and (
         count := await gateway.cache.blobs.track_untracked()
     ):
         log.info("untracked_blobs_tracked", images=count)
@@ -364,6 +365,10 @@ async def sweep(gateway: Gateway) -> None:
     # Short steps: other commands of the embedded store run in between.
     while await execute(gateway.store, Sweep(MAX_SWEPT)) == MAX_SWEPT:
         continue
-    for blobs in (gateway.blob_store, gateway.blob_store.ephemeral()):
+    spaces = {"blobs": gateway.blob_store, "ephemeral_blobs": gateway.blob_store.ephemeral()}
+    for name, blobs in spaces.items():
+        seconds = blobs.listing_seconds
+        if seconds is not None and not await has_turn(gateway, f"sweep_{name}", seconds):
+            continue
         while await blobs.sweep(MAX_SWEPT) == MAX_SWEPT:
             continue

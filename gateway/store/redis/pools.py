@@ -12,7 +12,8 @@ from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 
-from gateway.store.redis.urls import INVALID_URL, TIMEOUT_SECONDS, is_complete
+from gateway.store.redis.topology.sentinel_url import parse_sentinel_url
+from gateway.store.redis.urls import INVALID_URL, SENTINEL_SCHEME, TIMEOUT_SECONDS, is_complete
 
 _DRIVER_INFO: Final = DriverInfo()
 """What Redis' `CLIENT LIST` shows."""
@@ -44,11 +45,20 @@ def create_pool(url: str) -> ConnectionPool:
 
 def check_redis_url(url: str) -> None:
     """Raises `ValueError` with what a valid URL looks like; its message never quotes the URL."""
+    if url.startswith(f"{SENTINEL_SCHEME}://"):
+        parsed = parse_sentinel_url(url)
+        _check_options(parsed.master_url)
+        _check_options(parsed.sentinel_url)
+        return
     if not is_complete(urlsplit(url)) or re.search(r"\s", url):
         raise ValueError(
             "redis://user:password@host:6379/0 or unix:///path?db=0, with signs like / # ? and @ in"
             " a password written as %2F %23 %3F and %40"
         )
+    _check_options(url)
+
+
+def _check_options(url: str) -> None:
     try:
         connection: Any = create_pool(url).make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RedisError):

@@ -23,8 +23,9 @@ from gateway.store.redis.faults import (
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.scripts import SCRIPTS
 
-CONNECTION_COMMANDS: Final = ("EVAL", "PING", "SUBSCRIBE", "UNSUBSCRIBE")
-"""Of every connection. `SELECT` too, if the URL names another database than 0."""
+CONNECTION_COMMANDS: Final = ("EVAL", "PING", "ROLE", "SUBSCRIBE", "UNSUBSCRIBE")
+"""Of every connection. `ROLE` is needed only behind sentinels, and `SELECT` too if the URL names
+another database than 0."""
 
 OPTIONAL_COMMANDS: Final = ("CLIENT|TRACKING", "INFO")
 """Without `INFO`, `maxmemory`, the eviction policy and persistence cannot be checked. Without
@@ -36,7 +37,7 @@ BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLE
 _PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBER")
 """Commands of the store that are no scripts. None of them writes."""
 
-_CALL: Final = re.compile(r"redis\.p?call\(\s*['\"](\w+)['\"]")
+_CALL: Final = re.compile(r"(?:redis\.(?:call|write)|server_p?call)\(\s*['\"](\w+)['\"]")
 
 SCRIPT_COMMANDS: Final = ("EVALSHA", "SCRIPT|LOAD")
 """Of a store, for its scripts."""
@@ -97,7 +98,7 @@ async def find_missing_rights(
 ) -> MissingRights | None:
     """Tries the commands `names`, the keys and the channels, and leaves no change."""
     channel, key = keys.channel("probe"), keys.probe
-    areas = (keys.books, keys.lru_index, keys.entry(""), keys.leases(""), keys.events(""))
+    areas = (keys.books, f"{keys.prefix}{{lru}}:", keys.entry(""), keys.leases(""), keys.events(""))
     values = (keys.value("", ""), keys.set("", ""), keys.bounded_set("", ""), keys.blob(""))
     plain: list[tuple[str, RawCommand]] = [
         ("EVALSHA", (b"EVALSHA", b"0" * 40, b"0")),

@@ -9,7 +9,9 @@ from urllib.parse import SplitResult, urlsplit
 TIMEOUT_SECONDS: Final = 2.0
 """For a batch of commands, connecting included (docs/reference/cache.md#store-unavailable)."""
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+SENTINEL_SCHEME: Final = "redis+sentinel"
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SENTINEL_SCHEME)
 
 INVALID_URL: Final = (
     "The Redis URL cannot be read; it looks like redis://user:password@host:6379/0 or"
@@ -26,7 +28,7 @@ def redacted_url(url: str) -> str:
     URL.
     """
     scheme = url.partition("://")[0]
-    if scheme in ("redis+sentinel", "redis+cluster"):
+    if scheme == "redis+cluster":
         raise ValueError(f"{scheme}:// is not supported yet; use redis://, rediss:// or unix://.")
     if scheme not in REDIS_SCHEMES:
         raise ValueError("A Redis URL begins with redis://, rediss:// or unix://.")
