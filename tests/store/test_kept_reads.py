@@ -51,7 +51,8 @@ def store_image(image_id: str) -> StoreImages:
 
 
 async def kept(store: Store, *commands: Command[Any]) -> list[Any]:
-    """Waits until the store keeps the results."""
+    """Reads, and waits until the store keeps the results."""
+    await store.execute(commands)
 
     def look() -> Sequence[Any] | None:
         store.kept.fill(commands)
@@ -148,7 +149,6 @@ async def test_a_killed_connection_is_noticed_at_once_and_nothing_kept_survives(
     ):
         before: bytes | None = None
         for number in range(10):
-            await execute(here, GetValue("any", "value"))
             await kept(here, KEY)
             await kill_tracking(admin)
             value = b"%d" % number
@@ -163,7 +163,6 @@ async def test_a_silent_connection_is_trusted_for_two_seconds(redis_url: str) ->
         open_redis_store(redis_url) as here,
         redis.asyncio.Redis.from_url(redis_url) as admin,
     ):
-        await execute(here, GetValue("any", "value"))
         await kept(here, KEY)
         await admin.execute_command("CLIENT", "PAUSE", 4000, "ALL")
         loop = asyncio.get_running_loop()
