@@ -132,7 +132,9 @@ async def test_reads_that_cross_writes_never_leave_an_old_result(open_store: Ope
                 here.kept.fill([KEY])
             assert await write is None
             before = value
-            await eventually(lambda value=value: here.kept.find([KEY]) in (None, [value]), seconds=1)
+            await eventually(
+                lambda value=value: here.kept.find([KEY]) in (None, [value]), seconds=1
+            )
         assert await kept(here, KEY) == [before]
 
 
@@ -179,6 +181,7 @@ async def test_a_server_without_tracking_keeps_nothing_and_everything_works(
         await admin.execute_command("ACL", "SETUSER", "plain", *rule.split())
         async with open_redis_store(redis_url.replace("//", "//plain:right@")) as store:
             await execute(store, change(b"one", before=None))
+            assert "client|tracking" in str(await store.kept.find_refusal())
             for _ in range(5):
                 assert await execute_kept(store, KEY) == b"one"
                 await asyncio.sleep(0.05)
@@ -192,6 +195,7 @@ async def test_a_flushed_server_is_forgotten(redis_url: str) -> None:
     ):
         await execute(here, change(b"one", before=None))
         assert await kept(here, KEY) == [b"one"]
+        assert await here.kept.find_refusal() is None
         await admin.flushall()
         await eventually(lambda: here.kept.find([KEY]) is None, seconds=1)
 
