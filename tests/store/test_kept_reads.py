@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import pytest
 import redis.asyncio
 
 from gateway.store.batch import execute, execute_kept
@@ -27,7 +28,7 @@ from gateway.store.commands import (
 from gateway.store.protocol import Command, Store
 from gateway.store.redis.store import open_redis_store
 from tests.conftest import OpenStore
-from tests.waiting import eventually
+from tests.waiting import eventually, generous
 
 KEY = Get("keys", "alice")
 VALUE = GetValue("takedowns", "version")
@@ -103,7 +104,7 @@ async def test_a_watch_tells_of_a_change_that_another_process_made(open_store: O
         await kept(here, VALUE)
         changed.clear()
         await execute(there, SetValue(VALUE.space, VALUE.name, b"1", None))
-        async with asyncio.timeout(2):
+        async with generous():
             await changed.wait()
         assert await execute_kept(here, VALUE) == b"1"
 
@@ -160,6 +161,7 @@ async def test_a_killed_connection_is_noticed_at_once_and_nothing_kept_survives(
             assert here.kept.find([KEY]) in (None, [value])
 
 
+@pytest.mark.timed
 async def test_a_silent_connection_is_trusted_for_two_seconds(redis_url: str) -> None:
     async with (
         open_redis_store(redis_url) as here,
