@@ -13,9 +13,9 @@ from gateway.store import commands
 from gateway.store.batch import execute
 from gateway.store.handshake import StoreMisconfigured
 from gateway.store.protocol import Store
-from gateway.store.redis.pools import check_redis_url
 from gateway.store.redis.store import open_redis_store
 from gateway.store.redis.topology.sentinel_url import parse_sentinel_url
+from gateway.store.redis.url_check import check_redis_url
 from tests.ports import closed_port
 from tests.sentinel_servers import SentinelServers, run_sentinel_servers
 from tests.waiting import eventually, generous
@@ -124,6 +124,7 @@ async def test_sentinels_that_refuse_the_password_say_so(servers: SentinelServer
 
 
 @pytest.mark.long
+@pytest.mark.timed
 @pytest.mark.parametrize("fault", ["killed", "paused"])
 async def test_a_master_that_dies_or_sleeps_is_replaced_within_five_seconds(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
