@@ -6,6 +6,7 @@ If a server is missing, its tests are skipped with a message that names the pack
 
 import gc
 import os
+import secrets
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
@@ -19,6 +20,7 @@ from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
+from tests.bucket_servers import CREDENTIALS, BucketServer, run_bucket_server
 from tests.empty_store import place_empty_store
 from tests.examples import ALL_EXAMPLES
 from tests.redis_cluster import RedisCluster, run_redis_cluster
@@ -54,6 +56,21 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def redis_url(redis_server: str) -> str:
     """The URL of an empty server."""
     return emptied(redis_server)
+
+
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketServer]:
+    """The server of object storage of this test process."""
+    with run_bucket_server(tmp_path_factory.mktemp("buckets")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_url(bucket_server: BucketServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket. The environment has its credentials."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return bucket_server.url(f"images-{secrets.token_hex(4)}")
 
 
 @pytest.fixture

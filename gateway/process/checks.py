@@ -29,6 +29,7 @@ from gateway.images import Image
 from gateway.net.guard import LinkBlocked
 from gateway.net.server_tls import EXPIRES_SOON_DAYS, BadPair, expiry_of, load_context
 from gateway.process.bootstrap import find_shared_files
+from gateway.process.bucket_check import bucket_of, examine_bucket
 from gateway.process.findings import Finding
 from gateway.process.open_purchases import check_open_purchases
 from gateway.process.plaintext import judge_plaintext
@@ -205,7 +206,9 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
 
 
 async def _examine_images(settings: Settings) -> Sequence[Finding]:
-    """Whether a Redis of the images' own can be used; nothing if it can."""
+    """Whether a bucket or a Redis of the images' own can be used."""
+    if (bucket := bucket_of(settings)) is not None:
+        return await examine_bucket(bucket, signs=settings.cache.links == "redirect")
     url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else "file:"
     if url.startswith("file:"):
         return []

@@ -32,7 +32,7 @@ class FailingStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.error: StoreUnavailable | None = None
         self.loses_replies = False
 

@@ -247,6 +247,30 @@ class TestWhileNodesChange:
             assert seconds < 5
             assert now.buyers.statuses.keys() <= {200, 503}
 
+    async def test_the_slot_of_the_books_moves_in_one_step_on_valkey_9(
+        self, tmp_path: Path, safe_cluster: RedisCluster
+    ) -> None:
+        """No request fails. Run with `REDIS_SERVER=…/valkey-server` of version 9 or newer."""
+        if not _moves_in_one_step(safe_cluster):
+            pytest.skip("this server has no CLUSTER MIGRATESLOTS: Valkey 9 has")
+        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+            books = safe_cluster.owner(KEYS.books)
+            target = _other(safe_cluster, books)
+            slot = key_slot(KEYS.books.encode())
+            began = time.monotonic()
+            books.run("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.id)
+            await eventually(lambda: safe_cluster.owner(KEYS.books) is target)
+            moved_at = time.monotonic()
+            await asyncio.sleep(2)
+            seconds = now.buyers.first_after(moved_at)
+            show(f"books moved in {moved_at - began:.2f} s, a purchase {seconds:.2f} s later;"
+                 f" {await now.settle()}")  # fmt: skip
+            assert now.buyers.statuses.keys() == {200}
+
+
+def _moves_in_one_step(cluster: RedisCluster) -> bool:
+    return b"MIGRATESLOTS" in b" ".join(cluster.nodes[0].run("CLUSTER", "HELP"))
+
 
 def _other(cluster: RedisCluster, node: Node) -> Node:
     return next(each for each in cluster.masters() if each is not node)

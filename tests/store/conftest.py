@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.store.blobs import open_blob_store
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore, Store
@@ -28,11 +29,15 @@ async def other(open_store: OpenStore) -> AsyncIterator[Store]:
         yield opened
 
 
-@pytest.fixture(params=["folder", "redis"])
+@pytest.fixture(params=["folder", "redis", "bucket"])
 async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BlobStore]:
     """An empty blob store of each kind."""
     if request.param == "folder":
         yield FolderBlobs(tmp_path / "blobs")
+        return
+    if request.param == "bucket":
+        async with open_blob_store(request.getfixturevalue("bucket_url")) as opened:
+            yield opened
         return
     async with open_redis_blobs(restricted(request.getfixturevalue("redis_url"))) as opened:
         yield opened

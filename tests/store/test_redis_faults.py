@@ -30,7 +30,7 @@ from gateway.store.redis.store import open_redis_store
 from gateway.store.redis.topology.addresses import Address
 from tests.failover import run_redis_pair
 from tests.ports import free_port
-from tests.redis_server import binary, restricted, run_redis_server
+from tests.redis_server import binary, restricted, run_redis_server, skip_without_tls
 from tests.waiting import eventually, pass_time, until
 
 TLS = Path(__file__).parent.parent / "tls"
@@ -212,7 +212,9 @@ async def test_a_node_of_a_cluster_is_not_supported(tmp_path: Path, check: Check
     bus = str(free_port())  # by default ten thousand above the port, which may be too high
     with run_with(tmp_path, "--cluster-enabled", "yes", "--cluster-port", bus) as port:
         assert "cluster that is down" in await check(f"redis://127.0.0.1:{port}/0")
-        assert "Redis Cluster" in await check(f"redis://127.0.0.1:{port}/1")
+        other_database = await check(f"redis://127.0.0.1:{port}/1")
+        # Valkey 9 may have several databases in a cluster.
+        assert "Redis Cluster" in other_database or "no database of this number" in other_database
 
 
 @asynccontextmanager
@@ -253,6 +255,7 @@ async def test_a_server_that_refuses_or_is_no_redis(
 class TestTls:
     @contextmanager
     def run(self, folder: Path, *, clients: str = "no") -> Iterator[tuple[int, int]]:
+        skip_without_tls()
         tls_port = free_port()
         pair = ["--tls-cert-file", f"{TLS}/server.pem", "--tls-key-file", f"{TLS}/server-key.pem"]
         trusted = folder / "trusted.pem"

@@ -32,6 +32,8 @@ class RedisBlobs:
     digest raise `ValueError` for one that is no SHA-256 in lower-case hex.
     """
 
+    listing_seconds: float | None = None
+
     def __init__(
         self, client: Client, keys: Keys, *, kind: str = "blob", shares_server: bool = False
     ) -> None:
@@ -99,6 +101,9 @@ class RedisBlobs:
     async def sweep(self, limit: int) -> int:
         """0: Redis expires them itself."""
         return 0
+
+    def remote(self) -> None:
+        """None: the bytes are near."""
 
     def ephemeral(self) -> RedisBlobs:
         """The same server under other keys, for bytes that live for minutes."""

@@ -58,6 +58,9 @@ ELECTION_SECONDS: Final = 0.1
 """The pause before another attempt to connect, if the server that was found takes no writes and
 another is being elected."""
 
+ALWAYS_WRITE: Final = (SCRIPTS["append"], SCRIPTS["heartbeat"])
+"""Scripts that every worker runs often, and that a server without writes would refuse."""
+
 NO_EVICTION: Final = b"noeviction"
 
 _CANNOT_CONNECT: Final = (*CONNECTION_ERRORS, redis_errors.ResponseError)
@@ -165,9 +168,15 @@ class RedisClient:
 
     async def run(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
-        return await self._execute(
+        deadline = _deadline()
+        replies = await self._execute(
             [each.command for each in commands], lambda replies: _find_repeats(commands, replies)
         )
+        for each, reply in zip(commands, replies, strict=True):
+            # As good as the probe.
+            if each.script in ALWAYS_WRITE and not isinstance(reply, redis_errors.RedisError):
+                self._next_probe_at = max(self._next_probe_at, deadline + PROBE_SECONDS)
+        return replies
 
     async def execute_everywhere(self, command: RawCommand) -> list[Any]:
         """The reply of the server, as the only one. A cluster has one of each primary."""

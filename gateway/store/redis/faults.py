@@ -22,7 +22,8 @@ CONNECTION_ERRORS: Final = (
 """The server is unavailable, silent, or does not speak Redis' protocol."""
 
 CLUSTER: Final = (
-    "is a node of a Redis Cluster: the URL should begin with redis+cluster:// (docs/cluster.md)."
+    "is a node of a Redis Cluster: the URL should begin with redis+cluster://"
+    " (docs/reference/cluster.md)."
 )
 
 NOT_REDIS: Final = "does not speak Redis' protocol: check host and port."

@@ -238,6 +238,13 @@ class Keys:
         """`kind` is `blob`, or `ephemeral` for the bytes of partial images."""
         return f"{self.prefix}{kind}:{digest}"
 
+    def name_of(self, key: bytes) -> str:
+        """The name by which kept reads know a key (`kept_reads`); the key itself if they do not."""
+        text = key.decode("utf-8", "replace").removeprefix(self.prefix)
+        if text.startswith("entry:"):
+            return f"entry:{text[7:-1]}"
+        return text.removeprefix("{books}:")
+
 
 # Cached: the same few subjects purchase again and again.
 @lru_cache(maxsize=4096)

@@ -27,8 +27,9 @@ CONNECTION_COMMANDS: Final = ("EVAL", "PING", "ROLE", "SUBSCRIBE", "UNSUBSCRIBE"
 """Of every connection. `ROLE` is needed only behind sentinels, and `SELECT` too if the URL names
 another database than 0."""
 
-OPTIONAL_COMMANDS: Final = ("INFO",)
-"""Without it, `maxmemory`, the eviction policy and persistence cannot be checked."""
+OPTIONAL_COMMANDS: Final = ("CLIENT|TRACKING", "INFO")
+"""Without `INFO`, `maxmemory`, the eviction policy and persistence cannot be checked. Without
+`CLIENT|TRACKING`, no worker keeps what it has read (`tracking`)."""
 
 BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLEN", "UNLINK")
 """Of a server that has only images; with `EVAL`, for the handshake."""
@@ -36,7 +37,7 @@ BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLE
 _PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBER")
 """Commands of the store that are no scripts. None of them writes."""
 
-_CALL: Final = re.compile(r"redis\.p?call\(\s*['\"](\w+)['\"]")
+_CALL: Final = re.compile(r"(?:redis\.(?:call|write)|server_p?call)\(\s*['\"](\w+)['\"]")
 
 CLUSTER_COMMANDS: Final = ("ASKING", "CLUSTER|NODES", "CLUSTER|SLOTS")
 """Of a node of a Redis Cluster."""

@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
-from gateway.store.protocol import Command, Watch
+from gateway.store.kept_reads import WRITERS, ReadMemory, names_written
+from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
 from gateway.store.redis.client import NodeReplies, NotReached
 from gateway.store.redis.clients import Client, create_client
@@ -22,6 +23,7 @@ from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
 from gateway.store.redis.rights import SCRIPT_COMMANDS, STORE_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS
+from gateway.store.redis.tracking import RedisKeptReads, TrackedServer
 from gateway.store.redis.windows import CurrentDays, CurrentWindows
 
 MAX_ATTEMPTS: Final = 12
@@ -40,8 +42,12 @@ class RedisStore:
         client: Client,
         notifications: Notifications,
         windows: CurrentWindows,
+        memory: ReadMemory,
+        kept: KeptReads,
     ) -> None:
         self.name = name
+        self.kept = kept
+        self._memory = memory
         self._keys = keys
         self._client = client
         self._notifications = notifications
@@ -58,6 +64,15 @@ class RedisStore:
         """
         if not commands:
             return []
+        if WRITERS.isdisjoint(map(type, commands)):
+            return await self._execute(commands)
+        try:
+            return await self._execute(commands)
+        finally:
+            # The server will say so too. But for this worker a change holds once it is answered.
+            self._memory.invalidate(names_written(commands))
+
+    async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         encoded = self._encode(commands)
         replies = await self._client.run(encoded)
         if any(isinstance(reply, RedisError) for reply in replies):
@@ -185,13 +200,23 @@ async def open_redis_store(
     )
     # Notifications come from the server that takes the commands.
     notifications = Notifications(client.addresses)
-    client.on_connected = notifications.reconnect
-    client.addresses.on_replaced.append(notifications.reconnect)
-    async with client.open(), notifications.open():
+    # What is kept too: another server would not tell of its writes.
+    memory = ReadMemory()
+    tracked = TrackedServer(client.addresses, memory, keys=keys)
+
+    def reconnect() -> None:
+        notifications.reconnect()
+        tracked.reconnect()
+
+    client.on_connected = reconnect
+    client.addresses.on_replaced.append(reconnect)
+    async with client.open(), notifications.open(), tracked.open():
         yield RedisStore(
             client.location,
             keys=keys,
             client=client,
             notifications=notifications,
             windows=CurrentWindows(calendar, clock),
+            memory=memory,
+            kept=RedisKeptReads(memory, tracked),
         )

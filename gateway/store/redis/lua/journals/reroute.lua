@@ -72,11 +72,11 @@ scopes.windows = pack_current_windows()
 add_reserved(reserved_counters(packed, scopes), 1)
 local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()
-redis.call('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
+redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
   'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes), unpack(fields))
 if journal.worker ~= worker then
-  redis.call('ZREM', open_key(journal.worker), purchase)
+  redis.write('ZREM', open_key(journal.worker), purchase)
 end
-redis.call('ZADD', open_key(worker), digits(now), purchase)
-redis.call('ZADD', WORKERS, digits(now), worker)
+redis.write('ZADD', open_key(worker), digits(now), purchase)
+redis.write('ZADD', WORKERS, digits(now), worker)
 return { -1, states(consumptions), now, now, exceeded, turn }

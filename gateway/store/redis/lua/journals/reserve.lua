@@ -36,8 +36,8 @@ end
 write_buckets(consumptions)
 local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()
-redis.call('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
+redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
   'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes), unpack(fields))
-redis.call('ZADD', open_key(worker), digits(now), purchase)
-redis.call('ZADD', WORKERS, digits(now), worker)
+redis.write('ZADD', open_key(worker), digits(now), purchase)
+redis.write('ZADD', WORKERS, digits(now), worker)
 return { -1, states(consumptions), now, now, exceeded, turn }

@@ -74,17 +74,17 @@ local function write_charge(journal, counters, before, end_of_ledger)
     append_records({ record }, moves(before), end_of_ledger)
   end
   journal.attempt = attempt
-  redis.call('HSET', key, 'state', 'settled', 'charged', journal.charged,
+  redis.write('HSET', key, 'state', 'settled', 'charged', journal.charged,
     'presumed', journal.presumed, 'attempt', attempt)
   -- A correction from a charge to nothing is kept long too: its purchase is not free to make.
   local is_free = not is_presumed and not moves({}) and not moves(before)
-  redis.call('EXPIRE', key, is_free and FREE_SECONDS or CLOSED_SECONDS)
+  redis.write('EXPIRE', key, is_free and FREE_SECONDS or CLOSED_SECONDS)
   if is_free then
     -- Small, because a client can make many of them: only a correction needs the rest.
-    redis.call('HDEL', key, 'windows', 'worker', 'at')
-    redis.call('HSET', key, 'consumptions', '[]')
+    redis.write('HDEL', key, 'windows', 'worker', 'at')
+    redis.write('HSET', key, 'consumptions', '[]')
   elseif journal.presumed == '0' then
-    redis.call('HSET', key, 'windows', NO_WINDOWS) -- nothing corrects a final charge
+    redis.write('HSET', key, 'windows', NO_WINDOWS) -- nothing corrects a final charge
   end
 end
 
@@ -106,7 +106,7 @@ local function close(journal)
   local counters, consumptions, end_of_ledger = read_holdings(journal, {})
   need_journal(journal)
   if is_lost then
-    redis.call('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', journal.windows,
+    redis.write('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', journal.windows,
       'unreserved', journal.unreserved)
   end
   for _, counter in ipairs(counters) do
@@ -115,9 +115,9 @@ local function close(journal)
   write_charge(journal, counters, {}, end_of_ledger)
   move_totals(charge.usd_micros or 0, saved)
   leave_place(journal, purchase)
-  redis.call('HDEL', key, 'payload', 'place')
+  redis.write('HDEL', key, 'payload', 'place')
   if not is_lost then
-    redis.call('ZREM', open_key(journal.worker), purchase)
+    redis.write('ZREM', open_key(journal.worker), purchase)
   end
   return result('settled', journal, consumptions)
 end
@@ -129,7 +129,7 @@ local function correct(journal)
   local counters, consumptions, end_of_ledger = read_holdings(journal, before)
   write_charge(journal, counters, before, end_of_ledger)
   move_totals((charge.usd_micros or 0) - (before.usd_micros or 0), 0)
-  redis.call('HSET', key, 'corrected_from', journal.corrected_from)
+  redis.write('HSET', key, 'corrected_from', journal.corrected_from)
   return result('corrected', journal, consumptions)
 end
 
@@ -143,9 +143,9 @@ if is_lost then
     record = record_if_lost
     return close(journal)
   end
-  redis.call('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', NO_WINDOWS, 'unreserved', '0',
+  redis.write('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', NO_WINDOWS, 'unreserved', '0',
     'state', 'settled', 'charged', '[]', 'presumed', '0')
-  redis.call('EXPIRE', key, FREE_SECONDS)
+  redis.write('EXPIRE', key, FREE_SECONDS)
   return { 'unknown', 0, {}, {}, now, '', '', 0 }
 end
 if journal.state ~= 'settled' then

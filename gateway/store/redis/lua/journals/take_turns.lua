@@ -91,11 +91,11 @@ local function take(ticket)
   if held then
     local packed = cjson.decode(redis.call('HGET', key, 'consumptions'))
     packed[#packed + 1] = held
-    redis.call('HSET', key, 'consumptions', cjson.encode(packed))
+    redis.write('HSET', key, 'consumptions', cjson.encode(packed))
   end
-  redis.call('HSET', key, 'state', 'reserved')
-  redis.call('SADD', told, ticket.purchase)
-  redis.call('ZREM', tickets_key(account, ticket.key), ticket.member)
+  redis.write('HSET', key, 'state', 'reserved')
+  redis.write('SADD', told, ticket.purchase)
+  redis.write('ZREM', tickets_key(account, ticket.key), ticket.member)
   account.count = math.max(0, account.count - 1)
   account.images = math.max(0, account.images - ticket.images)
   account.latest = math.max(account.latest, tag)
@@ -183,22 +183,22 @@ for _ = 1, MAX_TAKEN do
     take(ticket)
   elseif is_passed(ticket) then
     slow[ticket.worker] = true
-    redis.call('SADD', slow_key, ticket.worker)
-    redis.call('EXPIRE', slow_key, QUEUE_SECONDS)
+    redis.write('SADD', slow_key, ticket.worker)
+    redis.write('EXPIRE', slow_key, QUEUE_SECONDS)
   else
     break
   end
 end
 if redis.call('EXISTS', queue_key('heads', account.name)) == 0 then
   account.count, account.images = 0, 0 -- also if the store has lost writes
-  redis.call('DEL', slow_key)
+  redis.write('DEL', slow_key)
 end
 local next_in = time_until_own()
 if #ARGV > 4 then
-  redis.call('SREM', told, unpack(ARGV, 5))
+  redis.write('SREM', told, unpack(ARGV, 5))
 end
-redis.call('SREM', slow_key, worker)
+redis.write('SREM', slow_key, worker)
 write_windows()
 write_account(account)
-redis.call('EXPIRE', told, QUEUE_SECONDS)
+redis.write('EXPIRE', told, QUEUE_SECONDS)
 return { redis.call('SMEMBERS', told), account.count, next_in, lacks_keys and 1 or 0 }

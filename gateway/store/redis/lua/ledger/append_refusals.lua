@@ -17,7 +17,7 @@ for _, row in ipairs(redis.call('LRANGE', REFUSAL_ROWS, 0, limit - 1)) do
 end
 if #records > 0 then
   append_records(records, false)
-  redis.call('HDEL', REFUSALS, unpack(fields))
-  redis.call('LTRIM', REFUSAL_ROWS, #records, -1)
+  redis.write('HDEL', REFUSALS, unpack(fields))
+  redis.write('LTRIM', REFUSAL_ROWS, #records, -1)
 end
 return #records

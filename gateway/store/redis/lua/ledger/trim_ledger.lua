@@ -18,8 +18,8 @@ local removed, unfolded, lacks_keys = 0, 0, false
 local function count_bytes(class, day, bytes)
   if class == 'free' and bytes > 0 then
     free_bytes = free_bytes - bytes
-    redis.call('HINCRBY', LEDGER, 'free', -bytes)
-    redis.call('HINCRBY', LEDGER, 'free:' .. day, -bytes)
+    redis.write('HINCRBY', LEDGER, 'free', -bytes)
+    redis.write('HINCRBY', LEDGER, 'free:' .. day, -bytes)
   end
 end
 
@@ -30,20 +30,20 @@ end
 -- Remembers the last record that was removed: what the ledger cannot prove, and reports cannot read,
 -- any more.
 local function note_removed(class, id)
-  redis.call('HSET', LEDGER, removed_field(class), id)
+  redis.write('HSET', LEDGER, removed_field(class), id)
 end
 
 local function remove_day(class, day)
   local bytes = bytes_of_day(class, day)
   local last = redis.call('XREVRANGE', ledger_key(class, day), '+', '-', 'COUNT', 1)[1]
-  redis.call('UNLINK', ledger_key(class, day))
-  redis.call('ZREM', days_key(class), day)
+  redis.write('UNLINK', ledger_key(class, day))
+  redis.write('ZREM', days_key(class), day)
   count_bytes(class, day, bytes)
   if last then
     note_removed(class, last[1])
   end
   if class == 'free' then
-    redis.call('HDEL', LEDGER, 'free:' .. day)
+    redis.write('HDEL', LEDGER, 'free:' .. day)
   end
 end
 
@@ -76,7 +76,7 @@ local function remove_page(class, day, cutoff_ms, page_size)
   end
   free_bytes = before
   if count > 0 then
-    redis.call('XTRIM', key, 'MINID', '=', digits(last_id[1]) .. '-' .. digits(last_id[2] + 1))
+    redis.write('XTRIM', key, 'MINID', '=', digits(last_id[1]) .. '-' .. digits(last_id[2] + 1))
     count_bytes(class, day, bytes)
     note_removed(class, digits(last_id[1]) .. '-' .. digits(last_id[2]))
     removed, left = removed + count, left - count

@@ -28,9 +28,9 @@ end
 
 local function add_to_total(name, kind, usd_micros)
   if usd_micros ~= 0 then
-    local total = redis.call('HINCRBY', RUNNING_TOTALS, name .. ':' .. kind, digits(usd_micros))
+    local total = redis.write('HINCRBY', RUNNING_TOTALS, name .. ':' .. kind, digits(usd_micros))
     if kind == 'charged' and total == usd_micros then
-      redis.call('HSET', RUNNING_TOTALS, name .. ':first_charge', digits(now))
+      redis.write('HSET', RUNNING_TOTALS, name .. ':first_charge', digits(now))
     end
   end
 end

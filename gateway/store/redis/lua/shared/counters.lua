@@ -67,7 +67,7 @@ end
 -- What a script returns, before it writes anything, if `choose_windows` fails: the gateway then
 -- sends the command again, with the days of this time.
 local function wrong_calendar()
-  return redis.error_reply('CALENDAR ' .. digits(now))
+  return error_reply('CALENDAR ' .. digits(now))
 end
 
 local opened_windows = {} -- by key
@@ -169,8 +169,8 @@ local function write_buckets(consumptions)
   for _, consumption in ipairs(consumptions) do
     local counter = consumption.counter
     if counter.has_given then
-      redis.call('HSET', counter.key, 'level', digits(counter.level), 'at', digits(counter.at))
-      redis.call('EXPIRE', counter.key, BUCKET_SECONDS)
+      redis.write('HSET', counter.key, 'level', digits(counter.level), 'at', digits(counter.at))
+      redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
     end
   end
 end
@@ -180,8 +180,8 @@ local function end_future_buckets(consumptions)
   for _, consumption in ipairs(consumptions) do
     local counter = consumption.counter
     if counter.is_from_future then
-      redis.call('HSET', counter.key, 'at', digits(now))
-      redis.call('EXPIRE', counter.key, BUCKET_SECONDS)
+      redis.write('HSET', counter.key, 'at', digits(now))
+      redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
     end
   end
 end
@@ -209,12 +209,12 @@ local function write_window(window)
     end
   end
   if #zero > 0 then
-    redis.call('HDEL', window.key, unpack(zero))
+    redis.write('HDEL', window.key, unpack(zero))
   end
   if #written > 0 then
-    redis.call('HSET', window.key, unpack(written))
+    redis.write('HSET', window.key, unpack(written))
     if window.ends and window.is_new then
-      redis.call('PEXPIREAT', window.key, milliseconds(window.ends + WINDOW_GRACE))
+      redis.write('PEXPIREAT', window.key, milliseconds(window.ends + WINDOW_GRACE))
     end
   end
 end

@@ -1,32 +1,22 @@
--- Every key that a script touches is in KEYS: from here on, `redis.call` refuses any other. In a
--- cluster a slot moves key by key, and the server may refuse a key in the middle of a script, after
--- other keys were written. It looks at KEYS before the script starts.
+-- Every key that a script touches is in KEYS: from here on, `redis` refuses any other. In a cluster a
+-- slot moves key by key, and the server may refuse a key in the middle of a script, after other keys
+-- were written. It looks at KEYS before the script starts.
 --
 -- A script that finds that it needs further keys answers 'KEYS <now> <how many> <names>', and the
 -- gateway sends it again with these. A script that has written anything never answers so: sent again,
--- it would write it twice.
+-- it would write it twice. So writes have a function of their own, `redis.write`.
 
-local server_call, server_pcall = redis.call, redis.pcall
-local KEYLESS = { INFO = true, PUBLISH = true, SCAN = true }
-local READS = {
-  EXISTS = true, GET = true, HEXISTS = true, HGET = true, HGETALL = true, HMGET = true, HSCAN = true,
-  LRANGE = true, PEXPIRETIME = true, SISMEMBER = true, SMEMBERS = true, SSCAN = true, XLEN = true,
-  XRANGE = true, XREVRANGE = true, ZCARD = true, ZCOUNT = true, ZRANGE = true, ZRANGEBYLEX = true,
-  ZRANGEBYSCORE = true, ZREVRANGE = true, ZSCORE = true,
-}
+local server_call, server_pcall, error_reply = redis.call, redis.pcall, redis.error_reply
+local has_written = false
 
-local declared, has_written = {}, false
-for _, key in ipairs(KEYS) do
-  declared[key] = true
+local declared = {}
+for i = 1, #KEYS do
+  declared[KEYS[i]] = true
 end
 
 -- A function that a script may set: adds to a list the names of the keys that it will need later, so
 -- that it need not ask again.
 local add_needed
-
-local function percent_encoded(byte)
-  return string.format('%%%02X', string.byte(byte))
-end
 
 -- Ends the script with the answer that it needs these keys.
 local function ask_for(names)
@@ -37,6 +27,9 @@ local function ask_for(names)
   if add then
     add_needed = nil
     add(names)
+  end
+  local function percent_encoded(byte)
+    return string.format('%%%02X', string.byte(byte))
   end
   local asked, is_asked = {}, {}
   for _, name in ipairs(names) do
@@ -60,25 +53,23 @@ end
 local redis = {
   call = function(command, key, ...)
     if not declared[key] then
-      if not KEYLESS[command] then
-        ask_for({ key })
-      end
-    elseif not READS[command] then
-      has_written = true
+      ask_for({ key })
     end
     return server_call(command, key, ...)
   end,
-  pcall = function(command, ...)
-    assert(KEYLESS[command])
-    return server_pcall(command, ...)
+  write = function(command, key, ...)
+    if not declared[key] then
+      ask_for({ key })
+    end
+    has_written = true
+    return server_call(command, key, ...)
   end,
-  error_reply = redis.error_reply,
 }
 
 -- Makes a key expire at `time` or later: never before the expiry that it already has.
 local function expire_at_least(key, time)
   local expiry = milliseconds(time)
   if redis.call('PEXPIRETIME', key) < tonumber(expiry) then
-    redis.call('PEXPIREAT', key, expiry)
+    redis.write('PEXPIREAT', key, expiry)
   end
 end

@@ -119,15 +119,15 @@ local function append_records(records, is_charged, prepared)
     if ms ~= day_ms then
       day, day_ms = day_of_ms(ms), ms
     end
-    redis.call('XADD', ledger_key(class, day), digits(ms) .. '-' .. digits(count), 'record', record)
+    redis.write('XADD', ledger_key(class, day), digits(ms) .. '-' .. digits(count), 'record', record)
     bytes[day] = (bytes[day] or 0) + #record + RECORD_OVERHEAD
   end
-  redis.call('HSET', LEDGER, 'ms', digits(ms), 'count', digits(count))
+  redis.write('HSET', LEDGER, 'ms', digits(ms), 'count', digits(count))
   for day, added in pairs(bytes) do
-    redis.call('ZADD', days_key(class), 'NX', 0, day)
+    redis.write('ZADD', days_key(class), 'NX', 0, day)
     if not is_charged then
-      redis.call('HINCRBY', LEDGER, 'free', added)
-      redis.call('HINCRBY', LEDGER, 'free:' .. day, added)
+      redis.write('HINCRBY', LEDGER, 'free', added)
+      redis.write('HINCRBY', LEDGER, 'free:' .. day, added)
     end
   end
 end

@@ -49,21 +49,21 @@ local function choose_row(key, period, group, row, other)
   if redis.call('SISMEMBER', full_groups_key(period), group) == 1 then
     return other
   end
-  if redis.call('HINCRBY', key, '#' .. group, 1) >= MAX_GROUP_ROWS then
-    redis.call('SADD', full_groups_key(period), group)
+  if redis.write('HINCRBY', key, '#' .. group, 1) >= MAX_GROUP_ROWS then
+    redis.write('SADD', full_groups_key(period), group)
   end
   return row
 end
 
-redis.call('SET', CHECKPOINT, ARGV[2])
+redis.write('SET', CHECKPOINT, ARGV[2])
 for i = 4, FIRST - 1, 3 do
-  redis.call('ZADD', periods_key(ARGV[i]), ARGV[i + 2], ARGV[i + 1])
+  redis.write('ZADD', periods_key(ARGV[i]), ARGV[i + 2], ARGV[i + 1])
 end
 for i = FIRST, #ARGV, 6 do
   local period = period_name(ARGV[i])
   local key = totals_key(period)
   local row = choose_row(key, period, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
   local slots = redis.call('HGET', key, row) or ''
-  redis.call('HSET', key, row, add_to_slot(slots, ARGV[i + 1], ARGV[i + 5]))
+  redis.write('HSET', key, row, add_to_slot(slots, ARGV[i + 1], ARGV[i + 5]))
 end
 return 1

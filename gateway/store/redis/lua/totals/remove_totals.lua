@@ -6,7 +6,7 @@ if not period then
   return 0
 end
 need({ totals_key(period), full_groups_key(period) })
-redis.call('UNLINK', totals_key(period))
-redis.call('UNLINK', full_groups_key(period))
-redis.call('ZREM', periods_key(ARGV[1]), period)
+redis.write('UNLINK', totals_key(period))
+redis.write('UNLINK', full_groups_key(period))
+redis.write('ZREM', periods_key(ARGV[1]), period)
 return 1

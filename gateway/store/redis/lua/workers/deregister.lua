@@ -2,5 +2,5 @@
 if redis.call('EXISTS', open_key(ARGV[1])) == 1 then
   return 0
 end
-redis.call('ZREM', WORKERS, ARGV[1])
+redis.write('ZREM', WORKERS, ARGV[1])
 return 1
