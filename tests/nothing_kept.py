@@ -17,5 +17,8 @@ class NothingKept:
     def fill(self, commands: Sequence[Command[Any]]) -> None:
         pass
 
+    async def find_refusal(self) -> str | None:
+        return None
+
     def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
         pass

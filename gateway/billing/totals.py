@@ -156,6 +156,8 @@ class Totals:
 
         Raises `StoreUnavailable`; the next call goes on where this one stopped.
         """
+        if not self._folded_to:
+            await self.folded_to()
         # Others may have folded more, but nothing that is not there.
         if not await execute(self._store, ReadLedger(self._folded_to, 1)):
             return 0

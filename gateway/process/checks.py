@@ -188,6 +188,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
             open_purchases = await check_open_purchases(settings, store)
             upstreams = await read_states(store, time.time())
             disabled = await check_switches(settings, store)
+            refusal = await store.kept.find_refusal()
     except (SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]
     except StoreUnavailable as error:
@@ -202,6 +203,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
         open_purchases,
         *judge_failures(upstreams, now=time.time()),
         *disabled,
+        *judge_tracking(refusal),
     ]
 
 
@@ -236,6 +238,17 @@ def _judge_configuration(settings: Settings, facts: StoreFacts) -> Sequence[Find
         judge_persistence(facts),
         judge_bound(settings, facts),
     ]
+
+
+def judge_tracking(refusal: str | None) -> Sequence[Finding]:
+    """Whether workers can keep what they have read (docs/reference/cache.md#hits-from-memory)."""
+    if refusal is None:
+        return []
+    message = (
+        f"Redis refuses CLIENT TRACKING ({refusal}), so every hit asks it: allow it "
+        "(+client|tracking), or connect without the proxy that refuses it."
+    )
+    return [Finding("hits from memory", "warning", message)]
 
 
 def judge_clock(facts: StoreFacts, *, host_now: float) -> Finding:

@@ -49,6 +49,9 @@ class KeptReads(Protocol):
         Not without `fill`: the store tells only of what was read.
         """
 
+    async def find_refusal(self) -> str | None:
+        """Why the store refuses to say what changes; None if it does not, or cannot be reached."""
+
 
 class Store(Protocol):
     """The state of all gateways that share it. One is open per process."""

@@ -344,7 +344,7 @@ class LosesCorrection:
     """A store that executes the first correction, but loses its result."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self._store = store
         self.has_lost = False

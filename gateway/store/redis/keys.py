@@ -20,6 +20,8 @@ when empty |
 | `igw:{books}:queue:keys:<account>`, `…:heads:<account>` | hash, sorted set | the keys that wait \
 for it, and the tag of each one's first purchase | the same; deleted when empty |
 | `igw:{books}:queue:tickets:<account>:<key>` | sorted set | a key's purchases in order | the same |
+| `igw:{books}:queue:taken:<account>:<worker>`, `…:slow:<account>` | set | the worker's purchases \
+whose turn has come; the workers that are passed over | the same |
 | `igw:{books}:workers` | sorted set | workers by their last heartbeat | none |
 | `igw:{books}:ledger:charged:<yyyy-mm-dd>`, `…:free:<yyyy-mm-dd>` | stream | the records of a \
 day | none; trimmed |
@@ -61,9 +63,11 @@ ephemeral blobs | the same |
 | `igw:probe` | – | never there: deleted to see whether the server takes writes | – |
 | `igw:events:<flight>` | channel | a notification for each event | – |
 
-Every script stays in one hash slot, so the keys work in a cluster: the books are one slot, the LRU
-index is one, the bounded sets, the ordered sets and the hits are one each, everything else is
-spread. (`scan_entries` scans the node that it runs on.)
+Every script declares all keys that it touches, and they are in one hash slot, so it works in a
+cluster: the books are one slot, the LRU index is one, the bounded sets, the ordered sets and the
+hits are one each, everything else is spread. `scan_entries` has no key: it scans the node that it
+runs on. A script that finds that it needs further keys writes nothing and asks for them, see
+`answers`.
 """
 
 from __future__ import annotations

@@ -155,6 +155,22 @@ class TrackedServer:
         sent = connection.send([each.command for each in encoded], deadline=deadline)
         sent.add_done_callback(partial(self._end_fills, fills, encoded))
 
+    async def find_refusal(self) -> str | None:
+        """What the server answers that does not track; over a connection of its own."""
+        try:
+            connection = await self._connect(on_lost=lambda: None)
+        except (*CONNECTION_ERRORS, redis_errors.ResponseError):
+            return None
+        try:
+            await connection.track(deadline=self._time() + TIMEOUT_SECONDS)
+        except TrackingRefused as refusal:
+            return str(refusal)
+        except (*CONNECTION_ERRORS, redis_errors.ResponseError):
+            return None
+        finally:
+            connection.abort(redis_errors.ConnectionError("the check has ended"))
+        return None
+
     def _end_fills(
         self,
         fills: Sequence[Fill],
@@ -194,12 +210,7 @@ class TrackedServer:
 
     async def _run_connection(self) -> None:
         """Connects, and pings until the connection is lost or leads to the wrong server."""
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            address = self._addresses.current or (await self._addresses.resolve())[0]
-            opened = await self._addresses.connect(address)
-        connection = TrackedConnection(
-            opened, on_invalidated=self._invalidate, on_lost=self._is_over.set
-        )
+        connection = await self._connect(on_lost=self._is_over.set)
         try:
             await connection.track(deadline=self._time() + TIMEOUT_SECONDS)
             while not self._is_over.is_set():
@@ -218,6 +229,12 @@ class TrackedServer:
             self._connection = None
             self._memory.forget(self)
             connection.abort(redis_errors.ConnectionError("the connection is over"))
+
+    async def _connect(self, *, on_lost: Callable[[], None]) -> TrackedConnection:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            address = self._addresses.current or (await self._addresses.resolve())[0]
+            opened = await self._addresses.connect(address)
+        return TrackedConnection(opened, on_invalidated=self._invalidate, on_lost=on_lost)
 
     async def _ping(self, connection: TrackedConnection) -> None:
         sent_at = self._time()
@@ -253,3 +270,7 @@ class RedisKeptReads:
     def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
         """Calls `notify` when the result of `command` may have changed."""
         self._memory.watch(command, notify)
+
+    async def find_refusal(self) -> str | None:
+        """What the server answers that does not track."""
+        return await self._server.find_refusal()

@@ -96,6 +96,10 @@ class SqliteKeptReads:
         """Calls `notify` when the result of `command` may have changed."""
         self._memory.watch(command, notify)
 
+    async def find_refusal(self) -> str | None:
+        """None: a database on this machine always says what changes."""
+        return None
+
     def _end_fills(self, fills: Sequence[Fill], found: asyncio.Future[list[Any]]) -> None:
         if found.cancelled() or found.exception() is not None:
             for fill in fills:

@@ -53,6 +53,8 @@ class Assumptions:
     """A million."""
     storage_reads_usd: float = 0.4
     """A million."""
+    storage_lists_usd: float = 1.2
+    """A month for a million images in the bucket, which is listed every six hours."""
     traffic_tb_usd: float = 50.0
     """Answers to clients, if they are outside of the cloud."""
     image_usd: float = 0.05
@@ -173,14 +175,18 @@ class Plan:
         processors = self.workers + 2 * max(1, math.ceil(self.redis_busy / given.busy))
         memory = self.gateway_bytes + 2 * self.redis_bytes(given.short_records_seconds)
         millions = MONTH_SECONDS / 1e6
-        requests = (
-            self.purchases * given.storage_writes_usd + self.hits * given.storage_reads_usd
-        ) * millions
+        writes = self.purchases * given.storage_writes_usd * millions
+        reads = self.hits * given.storage_reads_usd * millions
+        image_bytes = self.figures.image_bytes * 3 / 4
+        lists = self.storage_bytes / image_bytes / 1e6 * given.storage_lists_usd
         traffic = (self.hits + self.purchases) * self.figures.image_bytes * MONTH_SECONDS
         return {
             "processors": processors * given.processor_usd,
             "memory": memory / GB * given.memory_gb_usd,
-            "object storage": self.storage_bytes / TB * given.storage_tb_usd + requests,
+            "object storage": self.storage_bytes / TB * given.storage_tb_usd
+            + writes
+            + reads
+            + lists,
             "traffic to clients": traffic / TB * given.traffic_tb_usd,
         }
 

@@ -191,6 +191,7 @@ def _assumptions(_: Figures) -> Iterable[str]:
             "writes, reads there",
             f"${given.storage_writes_usd:g}, ${given.storage_reads_usd:g} a million",
         ],
+        ["lists there", f"${given.storage_lists_usd:g} a month for a million images"],
         ["traffic to clients outside of the cloud", f"${given.traffic_tb_usd:g} for a TB"],
         ["an image at upstream", f"${given.image_usd:g}"],
     ]

@@ -1,4 +1,5 @@
--- KEYS: the account's queue with the tickets of all its keys, and the journals. ARGV: account, its rate and concurrency ('' = none), the purchases.
+-- KEYS: the account's queue with the tickets of all its keys, and the journals.
+-- ARGV: account, its rate and concurrency ('' = none), the purchases.
 -- Returns state, position and estimated wait of each; `refused` for one that is not reserved, or of
 -- which the store has lost the place.
 local account = open_account(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))

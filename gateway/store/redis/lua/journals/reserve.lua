@@ -1,6 +1,7 @@
 -- KEYS: the journal, the worker's open purchases, the workers, the counters, and of the account its
--- queue, with the tickets of all keys if others wait. ARGV: purchase, worker, payload, the calendar, the subjects and amounts as JSON, the
--- place at an account as JSON ('' = none), the consumptions.
+-- queue, with the tickets of all keys if others wait.
+-- ARGV: purchase, worker, payload, the calendar, the subjects and amounts as JSON, the place at an
+-- account as JSON ('' = none), the consumptions.
 -- Returns the index of the denied consumption (-1 = none), the states, now, the time of the
 -- reservation, the indexes of the consumptions that exceed a shadow limit, and the turn.
 local FIRST = 7

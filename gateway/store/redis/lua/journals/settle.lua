@@ -1,7 +1,8 @@
--- KEYS: the journal and what it holds, the running totals, the ledger. ARGV: purchase, presumed, correct, has a record (each '1' or '0'), the record, the
--- calendar, the attempt, subjects, amounts and windows as JSON for a purchase without a journal
--- ('' = it is charged nothing), its record, the names of running totals as JSON, the saved
--- micro-dollars, then the charge as unit, amount, ….
+-- KEYS: the journal and what it holds, the running totals, the ledger.
+-- ARGV: purchase, presumed, correct, has a record (each '1' or '0'), the record, the calendar, the
+-- attempt, subjects, amounts and windows as JSON for a purchase without a journal ('' = it is charged
+-- nothing), its record, the names of running totals as JSON, the saved micro-dollars, then the charge
+-- as unit, amount, ….
 -- Returns status, presumed (1 or 0), the charge as unit, amount, …, the states, now, the attempt that
 -- made the charge, the charge before a correction as unit, amount, … ('' = none), and whether there
 -- was no reservation (1 or 0).

@@ -1,6 +1,7 @@
--- KEYS: the writers, the ledger, the running totals, the refusals. ARGV: writer, the number of its append, what its images had cost as JSON (running
--- total → micro-dollars), how many records, the records, then the refusals as key, reason, count,
--- record, other record, ….
+-- KEYS: the writers, the ledger, the running totals, the refusals.
+-- ARGV: writer, the number of its append, what its images had cost as JSON (running total → micro-
+-- dollars), how many records, the records, then the refusals as key, reason, count, record, other
+-- record, ….
 -- Returns 1; 0 for a number above 1 of a writer that is not known.
 local WRITERS = BOOKS .. 'writers' -- sorted set: writer → the time of its last append
 local NUMBERS = BOOKS .. 'writer-numbers' -- hash: writer → the number of its last append

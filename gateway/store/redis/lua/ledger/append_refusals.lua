@@ -1,5 +1,6 @@
--- KEYS: the refusals, the ledger. ARGV: the limit, and 1 if the current minute is over too. Returns how many records
--- were appended.
+-- KEYS: the refusals, the ledger.
+-- ARGV: the limit, and 1 if the current minute is over too.
+-- Returns how many records were appended.
 local limit, ends_minute = tonumber(ARGV[1]), ARGV[2] == '1'
 
 local records, fields = {}, {}

@@ -1,5 +1,7 @@
--- KEYS: the days, and the streams of those that are read. ARGV: the first day, the stream id after which to start there ('-' = its first
--- record), the limit, 1 for charged records only. Returns day, stream id, record, ….
+-- KEYS: the days, and the streams of those that are read.
+-- ARGV: the first day, the stream id after which to start there ('-' = its first record), the limit, 1
+-- for charged records only.
+-- Returns day, stream id, record, ….
 local first_day, after, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local classes = ARGV[4] == '1' and { 'charged' } or CLASSES
 local found = {}

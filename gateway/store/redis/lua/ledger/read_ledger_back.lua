@@ -1,5 +1,7 @@
--- KEYS: the days, and the streams of those that are read. ARGV: the day of the id before which to begin ('' = at the end), its stream id or ''
--- for a whole day, the limit. Returns day, stream id, record, …, the newest first.
+-- KEYS: the days, and the streams of those that are read.
+-- ARGV: the day of the id before which to begin ('' = at the end), its stream id or '' for a whole
+-- day, the limit.
+-- Returns day, stream id, record, …, the newest first.
 local first_day, before, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local found = {}
 

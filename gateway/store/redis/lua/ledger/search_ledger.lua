@@ -1,5 +1,6 @@
--- KEYS: the days of the kind, and the streams of those that are searched. ARGV: charged or free, the text, the first and the last day, the stream id from which
--- to start on the first one, the last milliseconds, the limit.
+-- KEYS: the days of the kind, and the streams of those that are searched.
+-- ARGV: charged or free, the text, the first and the last day, the stream id from which to start on
+-- the first one, the last milliseconds, the limit.
 -- Returns how many records were scanned, day and stream id of the last one if the limit was reached,
 -- else '' twice, and a list of day, stream id, record, … of those that contain the text.
 local class, text, day, last_day = ARGV[1], ARGV[2], ARGV[3], ARGV[4]

@@ -1,9 +1,8 @@
--- KEYS: the ledger, the days, and the streams of the oldest ones. ARGV: how long charged and free records are kept; the bytes of free records, and
--- those from which on also unfolded ones are removed; the last folded position as milliseconds and
--- count; the limit. Returns how many records were removed, how many of them were not folded, 1 if
--- the limit was reached or the streams of further days have to be declared, and the bytes of the free
--- records.
---
+-- KEYS: the ledger, the days, and the streams of the oldest ones.
+-- ARGV: how long charged and free records are kept; the bytes of free records, and those from which on
+-- also unfolded ones are removed; the last folded position as milliseconds and count; the limit.
+-- Returns how many records were removed, how many of them were not folded, 1 if the limit was reached
+-- or the streams of further days have to be declared, and the bytes of the free records.
 -- A full server lets this script remove, as it never begins with a write that needs memory.
 local max_free, max_unfolded = tonumber(ARGV[3]), tonumber(ARGV[4])
 local folded_ms, folded_count = tonumber(ARGV[5]), tonumber(ARGV[6])

@@ -1,5 +1,6 @@
--- KEYS: those of the LRU index. ARGV: digest, its bytes, time to live, the bound in bytes. Returns the evicted
--- digests.
+-- KEYS: those of the LRU index.
+-- ARGV: digest, its bytes, time to live, the bound in bytes.
+-- Returns the evicted digests.
 local digest, size, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 local expires = math.max(now + tonumber(ARGV[3]), expiry_of(digest))
 untrack(digest)

@@ -1,6 +1,7 @@
 -- Keys of the books. Their prefix ends with the hash tag {books}, so all of them are in one hash slot.
 
-local BOOKS = string.match(KEYS[1] or '', '^.-{books}:') or '' -- without KEYS it touches none of them
+-- A script without KEYS touches none of them.
+local BOOKS = string.match(KEYS[1] or '', '^.-{books}:') or ''
 local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last heartbeat
 local RUNNING_TOTALS = BOOKS .. 'running-totals' -- hash: <name>:<kind> → micro-dollars;
 -- <name>:first_charge → microseconds, when `charged` first grew

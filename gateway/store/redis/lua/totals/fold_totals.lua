@@ -1,5 +1,6 @@
--- KEYS: the checkpoint, and of each period its rows, its full groups and the periods of its kind. ARGV: the expected checkpoint, the new one, the number of periods, kind, name and end
--- of each period, then index of the period, slot, group, row, other row and sums of each increment.
+-- KEYS: the checkpoint, and of each period its rows, its full groups and the periods of its kind.
+-- ARGV: the expected checkpoint, the new one, the number of periods, kind, name and end of each
+-- period, then index of the period, slot, group, row, other row and sums of each increment.
 -- Returns 1, or 0 if the checkpoint is another one.
 local MAX_GROUP_ROWS = 1000 -- commands.MAX_GROUP_ROWS
 local FIRST = 4 + 3 * tonumber(ARGV[3])
