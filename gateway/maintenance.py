@@ -51,8 +51,11 @@ REVOKED_KEYS_SECONDS: Final = 3600.0
 AUDIT_RETENTION_SECONDS: Final = 3600.0
 ALERT_CLAIMS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
-TEND_LEDGER_SECONDS: Final = 2.0
+TEND_LEDGER_SECONDS: Final = 5.0
 PROCESS_SECONDS: Final = 5.0
+LRU_USES_SECONDS: Final = 10.0
+EVICTION_SECONDS: Final = 15.0
+"""Storing an image evicts too. This finds what has expired, and a bound that was lowered."""
 MAX_SWEPT: Final = 500
 HEARTBEAT_RETRY_SECONDS: Final = 1.0
 """After an outage of the store, workers send heartbeats before one of them judges the others."""
@@ -77,6 +80,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     """Every background job of a worker; a new job is a new row."""
     heartbeat_seconds = settings.workers.heartbeat_seconds
     retired_entries = gateway.cache.retired_entries
+    switches = gateway.services.upstream_switches
     blobs, upstream_health = gateway.cache.blobs, gateway.services.upstream_health
     return (
         Job(
@@ -93,14 +97,19 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("verification", 60.0, lambda: verify(settings, gateway)),
         Job("reload", 1.0, lambda: reload_files(gateway), gateway.reload_requested),
         Job("certificate_expiry", CERTIFICATE_SECONDS, lambda: check_certificate(gateway)),
-        Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
+        Job(
+            "takedowns",
+            REFRESH_SECONDS,
+            lambda: apply_takedowns(gateway),
+            gateway.cache.takedowns.changed,
+        ),
         Job("purges", PURGE_SECONDS, gateway.cache.purges.run),
-        Job("lru_uses", 1.0, blobs.record_uses),
+        Job("lru_uses", LRU_USES_SECONDS, blobs.record_uses),
         Job("thumbnail_processes", 5.0, gateway.cache.thumbnails.end_idle),
         Job("image_hits", HITS_SECONDS, gateway.cache.image_hits.write),
         Job("upstream_health", WRITE_SECONDS, upstream_health.refresh, upstream_health.changed),
-        Job("upstream_switches", SWITCHES_SECONDS, gateway.services.upstream_switches.refresh),
-        Job("eviction", 5.0, lambda: evict(gateway)),
+        Job("upstream_switches", SWITCHES_SECONDS, switches.refresh, switches.changed),
+        Job("eviction", EVICTION_SECONDS, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("retired_images", retired_entries.interval_seconds, lambda: keep_retired(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
@@ -268,7 +277,8 @@ async def evict(gateway: Gateway) -> None:
 async def track_untracked(gateway: Gateway) -> None:
     """Adds stored bytes that are missing in the LRU index to it, so that they can be evicted."""
     # The scan is expensive, so one worker does it for all.
-    if await has_turn(gateway, "untracked_blobs", TRACK_UNTRACKED_SECONDS) and (
+    seconds = max(TRACK_UNTRACKED_SECONDS, gateway.blob_store.listing_seconds or 0)
+    if await has_turn(gateway, "untracked_blobs", seconds) and (
         count := await gateway.cache.blobs.track_untracked()
     ):
         log.info("untracked_blobs_tracked", images=count)
@@ -355,6 +365,10 @@ async def sweep(gateway: Gateway) -> None:
     # Short steps: other commands of the embedded store run in between.
     while await execute(gateway.store, Sweep(MAX_SWEPT)) == MAX_SWEPT:
         continue
-    for blobs in (gateway.blob_store, gateway.blob_store.ephemeral()):
+    spaces = {"blobs": gateway.blob_store, "ephemeral_blobs": gateway.blob_store.ephemeral()}
+    for name, blobs in spaces.items():
+        seconds = blobs.listing_seconds
+        if seconds is not None and not await has_turn(gateway, f"sweep_{name}", seconds):
+            continue
         while await blobs.sweep(MAX_SWEPT) == MAX_SWEPT:
             continue

@@ -68,6 +68,7 @@ def api_settings(settings: Settings) -> ApiSettings:
         admin_url=settings.server.admin_url,
         cors_origins=settings.server.cors_origins,
         stores_prompts=settings.cache.stores_prompts,
+        redirects_links=settings.cache.links == "redirect",
         max_body_bytes=settings.server.max_body_bytes,
         body_timeout_seconds=settings.server.read_timeout_seconds,
     )

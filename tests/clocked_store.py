@@ -18,6 +18,7 @@ import pytest
 import redis.asyncio
 
 from gateway.store.protocol import Store
+from gateway.store.redis import tracking
 from gateway.store.redis.commands.encoding import encode
 from gateway.store.redis.scripts import SCRIPTS, Script
 from gateway.store.redis.store import open_redis_store
@@ -61,6 +62,8 @@ async def clocked(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]
         yield ClockedStore(lambda: open_sqlite_store(path), None, set_clock, start)
         return
     url = request.getfixturevalue("redis_url")
+    # The server's own clock, by which kept reads go, is not the one of the test.
+    monkeypatch.setattr(tracking, "TRUSTED_SECONDS", -1.0)
     for name, script in SCRIPTS.items():
         monkeypatch.setitem(cast(Any, SCRIPTS), name, _with_clock(script))
     forget_encoded()

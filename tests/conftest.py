@@ -6,6 +6,7 @@ If a server is missing, its tests are skipped with a message that names the pack
 
 import gc
 import os
+import secrets
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
@@ -19,9 +20,13 @@ from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
+from tests.bucket_servers import CREDENTIALS, BucketServer, run_bucket_server
 from tests.empty_store import place_empty_store
 from tests.examples import ALL_EXAMPLES
+from tests.redis_cluster import RedisCluster, run_redis_cluster
 from tests.redis_server import emptied, merge_missing_server_skips, restricted, run_redis_server
+from tests.sentinel_servers import SentinelServers, run_sentinel_servers
+from tests.stores import TOPOLOGIES
 from tests.yaml_once import parse_yaml_once
 
 # Images of Python set it. It would hide what commands do with output that is still buffered.
@@ -53,6 +58,21 @@ def redis_url(redis_server: str) -> str:
     return emptied(redis_server)
 
 
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketServer]:
+    """The server of object storage of this test process."""
+    with run_bucket_server(tmp_path_factory.mktemp("buckets")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_url(bucket_server: BucketServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket. The environment has its credentials."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return bucket_server.url(f"images-{secrets.token_hex(4)}")
+
+
 @pytest.fixture
 def sqlite_path(tmp_path: Path) -> Path:
     """The path of an embedded store's database, which is created and closed."""
@@ -62,14 +82,45 @@ def sqlite_path(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """A cluster of this test process."""
+    with run_redis_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster_url(redis_cluster: RedisCluster) -> str:
+    """The URL of a cluster without data, for a user with the rights that the docs name."""
+    redis_cluster.flush()
+    return redis_cluster.restricted()
+
+
+@pytest.fixture(scope="session")
+def sentinel_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServers]:
+    """A master, its replicas and their sentinels, of this test process."""
+    with run_sentinel_servers(tmp_path_factory.mktemp("sentinel")) as servers:
+        yield servers
+
+
+@pytest.fixture
+def sentinel_url(sentinel_servers: SentinelServers) -> str:
+    """The URL of a master without data, for a user with the rights that the docs name."""
+    sentinel_servers.flush()
+    return sentinel_servers.restricted()
+
+
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 def open_store(request: pytest.FixtureRequest) -> OpenStore:
     """Runs the test with a new store of each kind. Every call opens the same store."""
     if request.param == "sqlite":
         path: Path = request.getfixturevalue("sqlite_path")
         return lambda: open_sqlite_store(path)
     # With the rights that the documentation says are enough.
-    url = restricted(request.getfixturevalue("redis_url"))
+    if request.param in ("sentinel", "cluster"):
+        url: str = request.getfixturevalue(f"{request.param}_url")
+    else:
+        url = restricted(request.getfixturevalue("redis_url"))
     return lambda: open_redis_store(url)
 
 

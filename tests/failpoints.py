@@ -163,7 +163,7 @@ class FailingStore:
     """A store that executes the commands of a batch one by one, through the fail points."""
 
     def __init__(self, store: Store, points: FailPoints) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self._store = store
         self._points = points
 

@@ -102,7 +102,7 @@ class LeaseCounter:
     """A store that counts the lease commands it has executed."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self.count = 0
         self._store = store

@@ -100,6 +100,13 @@ def skip_without_server() -> None:
     pytest.skip(MISSING)
 
 
+def skip_without_tls() -> None:
+    """Skips the test if the server was built without TLS, as those of Python packages are."""
+    # Every build knows the options, but only one with TLS can refuse an incomplete set of them.
+    if b"No tls-cert-file configured!" not in Path(binary()).read_bytes():
+        pytest.skip(f"{binary()} was built without TLS")
+
+
 def merge_missing_server_skips(report: pytest.TestReport) -> None:
     """Gives skips for a missing server one location, so that pytest reports them in one line."""
     if report.skipped and MISSING in str(report.longrepr):

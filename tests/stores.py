@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import pytest
 
+TOPOLOGIES: Final = [
+    pytest.param("sentinel", marks=pytest.mark.long),
+    pytest.param("cluster", marks=pytest.mark.long),
+]
+"""Further parameters of a fixture that opens a store: other set-ups of Redis, in long tests."""
 
-def usually_on(store: str, fixture: str = "store_url") -> pytest.MarkDecorator:
+
+def usually_on(
+    store: str, fixture: str = "store_url", *, more: Sequence[object] = ()
+) -> pytest.MarkDecorator:
     """Runs a slow test on `store` in `make test`, and on the other one in `make test-long`.
 
-    For a test whose subject is not the store. `store` is `sqlite` or `redis`, and `fixture` the
-    fixture whose parameter it is.
+    For a test whose subject is not the store. `store` is `sqlite` or `redis`, `fixture` the
+    fixture whose parameter it is, and `more` further parameters, such as `TOPOLOGIES`.
     """
-    return pytest.mark.parametrize(fixture, usual_first(store), indirect=True)
+    return pytest.mark.parametrize(fixture, [*usual_first(store), *more], indirect=True)
 
 
 def usual_store(store: str) -> Callable[..., str | None]:

@@ -7,7 +7,6 @@ The result is then started as the image starts it.
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import base64
 import json
@@ -35,6 +34,7 @@ from gateway.configuration.fields import Address, parse_address
 from tests.dockerfile import read_stages
 from tests.gateways import TLS_SETTINGS, run_processes, run_upstream
 from tests.other_users import RANDOM, User
+from tests.pip_settings import pip_environment
 from tests.waiting import GENEROUS_SECONDS, until
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,6 @@ DATA_RIGHTS = ["-d", "-o", "10001", "-g", "0", "-m", "0770"]
 """With which `install` makes the data folder."""
 
 NOBODY = 65534
-NETWORK = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
 
 
 # ── the Dockerfile ────────────────────────────────────────────────────────────────
@@ -133,20 +132,6 @@ def find_python() -> str:
     raise AssertionError(f"none of {candidates} is Python 3.11 with venv that every user can run")
 
 
-def pip_settings() -> dict[str, str]:
-    """This machine's package index, from pip's configuration and the environment."""
-    listing = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, check=True, text=True
-    )
-    found = {name: value for name, value in os.environ.items() if name.upper() in NETWORK}
-    for line in listing.stdout.splitlines():  # those of the environment come first and win
-        name, _, value = line.partition("=")
-        key = name.rpartition(".")[2].upper().replace("-", "_")
-        if key != "CONFIG_FILE":
-            found.setdefault(f"PIP_{key}", str(ast.literal_eval(value)))
-    return found
-
-
 @dataclass(frozen=True)
 class Machine:
     """Folders for an unprivileged user, and processes started in them."""
@@ -189,7 +174,7 @@ class Machine:
             "HOME": str(self.folder / "home"),
             "TMPDIR": str(self.temporary),
             "PYTHON": find_python(),
-            **pip_settings(),
+            **pip_environment(),
         }
         done = subprocess.run(
             self.localized(BUILD.one("RUN").split()),

@@ -136,7 +136,7 @@ def test_tests_run_with_the_versions_that_users_get():
     assert locked("run.lock").items() <= locked("dev.lock").items()
 
 
-@pytest.mark.parametrize("name", ["run.lock", "dev.lock"])
+@pytest.mark.parametrize("name", ["run.lock", "dev.lock", "valkey.lock"])
 def test_every_locked_package_has_hashes_and_the_file_has_no_options(name: str):
     lines = (ROOT / "requirements" / name).read_text().splitlines()
     packages = [line for line in lines if re.match(r"[a-z0-9]", line)]

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 
 from aiohttp import hdrs, web
 
 from gateway.api.exchange import EXCHANGE
-from gateway.api.http.images import representation_headers, send_image
-from gateway.api.http.ranges import is_not_modified
+from gateway.api.http.images import representation_headers, send_image, send_part
+from gateway.api.http.ranges import is_not_modified, requested_range
 from gateway.api.services import SERVICES
-from gateway.cache.image_index import IMAGE_NAME
-from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
+from gateway.cache.image_index import IMAGE_NAME, image_gone
+from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, StoreUnavailable
+from gateway.imagefile.check import DOCUMENTS
 
 CROSS_ORIGIN: Final = {"Cross-Origin-Resource-Policy": "cross-origin"}
 """Any page may show the image of a link."""
+
+PARTIAL: Final = frozenset({hdrs.RANGE, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH})
+"""Fields with which a GET may need only some of the bytes, or none."""
+
+REDIRECT_SECONDS: Final = 60
+"""How long the URL works to which a client is redirected."""
 
 
 async def show_image(request: web.Request) -> web.StreamResponse:
@@ -40,15 +49,67 @@ async def _serve(request: web.Request) -> web.StreamResponse:
     if image.format != named["format"]:
         raise _no_such_image()
     max_age = max(0, int(expires_at - services.clock()))
-    validators = {
+    validators: dict[str, str] = {
         hdrs.ETAG: f'"{image.digest}"',
         hdrs.CACHE_CONTROL: f"private, max-age={max_age}, immutable",
     }
+    headers = validators | representation_headers(image.format, name) | CROSS_ORIGIN
+    # A browser opens a document with the headers that protect it, which a bucket does not send.
+    is_redirected = services.settings.redirects_links and image.format not in DOCUMENTS
+    if is_redirected and request.method == hdrs.METH_GET:
+        with suppress(StoreUnavailable):  # then the image may be in this worker's memory
+            return await _redirect(request, image.digest, validators)
+    # The bytes of the whole image are not read to send some or none of them.
+    if services.cache.blobs.are_remote and (
+        request.method == hdrs.METH_HEAD or not request.headers.keys().isdisjoint(PARTIAL)
+    ):
+        return await _send_part(request, image.digest, headers, validators)
+    data = await services.cache.blobs.load(image.digest, "raw")
+    if data is None:
+        raise image_gone()
     # A 304 has the validators but not the representation (RFC 9110 §15.4.5).
     if is_not_modified(request, validators[hdrs.ETAG]):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=validators)
-    headers = validators | representation_headers(image.format, name) | CROSS_ORIGIN
-    return await send_image(request, image.data, headers)
+    return await send_image(request, data, headers)
+
+
+async def _redirect(
+    request: web.Request, digest: str, validators: Mapping[str, str]
+) -> web.StreamResponse:
+    """Sends the client to the bucket. A `Range` is sent there too, as clients repeat it."""
+    url = await request.app[SERVICES].cache.blobs.presign(digest, REDIRECT_SECONDS)
+    if url is None:
+        raise image_gone()
+    if is_not_modified(request, validators[hdrs.ETAG]):
+        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=validators)
+    headers = {
+        hdrs.LOCATION: url,
+        # The URL is a credential, and works for less time than the link.
+        hdrs.CACHE_CONTROL: "no-store",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return web.Response(status=HTTPStatus.FOUND, headers=headers | CROSS_ORIGIN)
+
+
+async def _send_part(
+    request: web.Request, digest: str, headers: Mapping[str, str], validators: Mapping[str, str]
+) -> web.StreamResponse:
+    """Answers `HEAD` and conditions without the bytes, and a range with no others."""
+    blobs = request.app[SERVICES].cache.blobs
+    size = await blobs.measure(digest)
+    if size is None:
+        raise image_gone()
+    if is_not_modified(request, validators[hdrs.ETAG]):
+        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=validators)
+    part = requested_range(request, validators[hdrs.ETAG], size)
+    piece: bytes | memoryview | None = b""
+    if request.method != hdrs.METH_HEAD:
+        piece = await (blobs.load(digest, "raw") if part is None else blobs.load_part(digest, part))
+    # Also if the object was replaced meanwhile: no response may have other bytes than it says.
+    if piece is None or (piece and len(piece) != len(part or range(size))):
+        raise image_gone()
+    return await send_part(request, piece, part, size=size, headers=headers)
 
 
 def _no_such_image() -> GatewayError:

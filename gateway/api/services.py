@@ -78,6 +78,8 @@ class ApiSettings(BaseModel):
     """As browsers send them; empty: CORS is off."""
     stores_prompts: bool = False
     """Whether the image index has prompts, which operators may read."""
+    redirects_links: bool = False
+    """Whether clients of links are sent to the bucket that has the bytes."""
     max_body_bytes: int = Field(gt=0)
     body_timeout_seconds: float = Field(gt=0)
 

@@ -28,6 +28,7 @@ from gateway.store.commands import (
     Consumption,
     Counter,
     CounterState,
+    Get,
     LostReservation,
     PeekCounters,
     Place,
@@ -136,6 +137,10 @@ class _Prepared(NamedTuple):
     """The counters that may deny a purchase, and the numbers of open ones."""
     subjects: tuple[str, ...]
     """Those in whose windows a purchase counts, with or without a limit."""
+    compared: tuple[Get, ...]
+    """The reads of the records that an admission compares."""
+    counts_requests: bool
+    """Whether `admit` takes anything from a counter."""
 
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────
@@ -153,6 +158,24 @@ def admit(batch: Batch, principal: Principal, *, peeks: bool = False) -> Result[
 def compare(batch: Batch, principal: Principal) -> Result[Admission]:
     """Compares the records that the principal was made of with the stored ones. Counts nothing."""
     return batch.add(Admit(principal.expected, ()))
+
+
+def compared(principal: Principal) -> Sequence[Get]:
+    """The reads of the records that the principal was made of, for `is_unchanged`."""
+    return _prepared(principal).compared
+
+
+def is_unchanged(principal: Principal, stored: Sequence[bytes | None]) -> bool:
+    """Whether these are still the records that the principal was made of."""
+    return all(
+        expected.value == (value or b"")
+        for expected, value in zip(principal.expected, stored, strict=True)
+    )
+
+
+def counts_requests(principal: Principal) -> bool:
+    """Whether an admission takes anything from a counter, of a limit in shadow mode too."""
+    return _prepared(principal).counts_requests
 
 
 def admit_image(batch: Batch, principal: Principal) -> Result[Admission] | None:
@@ -319,6 +342,8 @@ def _prepare(principal: Principal) -> _Prepared:
         images=images,
         reserved=tuple(_reserved(principal)),
         subjects=tuple(subject.name for subject in principal.subjects),
+        compared=tuple(Get(record.space, record.name) for record in expected),
+        counts_requests=any(consumption.amount for consumption in consumptions),
     )
 
 

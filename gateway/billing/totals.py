@@ -42,11 +42,13 @@ from gateway.store.commands import (
 from gateway.store.protocol import Store
 from gateway.store.turns import PART_OF_INTERVAL, end_turn, take_turn
 
-FOLD_EVERY_SECONDS: Final = 2.0
+FOLD_EVERY_SECONDS: Final = 5.0
 REMOVE_EVERY_SECONDS: Final = 600.0
 KEEP_QUARTERS_SECONDS: Final = 62 * 86_400.0
 
 PAGE_RECORDS: Final = 1000
+FOLDED_RECORDS: Final = 4000
+"""Records that one step of folding reads."""
 TURN: Final = "totals"
 TURN_SECONDS: Final = 10.0
 """How long the other workers wait for one that took the turn and does not finish."""
@@ -139,34 +141,47 @@ class Totals:
         self._observer = observer
         self._clock = clock
         self._series = all_series(settings.time_zone)
+        self._folded_to = ""
+        """The position of the last record in the totals, as this worker knows it."""
 
     # ── folding ─────────────────────────────────────────────────────────────────────────────
 
     async def folded_to(self) -> str:
         """The position of the last record that is in the totals; "" if none is."""
-        return (await execute(self._store, ReadTotalsState())).checkpoint
+        self._folded_to = (await execute(self._store, ReadTotalsState())).checkpoint
+        return self._folded_to
 
     async def fold(self) -> int:
         """Folds new records, unless it is another worker's turn; returns how many.
 
         Raises `StoreUnavailable`; the next call goes on where this one stopped.
         """
-        folded_to = await self.folded_to()
-        if not await execute(self._store, ReadLedger(folded_to, 1)):
+        if not self._folded_to:
+            await self.folded_to()
+        # Others may have folded more, but nothing that is not there.
+        if not await execute(self._store, ReadLedger(self._folded_to, 1)):
             return 0
         # Two folding workers would be correct too, but the work of one would be wasted.
         if not await take_turn(self._store, TURN, self._worker, seconds=TURN_SECONDS):
             return 0
         folded, stops_at = 0, self._clock() + FOLD_SECONDS
-        while self._clock() < stops_at and (count := await self.fold_page()):
+        while self._clock() < stops_at:
+            known = self._folded_to
+            count = await self._fold_page(known, FOLDED_RECORDS)
+            if not count and await self.folded_to() != known:
+                continue  # another worker has folded since
             folded += count
+            if count < FOLDED_RECORDS:
+                break  # the few that came meanwhile can wait
         pause = FOLD_EVERY_SECONDS * PART_OF_INTERVAL
         await end_turn(self._store, TURN, self._worker, after_seconds=pause)
         return folded
 
     async def fold_page(self, limit: int = PAGE_RECORDS) -> int:
         """Folds up to `limit` records; returns how many, 0 also if another worker was first."""
-        folded_to = await self.folded_to()
+        return await self._fold_page(await self.folded_to(), limit)
+
+    async def _fold_page(self, folded_to: str, limit: int) -> int:
         found = await execute(self._store, ReadLedger(folded_to, limit))
         done = 0
         while done < len(found):
@@ -180,7 +195,7 @@ class Totals:
             fold = FoldTotals(folded_to, position, steps.increments())
             if not await execute(self._store, fold):
                 return begin
-            folded_to = position
+            self._folded_to = folded_to = position
             self._report(steps.unreadable)
         return done
 

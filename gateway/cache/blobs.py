@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import pybase64
 import structlog
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.cache.memory import MemoryCache
 from gateway.cache.takedowns import Takedowns
 from gateway.conditions import Condition
-from gateway.errors import StoreFull
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.images import Image, Representation
 from gateway.store.batch import Batch, Result, execute
 from gateway.store.commands import (
@@ -70,6 +70,8 @@ PARTIALS_SHARE: Final = 16
 
 FULL_SECONDS: Final = 10.0
 """Without an eviction for want of room, after which the store counts as having room again."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -173,6 +175,58 @@ class Blobs:
             return None
         data = self._memory.peek(digest, "raw") or await self._read(digest)
         return None if digest in self._takedowns else data
+
+    # ── bytes that are far away ─────────────────────────────────────────────────────────────
+
+    @property
+    def are_remote(self) -> bool:
+        """Whether `measure` and `load_part` save reading all bytes, and `presign` is possible."""
+        return self._blob_store.remote() is not None
+
+    async def measure(self, digest: str) -> int | None:
+        """The size of the raw bytes; None if they are lost or taken down.
+
+        Raises `StoreUnavailable`.
+        """
+        if (remote := self._blob_store.remote()) is None:
+            data = await self.load(digest, "raw")
+            return None if data is None else len(data)
+        if digest in self._takedowns:
+            return None
+        if (cached := self._memory.get(digest, "raw")) is not None:
+            return len(cached)
+        return self._found(digest, await remote.size(digest))
+
+    async def load_part(self, digest: str, part: range) -> bytes | memoryview | None:
+        """Some of the raw bytes; None if they are lost or taken down. Raises `StoreUnavailable`.
+
+        A part that is read from far away cannot be compared with the hash of the whole.
+        """
+        cached = self._memory.get(digest, "raw")
+        if cached is None and (remote := self._blob_store.remote()) is not None:
+            self._mark_used(digest)
+            found = None if digest in self._takedowns else await remote.get_range(digest, part)
+            return None if digest in self._takedowns else self._found(digest, found)
+        data = await self.load(digest, "raw")
+        return None if data is None else memoryview(data)[part.start : part.stop]
+
+    async def presign(self, digest: str, seconds: int) -> str | None:
+        """A URL of the raw bytes for so long; None if they are lost or taken down.
+
+        Raises `StoreUnavailable`, also if there can be none.
+        """
+        remote = self._blob_store.remote()
+        if remote is None:
+            raise StoreUnavailable
+        if digest in self._takedowns:
+            return None
+        self._mark_used(digest)
+        return self._found(digest, await remote.presign(digest, seconds))
+
+    def _found(self, digest: str, found: T | None) -> T | None:
+        if found is None:
+            self._lost.add(digest)
+        return found
 
     async def _load(
         self, digest: str, representation: Representation, data: bytes | None

@@ -22,13 +22,13 @@ from gateway.cache.entries import (
 )
 from gateway.cache.image_index import ImageIndex, image_path
 from gateway.cache.indexed_image import ImageOrigin
-from gateway.cache.purge_markers import PurgeMarkers
+from gateway.cache.purge_markers import MARKERS, PurgeMarkers
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import is_taken_down
 from gateway.errors import StoreUnavailable, UpstreamFailure
 from gateway.images import Image, Representation
 from gateway.store.batch import Batch, Result, execute
-from gateway.store.commands import Entry
+from gateway.store.commands import Entry, Get, ReadEntry
 from gateway.store.protocol import Store
 
 EVICTED_AT_ONCE: Final = 100
@@ -90,6 +90,10 @@ class ImageCache:
         """Reads the entry of a fingerprint, for `looked_up`."""
         entry = self._entries.look_up(batch, fingerprint)
         return LookUp(fingerprint, entry, self._purge_markers.look_up(batch))
+
+    def reads(self, fingerprint: str) -> tuple[ReadEntry, Get]:
+        """The reads of `look_up`: the entry, and the markers of purges, None if there are none."""
+        return ReadEntry(fingerprint), MARKERS
 
     async def looked_up(self, look_up: LookUp) -> Entry:
         """The entry, which may be empty, without what a purge under way has removed.
@@ -359,6 +363,8 @@ class ImageCache:
                 self._entries.empty(batch, fingerprint, slots)
         for image_id, indexed in images.items():
             self._image_index.remove_evicted(batch, image_id, indexed)
+        # One kind after the other, as a cluster executes them fastest.
+        for image_id, indexed in images.items():
             if not is_full:
                 self._image_index.shorten_evicted(batch, image_id, indexed)
         await batch.execute()

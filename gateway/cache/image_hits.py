@@ -1,7 +1,7 @@
 """How often each image was delivered without being bought.
 
 Deliveries are counted in this worker's memory, and added to the store's counts in the background:
-a hit asks the store nothing more for it, and a kill loses those of the last second.
+a hit asks the store nothing more for it, and a kill loses those of the last seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import MAX_HITS, CountHits
 from gateway.store.protocol import Store
 
-WRITE_EVERY_SECONDS: Final = 1.0
+WRITE_EVERY_SECONDS: Final = 10.0
 
 MAX_WAITING: Final = 10_000
 """Images whose hits wait to be written. While the store is unavailable, others are not counted."""

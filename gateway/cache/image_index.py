@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from gateway.cache.blobs import Blobs
@@ -53,17 +52,6 @@ IMAGE_NAME: Final = re.compile(rf"img-(?P<id>[A-Za-z0-9]+)\.(?P<format>{'|'.join
 """The file name at the end of a link (`docs/reference/images-api.md#links`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedImage:
-    """An image that a link shows."""
-
-    digest: str
-    """SHA-256 of `data`, hex."""
-    format: str
-    """One of `MEDIA_TYPES`."""
-    data: bytes
-
-
 def image_path(image: Image) -> str:
     """The path of an image before it is signed; it ends in `IMAGE_NAME`."""
     return f"/images/img-{image.id}.{image.format}"
@@ -96,6 +84,8 @@ class ImageIndex:
             # without an origin may be there: links were given before the image was stored.
             expected = (bare.but_evicted().encode(), bare.encode())
             batch.add(SetValue(IMAGES, image.id, indexed.encode(), ttl, True, expected))
+        # One kind after the other: a cluster then needs a round trip for each kind, not each image.
+        for image in images.values():
             batch.add(AddToSet(IMAGES_BY_DIGEST, image.digest, (image.id,), ttl))
             self.add_to_source(batch, image)
 
@@ -212,8 +202,11 @@ class ImageIndex:
         }
         return found, sum(len(record.value or b"") for record in records.values())
 
-    async def open(self, image_id: str) -> ServedImage:
-        """An image with its bytes. Raises 404 for an unknown id, 410 if the bytes are lost."""
+    async def open(self, image_id: str) -> IndexedImage:
+        """The record of an image with bytes. Raises 404 for an unknown id, 410 after a take-down.
+
+        Its bytes may be lost all the same; then raise `image_gone`.
+        """
         indexed = await self.find(image_id)
         if indexed is None:
             raise GatewayError(
@@ -221,11 +214,15 @@ class ImageIndex:
                 type=INVALID_REQUEST,
                 code=ErrorCode.IMAGE_NOT_FOUND,
             )
-        data = None if indexed.is_tombstone else await self._blobs.load(indexed.digest, "raw")
-        if data is None:
-            raise GatewayError(
-                "This image was evicted or taken down.",
-                type=INVALID_REQUEST,
-                code=ErrorCode.IMAGE_GONE,
-            )
-        return ServedImage(indexed.digest, indexed.format, data)
+        if indexed.is_tombstone:
+            raise image_gone()
+        return indexed
+
+
+def image_gone() -> GatewayError:
+    """The bytes of an image were evicted or taken down."""
+    return GatewayError(
+        "This image was evicted or taken down.",
+        type=INVALID_REQUEST,
+        code=ErrorCode.IMAGE_GONE,
+    )

@@ -19,7 +19,7 @@ from gateway.cache.entries import decode_image
 from gateway.cache.tags import SPACE as TAGS
 from gateway.errors import ErrorCode, GatewayError
 from gateway.images import decode_fields
-from gateway.store.batch import Batch, Result, execute
+from gateway.store.batch import Batch, Result, execute, execute_kept
 from gateway.store.commands import CompareAndSet, Entry, Get, HasMember, ReadEntry, Slot, Write
 from gateway.store.protocol import Store
 
@@ -27,6 +27,9 @@ PURGES: Final = "purges"
 """The space of one record, `RUNNING`: the markers."""
 
 RUNNING: Final = "running"
+
+MARKERS: Final = Get(PURGES, RUNNING)
+"""Reads the record."""
 
 MAX_RUNNING: Final = 8
 """Every look-up reads all markers, so there are few."""
@@ -71,11 +74,11 @@ class PurgeMarkers:
 
     def look_up(self, batch: Batch) -> Result[bytes | None]:
         """Reads the markers, for `purged_slots`."""
-        return batch.add(Get(PURGES, RUNNING))
+        return batch.add(MARKERS)
 
     async def running(self) -> Sequence[PurgeMarker]:
         """All markers. Raises `StoreUnavailable`."""
-        found = await execute(self._store, Get(PURGES, RUNNING))
+        found = await execute_kept(self._store, MARKERS)
         return decode_markers(found)
 
     async def add(self, purge_id: str, kind: PurgeKind, value: str) -> PurgeMarker:
@@ -97,7 +100,7 @@ class PurgeMarkers:
         self, change: Callable[[Sequence[PurgeMarker]], Sequence[PurgeMarker]]
     ) -> None:
         for _ in range(WRITE_ATTEMPTS):
-            before = await execute(self._store, Get(PURGES, RUNNING))
+            before = await execute(self._store, MARKERS)
             markers = change(decode_markers(before))
             if len(markers) > MAX_RUNNING:
                 raise _too_many()

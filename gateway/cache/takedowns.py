@@ -1,11 +1,12 @@
 """Take-downs: which bytes may never be served again.
 
 Every worker has the whole list in memory, so that a check costs no request to the store, and
-refreshes it twice a second. How an image is taken down is `invalidation`.
+refreshes it when the store says that it has changed. How an image is taken down is `invalidation`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Collection, Iterable
 from typing import Final
@@ -13,18 +14,19 @@ from typing import Final
 from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, UpstreamFailure
 from gateway.failure_report import FailureReport, Reason
 from gateway.images import Usage
-from gateway.store.batch import Batch, execute
+from gateway.store.batch import Batch, execute_kept
 from gateway.store.commands import AddToSet, GetValue, SetValue
 from gateway.store.pages import scan_set
 from gateway.store.protocol import Store
 
 REFRESH_SECONDS: Final = 0.4
-"""All workers know a take-down in a second (`docs/reference/cache.md#purge-and-take-down`)."""
+"""How often a worker looks for take-downs if the store cannot tell it of one at once."""
 
 SPACE: Final = "takedowns"
 DIGESTS: Final = "digests"
 VERSION: Final = "version"
 FOREVER_SECONDS: Final = 100 * 365 * 86_400.0
+_READ_VERSION: Final = GetValue(SPACE, VERSION)
 
 
 class Takedowns:
@@ -35,6 +37,9 @@ class Takedowns:
         self._digests: frozenset[str] = frozenset()
         self._deleted: frozenset[str] = frozenset()
         self._version: bytes | None = None
+        self.changed = asyncio.Event()
+        """The list may have changed since the last refresh."""
+        store.kept.watch(_READ_VERSION, self.changed.set)
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -55,8 +60,9 @@ class Takedowns:
 
         The first refresh returns none of the list. Raises `StoreUnavailable`.
         """
+        self.changed.clear()
         # The version before the list: a change in between is read at the next refresh.
-        version = await execute(self._store, GetValue(SPACE, VERSION)) or b""
+        version = await execute_kept(self._store, _READ_VERSION) or b""
         if version != self._version:
             digests = frozenset([digest async for digest in scan_set(self._store, SPACE, DIGESTS)])
             # At the first refresh: other workers have deleted the bytes of these.

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from gateway.net.guard import Network, parse_allow_list
+from gateway.store.blobs.bucket_url import is_bucket, parse_bucket_url
 from gateway.store.redis.urls import REDIS_SCHEMES
 from gateway.values import (
     DURATION,
@@ -312,9 +313,12 @@ def parse_redis_url(value: object) -> str:
     """`redis://`, `rediss://` for TLS or `unix://`, also with user, password and database."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str) or text.strip().partition("://")[0] not in REDIS_SCHEMES:
-        raise UnshownValueError("redis://host:6379/0, or rediss://… for TLS")
+        raise UnshownValueError(
+            "redis://host:6379/0, rediss://… for TLS, redis+sentinel://host1,host2/service/0, or"
+            " redis+cluster://host1,host2/0"
+        )
     # Imported only here: redis-py takes longer than most commands on an embedded store.
-    from gateway.store.redis.pools import check_redis_url  # noqa: PLC0415
+    from gateway.store.redis.topology.opening import check_redis_url  # noqa: PLC0415
 
     try:
         check_redis_url(text.strip())
@@ -324,12 +328,21 @@ def parse_redis_url(value: object) -> str:
 
 
 def parse_blobs_url(value: object) -> str:
-    """The store of image bytes: another Redis, or a folder as `file:///…`."""
+    """The store of image bytes: a bucket, another Redis, or a folder as `file:///…`."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if isinstance(text, str) and is_bucket(text.strip()):
+        try:
+            parse_bucket_url(text.strip())
+        except ValueError as fault:
+            raise UnshownValueError(str(fault)) from None
+        return text.strip()
     if isinstance(text, str) and re.fullmatch(r"file:///[^?#\s]+", text.strip()):
         return text.strip()
     if not isinstance(text, str) or text.strip().partition("://")[0] not in REDIS_SCHEMES:
-        raise UnshownValueError("redis://host:6379/0, rediss://… for TLS, or file:///a/folder")
+        raise UnshownValueError(
+            "s3://bucket/prefix, gs://…, az://…, redis://host:6379/0, rediss://… for TLS, or "
+            "file:///a/folder"
+        )
     return parse_redis_url(value)
 
 
@@ -571,7 +584,9 @@ Budget = Annotated[
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url), _as_text("^https?://")]
 RedisUrl = Annotated[SecretStr, BeforeValidator(parse_redis_url), _as_text("^(?:rediss?|unix)://")]
 BlobsUrl = Annotated[
-    SecretStr, BeforeValidator(parse_blobs_url), _as_text("^(?:(?:rediss?|unix)://|file:///)")
+    SecretStr,
+    BeforeValidator(parse_blobs_url),
+    _as_text("^(?:(?:s3|gs|az|rediss?|unix)://|file:///)"),
 ]
 SigningKeys = Annotated[
     tuple[tuple[str, SecretStr], ...], BeforeValidator(parse_signing_keys), _as_text(":")

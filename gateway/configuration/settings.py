@@ -59,6 +59,7 @@ from gateway.configuration.fields import (
     UnshownValueError,
 )
 from gateway.configuration.origins import Origins
+from gateway.store.blobs.bucket_url import is_bucket
 
 
 class Section(BaseModel):
@@ -226,7 +227,8 @@ class StoreSettings(Section):
     data_dir: Folder = Path("data")
     """The folder of the embedded store, of image bytes and of the admin token."""
     blobs_url: BlobsUrl | None = None
-    """A separate store for image bytes: a second Redis or file:///…; empty: the main store."""
+    """A separate store for image bytes: a bucket of object storage (s3://, gs://, az://), a second
+    Redis or file:///…; empty: the main store."""
     limits_when_unavailable: Literal["refuse", "ignore"] = "refuse"
     """Whether keys with limits may buy while the store, which counts them, is unavailable."""
     allow_eviction: Switch = False
@@ -341,6 +343,8 @@ class CacheSettings(Section):
     """Which keys share images: all, those of one team, or none. A key can override it."""
     url_ttl_seconds: Seconds = Field(default=86_400.0, alias="url_ttl")
     """How long a link to an image works after the response that contains it."""
+    links: Literal["serve", "redirect"] = "serve"
+    """Whether the gateway sends the bytes of its links, or sends clients to the bucket for them."""
     derive_formats: Switch = False
     """Whether jpeg and webp are transcoded from a cached png instead of bought."""
     stores_prompts: Switch = Field(default=False, alias="store_prompts")
@@ -442,6 +446,16 @@ class Settings(Section):
             raise ValueError(
                 "either upstream, for one account, or upstreams, for several, but both have "
                 "values; move those of upstream into an entry of upstreams and delete the section"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _redirects_to_a_bucket(self) -> Settings:
+        url = self.store.blobs_url
+        if self.cache.links == "redirect" and not (url and is_bucket(url.get_secret_value())):
+            raise ValueError(
+                "cache.links: serve, unless the images are in a bucket: redirect needs a "
+                "GATEWAY_BLOBS_URL of s3://, gs:// or az://"
             )
         return self
 

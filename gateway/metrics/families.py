@@ -269,6 +269,9 @@ class CacheMetrics:
         self._evictions = create.counter(
             "cache_evictions_total", "Images evicted to keep within the bound"
         )
+        self.hits_from_memory = create.counter(
+            "memory_hits_total", "Requests whose key and entry this worker had in memory"
+        )
         self._damaged = create.counter(
             "cache_damaged_total", "Images whose bytes were damaged in the store"
         )

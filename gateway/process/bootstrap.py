@@ -21,10 +21,12 @@ import structlog
 
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
+from gateway.process.bucket_check import check_bucket
 from gateway.process.unusable_folder import FolderUnusable
 from gateway.room_settings import TOKEN_FILE, read_admin_token
 from gateway.store.batch import execute
 from gateway.store.blobs import folder_of
+from gateway.store.blobs.bucket_url import is_bucket
 from gateway.store.blobs.folder import find_shared_blobs, is_full_of_blobs
 from gateway.store.blobs.redis import RedisBlobs, open_redis_blobs
 from gateway.store.commands import Inspect, StoreFacts
@@ -165,7 +167,7 @@ def _create_admin_token(path: Path) -> None:
 
 
 async def check_store(settings: Settings) -> None:
-    """Refuses a Redis that no gateway can use. An unavailable Redis may still come up.
+    """Refuses a Redis or a bucket that no gateway can use. One that is unavailable may come up.
 
     Raises `SchemaMismatch` and `StoreMisconfigured`.
     """
@@ -175,7 +177,8 @@ async def check_store(settings: Settings) -> None:
                 with suppress(StoreUnavailable):
                     refuse_eviction(settings, await execute(store, Inspect()), store=store.name)
     blobs_url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
-    if blobs_url and not blobs_url.startswith("file:"):
+    await check_bucket(settings)
+    if blobs_url and not blobs_url.startswith("file:") and not is_bucket(blobs_url):
         async with open_redis_blobs(blobs_url) as blobs:
             await _is_usable(blobs)
 

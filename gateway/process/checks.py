@@ -29,6 +29,7 @@ from gateway.images import Image
 from gateway.net.guard import LinkBlocked
 from gateway.net.server_tls import EXPIRES_SOON_DAYS, BadPair, expiry_of, load_context
 from gateway.process.bootstrap import find_shared_files
+from gateway.process.bucket_check import bucket_of, examine_bucket
 from gateway.process.findings import Finding
 from gateway.process.open_purchases import check_open_purchases
 from gateway.process.plaintext import judge_plaintext
@@ -187,6 +188,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
             open_purchases = await check_open_purchases(settings, store)
             upstreams = await read_states(store, time.time())
             disabled = await check_switches(settings, store)
+            refusal = await store.kept.find_refusal()
     except (SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]
     except StoreUnavailable as error:
@@ -201,11 +203,14 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
         open_purchases,
         *judge_failures(upstreams, now=time.time()),
         *disabled,
+        *judge_tracking(refusal),
     ]
 
 
 async def _examine_images(settings: Settings) -> Sequence[Finding]:
-    """Whether a Redis of the images' own can be used; nothing if it can."""
+    """Whether a bucket or a Redis of the images' own can be used."""
+    if (bucket := bucket_of(settings)) is not None:
+        return await examine_bucket(bucket, signs=settings.cache.links == "redirect")
     url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else "file:"
     if url.startswith("file:"):
         return []
@@ -232,7 +237,19 @@ def _judge_configuration(settings: Settings, facts: StoreFacts) -> Sequence[Find
         judge_eviction(settings, facts),
         judge_persistence(facts),
         judge_bound(settings, facts),
+        *judge_replicas(settings, facts),
     ]
+
+
+def judge_tracking(refusal: str | None) -> Sequence[Finding]:
+    """Whether workers can keep what they have read (docs/reference/cache.md#hits-from-memory)."""
+    if refusal is None:
+        return []
+    message = (
+        f"Redis refuses CLIENT TRACKING ({refusal}), so every hit asks it: allow it "
+        "(+client|tracking), or connect without the proxy that refuses it."
+    )
+    return [Finding("hits from memory", "warning", message)]
 
 
 def judge_clock(facts: StoreFacts, *, host_now: float) -> Finding:
@@ -281,6 +298,24 @@ def judge_persistence(facts: StoreFacts) -> Finding:
         return Finding("persistence", "ok", message)
     message = "A restart of Redis loses keys, open purchases and the ledger: set appendonly yes."
     return Finding("persistence", "warning", message)
+
+
+def judge_replicas(settings: Settings, facts: StoreFacts) -> Sequence[Finding]:
+    """Whether a master that sentinels have replaced stops taking writes; nothing without them."""
+    url = settings.store.redis_url
+    if url is None or not url.get_secret_value().startswith("redis+sentinel:"):
+        return []
+    if facts.needs_replica:
+        message = (
+            "the master refuses writes without a replica; make sure that min-replicas-max-lag, "
+            "which INFO does not show, is at most 10"
+        )
+        return [Finding("replicas", "ok", message)]
+    message = (
+        "A master that was cut off and replaced goes on taking writes, which are lost: set "
+        "min-replicas-to-write 1 and min-replicas-max-lag 2 on every Redis that may be master."
+    )
+    return [Finding("replicas", "warning", message)]
 
 
 def judge_bound(settings: Settings, facts: StoreFacts) -> Finding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import SecretStr
 
@@ -130,6 +130,13 @@ def _stores(settings: Settings) -> Found:
     }
     for (name, variable, contents), secret in given.items():
         url = _parts(secret)
+        endpoint = urlsplit(dict(parse_qsl(url.query)).get("endpoint", "") if url else "")
+        if endpoint.scheme == "http" and is_public_host(endpoint.hostname or ""):
+            message = (
+                f"{contents} travel in plain text to the bucket at {endpoint.hostname}: give "
+                f"{variable} an https:// endpoint."
+            )
+            yield name, message
         if url is not None and url.scheme == "redis" and is_public_host(url.hostname or ""):
             also = ", and its password," if url.password else ""
             message = (

@@ -71,6 +71,8 @@ class RequestContext:
     """It was counted against the key's requests."""
     was_looked_up: bool = False
     """It was admitted, and its entry was read."""
+    is_from_memory: bool = False
+    """It was admitted, and its entry found, without the store."""
     interpretation: tuple[Any, Any] | None = None
     """Of a body that this worker did not know, for `Interpreter.remember`."""
     cache_policy: CachePolicy = _DEFAULT_CACHE_POLICY

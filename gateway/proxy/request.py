@@ -1,10 +1,10 @@
 """One request: interpret → admit → look up → hit, follow or buy → answer.
 
 The first file to read: it has the order of the steps. Next to it, `interpret` reads the request,
-`images` decides between hit, following and buying, and `store_outage` answers while the store is
-unavailable. The work is in the packages below: `request/` validates, `access/` knows the keys,
-`billing/` counts, `cache/` stores, and `purchasing/` buys. HTTP is `api/`, which passes a
-`RequestContext` in and renders the result.
+`memory` finds hits that need no store, `images` decides between hit, following and buying, and
+`store_outage` answers while the store is unavailable. The work is in the packages below: `request/`
+validates, `access/` knows the keys, `billing/` counts, `cache/` stores, and `purchasing/` buys.
+HTTP is `api/`, which passes a `RequestContext` in and renders the result.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from gateway.proxy.context import RequestContext
 from gateway.proxy.idempotency import IdempotentImages
 from gateway.proxy.images import Images, missing_from, usable_images
 from gateway.proxy.interpret import ImageQuery, Interpreter
+from gateway.proxy.memory import Memory
 from gateway.proxy.parallel import peek_slots
 from gateway.proxy.recording import Recorder
 from gateway.proxy.result import Answer, DryRun
@@ -60,6 +61,7 @@ class Proxy:
         cache: ImageCache,
         images: Images,
         *,
+        memory: Memory,
         idempotent_images: IdempotentImages,
         store_outage: StoreOutage,
         recorder: Recorder,
@@ -69,6 +71,7 @@ class Proxy:
         self._interpreter = interpreter
         self._cache = cache
         self._images = images
+        self._memory = memory
         self._idempotent_images = idempotent_images
         self._store_outage = store_outage
         self._recorder = recorder
@@ -107,7 +110,10 @@ class Proxy:
                 return await self._dry_run(context, query, entry)
             self._interpreter.remember(context)
             if query.headers.idempotency_key is None:
-                return await self._images.answer(context, query, entry)
+                answer = await self._images.answer(context, query, entry)
+                if answer.outcome == "hit":
+                    self._memory.learn(context, query)
+                return answer
             return await self._idempotent_images.answer(context, query, entry)
         except StoreUnavailable:
             # The admission may have replaced the key before the store failed. The query for that
@@ -179,6 +185,7 @@ class Proxy:
         self._keys.mark_confirmed(context.key)
         context.record = context.record.but(time=admission.now)
         context.limits = quota.admission_states(context.principal, admission)
+        self._memory.note_limits(context)
         if admission.denied is not None:
             raise quota.refuse_admission(context.principal, admission)
         context.note_shadowed(quota.shadowed_by_admission(context.principal, admission))
@@ -190,12 +197,17 @@ class Proxy:
     ) -> tuple[ImageQuery, Entry]:
         """Counts the request and reads its entry, in one round trip.
 
+        A hit that has nothing to count, and whose key and entry this worker has kept, needs none.
+
         The admission also compares the records that the key and its limits were read from with the
         store's. If one was changed, the
         request is interpreted again with the new key, and the returned query may differ from the
         given one. Raises `LimitExceeded`.
         """
         for _ in range(ADMISSION_ATTEMPTS):
+            if (entry := self._memory.look_up(context, query)) is not None:
+                self._use_memory(context, entry)
+                return query, entry
             batch = Batch(self._store)
             admission = None
             if not context.is_admitted:
@@ -207,6 +219,13 @@ class Proxy:
                 return query, await self._cache.looked_up(look_up)
             query = await self._interpret(context, query.body)
         raise self._changed_too_often(context)
+
+    def _use_memory(self, context: RequestContext, entry: Entry) -> None:
+        """Admits a request by what this worker has kept."""
+        self._keys.mark_confirmed(context.key)
+        context.record = context.record.but(time=entry.now)
+        context.limits = self._memory.known_limits(context)
+        context.is_admitted = context.was_looked_up = context.is_from_memory = True
 
     def _changed_too_often(self, context: RequestContext) -> GatewayError:
         return GatewayError(

@@ -301,6 +301,8 @@ class AccountQueue:
                     for purchase in seen:
                         if purchase in account.purchases:
                             account.purchases[purchase].end()
+                    if turns.has_more:
+                        continue
                     pause = turns.next_in or BLOCKED_SECONDS
                     if self._clock() - places_at >= MAX_PAUSE_SECONDS:
                         places_at = self._clock()

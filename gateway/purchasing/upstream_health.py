@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from gateway.errors import ErrorCode, UpstreamFailure
 from gateway.failure_report import Reason
 from gateway.images import ImageRequest, Record
-from gateway.store.batch import execute
+from gateway.store.batch import execute, execute_kept
 from gateway.store.commands import CompareAndSet, Get, ScanRecords, Write
 from gateway.store.protocol import Store
 from gateway.stored import read_stored
@@ -334,7 +334,7 @@ class UpstreamHealth:
                 self._pending = written.before(self._pending)
 
     async def _read(self) -> bytes | None:
-        found = await execute(self._store, Get(SPACE, self._name))
+        found = await execute_kept(self._store, Get(SPACE, self._name))
         state = found and read_stored("upstream", found, UpstreamState.decode, name=self._name)
         self._seen = _without_expired(state or UpstreamState(self._name), self._clock())
         return found

@@ -1,11 +1,12 @@
 """Accounts at upstream that the operator has taken out of service, while gateways run.
 
-The list is in the store, and every worker of every gateway reads it several times a second. While
+The list is in the store, and every worker of every gateway learns of a change at once. While
 the store is unavailable, the last known list holds. Purchases under way go on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import structlog
 
 from gateway.access.audit import Actor, AuditEvent, audit_write
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, StoreUnavailable
-from gateway.store.batch import execute
+from gateway.store.batch import execute, execute_kept
 from gateway.store.commands import CompareAndSet, Get, ScanRecords, Write
 from gateway.store.protocol import Store
 from gateway.stored import read_stored
@@ -24,10 +25,11 @@ from gateway.values import nearest
 
 SPACE: Final = "upstream_switches"
 REFRESH_SECONDS: Final = 0.4
-"""All workers know a change within a second."""
+"""How often a worker looks for a change if the store cannot tell it of one at once."""
 MAX_REASON: Final = 200
 """Characters."""
 _ATTEMPTS: Final = 5
+_READ: Final = ScanRecords(SPACE)
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +72,9 @@ class UpstreamSwitches:
         self._clock = clock
         self._disabled: Mapping[str, Switch] = {}
         self._is_read = False
+        self.changed = asyncio.Event()
+        """The list may have changed since the last refresh."""
+        store.kept.watch(_READ, self.changed.set)
 
     def is_disabled(self, name: str) -> bool:
         """Whether an account is out of service, as far as this worker knows."""
@@ -81,7 +86,8 @@ class UpstreamSwitches:
 
     async def refresh(self) -> None:
         """Reads the list. Raises `StoreUnavailable`."""
-        page = await execute(self._store, ScanRecords(SPACE, ""))
+        self.changed.clear()
+        page = await execute_kept(self._store, _READ)
         found = {
             name: read_stored("upstream_switch", data, Switch.decode, name=name)
             for name, data in page.records.items()

@@ -6,7 +6,7 @@ and `blobs` has the stores of image bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -29,11 +29,38 @@ class Watch(Protocol):
         """
 
 
+class KeptReads(Protocol):
+    """Results of reads that this process keeps until the store says that they have changed.
+
+    What `find` returns was true at most 100 ms ago, or 2 s ago if the connection to the store was
+    cut without a word (`docs/reference/cache.md#hits-from-memory`). Which reads can be kept is in
+    `kept_reads`.
+    """
+
+    def find(self, commands: Sequence[Command[Any]]) -> list[Any] | None:
+        """The results, if all of them are kept and hold now. Nothing is sent."""
+
+    def fill(self, commands: Sequence[Command[Any]]) -> None:
+        """Reads what is not kept yet, in the background, if the store can say that it changes."""
+
+    def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
+        """Calls `notify` on the event loop when the result of `command` may have changed.
+
+        Not without `fill`: the store tells only of what was read.
+        """
+
+    async def find_refusal(self) -> str | None:
+        """Why the store refuses to say what changes; None if it does not, or cannot be reached."""
+
+
 class Store(Protocol):
     """The state of all gateways that share it. One is open per process."""
 
     name: str
     """Where it is, for logs and messages; never contains a password."""
+
+    kept: KeptReads
+    """Reads of this store that cost no round trip."""
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Executes commands in order, in one round trip; returns their results in that order.
@@ -47,11 +74,37 @@ class Store(Protocol):
         """Watches a flight. Enter it *before* reading the state that decides whether to wait."""
 
 
+class RemoteBlobs(Protocol):
+    """What a blob store can do whose bytes are far away: read parts, and send clients there.
+
+    Every method raises `errors.StoreUnavailable` if the store cannot be reached.
+    """
+
+    async def size(self, digest: str) -> int | None:
+        """How many bytes are stored; None if none are."""
+
+    async def get_range(self, digest: str, part: range) -> bytes | None:
+        """The bytes in a range that is not empty; None if they are not stored.
+
+        They cannot be compared with the digest.
+        """
+
+    async def presign(self, digest: str, seconds: int) -> str | None:
+        """A URL at which anyone can read the bytes for so long; None if they are not stored.
+
+        Raises `errors.StoreUnavailable` too if the credentials cannot sign.
+        """
+
+
 class BlobStore(Protocol):
     """Image bytes by digest: their SHA-256 as 64 lower-case hex digits.
 
     Every method that does I/O raises `errors.StoreUnavailable` if the store cannot be reached.
     """
+
+    listing_seconds: float | None
+    """How often one worker of all gateways may scan and sweep, because each list costs money; None:
+    every worker does when it likes."""
 
     async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """Stores bytes for at least `ttl_seconds`; putting them again can only extend that.
@@ -87,6 +140,9 @@ class BlobStore(Protocol):
 
     async def sweep(self, limit: int) -> int:
         """Removes up to `limit` expired blobs; 0 in a store that expires them itself."""
+
+    def remote(self) -> RemoteBlobs | None:
+        """The same bytes, read in parts or by clients; None: they are near, so read them whole."""
 
     def ephemeral(self) -> BlobStore:
         """A separate blob store in the same place for bytes that live for minutes.

@@ -42,7 +42,7 @@ class InstrumentedStore:
         self._on_result = on_result
         self._has_failed = False
         self.reason: str | None = None
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As `Store.execute`."""
@@ -80,7 +80,7 @@ class LimitedStore:
         self._queue: deque[asyncio.Future[bool]] = deque()
         self._admission_queue: deque[asyncio.Future[bool]] = deque()
         """Futures of the queued batches: whether it is their turn, or the store is unavailable."""
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As `Store.execute`."""
@@ -93,7 +93,7 @@ class LimitedStore:
         try:
             return await self._store.execute(commands)
         except StoreUnavailable as error:
-            if not isinstance(error, StoreFull):
+            if not (isinstance(error, StoreFull) or error.is_partial):
                 # Otherwise each queued batch would time out in its turn.
                 self._fail_queued()
             raise
@@ -141,7 +141,7 @@ class EvictingStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.make_room: Callable[[], Awaitable[None]] | None = None
         self._full = Condition(
             log,

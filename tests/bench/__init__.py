@@ -5,5 +5,5 @@ run: the upstream itself, nginx in the gateway's place, and a bare aiohttp handl
 round trip to Redis or to upstream. The client is wrk with one thread and keep-alive.
 
 `cells` defines the measurements and their floors, `servers` runs the servers, `load` runs wrk, and
-`table` prints the results. `make test` runs nothing of this package.
+`table` prints the results. `make test` measures nothing. `sizing` is another command, `make scale`.
 """

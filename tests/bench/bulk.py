@@ -67,13 +67,19 @@ def in_flight_rows(folder: Path, redis_url: str) -> Iterator[Row]:
     """Memory of the worker while thousands of purchases are in flight, minus that when idle."""
     print("in flight …", file=sys.stderr)  # noqa: T201
     count = min(IN_FLIGHT, (raise_descriptor_limit() - 200) // 2)
+    held, idle = in_flight_memory(folder, redis_url, count)
+    yield in_flight_row(count, (held - idle) / count)
+
+
+def in_flight_memory(folder: Path, redis_url: str, count: int) -> tuple[int, int]:
+    """The worker's memory with `count` purchases in flight, and that when idle."""
     with _run(folder, redis_url, size_bytes=SIZES["2 KB"]) as (upstream, gateway):
         with _crowd(gateway, upstream, WARM_UP, least_bytes=SIZES["2 KB"]):
             pass
         idle = _memory(gateway.worker, "VmRSS")
         with _crowd(gateway, upstream, count, least_bytes=SIZES["2 KB"]):
             held = _memory(gateway.worker, "VmRSS")
-    yield in_flight_row(count, (held - idle) / count)
+    return held, idle
 
 
 def large_rows(folder: Path, redis_url: str) -> Iterator[Row]:

@@ -2,8 +2,9 @@
 
 Each answer has a different image. Runs as its own process:
 
-    python -m tests.bench.holding PORT ANSWER_FILE
+    python -m tests.bench.holding PORT ANSWER_FILE [open]
 
+With `open` it holds none: each is answered at once.
 `GET /held` returns how many requests are held, `PUT /release` releases them.
 """
 
@@ -64,13 +65,14 @@ class Gate:
         self._opened = asyncio.Event()
 
 
-def create_app(answer: bytes) -> web.Application:
-    """Answers every POST once it is released."""
+def create_app(answer: bytes, *, holds: bool = True) -> web.Application:
+    """Answers every POST, with `holds` once it is released."""
     gate, answers = Gate(), distinct_answers(answer)
 
     async def generate(request: web.Request) -> web.StreamResponse:
         await request.read()
-        await gate.wait()
+        if holds:
+            await gate.wait()
         parts = next(answers)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.content_length = sum(map(len, parts))
@@ -95,10 +97,10 @@ def create_app(answer: bytes) -> web.Application:
 
 def main() -> None:
     """Serves until the process is terminated."""
-    port, answer_file = sys.argv[1:]
+    port, answer_file, *is_open = sys.argv[1:]
     raise_descriptor_limit()
     os.nice(LOW_PRIORITY)
-    app = create_app(Path(answer_file).read_bytes())
+    app = create_app(Path(answer_file).read_bytes(), holds=not is_open)
     loop = uvloop.new_event_loop()
     web.run_app(
         app,

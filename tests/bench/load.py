@@ -41,6 +41,8 @@ class Speed:
 
     per_second: float
     p50_ms: float
+    requests: int = 0
+    """The number of answers."""
 
 
 def known_prompt(number: int) -> str:
@@ -71,7 +73,8 @@ def run_wrk(target: Target, cell: Cell, *, seconds: int, known_images: int = 1) 
         raise Failed(f"wrk could not measure {target.name}: {done.stderr.strip()}")
     result = json.loads(lines[-1])
     _check(target, result, least_bytes=SIZES[cell.size])
-    return Speed(result["requests"] / result["duration_micros"] * 1e6, result["p50_micros"] / 1000)
+    per_second = result["requests"] / result["duration_micros"] * 1e6
+    return Speed(per_second, result["p50_micros"] / 1000, result["requests"])
 
 
 def _check(target: Target, result: Mapping[str, int], *, least_bytes: int) -> None:

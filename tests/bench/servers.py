@@ -106,19 +106,29 @@ def _generations(base_url: str) -> str:
 
 @contextmanager
 def run_gateway(
-    setup: Setup, name: str, redis_url: str | None, *, memory_bytes: int | None = None
+    setup: Setup,
+    name: str,
+    redis_url: str | None,
+    *,
+    memory_bytes: int | None = None,
+    workers: int = 1,
 ) -> Iterator[Target]:
-    """One worker with all features: key, limits, ledger, metrics, and the log in a file."""
+    """A gateway with all features: key, limits, ledger, metrics, and the log in a file."""
     folder = setup.folder / name
     options = {
         "upstream": {"name": setup.size},  # otherwise all sizes would share entries
         "cache": {"memory_bytes": memory_bytes},  # None: the default
     }
     with start_processes(
-        folder, setup.upstream, workers=1, redis_url=redis_url, options=options, may_fork=False
+        folder,
+        setup.upstream,
+        workers=workers,
+        redis_url=redis_url,
+        options=options,
+        may_fork=False,
     ) as processes:
         secret = _create_key(processes.url, f"{name} {setup.size}")
-        (worker,) = processes.workers()
+        worker, *_ = processes.workers()
         headers = {"Authorization": f"Bearer {secret}"}
         yield Target(name, f"{processes.url}/{PATH}", headers, worker)
 

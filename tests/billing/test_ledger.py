@@ -13,7 +13,7 @@ import redis
 from structlog.testing import capture_logs
 
 from gateway.billing import ledger as ledger_module
-from gateway.billing.ledger import Ledger, LedgerSettings
+from gateway.billing.ledger import INSPECT_EVERY_SECONDS, Ledger, LedgerSettings
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.images import Record
 from gateway.store.batch import execute
@@ -32,7 +32,7 @@ class FailingStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.error: StoreUnavailable | None = None
         self.loses_replies = False
 
@@ -211,13 +211,15 @@ async def test_what_an_outage_drops_is_bounded_and_logged_once(
 
 
 async def test_free_records_may_have_an_eighth_of_maxmemory(redis_url: str) -> None:
+    now = 1000.0
     async with open_redis_store(redis_url) as store:
-        ledger = Ledger(store)
+        ledger = Ledger(store, clock=lambda: now)
         with redis.Redis.from_url(redis_url) as client:
             await execute(store, Append((b"r" * 936,) * 500))
             assert await ledger.trim(LEDGER_END) == 0
             await execute(store, Append((b"r" * 936,) * 500))
             client.config_set("maxmemory", 8 * 700 * 1000)
+            now += INSPECT_EVERY_SECONDS
             try:
                 assert await ledger.trim(LEDGER_END) == 300
             finally:

@@ -250,7 +250,7 @@ class Interrupted:
     def __init__(self, store: Store, chance: random.Random) -> None:
         self._store = store
         self._chance = chance
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         outcome = self._chance.random()

@@ -107,8 +107,9 @@ def has_setting(key: str) -> bool:
 
 
 def has_address(scheme: str) -> bool:
+    service = "/images" if scheme == "redis+sentinel://" else ""
     try:
-        parse_redis_url(f"{scheme}redis")
+        parse_redis_url(f"{scheme}redis{service}")
     except ValueError:
         return False
     return True

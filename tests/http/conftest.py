@@ -21,15 +21,19 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.stores import TOPOLOGIES
 
 OpenGateway = Callable[..., AbstractAsyncContextManager[InProcess]]
 """Opens another gateway on the test's store; keyword arguments are sections of its settings."""
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 def store_url(request: pytest.FixtureRequest) -> str | None:
-    """Each test runs on both stores; None is the embedded one."""
-    return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+    """Each test runs on all stores; None is the embedded one."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
 
 
 @pytest.fixture

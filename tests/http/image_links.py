@@ -69,6 +69,7 @@ class Album:
             method,
             URL(client.url + (path or self.path), encoded=True),
             headers={name.replace("_", "-"): value for name, value in headers.items()},
+            allow_redirects=False,
         ) as response:
             return Reply(response.status, response.headers, await response.read())
 
@@ -107,9 +108,10 @@ def request(method: str, target: str, *lines: str, last: bool = False) -> str:
 
 
 @asynccontextmanager
-async def open_album(folder: Path, upstream: Upstream) -> AsyncIterator[Album]:
-    """Opens a gateway on the embedded store and buys an image."""
-    settings = make_settings(folder, upstream.base_url, server={"signing_keys": f"{KID}:{SECRET}"})
+async def open_album(folder: Path, upstream: Upstream, **given: object) -> AsyncIterator[Album]:
+    """Opens a gateway on the embedded store, with further settings, and buys an image."""
+    server = {"signing_keys": f"{KID}:{SECRET}"}
+    settings = make_settings(folder, upstream.base_url, server=server, **given)
     async with run_gateway(settings) as gateway:
         alice = await gateway.client.with_key()
         by_link = await alice.ask(model="dall-e-3", response_format="url")

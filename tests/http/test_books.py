@@ -37,6 +37,7 @@ from tests.http.conftest import OpenGateway
 from tests.http.test_recovery import QUICK, SLOW, LosesResult, until_purchases
 from tests.journals import estimate, leave_purchase
 from tests.moved_calendar import MovedCalendar, before_new_year
+from tests.nothing_kept import NothingKept
 from tests.waiting import GENEROUS_SECONDS, eventually, generous
 
 
@@ -228,6 +229,8 @@ async def test_a_purchase_during_an_outage_has_the_time_of_its_late_reservation(
 
 
 class _Unavailable:
+    kept = NothingKept()
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -341,7 +344,7 @@ class LosesCorrection:
     """A store that executes the first correction, but loses its result."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self._store = store
         self.has_lost = False

@@ -425,7 +425,7 @@ class LateRenewals:
     """A store that executes renewals late, even if they are cancelled."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self._store = store
 
@@ -446,7 +446,7 @@ class FailingResults:
     """A store that is unavailable to the first `failures` batches with a result."""
 
     def __init__(self, store: Store, failures: int) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self.failures = failures
         self._store = store

@@ -50,7 +50,7 @@ class CountedStore:
     """A store that counts look-ups of keys."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self.look_ups = 0
         self._store = store

@@ -47,8 +47,10 @@ from tests.gateways import (
     run_processes,
     run_upstream,
 )
+from tests.redis_cluster import run_redis_cluster
 from tests.redis_server import run_redis_server
-from tests.stores import usually_on
+from tests.sentinel_servers import run_sentinel_servers
+from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually
 
 LOOKED_UP = ("Admit", "ReadEntry")
@@ -57,7 +59,8 @@ COMPLETED = ("Receive", "StoreImages", "Settle", "Publish")
 
 
 pytestmark = [
-    usually_on("redis", fixture="arena_url"),  # every death starts a new process
+    # Every death starts a new process.
+    usually_on("redis", fixture="arena_url", more=TOPOLOGIES),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
@@ -279,9 +282,15 @@ def arena_url(
     """The store: the embedded one, or a Redis that no other test empties."""
     if request.param == "sqlite":
         yield None
-        return
-    with run_redis_server(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+    elif request.param == "cluster":
+        with run_redis_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+            yield cluster.url
+    elif request.param == "sentinel":
+        with run_sentinel_servers(tmp_path_factory.mktemp("sentinel")) as servers:
+            yield servers.url
+    else:
+        with run_redis_server(tmp_path_factory.mktemp("redis")) as url:
+            yield url
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -441,7 +441,7 @@ class LosesResult:
     def __init__(
         self, store: Store, command: type[Command[Any]], *, error: type[StoreUnavailable]
     ) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self._store = store
         self._command: type[Command[Any]] | None = command
@@ -484,7 +484,7 @@ class RunsLate:
     """A store that executes the first reservation only when `catch_up` is called."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self._store = store
         self._late: Sequence[Command[Any]] = ()
@@ -584,7 +584,7 @@ class LosesLease:
     """A store that loses each lease just before it is renewed."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self._store = store
 

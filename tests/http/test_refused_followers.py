@@ -36,7 +36,7 @@ class Watched:
     """
 
     def __init__(self, store: Store, may_reserve: asyncio.Event) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self.counts: Counter[type] = Counter()
         self._store = store

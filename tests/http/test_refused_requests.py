@@ -397,7 +397,7 @@ class Batches:
     """A store that writes down the commands of each batch."""
 
     def __init__(self, store: Store, batches: list[Sequence[str]]) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self._store = store
         self._batches = batches

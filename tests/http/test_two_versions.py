@@ -30,7 +30,7 @@ class NewerStore:
     """Adds a field to every JSON object that a command writes."""
 
     def __init__(self, store: Store) -> None:
-        self.name = store.name
+        self.name, self.kept = store.name, store.kept
         self.watch = store.watch
         self._store = store
         self.written: set[str] = set()

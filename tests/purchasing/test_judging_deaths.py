@@ -13,6 +13,7 @@ from gateway.errors import StoreUnavailable
 from gateway.purchasing.recovery import Recovery
 from gateway.store.commands import Deregister, ExpiredWorkers, OpenJournals
 from gateway.store.protocol import Command, Watch
+from tests.nothing_kept import NothingKept
 
 DEAD_AFTER = 15.0
 
@@ -25,6 +26,7 @@ class Workers:
     now: float = 1000.0
     recovered: list[str] = field(default_factory=list)
     name = "a store of heartbeats"
+    kept = NothingKept()
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         if self.late is None:

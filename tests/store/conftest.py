@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from gateway.store.blobs import open_blob_store
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore, Store
 from tests.conftest import OpenStore
+from tests.providers import AZURITE_KEY, run_azurite, run_moto
 from tests.redis_server import restricted
 
 
@@ -28,11 +31,44 @@ async def other(open_store: OpenStore) -> AsyncIterator[Store]:
         yield opened
 
 
-@pytest.fixture(params=["folder", "redis"])
-async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BlobStore]:
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a bucket at moto."""
+    with run_moto(tmp_path_factory.mktemp("moto")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a container at Azurite."""
+    with run_azurite(tmp_path_factory.mktemp("azurite")) as url:
+        yield url
+
+
+@pytest.fixture(
+    params=[
+        "folder",
+        "redis",
+        "bucket",
+        pytest.param("moto", marks=pytest.mark.long),
+        pytest.param("azurite", marks=pytest.mark.long),
+    ]
+)
+async def blobs(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[BlobStore]:
     """An empty blob store of each kind."""
     if request.param == "folder":
         yield FolderBlobs(tmp_path / "blobs")
+        return
+    if request.param != "redis":
+        url = request.getfixturevalue("bucket_url")
+        if request.param != "bucket":
+            monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", AZURITE_KEY)
+            url = request.getfixturevalue(request.param)
+            url = url.replace("a/prefix", f"a/{secrets.token_hex(4)}")
+        async with open_blob_store(url) as opened:
+            yield opened
         return
     async with open_redis_blobs(restricted(request.getfixturevalue("redis_url"))) as opened:
         yield opened

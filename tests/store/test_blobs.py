@@ -176,5 +176,5 @@ async def test_a_blob_store_is_opened_by_the_scheme_of_its_url(
 
 @pytest.mark.parametrize("url", ["ftp://:hunter2@host/", "hunter2", ""])
 def test_another_scheme_is_refused_without_quoting_the_url(url: str) -> None:
-    with pytest.raises(ValueError, match=r"begins with one of redis://, rediss://, file://\.$"):
+    with pytest.raises(ValueError, match=r"begins with one of redis://, .*, az://\.$"):
         open_blob_store(url)

@@ -67,7 +67,8 @@ async def test_a_store_says_how_much_it_uses_and_has(store: Store) -> None:
     before = await execute(store, MeasureStore())
     await execute(store, Append((b"x" * 1000,) * 2000))
     after = await execute(store, MeasureStore())
-    assert 1_500_000 < after.used_bytes - before.used_bytes < 4_000_000
+    # A cluster says how full its fullest node is, as a part of all memory.
+    assert 1_500_000 < after.used_bytes - before.used_bytes < 3 * 4_000_000
     assert after.used_bytes < after.capacity_bytes
 
 

@@ -14,8 +14,9 @@ from gateway.errors import StoreFull, StoreUnavailable
 from gateway.images import Expected
 from gateway.store.batch import execute
 from gateway.store.commands import Admit, CompareAndSet, Get, Heartbeat, Write
-from gateway.store.protocol import Command, Store, Watch
+from gateway.store.protocol import Command, KeptReads, Store, Watch
 from gateway.store.wrappers import MAX_CONCURRENT_BATCHES, LimitedStore
+from tests.nothing_kept import NothingKept
 from tests.waiting import turns
 
 
@@ -34,6 +35,7 @@ class SlowStore:
     """A store whose batches run until the test ends them."""
 
     name: str = "slow"
+    kept: KeptReads = field(default_factory=NothingKept)
     started: list[Command[Any]] = field(default_factory=list)
     running: list[asyncio.Future[list[Any]]] = field(default_factory=list)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -33,16 +33,17 @@ from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
 from gateway.store.commands import Consumption, Counter, Slot, Write
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.protocol import Command, Store
-from gateway.store.redis.client import TIMEOUT_SECONDS, redacted_url
 from gateway.store.redis.commands import encode
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import RedisStore, open_redis_store
+from gateway.store.redis.urls import TIMEOUT_SECONDS, redacted_url
 from gateway.store.wrappers import InstrumentedStore
-from tests.redis_server import skip_without_server
+from tests.redis_server import binary, skip_without_tls
 from tests.store.pages import read_set
 from tests.waiting import GENEROUS_SECONDS, generous, until
 
 TLS = Path(__file__).parent.parent / "tls"
+README = Path(__file__).parent.parent.parent / "README.md"
 DAY = 86_400
 BOOKS = "igw:{books}:"
 
@@ -56,10 +57,7 @@ class Server:
         self.url = f"unix://{folder}/s"
 
     def start(self, *options: str) -> None:
-        binary = shutil.which("redis-server")
-        if binary is None:
-            skip_without_server()
-        command = [str(binary), "--port", "0", "--unixsocket", "s", "--dir", str(self._folder)]
+        command = [binary(), "--port", "0", "--unixsocket", "s", "--dir", str(self._folder)]
         persistence = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
         self._process = subprocess.Popen(
             [*command, *persistence, *options], stdout=subprocess.DEVNULL
@@ -132,19 +130,15 @@ class TestUrls:
             ("rediss://team:hunter2@[::1]:6379?ssl_cert_reqs=none", "rediss://[::1]:6379"),
             ("redis://team:p%40ss@hunter2@cache.example/0", "redis://cache.example/0"),
             ("unix:///run/redis.sock?password=hunter2&db=2", "unix:///run/redis.sock"),
+            (
+                "redis+cluster://team:hunter2@a:6380,[::1]?ssl=true",
+                "redis+cluster://a:6380,[::1]/0",
+            ),
         ],
     )
     async def test_the_name_is_the_url_without_secrets(self, url: str, name: str) -> None:
         async with open_redis_store(url) as store:
             assert store.name == name
-
-    @pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster"])
-    async def test_an_unsupported_scheme_is_refused_in_one_line(self, scheme: str) -> None:
-        with pytest.raises(
-            ValueError, match=r"^redis\+\w+:// is not supported yet; use redis://, "
-        ):
-            async with open_redis_store(f"{scheme}://:hunter2@host:26379/0"):
-                pass
 
     @pytest.mark.parametrize(
         "url",
@@ -479,6 +473,19 @@ class TestRoundTrips:
             assert len(await execute(store, commands.ReadLedger())) == 50
 
 
+@pytest.mark.skipif(
+    "CI" not in os.environ and "REDIS_SERVER" not in os.environ,
+    reason="at home, any server may be installed",
+)
+def test_the_readme_names_the_version_of_this_server(server: Server) -> None:
+    with server.client() as client:
+        info = client.info("server")
+    version = info.get("valkey_version") or info["redis_version"]
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    tested = re.findall(r"(?m)^\| ((?:Redis|Valkey) \d+\.\d+) \|", README.read_text())
+    assert f"{name} {'.'.join(version.split('.')[:2])}" in tested
+
+
 def _reads(client: redis.Redis) -> int:
     return int(client.info("stats")["total_reads_processed"])
 
@@ -487,6 +494,7 @@ class TestTls:
     async def test_commands_and_blobs_are_sent_over_tls_with_a_password(
         self, stopped: Server
     ) -> None:
+        skip_without_tls()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

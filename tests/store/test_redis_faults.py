@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -26,9 +27,10 @@ from gateway.store.redis.client import PROBE_SECONDS
 from gateway.store.redis.faults import code_of
 from gateway.store.redis.rights import BLOB_COMMANDS, STORE_COMMANDS, acl_rule
 from gateway.store.redis.store import open_redis_store
+from gateway.store.redis.topology.addresses import Address
 from tests.failover import run_redis_pair
 from tests.ports import free_port
-from tests.redis_server import binary, restricted, run_redis_server
+from tests.redis_server import binary, restricted, run_redis_server, skip_without_tls
 from tests.waiting import eventually, pass_time, until
 
 TLS = Path(__file__).parent.parent / "tls"
@@ -210,7 +212,9 @@ async def test_a_node_of_a_cluster_is_not_supported(tmp_path: Path, check: Check
     bus = str(free_port())  # by default ten thousand above the port, which may be too high
     with run_with(tmp_path, "--cluster-enabled", "yes", "--cluster-port", bus) as port:
         assert "cluster that is down" in await check(f"redis://127.0.0.1:{port}/0")
-        assert "Redis Cluster" in await check(f"redis://127.0.0.1:{port}/1")
+        other_database = await check(f"redis://127.0.0.1:{port}/1")
+        # Valkey 9 may have several databases in a cluster.
+        assert "Redis Cluster" in other_database or "no database of this number" in other_database
 
 
 @asynccontextmanager
@@ -251,6 +255,7 @@ async def test_a_server_that_refuses_or_is_no_redis(
 class TestTls:
     @contextmanager
     def run(self, folder: Path, *, clients: str = "no") -> Iterator[tuple[int, int]]:
+        skip_without_tls()
         tls_port = free_port()
         pair = ["--tls-cert-file", f"{TLS}/server.pem", "--tls-key-file", f"{TLS}/server-key.pem"]
         trusted = folder / "trusted.pem"
@@ -330,21 +335,17 @@ class TestServersWithoutWrites:
     ) -> None:
         """A name may have the addresses of a master and of its replicas."""
         async with run_redis_pair(tmp_path) as pair, open_redis_store(pair.urls[0]) as store:
-            addresses, ports = store._client.addresses, [pair.urls[1], pair.urls[0]]
-            connect = addresses.connect
+            addresses = store._client.addresses
+            replica, master = (
+                Address("127.0.0.1", urlsplit(url).port or 0) for url in pair.urls[::-1]
+            )
 
-            async def connect_to(address: str | None) -> object:
-                addresses._pool.connection_kwargs["port"] = int(
-                    str(address).rpartition(":")[2].partition("/")[0]
-                )
-                return await connect("127.0.0.1")
+            async def resolve() -> list[Address | None]:
+                return [replica, master]
 
-            async def resolve() -> list[str]:
-                return ports
-
-            addresses.connect, addresses.resolve = connect_to, resolve  # type: ignore[method-assign,assignment]
+            addresses.resolve = resolve  # type: ignore[method-assign]
             await execute(store, commands.Heartbeat("w"))
-            assert addresses.current == pair.urls[0]
+            assert addresses.current == master
 
     async def test_what_fails_together_is_tried_once(self, tmp_path: Path) -> None:
         """A hundred requests to a replica share one attempt, and its reason is logged once."""

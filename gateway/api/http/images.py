@@ -41,10 +41,23 @@ async def send_image(
     """Sends the image or the requested range of it; to HEAD the headers of the whole image."""
     size = len(data)
     part = requested_range(request, headers[hdrs.ETAG], size)
+    sent = part or range(size)
+    piece = memoryview(data)[sent.start : sent.stop]
+    return await send_part(request, piece, part, size=size, headers=headers)
+
+
+async def send_part(
+    request: web.Request,
+    piece: bytes | memoryview,
+    part: range | None,
+    *,
+    size: int,
+    headers: Mapping[str, str],
+) -> web.StreamResponse:
+    """Sends a piece of `size` bytes, which is that `part` of them, or all; to HEAD the headers."""
     response = web.StreamResponse(headers=headers)
     if part is not None:
         response.set_status(HTTPStatus.PARTIAL_CONTENT)
         response.headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size}"
-    sent = part or range(size)
-    response.content_length = len(sent)
-    return await send_body(request, response, [memoryview(data)[sent.start : sent.stop]])
+    response.content_length = len(part or range(size))
+    return await send_body(request, response, [piece])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from gateway.store.blobs.bucket_url import OPTIONS
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.protocol import BlobStore
 
@@ -32,10 +33,19 @@ def _open_redis(url: str) -> AbstractAsyncContextManager[BlobStore]:
     return open_redis_blobs(url)
 
 
+def _open_bucket(url: str) -> AbstractAsyncContextManager[BlobStore]:
+    # Imported only here, by the process that uses a bucket: see `bucket_client`.
+    from gateway.store.blobs.bucket import open_bucket_blobs  # noqa: PLC0415
+
+    return open_bucket_blobs(url)
+
+
 OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStore]]]] = {
     "redis": _open_redis,
     "rediss": _open_redis,
+    "redis+cluster": _open_redis,
     "file": _open_folder,
+    **dict.fromkeys(OPTIONS, _open_bucket),
 }
 """URL scheme → opener. An opener takes the URL and connects lazily."""
 

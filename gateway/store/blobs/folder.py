@@ -59,6 +59,8 @@ class FolderBlobs:
     unmounted volume would otherwise be written to below its mount point.
     """
 
+    listing_seconds: float | None = None
+
     def __init__(
         self, root: Path, clock: Callable[[], float] = time.time, *, data_dir: Path | None = None
     ) -> None:
@@ -100,6 +102,9 @@ class FolderBlobs:
 
     async def capacity_bytes(self) -> None:
         """None: a folder has no limit of its own."""
+
+    def remote(self) -> None:
+        """None: the bytes are near."""
 
     def ephemeral(self) -> FolderBlobs:
         """A folder inside this one, for bytes that live for minutes. It has its own sweep."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from redis.exceptions import RedisError
 
 from gateway.store.commands import PutBlob
-from gateway.store.redis.client import RedisClient
+from gateway.store.redis.clients import Client, create_client
 from gateway.store.redis.commands import read_cursor
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys, match_pattern
 from gateway.store.redis.rights import BLOB_COMMANDS
@@ -32,8 +32,10 @@ class RedisBlobs:
     digest raise `ValueError` for one that is no SHA-256 in lower-case hex.
     """
 
+    listing_seconds: float | None = None
+
     def __init__(
-        self, client: RedisClient, keys: Keys, *, kind: str = "blob", shares_server: bool = False
+        self, client: Client, keys: Keys, *, kind: str = "blob", shares_server: bool = False
     ) -> None:
         self.name = client.location
         self._client = client
@@ -72,9 +74,11 @@ class RedisBlobs:
         """As `BlobStore.scan`; a page may be empty although others follow."""
         pattern = match_pattern(self._keys.blob("*", kind=self._kind)).encode()
         cursor = after.encode() or b"0"
-        ((next_cursor, keys),) = await self._execute(
-            (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", str(limit).encode())
-        )
+        scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", str(limit).encode())
+        page = await self._client.scan(scan, cursor_at=1)
+        if isinstance(page, RedisError):
+            raise self._client.translate(page, "SCAN") from page
+        next_cursor, keys = page
         # STRLEN is 0 for an empty blob and for one that has expired since: EXISTS tells them apart.
         exist = await self._execute(*((b"EXISTS", key) for key in keys))
         sizes = await self._execute(*((b"STRLEN", key) for key in keys))
@@ -86,17 +90,20 @@ class RedisBlobs:
         }
 
     async def capacity_bytes(self) -> int:
-        """Half of the server's `maxmemory`, or 1 GiB if it has none."""
+        """Half of the server's `maxmemory`, or 1 GiB if it has none; of a cluster, the sum of it.
+
+        The node with the least memory decides, because blobs are spread evenly.
+        """
         # Not CONFIG GET, which many hosted servers forbid. An ACL may forbid this too.
-        (info,) = await self._client.execute([(b"INFO", b"memory")])
-        found = (
-            re.search(rb"^maxmemory:(\d+)", info, re.MULTILINE) if isinstance(info, bytes) else None
-        )
-        return (int(found[1]) // 2 if found is not None else 0) or DEFAULT_CAPACITY_BYTES
+        infos = await self._client.execute_everywhere((b"INFO", b"memory"))
+        return min(map(_capacity_of, infos)) * len(infos)
 
     async def sweep(self, limit: int) -> int:
         """0: Redis expires them itself."""
         return 0
+
+    def remote(self) -> None:
+        """None: the bytes are near."""
 
     def ephemeral(self) -> RedisBlobs:
         """The same server under other keys, for bytes that live for minutes."""
@@ -116,6 +123,11 @@ class RedisBlobs:
             if isinstance(reply, RedisError):
                 raise self._client.translate(reply, command[0].decode()) from reply
         return replies
+
+
+def _capacity_of(info: Any) -> int:
+    found = re.search(rb"^maxmemory:(\d+)", info, re.MULTILINE) if isinstance(info, bytes) else None
+    return (int(found[1]) // 2 if found is not None else 0) or DEFAULT_CAPACITY_BYTES
 
 
 def _check_digest(digest: str) -> None:
@@ -138,6 +150,6 @@ async def open_redis_blobs(
     that evicts may evict the schema version; the next connection sets it again.
     """
     keys = Keys(prefix)
-    client = RedisClient(url, keys=keys, may_create=may_create)
+    client = create_client(url, keys=keys, may_create=may_create)
     async with client.open():
         yield RedisBlobs(client, keys, shares_server=shares_server)

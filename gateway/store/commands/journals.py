@@ -265,6 +265,8 @@ class Turns:
     next_in: float
     """Seconds until the worker's next turn may come, at the account's rate; 0 if it waits for a
     purchase to end, or for another worker."""
+    has_more: bool = False
+    """Further turns may have come: to be asked for at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ from gateway.store.handshake import (
     StoreMissing,
     StoreReadOnly,
 )
-from gateway.store.redis.addresses import Addresses
 from gateway.store.redis.commands.encoding import RedisCommand
 from gateway.store.redis.connection import PipelinedConnection, RawCommand
 from gateway.store.redis.faults import (
@@ -39,10 +38,10 @@ from gateway.store.redis.faults import (
     retires,
 )
 from gateway.store.redis.keys import Keys
-from gateway.store.redis.pools import create_pool
 from gateway.store.redis.rights import find_missing_rights
 from gateway.store.redis.scripts import SCRIPTS, Script
-from gateway.store.redis.urls import TIMEOUT_SECONDS, redacted_url
+from gateway.store.redis.topology.addresses import Address, Addresses
+from gateway.store.redis.urls import TIMEOUT_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +54,13 @@ QUIET_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 0.25
 """The pause before another attempt to connect to a server that answers but cannot be used."""
 
+ELECTION_SECONDS: Final = 0.1
+"""The pause before another attempt to connect, if the server that was found takes no writes and
+another is being elected."""
+
+ALWAYS_WRITE: Final = (SCRIPTS["append"], SCRIPTS["heartbeat"])
+"""Scripts that every worker runs often, and that a server without writes would refuse."""
+
 NO_EVICTION: Final = b"noeviction"
 
 _CANNOT_CONNECT: Final = (*CONNECTION_ERRORS, redis_errors.ResponseError)
@@ -62,6 +68,17 @@ _CANNOT_CONNECT: Final = (*CONNECTION_ERRORS, redis_errors.ResponseError)
 _EXECUTE_ERRORS: Final = (*_CANNOT_CONNECT, SchemaMismatch)
 
 _POLICY: Final = re.compile(rb"^maxmemory_policy:([\w-]+)", re.MULTILINE)
+
+
+class NotReached(redis_errors.RedisError):
+    """The reply to a command that was not sent, because one before it was answered by an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReplies:
+    """The replies of all primaries of a cluster, that of the books' node first."""
+
+    replies: Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +95,22 @@ class RedisClient:
     the server may have been replaced meanwhile. Nothing else is sent to a server of another schema
     version, or to one that takes no writes. A client that `holds_books` logs a server that may
     evict them. `on_connected` is called after every connect, and `location` is for messages.
-
-    Raises `ValueError` for a URL that cannot be used; its message never quotes the URL.
     """
+
+    _retires: Callable[[BaseException], bool] = staticmethod(retires)
 
     def __init__(
         self,
-        url: str,
+        addresses: Addresses,
         *,
         keys: Keys,
         scripts: Sequence[Script] = (),
         may_create: bool = True,
         holds_books: bool = False,
     ) -> None:
-        self.location = redacted_url(url)
-        pool = create_pool(url)
-        self.addresses = Addresses(pool)
-        self._user = str(pool.connection_kwargs.get("username") or "default")
+        self.location = addresses.location
+        self.addresses = addresses
+        addresses.on_replaced.append(self.drop)
         self._keys = keys
         self._scripts = scripts
         self._may_create = may_create
@@ -108,6 +124,7 @@ class RedisClient:
         self._next_attempt_at = 0.0
         self._shaking_hands = asyncio.Lock()
         self._handshakes = 0
+        self._drops = 0
         self._is_closed = False
         self._outage = Condition(
             log,
@@ -121,15 +138,25 @@ class RedisClient:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Connects at the first use; on exit, pending requests fail with `StoreUnavailable`."""
-        try:
-            yield
-        finally:
-            self._is_closed = True
-            if self._attempt is not None:
-                self._attempt.cancel()
-                await asyncio.wait([self._attempt])
-            if self._pipeline is not None:
-                self._pipeline.abort(redis_errors.ConnectionError("the store is closed"))
+        async with self.addresses.open():
+            try:
+                yield
+            finally:
+                self._is_closed = True
+                if self._attempt is not None:
+                    self._attempt.cancel()
+                    await asyncio.wait([self._attempt])
+                if self._pipeline is not None:
+                    self._pipeline.abort(redis_errors.ConnectionError("the store is closed"))
+
+    def drop(self) -> None:
+        """Closes the connection although it may answer: another server takes the commands now.
+
+        Pending requests fail with `StoreUnavailable`, and the next request connects again.
+        """
+        self._drops += 1
+        if self._pipeline is not None:
+            self._pipeline.abort(redis_errors.ConnectionError("another server has taken over"))
 
     async def execute(self, commands: Sequence[RawCommand]) -> list[Any]:
         """The replies in order; a command that Redis refuses has a `RedisError` as its reply.
@@ -141,9 +168,27 @@ class RedisClient:
 
     async def run(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
-        return await self._execute(
+        deadline = _deadline()
+        replies = await self._execute(
             [each.command for each in commands], lambda replies: _find_repeats(commands, replies)
         )
+        for each, reply in zip(commands, replies, strict=True):
+            # As good as the probe.
+            if each.script in ALWAYS_WRITE and not isinstance(reply, redis_errors.RedisError):
+                self._next_probe_at = max(self._next_probe_at, deadline + PROBE_SECONDS)
+        return replies
+
+    async def execute_everywhere(self, command: RawCommand) -> list[Any]:
+        """The reply of the server, as the only one. A cluster has one of each primary."""
+        return await self.execute([command])
+
+    async def scan(self, command: Sequence[Any], *, cursor_at: int) -> Any:
+        """The reply to a command that scans the whole server from a cursor, which is an argument.
+
+        Raises as `execute`.
+        """
+        (reply,) = await self.execute([tuple(command)])
+        return reply
 
     async def _execute(
         self,
@@ -206,7 +251,11 @@ class RedisClient:
         self, pipeline: PipelinedConnection, names: Sequence[str], *, deadline: float
     ) -> Fault | None:
         missing = await find_missing_rights(pipeline, names, keys=self._keys, deadline=deadline)
-        return missing.as_fault(self._user, self._keys.prefix) if missing is not None else None
+        return (
+            missing.as_fault(self.addresses.user, self._keys.prefix)
+            if missing is not None
+            else None
+        )
 
     async def _diagnose(self, error: Exception, names: Sequence[str]) -> Fault | None:
         """As `find_fault`; also looks at the server, if the error does not say enough."""
@@ -290,19 +339,30 @@ class RedisClient:
         return self._pipeline
 
     async def _connect(self, deadline: float) -> PipelinedConnection:
-        """Connects to the first of the host's addresses whose server takes writes."""
+        """Connects to a server that takes writes, again and again while one is being elected."""
+        loop = asyncio.get_running_loop()
+        while True:
+            drops = self._drops
+            try:
+                pipeline = await self._connect_once(deadline)
+            except _CANNOT_CONNECT as error:
+                is_early = loop.time() + ELECTION_SECONDS < deadline
+                if not (self.addresses.is_elected and retires(error) and is_early):
+                    raise
+                await asyncio.sleep(ELECTION_SECONDS)
+                continue
+            if self._drops == drops:
+                return pipeline
+            pipeline.abort(redis_errors.ConnectionError("another server has taken over"))
+
+    async def _connect_once(self, deadline: float) -> PipelinedConnection:
+        """Connects to the first of the addresses whose server takes writes."""
         addresses = await self.addresses.resolve()
         for i, address in enumerate(addresses):
             now = asyncio.get_running_loop().time()
             until = now + (deadline - now) / (len(addresses) - i)
             try:
-                async with asyncio.timeout_at(until):
-                    pipeline = PipelinedConnection(await self.addresses.connect(address))
-                try:
-                    await self._shake_hands(pipeline, until)
-                except BaseException:
-                    pipeline.abort(redis_errors.ConnectionError("the handshake failed"))
-                    raise
+                pipeline = await self._connect_to(address, until)
             except _CANNOT_CONNECT as error:
                 may_be_another = retires(error) or not is_reply(error)
                 if i + 1 == len(addresses) or not may_be_another:
@@ -311,6 +371,17 @@ class RedisClient:
                 self.addresses.current = address
                 return pipeline
         raise redis_errors.ConnectionError("the host has no address")
+
+    async def _connect_to(self, address: Address | None, deadline: float) -> PipelinedConnection:
+        async with asyncio.timeout_at(deadline):
+            connection = await self.addresses.connect(address)
+            pipeline = PipelinedConnection(connection, retires=self._retires)
+        try:
+            await self._shake_hands(pipeline, deadline)
+        except BaseException:
+            pipeline.abort(redis_errors.ConnectionError("the handshake failed"))
+            raise
+        return pipeline
 
     async def _shake_hands(self, pipeline: PipelinedConnection, deadline: float) -> None:
         source, version = SCRIPTS["handshake"].source, str(SCHEMA_VERSION).encode()
@@ -326,6 +397,12 @@ class RedisClient:
             raise StoreMissing(self.location)
         if found != version:
             raise SchemaMismatch(self.location, str(found, errors="replace"))
+        await self._load_scripts(pipeline, deadline)
+        self._next_probe_at = deadline + PROBE_SECONDS
+        if not isinstance(probed, redis_errors.RedisError):
+            self._outage.ends()
+
+    async def _load_scripts(self, pipeline: PipelinedConnection, deadline: float) -> None:
         loads = [(b"SCRIPT", b"LOAD", script.source) for script in self._scripts]
         inspect = [(b"INFO", b"memory")] if self._holds_books else []
         replies = await pipeline.execute([*loads, *inspect], deadline=deadline)
@@ -335,9 +412,6 @@ class RedisClient:
         if self._holds_books:
             self._warn_of_eviction(replies[-1])
         self._handshakes += 1
-        self._next_probe_at = deadline + PROBE_SECONDS
-        if not isinstance(probed, redis_errors.RedisError):
-            self._outage.ends()
 
     def _warn_of_eviction(self, info: Any) -> None:
         """Logs a policy other than `noeviction`, once after each change."""
@@ -353,7 +427,7 @@ class RedisClient:
 
     def _find_fault(self, error: BaseException) -> Fault | None:
         return find_fault(
-            error, user=self._user, prefix=self._keys.prefix, is_tls=self.addresses.is_tls
+            error, user=self.addresses.user, prefix=self._keys.prefix, is_tls=self.addresses.is_tls
         )
 
     def _refusal(self, fault: Fault, code: str = "") -> Exception:
@@ -365,13 +439,17 @@ class RedisClient:
     def _translate(self, error: Exception) -> Exception:
         if isinstance(error, SchemaMismatch):
             self._outage.occurs(str(error), reason=str(error))
-            # Clients see this message; it does not name the store's location.
-            text = (
-                f"The gateway's store has schema version {error.found};"
-                f" this gateway reads version {error.supported}."
-            )
-            return StoreUnavailable(text, reason=text)
+            return schema_mismatch_refusal(error)
         return self.translate(error, "the connection")
+
+
+def schema_mismatch_refusal(error: SchemaMismatch) -> StoreUnavailable:
+    """What clients are told; it does not name the store's location."""
+    text = (
+        f"The gateway's store has schema version {error.found};"
+        f" this gateway reads version {error.supported}."
+    )
+    return StoreUnavailable(text, reason=text)
 
 
 def _copy(error: Exception) -> Exception:

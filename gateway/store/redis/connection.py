@@ -47,12 +47,18 @@ class PipelinedConnection(asyncio.Protocol):
     """A connection that is open until it is lost or retired; it never reconnects.
 
     It retires when the server says that it takes no writes now, as a demoted master does: requests
-    that were sent still get their replies, and then it closes. Times are those of the event loop's
-    clock.
+    that were sent still get their replies, and then it closes. `retires` knows these errors. Times
+    are those of the event loop's clock.
     """
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        *,
+        retires: Callable[[BaseException], bool] = faults.retires,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._retires = retires
         connected = cast(Any, connection)
         self._writer = connected._writer  # noqa: SLF001 - no other way
         self._transport: asyncio.Transport = self._writer.transport
@@ -102,6 +108,11 @@ class PipelinedConnection(asyncio.Protocol):
         """Closes the connection; pending requests fail with `reason`."""
         self._fail(reason)
         self._transport.abort()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it still waits for replies."""
+        return not self._is_lost and any(not request.done.done() for request in self._pending)
 
     def retire(self) -> None:
         """Takes no more requests, and closes after the replies to those that were sent."""
@@ -175,7 +186,7 @@ class PipelinedConnection(asyncio.Protocol):
             # A cancelled or expired request is done already, and its replies are dropped.
             if not request.done.done():
                 request.done.set_result(request.replies)
-        if isinstance(reply, redis_errors.RedisError) and faults.retires(reply):
+        if isinstance(reply, redis_errors.RedisError) and self._retires(reply):
             self.is_open = False
         if not (self.is_open or self._is_lost):
             self.retire()

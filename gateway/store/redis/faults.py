@@ -21,7 +21,10 @@ CONNECTION_ERRORS: Final = (
 )
 """The server is unavailable, silent, or does not speak Redis' protocol."""
 
-CLUSTER: Final = "is a node of a Redis Cluster, which is not supported: use a single Redis."
+CLUSTER: Final = (
+    "is a node of a Redis Cluster: the URL should begin with redis+cluster://"
+    " (docs/reference/cluster.md)."
+)
 
 NOT_REDIS: Final = "does not speak Redis' protocol: check host and port."
 
@@ -71,6 +74,22 @@ class Fault:
     """It lasts until an operator changes the server or the gateway's settings."""
 
 
+class NoMaster(redis_errors.ConnectionError):
+    """Sentinels name no master."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.text)
+        self.fault = fault
+
+
+class NotMaster(redis_errors.ReadOnlyError):
+    """The server that sentinels name is no master, or will be none in a moment."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.text)
+        self.fault = fault
+
+
 def code_of(error: BaseException) -> str:
     """The first word of an error reply; empty if the error is no reply."""
     code = str(getattr(error, "status_code", None) or "")
@@ -90,6 +109,8 @@ def is_reply(error: BaseException) -> bool:
 
 def retires(error: BaseException) -> bool:
     """Whether the connection should be replaced: another server may answer at the address."""
+    if isinstance(error, NotMaster):
+        return True
     return isinstance(error, redis_errors.RedisError) and code_of(error) in _RETIRING
 
 
@@ -104,6 +125,8 @@ def find_fault(error: BaseException, *, user: str, prefix: str, is_tls: bool) ->
 
     `user` is the one of the URL, and `prefix` that of all keys.
     """
+    if isinstance(error, (NoMaster, NotMaster)):
+        return error.fault
     code, text = code_of(error), str(error)
     if code in _RETIRING or code in OTHER_CODES:
         known = _RETIRING.get(code) or OTHER_CODES[code]

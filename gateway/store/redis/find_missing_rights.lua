@@ -6,7 +6,9 @@ local function is_refused(reply)
   local text = type(reply) == 'table' and reply.err
   return text and (string.find(text, 'NOPERM', 1, true) or string.find(text, 'ACL failure', 1, true)
     or string.find(text, 'The user executing the script', 1, true)
-    or string.find(text, 'Unknown Redis command', 1, true)) and text
+    -- The first is Redis' text, the second Valkey's.
+    or string.find(text, 'Unknown Redis command', 1, true)
+    or string.find(text, 'Unknown command', 1, true)) and text
 end
 
 local missing = {}

@@ -20,6 +20,8 @@ when empty |
 | `igw:{books}:queue:keys:<account>`, `…:heads:<account>` | hash, sorted set | the keys that wait \
 for it, and the tag of each one's first purchase | the same; deleted when empty |
 | `igw:{books}:queue:tickets:<account>:<key>` | sorted set | a key's purchases in order | the same |
+| `igw:{books}:queue:taken:<account>:<worker>`, `…:slow:<account>` | set | the worker's purchases \
+whose turn has come; the workers that are passed over | the same |
 | `igw:{books}:workers` | sorted set | workers by their last heartbeat | none |
 | `igw:{books}:ledger:charged:<yyyy-mm-dd>`, `…:free:<yyyy-mm-dd>` | stream | the records of a \
 day | none; trimmed |
@@ -61,19 +63,23 @@ ephemeral blobs | the same |
 | `igw:probe` | – | never there: deleted to see whether the server takes writes | – |
 | `igw:events:<flight>` | channel | a notification for each event | – |
 
-Every script stays in one hash slot, so the keys work in a cluster: the books are one slot, the LRU
-index is one, the bounded sets, the ordered sets and the hits are one each, everything else is
-spread. (`scan_entries` scans the node that it runs on.)
+Every script declares all keys that it touches, and they are in one hash slot, so it works in a
+cluster: the books are one slot, the LRU index is one, the bounded sets, the ordered sets and the
+hits are one each, everything else is spread. `scan_entries` has no key: it scans the node that it
+runs on. A script that finds that it needs further keys writes nothing and asks for them, see
+`answers`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from gateway.calendar import UTC_CALENDAR, Day
+from gateway.limits import CALENDAR_PERIODS
 from gateway.store.commands.lru_index import LruIndex
 
 DEFAULT_PREFIX: Final = "igw:"
@@ -89,6 +95,8 @@ class Keys:
     calendar: str = ""
     """The calendar windows of two days as the scripts read them, see `windows`. Here, because an
     encoder that caches its commands has to make them again for another day."""
+    days: tuple[str, ...] = ()
+    """The two UTC days of the ledger's streams that are written, for the same reason."""
     day_at: Callable[[float], Day] = field(default=UTC_CALENDAR.day_at, compare=False, repr=False)
     """The calendar day of a time in Unix seconds."""
 
@@ -106,14 +114,10 @@ class Keys:
         """The start of every key of the books: no key itself, but it names their hash slot."""
         return f"{self.prefix}{{books}}:"
 
-    @property
-    def lru_index(self) -> str:
-        """The same for the LRU index of images."""
-        return f"{self.prefix}{{lru}}:"
-
-    def lru_index_of(self, index: LruIndex) -> str:
-        """The same for either LRU index."""
-        return self.lru_index if index == "images" else f"{self.lru_index}{index}:"
+    def lru_index(self, index: LruIndex = "images") -> list[str]:
+        """The keys of an LRU index in the order of `shared/lru_index.lua`."""
+        start = f"{self.prefix}{{lru}}:" + ("" if index == "images" else f"{index}:")
+        return [start + part for part in ("used", "expires", "sizes", "total")]
 
     def value(self, space: str, name: str) -> str:
         return f"{self.prefix}value:{space}:{name}"
@@ -135,6 +139,84 @@ class Keys:
 
     def journal(self, purchase: str) -> str:
         return f"{self.books}journal:{purchase}"
+
+    @property
+    def workers(self) -> str:
+        return f"{self.books}workers"
+
+    @property
+    def running_totals(self) -> str:
+        return f"{self.books}running-totals"
+
+    def open_purchases(self, worker: str) -> str:
+        return f"{self.books}open:{worker}"
+
+    def bucket(self, subject: str, unit: str) -> str:
+        return f"{self.books}bucket:{subject}:{unit}"
+
+    def window(self, subject: str, name: str) -> str:
+        return f"{self.books}window:{subject}:{name}"
+
+    def calendar_windows(self, subject: str, *periods: str) -> Iterable[str]:
+        """A subject's windows of such periods, by default of all, in the two days."""
+        return _calendar_windows(self.books, self.calendar, subject, periods or CALENDAR_PERIODS)
+
+    def account(self, account: str) -> list[str]:
+        """An account's bucket and queue, and the window of its open purchases."""
+        window = self.window(f"upstream:{account}", "concurrency")
+        return [
+            *(f"{self.books}queue:{part}:{account}" for part in ("account", "keys", "heads")),
+            window,
+        ]
+
+    def slow_workers(self, account: str) -> str:
+        return f"{self.books}queue:slow:{account}"
+
+    def taken_turns(self, account: str, worker: str) -> str:
+        return f"{self.books}queue:taken:{account}:{worker}"
+
+    def tickets(self, account: str, key: str) -> str:
+        return f"{self.books}queue:tickets:{account}:{key}"
+
+    def ledger_days(self, kind: str) -> str:
+        """`kind` is `charged` or `free`."""
+        return f"{self.books}ledger-days:{kind}"
+
+    def ledger_stream(self, kind: str, day: str) -> str:
+        return f"{self.books}ledger:{kind}:{day}"
+
+    @property
+    def ledger(self) -> list[str]:
+        """The ledger's hash, and the days that have a stream."""
+        return [f"{self.books}ledger", self.ledger_days("charged"), self.ledger_days("free")]
+
+    def ledger_end(self, *kinds: str) -> list[str]:
+        """What an append of records of such kinds touches."""
+        return [
+            *self.ledger,
+            *(self.ledger_stream(kind, day) for kind in kinds for day in self.days),
+        ]
+
+    @property
+    def refusals(self) -> list[str]:
+        return [f"{self.books}refusals", f"{self.books}refusal-rows"]
+
+    @property
+    def writers(self) -> list[str]:
+        return [f"{self.books}writers", f"{self.books}writer-numbers"]
+
+    @property
+    def totals_checkpoint(self) -> str:
+        return f"{self.books}totals-checkpoint"
+
+    def totals(self, period: str) -> str:
+        return f"{self.books}totals:{period}"
+
+    def full_totals(self, period: str) -> str:
+        return f"{self.books}totals-full:{period}"
+
+    def totals_periods(self, kind: str) -> str:
+        return f"{self.books}totals-periods:{kind}"
 
     def entry(self, fingerprint: str) -> str:
         return f"{self.prefix}entry:{{{fingerprint}}}"
@@ -159,6 +241,33 @@ class Keys:
     def blob(self, digest: str, *, kind: str = "blob") -> str:
         """`kind` is `blob`, or `ephemeral` for the bytes of partial images."""
         return f"{self.prefix}{kind}:{digest}"
+
+    def name_of(self, key: bytes) -> str:
+        """The name by which kept reads know a key (`kept_reads`); the key itself if they do not."""
+        text = key.decode("utf-8", "replace").removeprefix(self.prefix)
+        if text.startswith("entry:"):
+            return f"entry:{text[7:-1]}"
+        return text.removeprefix("{books}:")
+
+
+# Cached: the same few subjects purchase again and again.
+@lru_cache(maxsize=4096)
+def _calendar_windows(
+    books: str, calendar: str, subject: str, periods: tuple[str, ...]
+) -> tuple[str, ...]:
+    names = _window_names(calendar)
+    return tuple(
+        f"{books}window:{subject}:{name}" for period in periods for name in names.get(period, ())
+    )
+
+
+@lru_cache(maxsize=8)
+def _window_names(calendar: str) -> Mapping[str, tuple[str, ...]]:
+    """The names of the windows by period. The week and the month of both days may be one."""
+    names: dict[str, dict[str, None]] = {}
+    for name in calendar.split()[1::2]:
+        names.setdefault(name.partition(":")[0], {})[name] = None
+    return {period: tuple(found) for period, found in names.items()}
 
 
 def match_pattern(key: str) -> str:

@@ -1,10 +1,8 @@
-"""Connections to the Redis at a URL, and the check of a URL before the first one."""
+"""Connections to the one server at a URL, and the check of its options before the first one."""
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
@@ -12,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 
-from gateway.store.redis.urls import INVALID_URL, TIMEOUT_SECONDS, is_complete
+from gateway.store.redis.urls import INVALID_URL, TIMEOUT_SECONDS
 
 _DRIVER_INFO: Final = DriverInfo()
 """What Redis' `CLIENT LIST` shows."""
@@ -42,13 +40,8 @@ def create_pool(url: str) -> ConnectionPool:
     return pool
 
 
-def check_redis_url(url: str) -> None:
-    """Raises `ValueError` with what a valid URL looks like; its message never quotes the URL."""
-    if not is_complete(urlsplit(url)) or re.search(r"\s", url):
-        raise ValueError(
-            "redis://user:password@host:6379/0 or unix:///path?db=0, with signs like / # ? and @ in"
-            " a password written as %2F %23 %3F and %40"
-        )
+def check_options(url: str) -> None:
+    """Raises `ValueError` with what is expected of the options of a URL of one server."""
     try:
         connection: Any = create_pool(url).make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RedisError):

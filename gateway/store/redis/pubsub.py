@@ -20,8 +20,8 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
 from gateway.conditions import Condition
-from gateway.store.redis.addresses import Addresses
 from gateway.store.redis.faults import CONNECTION_ERRORS
+from gateway.store.redis.topology.addresses import Addresses
 from gateway.store.redis.urls import TIMEOUT_SECONDS
 
 log = structlog.get_logger(__name__)

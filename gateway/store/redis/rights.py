@@ -23,11 +23,13 @@ from gateway.store.redis.faults import (
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.scripts import SCRIPTS
 
-CONNECTION_COMMANDS: Final = ("EVAL", "PING", "SUBSCRIBE", "UNSUBSCRIBE")
-"""Of every connection. `SELECT` too, if the URL names another database than 0."""
+CONNECTION_COMMANDS: Final = ("EVAL", "PING", "ROLE", "SUBSCRIBE", "UNSUBSCRIBE")
+"""Of every connection. `ROLE` is needed only behind sentinels, and `SELECT` too if the URL names
+another database than 0."""
 
-OPTIONAL_COMMANDS: Final = ("INFO",)
-"""Without it, `maxmemory`, the eviction policy and persistence cannot be checked."""
+OPTIONAL_COMMANDS: Final = ("CLIENT|TRACKING", "INFO")
+"""Without `INFO`, `maxmemory`, the eviction policy and persistence cannot be checked. Without
+`CLIENT|TRACKING`, no worker keeps what it has read (`tracking`)."""
 
 BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLEN", "UNLINK")
 """Of a server that has only images; with `EVAL`, for the handshake."""
@@ -35,7 +37,10 @@ BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLE
 _PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBER")
 """Commands of the store that are no scripts. None of them writes."""
 
-_CALL: Final = re.compile(r"redis\.p?call\(\s*['\"](\w+)['\"]")
+_CALL: Final = re.compile(r"(?:redis\.(?:call|write)|server_p?call)\(\s*['\"](\w+)['\"]")
+
+CLUSTER_COMMANDS: Final = ("ASKING", "CLUSTER|NODES", "CLUSTER|SLOTS")
+"""Of a node of a Redis Cluster."""
 
 SCRIPT_COMMANDS: Final = ("EVALSHA", "SCRIPT|LOAD")
 """Of a store, for its scripts."""
@@ -59,9 +64,15 @@ _SCRIPT: Final = (
 )
 
 
-def acl_rule(user: str = "gateway", password: str = "PASSWORD") -> str:  # noqa: S107 - a placeholder
+def acl_rule(
+    user: str = "gateway",
+    password: str = "PASSWORD",  # noqa: S107 - a placeholder
+    *,
+    is_cluster: bool = False,
+) -> str:
     """The smallest rule with which every part of the gateway works."""
-    names = sorted({*CONNECTION_COMMANDS, *SCRIPT_COMMANDS, *STORE_COMMANDS, *OPTIONAL_COMMANDS})
+    needed = {*CONNECTION_COMMANDS, *SCRIPT_COMMANDS, *STORE_COMMANDS, *OPTIONAL_COMMANDS}
+    names = sorted(needed | {*CLUSTER_COMMANDS} if is_cluster else needed)
     commands = " ".join(f"+{name.lower()}" for name in names)
     return f"ACL SETUSER {user} reset on >{password} ~igw:* &igw:events:* {commands}"
 
@@ -92,17 +103,28 @@ class MissingRights:
 
 
 async def find_missing_rights(
-    pipeline: PipelinedConnection, names: Sequence[str], *, keys: Keys, deadline: float
+    pipeline: PipelinedConnection,
+    names: Sequence[str],
+    *,
+    keys: Keys,
+    deadline: float,
+    probe: str | None = None,
 ) -> MissingRights | None:
-    """Tries the commands `names`, the keys and the channels, and leaves no change."""
-    channel, key = keys.channel("probe"), keys.probe
-    areas = (keys.books, keys.lru_index, keys.entry(""), keys.leases(""), keys.events(""))
+    """Tries the commands `names`, the keys and the channels, and leaves no change.
+
+    `probe` is the key to try commands with; a node of a cluster needs one in a slot of its own.
+    """
+    channel, key = keys.channel("probe"), probe or keys.probe
+    areas = (keys.books, f"{keys.prefix}{{lru}}:", keys.entry(""), keys.leases(""), keys.events(""))
     values = (keys.value("", ""), keys.set("", ""), keys.bounded_set("", ""), keys.blob(""))
     plain: list[tuple[str, RawCommand]] = [
         ("EVALSHA", (b"EVALSHA", b"0" * 40, b"0")),
         ("SCRIPT|LOAD", (b"SCRIPT", b"LOAD", b"return 1")),
         ("DEL", (b"DEL", key)),
         *(("UNLINK", (b"UNLINK", f"{area}probe")) for area in (*areas, *values)),
+        ("ASKING", (b"ASKING",)),
+        ("CLUSTER|NODES", (b"CLUSTER", b"NODES")),
+        ("CLUSTER|SLOTS", (b"CLUSTER", b"SLOTS")),
     ]
     plain_names = {name for name, _ in plain} - {"UNLINK"}
     script = (

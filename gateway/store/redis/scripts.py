@@ -49,6 +49,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "correct_account": _JOURNALS,
         "settle": (*_JOURNALS, "ledger"),
         "open_journals": ("books",),
+        "read_journals": (),
     },
     "ledger": {
         "append": ("books", "ledger", "refusals"),
@@ -95,12 +96,12 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "deregister": ("books",),
     },
 }
-"""Aggregate → script → the parts of `lua/shared` in front of it, after `clock`."""
+"""Aggregate → script → the parts of `lua/shared` in front of it, after those that all have."""
 
 
 def _read_script(aggregate: str, name: str, *shared: str) -> Script:
     folder = resources.files("gateway.store.redis") / "lua"
-    parts = [folder / "shared" / f"{part}.lua" for part in ("clock", *shared)]
+    parts = [folder / "shared" / f"{part}.lua" for part in ("clock", "declared", *shared)]
     parts.append(folder / aggregate / f"{name}.lua")
     source = "\n".join(part.read_text("utf-8") for part in parts)
     # Redis names a script by its SHA-1. Without the flag, a Python in FIPS mode refuses SHA-1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -12,17 +13,23 @@ from redis.exceptions import RedisError
 
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
-from gateway.store.protocol import Command, Watch
-from gateway.store.redis.client import RedisClient
+from gateway.store.kept_reads import WRITERS, ReadMemory, names_written
+from gateway.store.protocol import Command, KeptReads, Watch
+from gateway.store.redis.answers import LearnedKeys, read_repeat
+from gateway.store.redis.client import NodeReplies, NotReached
+from gateway.store.redis.clients import Client, create_client
+from gateway.store.redis.cluster import ClusterClient
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
 from gateway.store.redis.rights import SCRIPT_COMMANDS, STORE_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS
-from gateway.store.redis.windows import CurrentWindows, is_wrong_calendar
+from gateway.store.redis.tracking import RedisKeptReads, TrackedServer
+from gateway.store.redis.windows import CurrentDays, CurrentWindows
 
-CALENDAR_ATTEMPTS: Final = 3
-"""How often a command is sent whose calendar the server's clock has left."""
+MAX_ATTEMPTS: Final = 12
+"""How often a script is sent that wants other days or further keys. Each step of a script may need
+keys of its own, and others write them meanwhile."""
 
 
 class RedisStore:
@@ -33,15 +40,21 @@ class RedisStore:
         name: str,
         *,
         keys: Keys,
-        client: RedisClient,
+        client: Client,
         notifications: Notifications,
         windows: CurrentWindows,
+        memory: ReadMemory,
+        kept: KeptReads,
     ) -> None:
         self.name = name
+        self.kept = kept
+        self._memory = memory
         self._keys = keys
         self._client = client
         self._notifications = notifications
         self._windows = windows
+        self._days: CurrentDays | None = None
+        self._learned = LearnedKeys()
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Executes commands in order; returns their results in that order.
@@ -52,31 +65,93 @@ class RedisStore:
         """
         if not commands:
             return []
+        if WRITERS.isdisjoint(map(type, commands)):
+            return await self._execute(commands)
+        try:
+            return await self._execute(commands)
+        finally:
+            # The server will say so too. But for this worker a change holds once it is answered.
+            self._memory.invalidate(names_written(commands))
+
+    async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         encoded = self._encode(commands)
         replies = await self._client.run(encoded)
-        for _ in range(1, CALENDAR_ATTEMPTS):
-            wrong = [i for i, reply in enumerate(replies) if is_wrong_calendar(reply)]
-            if not wrong:
-                break
-            self._windows.use_server_time(replies[wrong[-1]])
-            # Only those: the others were executed, and none of them depends on a wrong one.
-            repeated = await self._client.run(self._encode([commands[i] for i in wrong]))
-            for i, reply in zip(wrong, repeated, strict=True):
-                replies[i] = reply
-        results = []
-        for command, redis_command, reply in zip(commands, encoded, replies, strict=True):
+        if any(isinstance(reply, RedisError) for reply in replies):
+            await self._repeat(commands, encoded, replies)
+        for command, reply in zip(commands, replies, strict=True):
             if isinstance(reply, RedisError):
-                if is_wrong_calendar(reply):  # its clock jumps back and forth
-                    raise StoreUnavailable
-                raise self._client.translate(reply, type(command).__name__) from reply
-            results.append(redis_command.read(reply))
-        return results
+                raise self._refusal(command, reply) from reply
+        if any(each.follow_up for each in encoded):
+            await self._follow_up(commands, encoded, replies)
+        return [
+            self._read(command, each, reply)
+            for command, each, reply in zip(commands, encoded, replies, strict=True)
+        ]
+
+    def _read(self, command: Command[Any], encoded: RedisCommand, reply: Any) -> Any:
+        if not isinstance(reply, NodeReplies) or encoded.merge is None:
+            return encoded.read(reply)
+        for each in reply.replies:
+            if isinstance(each, RedisError):
+                raise self._refusal(command, each) from each
+        return encoded.merge([encoded.read(each) for each in reply.replies])
+
+    async def _repeat(
+        self, commands: Sequence[Command[Any]], encoded: list[RedisCommand], replies: list[Any]
+    ) -> None:
+        """Sends again the scripts that want other days or further keys.
+
+        Only those: the others were executed, and none of them depends on one that did nothing.
+        """
+        further: dict[int, dict[str, None]] = defaultdict(dict)
+        for _ in range(1, MAX_ATTEMPTS):
+            repeats = {
+                i: repeat for i, reply in enumerate(replies) if (repeat := read_repeat(reply))
+            }
+            if not repeats:
+                return
+            for i, repeat in repeats.items():
+                self._windows.use_server_time(repeat.now)
+                further[i] |= dict.fromkeys(repeat.keys)
+                for topic in encoded[i].recalls[:1]:
+                    self._learned.remember(topic, repeat.keys)
+            # In a cluster, what comes after such a script was not sent yet.
+            due = [
+                i
+                for i, reply in enumerate(replies)
+                if i in repeats or isinstance(reply, NotReached)
+            ]
+            again = self._encode([commands[i] for i in due])
+            for i, each in zip(due, again, strict=True):
+                encoded[i] = each.with_keys(further[i]) if further[i] else each
+            repeated = await self._client.run([encoded[i] for i in due])
+            for i, reply in zip(due, repeated, strict=True):
+                replies[i] = reply
+
+    async def _follow_up(
+        self, commands: Sequence[Command[Any]], encoded: list[RedisCommand], replies: list[Any]
+    ) -> None:
+        """Sends what the first replies ask for, and puts those replies behind the first ones."""
+        for i, each in enumerate(encoded):
+            if each.follow_up is not None:
+                further = await self._client.run(each.follow_up(replies[i]))
+                for reply in further:
+                    if isinstance(reply, RedisError):
+                        raise self._refusal(commands[i], reply) from reply
+                replies[i] = [replies[i], *further]
+
+    def _refusal(self, command: Command[Any], error: RedisError) -> Exception:
+        if read_repeat(error):  # the clock jumps back and forth, or the keys change all the time
+            return StoreUnavailable()
+        return self._client.translate(error, type(command).__name__)
 
     def _encode(self, commands: Sequence[Command[Any]]) -> list[RedisCommand]:
-        if (calendar := self._windows.read()) is not self._keys.calendar:
-            self._keys = replace(self._keys, calendar=calendar)
+        if (days := self._windows.read()) is not self._days:
+            self._days = days
+            self._keys = replace(self._keys, calendar=days.calendar, days=days.ledger)
         # By class in the registry: as `encode(command, keys)`, without a dispatch for each.
-        return [encode.registry[type(command)](command, self._keys) for command in commands]
+        encoded = [encode.registry[type(command)](command, self._keys) for command in commands]
+        return [self._learned.declare(each) for each in encoded]
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """Watches a flight. Enter it *before* reading the state that decides whether to wait."""
@@ -105,7 +180,7 @@ async def open_redis_store(
     calendar: Calendar = UTC_CALENDAR,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[RedisStore]:
-    """The store at a `redis://`, `rediss://` or `unix://` URL.
+    """The store at a `redis://`, `rediss://`, `unix://` or `redis+cluster://` URL.
 
     Sends nothing yet, so a worker can start while Redis is down; the store connects, and
     reconnects, by itself. At the first contact an empty server becomes a store. With `may_create`
@@ -117,7 +192,7 @@ async def open_redis_store(
     Raises `ValueError` for a URL that cannot be used; its message never quotes the URL.
     """
     keys = Keys(prefix, day_at=calendar.day_at)
-    client = RedisClient(
+    client = create_client(
         url,
         keys=keys,
         scripts=tuple(SCRIPTS.values()),
@@ -126,12 +201,25 @@ async def open_redis_store(
     )
     # Notifications come from the server that takes the commands.
     notifications = Notifications(client.addresses)
-    client.on_connected = notifications.reconnect
-    async with client.open(), notifications.open():
+    # What is kept too: another server would not tell of its writes.
+    memory = ReadMemory()
+    tracked = TrackedServer(client.addresses, memory, keys=keys)
+
+    def reconnect() -> None:
+        notifications.reconnect()
+        # One connection sees the writes of one node alone. So nothing is kept of a cluster.
+        if not isinstance(client, ClusterClient):
+            tracked.reconnect()
+
+    client.on_connected = reconnect
+    client.addresses.on_replaced.append(reconnect)
+    async with client.open(), notifications.open(), tracked.open():
         yield RedisStore(
             client.location,
             keys=keys,
             client=client,
             notifications=notifications,
             windows=CurrentWindows(calendar, clock),
+            memory=memory,
+            kept=RedisKeptReads(memory, tracked),
         )

@@ -9,7 +9,11 @@ from urllib.parse import SplitResult, urlsplit
 TIMEOUT_SECONDS: Final = 2.0
 """For a batch of commands, connecting included (docs/reference/cache.md#store-unavailable)."""
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+SENTINEL_SCHEME: Final = "redis+sentinel"
+
+CLUSTER_SCHEME: Final = "redis+cluster"
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SENTINEL_SCHEME, CLUSTER_SCHEME)
 
 INVALID_URL: Final = (
     "The Redis URL cannot be read; it looks like redis://user:password@host:6379/0 or"
@@ -26,8 +30,6 @@ def redacted_url(url: str) -> str:
     URL.
     """
     scheme = url.partition("://")[0]
-    if scheme in ("redis+sentinel", "redis+cluster"):
-        raise ValueError(f"{scheme}:// is not supported yet; use redis://, rediss:// or unix://.")
     if scheme not in REDIS_SCHEMES:
         raise ValueError("A Redis URL begins with redis://, rediss:// or unix://.")
     parts = urlsplit(url)

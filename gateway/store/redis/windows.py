@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
-
-from redis.exceptions import ResponseError
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
 
 from gateway.calendar import Calendar, Day
 from gateway.limits import CALENDAR_PERIODS
 
 HALF_A_DAY: Final = 43_200
-WRONG_CALENDAR: Final = "CALENDAR "
-"""The start of the error reply, before the server's time in microseconds."""
+DAY: Final = 86_400
+
+
+class CurrentDays(NamedTuple):
+    """What the gateway sends of the server's date and the next, or the one before."""
+
+    calendar: str
+    """Of two days when the first begins, and the names and ends of the windows of each."""
+    ledger: tuple[str, ...]
+    """The two UTC days, as the ledger's streams have them."""
 
 
 class CurrentWindows:
@@ -29,28 +36,37 @@ class CurrentWindows:
         self._clock = clock
         self._ahead_seconds = 0.0
         self._valid = (0.0, 0.0)
-        self._text = ""
+        self._current = CurrentDays("", ())
 
-    def read(self) -> str:
-        """Of two days when the first begins, and the names and ends of the windows of each."""
+    def read(self) -> CurrentDays:
+        """The same object for as long as the days are the same."""
         now = self._clock() + self._ahead_seconds
         if not self._valid[0] <= now < self._valid[1]:
-            self._text = self._compute(now)
-        return self._text
+            self._current = self._compute(now)
+        return self._current
 
-    def use_server_time(self, error: ResponseError) -> None:
-        """Goes by the time of a script that found itself in neither day."""
-        now = int(str(error).removeprefix(WRONG_CALENDAR)) / 1e6
-        self._ahead_seconds = now - self._clock()
-        self._text = self._compute(now)
+    def use_server_time(self, now: float) -> None:
+        """Goes by the time of a script, in Unix seconds, if these are not its days."""
+        if not self._valid[0] <= now < self._valid[1]:
+            self._ahead_seconds = now - self._clock()
+            self._current = self._compute(now)
 
-    def _compute(self, now: float) -> str:
+    def _compute(self, now: float) -> CurrentDays:
         # In the first half of a day the day before is sent too, else the next one: a clock that is
         # wrong by less than half a day needs no second attempt.
         first = self._calendar.day_at(now - HALF_A_DAY)
         second = self._calendar.day_at(first.ends_at)
-        self._valid = (first.starts_at + HALF_A_DAY, first.ends_at + HALF_A_DAY)
-        return " ".join((str(first.starts_at), *_words(first), *_words(second)))
+        # The same of UTC. The days are valid until either pair changes.
+        of_ledger = [int((now + shift) // DAY) for shift in (-HALF_A_DAY, HALF_A_DAY)]
+        changes_at = of_ledger[1] * DAY + HALF_A_DAY
+        self._valid = (
+            max(first.starts_at + HALF_A_DAY, changes_at - DAY),
+            min(first.ends_at + HALF_A_DAY, changes_at),
+        )
+        return CurrentDays(
+            " ".join((str(first.starts_at), *_words(first), *_words(second))),
+            tuple(f"{datetime.fromtimestamp(day * DAY, UTC):%Y-%m-%d}" for day in of_ledger),
+        )
 
 
 def _words(day: Day) -> list[str]:
@@ -62,8 +78,3 @@ def _words(day: Day) -> list[str]:
 def window_name(period: str, label: str) -> str:
     """A calendar window in the name of its key."""
     return f"{period}:{label}"
-
-
-def is_wrong_calendar(reply: object) -> bool:
-    """Whether a script did nothing because its clock is in neither day."""
-    return isinstance(reply, ResponseError) and str(reply).startswith(WRONG_CALENDAR)

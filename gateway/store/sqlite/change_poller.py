@@ -1,4 +1,7 @@
-"""Wakes watches of flights: SQLite has no notifications, so a thread polls for commits."""
+"""Finds what other processes commit: SQLite has no notifications, so a thread polls.
+
+It wakes the watches of flights, and tells `kept_reads` what was written.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from gateway.store.sqlite.commands.events import newest_events
 from gateway.store.sqlite.connection import connect, raising_unavailable
 
 POLL_SECONDS: Final = 0.02
 """The pause between two looks at `PRAGMA data_version`."""
+
+IDLE_POLL_SECONDS: Final = 0.04
+"""The same while no flight is watched, and only for what is kept."""
 
 RECHECK_SECONDS: Final = 1.0
 """The events are read at least this often, even if no commit was seen."""
@@ -46,8 +52,14 @@ class EventWatch:
         self._changed.set()
 
 
+class PolledReads(Protocol):
+    """Reads that hold until a poll finds that they have changed."""
+
+    def poll(self, db: sqlite3.Connection, *, started_at: float, has_changed: bool) -> None: ...
+
+
 class ChangePoller:
-    """A thread that polls for commits while there are watches.
+    """A thread that polls for commits while there are watches, or anything is kept.
 
     A commit by any other connection, of any process, changes `PRAGMA data_version`. Only then,
     and once a second, the poller reads the newest events of the watched flights.
@@ -62,6 +74,10 @@ class ChangePoller:
         self._is_stopping = False
         self._data_version: int | None = None
         self._checked_at = 0.0
+        self._kept_version: int | None = None
+        self.kept: PolledReads | None = None
+        """Told of each poll, from the first `keep_polling` on."""
+        self._always_polls = False
         # A daemon, because a thread that hangs on a disk must not keep the process from exiting.
         self._thread = threading.Thread(target=self._serve, name="sqlite-poller", daemon=True)
 
@@ -76,8 +92,15 @@ class ChangePoller:
         with self._lock:
             self._watches.discard(watch)
             # While the poller stops, the event stays set: otherwise the thread would wait for ever.
-            if not self._watches and not self._is_stopping:
+            if not (self._watches or self._always_polls or self._is_stopping):
                 self._should_run.clear()
+
+    def keep_polling(self) -> None:
+        """Polls from now on, also without watches."""
+        if not self._always_polls:
+            with self._lock:
+                self._always_polls = True
+                self._should_run.set()
 
     def start(self) -> None:
         self._thread.start()
@@ -94,16 +117,22 @@ class ChangePoller:
                 # After an error the watches time out, and their owners read the events anyway.
                 with contextlib.suppress(sqlite3.Error):
                     self._poll()
-                time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS if self._watches else IDLE_POLL_SECONDS)
 
     def _poll(self) -> None:
-        data_version = self._db.execute("PRAGMA data_version").fetchone()[0]
         now = time.monotonic()
+        data_version = self._db.execute("PRAGMA data_version").fetchone()[0]
+        if self._always_polls and self.kept is not None:
+            has_changed = data_version != self._kept_version
+            self.kept.poll(self._db, started_at=now, has_changed=has_changed)
+            self._kept_version = data_version  # after it: a poll that failed is repeated
         with self._lock:
             if data_version == self._data_version and now - self._checked_at < RECHECK_SECONDS:
                 return
             self._data_version, self._checked_at = data_version, now
             watches = list(self._watches)
+        if not watches:
+            return
         newest = newest_events(self._db, list({watch.flight for watch in watches}))
         behind = [watch for watch in watches if newest.get(watch.flight, 0) > watch.newest]
         if not behind:

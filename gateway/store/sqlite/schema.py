@@ -207,6 +207,32 @@ CREATE TABLE IF NOT EXISTS account_slow_workers (
 CREATE TABLE IF NOT EXISTS account_grants (
     purchase TEXT PRIMARY KEY, account TEXT NOT NULL, worker TEXT NOT NULL
 );
+
+-- The names that were written last, for what workers keep in memory (`kept_reads`). Triggers write
+-- them, so that an older gateway's changes are there too. Ids grow, because the last row is never
+-- deleted.
+CREATE TABLE IF NOT EXISTS changes (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TRIGGER IF NOT EXISTS changes_bounded AFTER INSERT ON changes
+WHEN NEW.id % 1000 = 0 BEGIN DELETE FROM changes WHERE id <= NEW.id - 10000; END;
+CREATE TRIGGER IF NOT EXISTS record_inserted AFTER INSERT ON records
+BEGIN INSERT INTO changes (name) VALUES ('records:' || NEW.space); END;
+CREATE TRIGGER IF NOT EXISTS record_updated AFTER UPDATE ON records
+BEGIN INSERT INTO changes (name) VALUES ('records:' || NEW.space); END;
+CREATE TRIGGER IF NOT EXISTS record_deleted AFTER DELETE ON records
+BEGIN INSERT INTO changes (name) VALUES ('records:' || OLD.space); END;
+CREATE TRIGGER IF NOT EXISTS slot_inserted AFTER INSERT ON slots
+BEGIN INSERT INTO changes (name) VALUES ('entry:' || NEW.fingerprint); END;
+CREATE TRIGGER IF NOT EXISTS slot_updated AFTER UPDATE ON slots
+BEGIN INSERT INTO changes (name) VALUES ('entry:' || NEW.fingerprint); END;
+CREATE TRIGGER IF NOT EXISTS slot_deleted AFTER DELETE ON slots
+BEGIN INSERT INTO changes (name) VALUES ('entry:' || OLD.fingerprint); END;
+-- Of values, only those without an end: the others are too many, and none of them is kept.
+CREATE TRIGGER IF NOT EXISTS value_inserted AFTER INSERT ON expiring_values
+WHEN NEW.remove_after > 1e10
+BEGIN INSERT INTO changes (name) VALUES ('value:' || NEW.space || ':' || NEW.name); END;
+CREATE TRIGGER IF NOT EXISTS value_updated AFTER UPDATE ON expiring_values
+WHEN NEW.remove_after > 1e10
+BEGIN INSERT INTO changes (name) VALUES ('value:' || NEW.space || ':' || NEW.name); END;
 """
 """Tables that came later. An older gateway on the same database ignores them, so they need no new
 schema version. The columns are explained in `commands.queues`."""

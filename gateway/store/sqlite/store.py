@@ -19,11 +19,13 @@ from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.conditions import Condition
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.commands import CompareAndSet, Reroute, Reserve, TakeTurns
-from gateway.store.protocol import Command, Store, Watch
+from gateway.store.kept_reads import WRITERS, ReadMemory, names_written
+from gateway.store.protocol import Command, KeptReads, Store, Watch
 from gateway.store.sqlite.change_poller import ChangePoller, EventWatch, open_change_poller
 from gateway.store.sqlite.commands import execute, is_read_only
 from gateway.store.sqlite.commands.events import newest_events
 from gateway.store.sqlite.connection import check_sqlite_schema, raising_unavailable
+from gateway.store.sqlite.kept_reads import SqliteKeptReads
 from gateway.store.sqlite.steady_clock import open_clocks, single
 from gateway.store.sqlite.transaction import Transaction
 from gateway.store.sqlite.transaction_queue import TransactionQueue, open_transaction_queue
@@ -60,7 +62,10 @@ async def open_sqlite_store(
         open_transaction_queue(path, clocks, read_only=True, calendar=calendar) as reader,
         open_change_poller(path) as poller,
     ):
-        yield _SqliteStore(path, writer, reader=reader, poller=poller)
+        memory = ReadMemory()
+        kept = SqliteKeptReads(memory, reader, clocks=clocks, start_polling=poller.keep_polling)
+        poller.kept = kept
+        yield _SqliteStore(path, writer, reader=reader, poller=poller, memory=memory, kept=kept)
 
 
 class _SqliteStore:
@@ -73,11 +78,15 @@ class _SqliteStore:
         *,
         reader: TransactionQueue,
         poller: ChangePoller,
+        memory: ReadMemory,
+        kept: SqliteKeptReads,
     ) -> None:
         self.name = f"embedded store (SQLite) at {path}"
         self._writer = writer
         self._reader = reader
         self._poller = poller
+        self._memory = memory
+        self.kept: KeptReads = kept
         self._outage = Condition(
             log,
             "store_unavailable",
@@ -100,6 +109,11 @@ class _SqliteStore:
         except StoreUnavailable as error:
             self._outage.occurs(error.message, reason=error.reason or error.message)
             raise
+        finally:
+            if not (is_read or WRITERS.isdisjoint(map(type, commands))):
+                # The poller will find it too. But for this worker a change holds once it is
+                # answered.
+                self._memory.invalidate(names_written(commands))
         # A database on a broken disk can often be read although it cannot be written.
         if self._outage.lasts and not is_read:
             self._outage.ends()

@@ -88,12 +88,15 @@ class TransactionQueue:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 # The future is in no variable here: its error has this frame in the traceback.
-                return await self._queue(work, is_durable)
+                return await self.submit(work, is_durable=is_durable)
         except TimeoutError as error:
             reason = f"The embedded store did not answer within {TIMEOUT_SECONDS:.0f} s."
             raise StoreUnavailable(reason=reason) from error
 
-    def _queue(self, work: Callable[[Transaction], Any], is_durable: bool) -> asyncio.Future[Any]:
+    def submit(
+        self, work: Callable[[Transaction], Any], *, is_durable: bool = False
+    ) -> asyncio.Future[Any]:
+        """As `run`, for a caller that does not wait, and without its deadline."""
         future = self._loop.create_future()
         self._requests.put(_Request(work, future, is_durable))
         return future

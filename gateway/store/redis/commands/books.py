@@ -39,11 +39,13 @@ def _read_books(command: commands.ReadBooks, keys: Keys) -> RedisCommand:
         )
 
     arguments: list[Argument] = [command.max_purchases, len(command.windows)]
+    touched = [keys.workers, keys.running_totals, *keys.ledger]
     for window in command.windows:
         arguments += (window.subject, _name(window))
+        touched.append(keys.window(window.subject, _name(window)))
     for name in command.totals:
         arguments += (f"{name}:{kind}" for kind in RunningTotal._fields)
-    return script_command("read_books", [keys.books], arguments, read=read)
+    return script_command("read_books", touched, arguments, read=read)
 
 
 def _name(window: WindowName) -> str:

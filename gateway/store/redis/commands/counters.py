@@ -30,6 +30,19 @@ def consumption_arguments(consumptions: Iterable[Consumption]) -> list[Argument]
     return arguments
 
 
+def counter_keys(counters: Iterable[Counter], keys: Keys) -> list[str]:
+    """The buckets and windows of counters; a bucket without a limit is not stored."""
+    names: dict[str, None] = {}
+    for subject, unit, period, maximum in counters:
+        if period == "concurrency":
+            names[keys.window(subject, period)] = None
+        elif period != "minute":
+            names |= dict.fromkeys(keys.calendar_windows(subject, period))
+        elif maximum is not None:
+            names[keys.bucket(subject, unit)] = None
+    return list(names)
+
+
 def calendar_argument(counters: Iterable[Counter], keys: Keys) -> str:
     """The calendar windows, if a counter needs them."""
     return keys.calendar if any(c.period in CALENDAR_PERIODS for c in counters) else ""
@@ -60,11 +73,14 @@ def _admit(command: commands.Admit, keys: Keys) -> RedisCommand:
             read_index(denied), None, read_states(states), now / SECOND, tuple(exceeded)
         )
 
-    spaces = [keys.records(expected.space) for expected in command.expected]
-    calendar = calendar_argument((c.counter for c in command.consumptions), keys)
-    expected = [text for one in command.expected for text in (one.name, one.value)]
-    arguments = [calendar, *expected, *consumption_arguments(command.consumptions)]
-    return packed(script_command("admit", [keys.books, *spaces], arguments, read=read))
+    counters = [consumption.counter for consumption in command.consumptions]
+    touched = [keys.records(expected.space) for expected in command.expected]
+    touched += counter_keys(counters, keys)
+    arguments: list[Argument] = [calendar_argument(counters, keys), len(command.expected)]
+    for expected in command.expected:
+        arguments += (expected.name, expected.value)
+    arguments += consumption_arguments(command.consumptions)
+    return packed(script_command("admit", touched, arguments, read=read))
 
 
 @encode.register
@@ -73,4 +89,5 @@ def _peek_counters(command: commands.PeekCounters, keys: Keys) -> RedisCommand:
         calendar_argument(command.counters, keys),
         *consumption_arguments(Consumption(counter) for counter in command.counters),
     ]
-    return script_command("peek_counters", [keys.books], arguments, read=read_states)
+    touched = counter_keys(command.counters, keys)
+    return script_command("peek_counters", touched, arguments, read=read_states)

@@ -37,6 +37,39 @@ class RedisCommand:
     """Reply → result of the store's command."""
     script: Script | None = None
     """None for a plain command; those only read, so they can be repeated."""
+    keys: tuple[str, ...] = ()
+    """All keys that it touches, of one hash slot; none for a command of a whole node."""
+    arguments: tuple[Argument, ...] = ()
+    """Of a script, after its keys."""
+    recalls: tuple[str, ...] = ()
+    """Topics of `learned_keys`: keys that earlier commands had, or were asked for."""
+    teaches: str = ""
+    """The topic under which its keys are remembered."""
+    follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None
+    """Reply → further commands, of any slots. `read` then gets a list of the reply and theirs."""
+    name: str = ""
+    """Of the script; of a plain command it follows from `command`."""
+    merge: Callable[[Sequence[Any]], Any] | None = None
+    """Of a command about servers, which every primary of a cluster executes: its results as one.
+    That of the books' node is the first."""
+    cursor_at: int | None = None
+    """Of a scan over a whole server: which argument is the cursor."""
+
+    def __post_init__(self) -> None:
+        if not self.name:  # a plain command
+            name, key, *_ = cast(tuple[str, ...], self.command)
+            object.__setattr__(self, "name", name)
+            # A channel is no key: every node notifies the subscribers of all.
+            if name != "PUBLISH":
+                object.__setattr__(self, "keys", (key,))
+
+    def with_keys(self, more: Iterable[str]) -> RedisCommand:
+        """The same script with further keys."""
+        if self.script is None:
+            raise TypeError("Only a script can have further keys.")
+        keys = tuple(dict.fromkeys((*self.keys, *more)))
+        command = ("EVALSHA", self.script.sha, len(keys), *keys, *self.arguments)
+        return replace(self, command=command, keys=keys)
 
 
 @singledispatch
@@ -46,13 +79,39 @@ def encode(command: Command[Any], keys: Keys) -> RedisCommand:
 
 
 def script_command(
-    name: str, keys: Sequence[str], arguments: Iterable[Argument], *, read: Callable[[Any], Any]
+    name: str,
+    keys: Sequence[str],
+    arguments: Iterable[Argument],
+    *,
+    read: Callable[[Any], Any],
+    merge: Callable[[Sequence[Any]], Any] | None = None,
+    cursor_at: int | None = None,
+    recalls: tuple[str, ...] = (),
+    teaches: str = "",
+    follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None,
 ) -> RedisCommand:
-    """Runs a script of `lua/`."""
-    script = SCRIPTS[name]
+    """Runs a script of `lua/`. `keys` are all that it touches, as far as they are known."""
+    script, declared, rest = SCRIPTS[name], tuple(keys), tuple(arguments)
     return RedisCommand(
-        ("EVALSHA", script.sha, len(keys), *keys, *arguments), read=read, script=script
+        ("EVALSHA", script.sha, len(declared), *declared, *rest),
+        read=read,
+        script=script,
+        keys=declared,
+        arguments=rest,
+        recalls=recalls,
+        teaches=teaches,
+        follow_up=follow_up,
+        name=name,
+        merge=merge,
+        cursor_at=cursor_at,
     )
+
+
+def plain_command(
+    name: str, key: str, *arguments: Argument, read: Callable[[Any], Any]
+) -> RedisCommand:
+    """A command that reads one key."""
+    return RedisCommand((name, key, *arguments), read, keys=(key,))
 
 
 def packed(command: RedisCommand) -> RedisCommand:

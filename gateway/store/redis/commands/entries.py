@@ -19,8 +19,10 @@ from gateway.store.redis.commands.encoding import (
     no_result,
     packed,
     pairs,
+    plain_command,
     read_cursor,
     script_command,
+    unchanged,
 )
 from gateway.store.redis.keys import Keys, match_pattern
 
@@ -136,14 +138,20 @@ def _prolong_slots(command: commands.ProlongSlots, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _scan_entries(command: commands.ScanEntries, keys: Keys) -> RedisCommand:
-    def read(reply: Sequence[Any]) -> commands.EntriesPage:
-        cursor, found = reply
+    # In a cluster the entries of a node are in many slots, and one may move before it is read.
+    def read_each(page: Sequence[Any]) -> Sequence[RedisCommand]:
+        return [plain_command("HGETALL", key.decode(), read=unchanged) for key in page[1]]
+
+    def read(replies: Sequence[Any]) -> commands.EntriesPage:
+        (cursor, found), *slots = replies
         entries = {
-            keys.fingerprint(key.decode()): _read_slots(slots)
-            for key, slots in pairs(found)
-            if slots  # else it expired between SCAN and HGETALL
+            keys.fingerprint(key.decode()): _read_slots(each)
+            for key, each in zip(found, slots, strict=True)
+            if each  # else it expired between SCAN and HGETALL
         }
         return commands.EntriesPage(entries, read_cursor(cursor))
 
     arguments = (command.after or "0", match_pattern(keys.entry("*")), command.limit)
-    return script_command("scan_entries", (), arguments, read=read)
+    return script_command(
+        "scan_entries", (), arguments, read=read, follow_up=read_each, cursor_at=3
+    )

@@ -8,6 +8,7 @@ from gateway.store.redis.commands.encoding import (
     encode,
     microseconds,
     no_result,
+    plain_command,
     script_command,
     unchanged,
 )
@@ -29,4 +30,4 @@ def _notify(command: commands.Notify, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _read_events(command: commands.ReadEvents, keys: Keys) -> RedisCommand:
-    return RedisCommand(("LRANGE", keys.events(command.flight), command.after, -1), unchanged)
+    return plain_command("LRANGE", keys.events(command.flight), command.after, -1, read=unchanged)

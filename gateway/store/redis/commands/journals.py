@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final, cast
 
 import orjson
 
 from gateway.store import commands
-from gateway.store.redis.commands.counters import consumption_arguments, read_index, read_states
+from gateway.store.redis.commands.counters import (
+    consumption_arguments,
+    counter_keys,
+    read_index,
+    read_states,
+)
 from gateway.store.redis.commands.encoding import (
     SECOND,
     Argument,
@@ -20,11 +25,16 @@ from gateway.store.redis.commands.encoding import (
     no_result,
     optional,
     pairs,
+    plain_command,
     read_texts,
     script_command,
+    unchanged,
 )
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.windows import window_name
+
+MAX_JOURNALS: Final = 200
+"""Journals that one script reads."""
 
 
 @encode.register
@@ -60,7 +70,37 @@ def _reserving(
         _place(command.place),
         *consumption_arguments(command.consumptions),
     ]
-    return script_command(script, [keys.books], arguments, read=read)
+    place = command.place if command.place and command.place.is_limited else None
+    return script_command(
+        script,
+        [*_journal_keys(command, keys), keys.workers],
+        arguments,
+        read=read,
+        recalls=(*_queue_topic(place), _purchase_topic(command.purchase)),
+        teaches=_purchase_topic(command.purchase),
+    )
+
+
+def _journal_keys(command: commands.Reserve | commands.Reroute, keys: Keys) -> list[str]:
+    """What a purchase's reservation touches, and with it its settlement."""
+    touched = [keys.journal(command.purchase), keys.open_purchases(command.worker)]
+    touched += counter_keys((c.counter for c in command.consumptions), keys)
+    for subject in command.subjects:
+        touched += keys.calendar_windows(subject)
+    place = command.place
+    if place is not None and place.is_limited:
+        touched += keys.account(place.account)
+        touched.append(keys.tickets(place.account, place.key))
+        touched.append(keys.taken_turns(place.account, command.worker))
+    return list(dict.fromkeys(touched))
+
+
+def _purchase_topic(purchase: str) -> str:
+    return f"purchase {purchase}"
+
+
+def _queue_topic(place: commands.Place | None) -> Sequence[str]:
+    return () if place is None else (f"queue {place.account}",)
 
 
 def _place(place: commands.Place | None) -> bytes:
@@ -81,8 +121,8 @@ def _place(place: commands.Place | None) -> bytes:
 
 @encode.register
 def _receive(command: commands.Receive, keys: Keys) -> RedisCommand:
-    arguments: list[Argument] = [command.purchase, command.payload]
-    return script_command("receive", [keys.books], arguments, read=bytes.decode)
+    journal = keys.journal(command.purchase)
+    return script_command("receive", [journal], [command.payload], read=bytes.decode)
 
 
 @encode.register
@@ -114,7 +154,24 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
         command.saved_micros,
         *flatten(command.charge.items()),
     )
-    return script_command("settle", [keys.books], arguments, read=read)
+    touched = [keys.journal(command.purchase), keys.running_totals]
+    if command.record is not None or lost is not None:
+        touched += keys.ledger_end("charged", "free")
+    if lost is not None:
+        day = keys.day_at(lost.reserved_at)
+        for subject in lost.subjects:
+            touched += keys.calendar_windows(subject)
+            touched += (
+                keys.window(subject, window_name(period, window.label))
+                for period, window in day.windows.items()
+            )
+    return script_command(
+        "settle",
+        list(dict.fromkeys(touched)),
+        arguments,
+        read=read,
+        recalls=(_purchase_topic(command.purchase),),
+    )
 
 
 def _read_charge(flat: Sequence[Any]) -> dict[str, int]:
@@ -138,25 +195,49 @@ def _scopes_of_lost(lost: commands.LostReservation, charge: Mapping[str, int], k
 
 @encode.register
 def _open_journals(command: commands.OpenJournals, keys: Keys) -> RedisCommand:
-    def read(reply: Sequence[Any]) -> Sequence[commands.Journal]:
-        fields = iter(reply)
+    # In two steps, because the journals are known only by then. One that is closed in between is
+    # left out.
+    def read_each(found: Sequence[bytes]) -> Sequence[RedisCommand]:
+        journals = [keys.journal(purchase.decode()) for purchase, _ in pairs(found)]
         return [
-            commands.Journal(
-                purchase.decode(),
-                worker.decode(),
-                state.decode(),
-                payload,
-                int(at or 0) / SECOND,
-                **_reserved(packed, scopes),
+            script_command(
+                "read_journals", journals[i : i + MAX_JOURNALS], [command.text], read=unchanged
             )
-            for purchase, worker, state, payload, at, packed, scopes in zip(
-                *[fields] * 7, strict=True
-            )
+            for i in range(0, len(journals), MAX_JOURNALS)
         ]
 
+    def read(replies: Sequence[Any]) -> Sequence[commands.Journal]:
+        found, *pages = replies
+        journals = [journal for page in pages for journal in page]
+        rows = zip(pairs(found), journals, strict=True)
+        journals = [_read_journal(*owner, *fields) for owner, fields in rows if fields]
+        return journals[: command.limit]
+
     workers = () if command.worker is None else (command.worker,)
-    arguments = (command.limit, command.text, *workers)
-    return script_command("open_journals", [keys.books], arguments, read=read)
+    limit: Argument = "" if command.text else command.limit
+    touched = [keys.workers, *(keys.open_purchases(worker) for worker in workers)]
+    return script_command(
+        "open_journals", touched, (limit, *workers), read=read, follow_up=read_each
+    )
+
+
+def _read_journal(
+    purchase: bytes,
+    worker: bytes,
+    state: bytes,
+    payload: bytes,
+    at: bytes | None,
+    packed: bytes,
+    scopes: bytes,
+) -> commands.Journal:
+    return commands.Journal(
+        purchase.decode(),
+        worker.decode(),
+        cast(Any, state.decode()),
+        payload,
+        int(at or 0) / SECOND,
+        **_reserved(packed, scopes),
+    )
 
 
 def _reserved(packed: bytes, packed_scopes: bytes) -> dict[str, Any]:
@@ -178,18 +259,26 @@ def _read_journal_state(command: commands.ReadJournalState, keys: Keys) -> Redis
     def read(reply: bytes | None) -> str:
         return "unknown" if reply is None else reply.decode()
 
-    return RedisCommand(("HGET", keys.journal(command.purchase), "state"), read)
+    return plain_command("HGET", keys.journal(command.purchase), "state", read=read)
 
 
 @encode.register
 def _take_turns(command: commands.TakeTurns, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Turns:
-        taken, waiting, next_in = reply
-        return commands.Turns(tuple(sorted(read_texts(taken))), waiting, next_in / SECOND)
+        taken, waiting, next_in, has_more = reply
+        return commands.Turns(
+            tuple(sorted(read_texts(taken))), waiting, next_in / SECOND, has_more=bool(has_more)
+        )
 
     rates = _or_none(command.images_per_minute, command.concurrent)
     arguments = (command.account, command.worker, *rates, *command.seen)
-    return script_command("take_turns", [keys.books], arguments, read=read)
+    touched = [
+        *keys.account(command.account),
+        keys.slow_workers(command.account),
+        keys.taken_turns(command.account, command.worker),
+    ]
+    topic = f"queue {command.account}"
+    return script_command("take_turns", touched, arguments, read=read, recalls=(topic,))
 
 
 @encode.register
@@ -202,7 +291,12 @@ def _read_turns(command: commands.ReadTurns, keys: Keys) -> RedisCommand:
 
     rates = _or_none(command.images_per_minute, command.concurrent)
     arguments = (command.account, *rates, *command.purchases)
-    return script_command("read_turns", [keys.books], arguments, read=read)
+    touched = [
+        *keys.account(command.account),
+        *(keys.journal(purchase) for purchase in command.purchases),
+    ]
+    topic = f"queue {command.account}"
+    return script_command("read_turns", touched, arguments, read=read, recalls=(topic,))
 
 
 @encode.register
@@ -212,7 +306,8 @@ def _correct_account(command: commands.CorrectAccount, keys: Keys) -> RedisComma
         *_or_none(command.images_per_minute, command.remaining),
         microseconds(command.stop_seconds),
     )
-    return script_command("correct_account", [keys.books], arguments, read=no_result)
+    touched = keys.account(command.account)
+    return script_command("correct_account", touched, arguments, read=no_result)
 
 
 def _or_none(*numbers: int | None) -> Sequence[Argument]:

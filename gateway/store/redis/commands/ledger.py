@@ -36,20 +36,26 @@ def _append(command: commands.Append, keys: Keys) -> RedisCommand:
     ]
     for one in command.refusals:
         arguments += (one.key, one.reason, one.count, one.record, one.other)
-    return script_command("append", [keys.books], arguments, read=bool)
+    touched = [*keys.writers, keys.running_totals, *keys.refusals, *keys.ledger_end("free")]
+    return script_command("append", touched, arguments, read=bool)
 
 
 @encode.register
 def _append_refusals(command: commands.AppendRefusals, keys: Keys) -> RedisCommand:
     arguments = (command.limit, int(command.ends_minute))
-    return script_command("append_refusals", [keys.books], arguments, read=unchanged)
+    touched = [*keys.refusals, *keys.ledger_end("free")]
+    return script_command("append_refusals", touched, arguments, read=unchanged)
 
 
 @encode.register
 def _read_ledger(command: commands.ReadLedger, keys: Keys) -> RedisCommand:
     day, _, position = command.after.partition("/")
     arguments = (day, _range_start(position), command.limit, int(command.charged_only))
-    return script_command("read_ledger", [keys.books], arguments, read=_read_records)
+    kinds = ["charged"] if command.charged_only else ["charged", "free"]
+    days = dict.fromkeys((day, *keys.days) if day else keys.days)
+    touched = [keys.ledger_days(kind) for kind in kinds]
+    touched += (keys.ledger_stream(kind, each) for each in days for kind in kinds)
+    return script_command("read_ledger", touched, arguments, read=_read_records)
 
 
 @encode.register
@@ -57,7 +63,11 @@ def _read_ledger_back(command: commands.ReadLedgerBack, keys: Keys) -> RedisComm
     day, _, position = command.before.partition("/")
     end = _range_start(position) if position else ""
     arguments = (day, end, command.limit)
-    return script_command("read_ledger_back", [keys.books], arguments, read=_read_records)
+    days = dict.fromkeys((day, *keys.days) if day else keys.days)
+    kinds = ("charged", "free")
+    touched = [keys.ledger_days(kind) for kind in kinds]
+    touched += (keys.ledger_stream(kind, each) for each in days for kind in kinds)
+    return script_command("read_ledger_back", touched, arguments, read=_read_records)
 
 
 def _read_records(reply: Sequence[bytes]) -> Sequence[tuple[str, bytes]]:
@@ -79,16 +89,19 @@ def _search_ledger(command: commands.SearchLedger, keys: Keys) -> RedisCommand:
 
     first, last = max(0, round(command.begin * 1000)), max(0, round(command.end * 1000))
     day, _, position = command.after.partition("/")
+    kind, first_day = "charged" if command.is_charged else "free", day or _day_of(first)
     arguments = (
-        "charged" if command.is_charged else "free",
+        kind,
         command.text,
-        day or _day_of(first),
+        first_day,
         _day_of(last),
         _range_start(position) if position else first,
         last,
         command.limit,
     )
-    return script_command("search_ledger", [keys.books], arguments, read=read)
+    days = dict.fromkeys((first_day, *keys.days))
+    touched = [keys.ledger_days(kind), *(keys.ledger_stream(kind, each) for each in days)]
+    return script_command("search_ledger", touched, arguments, read=read)
 
 
 @encode.register
@@ -96,7 +109,8 @@ def _search_refusals(command: commands.SearchRefusals, keys: Keys) -> RedisComma
     def read(reply: Sequence[bytes]) -> Sequence[bytes]:
         return [record + count + b"}" for record, count in pairs(reply)]
 
-    return script_command("search_refusals", [keys.books], (command.text, command.limit), read=read)
+    arguments = (command.text, command.limit)
+    return script_command("search_refusals", keys.refusals, arguments, read=read)
 
 
 @encode.register
@@ -113,7 +127,9 @@ def _trim_ledger(command: commands.TrimLedger, keys: Keys) -> RedisCommand:
         *_stream_id(command.folded_to),
         command.limit,
     )
-    return script_command("trim_ledger", [keys.books], arguments, read=read)
+    return script_command(
+        "trim_ledger", keys.ledger_end("charged", "free"), arguments, read=read, recalls=("trim",)
+    )
 
 
 def _id_of(day: bytes, stream_id: bytes) -> str:

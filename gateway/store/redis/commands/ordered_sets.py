@@ -10,6 +10,7 @@ from gateway.store.redis.commands.encoding import (
     encode,
     microseconds,
     no_result,
+    plain_command,
     read_texts,
     script_command,
     unchanged,
@@ -35,8 +36,8 @@ def _remove_from_ordered_sets(command: commands.RemoveFromOrderedSets, keys: Key
 def _read_ordered_set(command: commands.ReadOrderedSet, keys: Keys) -> RedisCommand:
     key = keys.ordered_set(command.space, command.name)
     before = f"({command.before}" if command.before else "+"
-    return RedisCommand(
-        ("ZRANGE", key, before, "-", "BYLEX", "REV", "LIMIT", 0, command.limit), read_texts
+    return plain_command(
+        "ZRANGE", key, before, "-", "BYLEX", "REV", "LIMIT", 0, command.limit, read=read_texts
     )
 
 

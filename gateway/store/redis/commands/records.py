@@ -15,6 +15,7 @@ from gateway.store.redis.commands.encoding import (
     optional,
     packed,
     pairs,
+    plain_command,
     read_cursor,
     script_command,
     unchanged,
@@ -28,7 +29,7 @@ from gateway.store.redis.keys import Keys
 def _get(command: commands.Get, keys: Keys) -> RedisCommand:
     space = keys.records(command.space)
     if command.index is None:
-        return packed(RedisCommand(("HGET", space, command.name), unchanged))
+        return packed(plain_command("HGET", space, command.name, read=unchanged))
     both = [keys.records(command.index), space]
     return script_command("get_by_index", both, [command.name], read=unchanged)
 
@@ -50,4 +51,4 @@ def _scan_records(command: commands.ScanRecords, keys: Keys) -> RedisCommand:
         return commands.RecordsPage(records, read_cursor(cursor))
 
     key, cursor = keys.records(command.space), command.after or "0"
-    return RedisCommand(("HSCAN", key, cursor, "COUNT", command.limit), read)
+    return plain_command("HSCAN", key, cursor, "COUNT", command.limit, read=read)

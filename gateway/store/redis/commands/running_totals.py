@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gateway.store import commands
 from gateway.store.commands import RunningTotal
-from gateway.store.redis.commands.encoding import RedisCommand, encode
+from gateway.store.redis.commands.encoding import RedisCommand, encode, plain_command
 from gateway.store.redis.keys import Keys
 
 
@@ -19,7 +19,7 @@ def _read_running_totals(command: commands.ReadRunningTotals, keys: Keys) -> Red
     # Redis refuses an HMGET without fields.
     fields = [f"{name}:{kind}" for name in command.names or ("",) for kind in RunningTotal._fields]
     read_all = read if command.names else _read_nothing
-    return RedisCommand(("HMGET", f"{keys.books}running-totals", *fields), read=read_all)
+    return plain_command("HMGET", keys.running_totals, *fields, read=read_all)
 
 
 @encode.register
@@ -29,7 +29,7 @@ def _read_first_charges(command: commands.ReadFirstCharges, keys: Keys) -> Redis
         return times[: len(command.names)]
 
     fields = [f"{name}:first_charge" for name in command.names or ("",)]
-    return RedisCommand(("HMGET", f"{keys.books}running-totals", *fields), read=read)
+    return plain_command("HMGET", keys.running_totals, *fields, read=read)
 
 
 def _read_nothing(_reply: Sequence[bytes | None]) -> Sequence[RunningTotal]:

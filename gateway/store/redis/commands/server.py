@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from gateway.store import commands
@@ -27,9 +28,25 @@ def _inspect(_command: commands.Inspect, _keys: Keys) -> RedisCommand:
             eviction_policy=facts["maxmemory_policy"],
             maxmemory_bytes=int(facts["maxmemory"]) or None,
             is_durable=facts["aof_enabled"] == "1",
+            # Redis writes this line only if both settings of `min-replicas-…` are above 0.
+            needs_replica="min_slaves_good_slaves" in facts,
         )
 
-    return script_command("inspect", (), (), read=read)
+    return script_command("inspect", (), (), read=read, merge=_merge_facts)
+
+
+def _merge_facts(of_nodes: Sequence[commands.StoreFacts]) -> commands.StoreFacts:
+    """What holds for all nodes: a cluster is as safe as its least safe one."""
+    bounds = [facts.maxmemory_bytes for facts in of_nodes if facts.maxmemory_bytes is not None]
+    policies = [facts.eviction_policy for facts in of_nodes if facts.is_known]
+    evicting = [policy for policy in policies if policy != "noeviction"]
+    return replace(
+        of_nodes[0],
+        eviction_policy=next(iter(evicting or policies), None),
+        maxmemory_bytes=sum(bounds) if len(bounds) == len(of_nodes) else None,
+        is_durable=all(facts.is_durable for facts in of_nodes),
+        is_known=all(facts.is_known for facts in of_nodes),
+    )
 
 
 @encode.register
@@ -42,7 +59,14 @@ def _measure_store(_command: commands.MeasureStore, _keys: Keys) -> RedisCommand
         # A hosted server may hide its machine's memory; then it has no limit that could be low.
         return commands.StoreUse("memory", used, capacity or MAX_BYTES)
 
-    return script_command("measure", (), (), read=read)
+    return script_command("measure", (), (), read=read, merge=_merge_use)
+
+
+def _merge_use(of_nodes: Sequence[commands.StoreUse]) -> commands.StoreUse:
+    """All capacity, used as far as that of the fullest node: the books are on one node alone."""
+    capacity = sum(use.capacity_bytes for use in of_nodes)
+    fullest = max(use.used_bytes / max(1, use.capacity_bytes) for use in of_nodes)
+    return commands.StoreUse("memory", int(fullest * capacity), min(capacity, MAX_BYTES))
 
 
 def _read_info(info: bytes) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from gateway.store.redis.commands.encoding import (
     encode,
     microseconds,
     no_result,
+    plain_command,
     read_cursor,
     read_texts,
     script_command,
@@ -39,7 +40,7 @@ def _scan_set(command: commands.ScanSet, keys: Keys) -> RedisCommand:
 @encode.register
 def _has_member(command: commands.HasMember, keys: Keys) -> RedisCommand:
     key = keys.set(command.space, command.name)
-    return RedisCommand(("SISMEMBER", key, command.member), bool)
+    return plain_command("SISMEMBER", key, command.member, read=bool)
 
 
 @encode.register

@@ -32,7 +32,11 @@ def _fold_totals(command: commands.FoldTotals, keys: Keys) -> RedisCommand:
     for one in command.increments:
         sums = "".join(f"{name}{amount}" for name, amount in one.sums.items())
         arguments += (index[one.period], one.slot, one.group, one.row, one.other, sums)
-    return script_command("fold_totals", [keys.books], arguments, read=bool)
+    touched = [keys.totals_checkpoint]
+    for period in periods:
+        touched += (keys.totals(period.name), keys.full_totals(period.name))
+    touched += {keys.totals_periods(period.kind): None for period in periods}
+    return script_command("fold_totals", touched, arguments, read=bool)
 
 
 @encode.register
@@ -47,7 +51,9 @@ def _read_totals_state(command: commands.ReadTotalsState, keys: Keys) -> RedisCo
             },
         )
 
-    return script_command("read_totals_state", [keys.books], command.periods, read=read)
+    full = (keys.full_totals(period) for period in command.periods)
+    touched = [keys.totals_checkpoint, *full]
+    return script_command("read_totals_state", touched, command.periods, read=read)
 
 
 @encode.register
@@ -61,7 +67,8 @@ def _read_totals(command: commands.ReadTotals, keys: Keys) -> RedisCommand:
         )
 
     arguments = (command.period, command.after or "0", command.limit)
-    return script_command("read_totals", [keys.books], arguments, read=read)
+    touched = [keys.totals_checkpoint, keys.totals(command.period)]
+    return script_command("read_totals", touched, arguments, read=read)
 
 
 def _read_slots(text: str) -> commands.Slots:
@@ -76,4 +83,5 @@ def _read_slots(text: str) -> commands.Slots:
 def _remove_totals(command: commands.RemoveTotals, keys: Keys) -> RedisCommand:
     # One period: a command's work is then the same for every limit.
     arguments = (command.kind, microseconds(command.keep_seconds))
-    return script_command("remove_totals", [keys.books], arguments, read=bool)
+    touched = [keys.totals_periods(command.kind)]
+    return script_command("remove_totals", touched, arguments, read=bool)

@@ -9,6 +9,7 @@ from gateway.store.redis.commands.encoding import (
     encode,
     microseconds,
     no_result,
+    plain_command,
     script_command,
     unchanged,
 )
@@ -30,7 +31,7 @@ def _set_value(command: commands.SetValue, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _get_value(command: commands.GetValue, keys: Keys) -> RedisCommand:
-    return RedisCommand(("GET", keys.value(command.space, command.name)), unchanged)
+    return plain_command("GET", keys.value(command.space, command.name), read=unchanged)
 
 
 @encode.register

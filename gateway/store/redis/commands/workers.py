@@ -16,15 +16,16 @@ from gateway.store.redis.keys import Keys
 
 @encode.register
 def _heartbeat(command: commands.Heartbeat, keys: Keys) -> RedisCommand:
-    return script_command("heartbeat", [keys.books], [command.worker], read=no_result)
+    return script_command("heartbeat", [keys.workers], [command.worker], read=no_result)
 
 
 @encode.register
 def _expired_workers(command: commands.ExpiredWorkers, keys: Keys) -> RedisCommand:
     arguments = [microseconds(command.after_seconds), command.limit]
-    return script_command("expired_workers", [keys.books], arguments, read=read_texts)
+    return script_command("expired_workers", [keys.workers], arguments, read=read_texts)
 
 
 @encode.register
 def _deregister(command: commands.Deregister, keys: Keys) -> RedisCommand:
-    return script_command("deregister", [keys.books], [command.worker], read=bool)
+    both = [keys.workers, keys.open_purchases(command.worker)]
+    return script_command("deregister", both, [command.worker], read=bool)

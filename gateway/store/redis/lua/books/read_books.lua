@@ -1,23 +1,36 @@
--- KEYS: books. ARGV: the most journals to read, the number of windows, their subjects and names, then
+-- KEYS: the windows, the running totals, the workers and their open purchases, the journals, the ledger.
+-- ARGV: the most journals to read, the number of windows, their subjects and names, then
 -- the fields of running totals. All of it is read at one moment.
 -- Returns now, milliseconds and count of the last record, the same of the last charged and of the last
 -- free record that was removed, the windows (unit and kind, amount, …), the running totals, and of each
 -- open journal purchase, worker, state, time, consumptions and windows; '' if there are too many.
 local most, windows_count = tonumber(ARGV[1]), tonumber(ARGV[2])
+local WINDOW = BOOKS .. 'window:'
 local FIRST_TOTAL = 3 + 2 * windows_count
 
 local function read_journals()
+  local workers = redis.call('ZRANGE', WORKERS, 0, -1)
+  local names = {}
+  for i, worker in ipairs(workers) do
+    names[i] = open_key(worker)
+  end
+  need(names)
+  local open, journals = {}, {}
+  for i, worker in ipairs(workers) do
+    for _, purchase in ipairs(redis.call('ZRANGE', names[i], 0, most)) do
+      open[#open + 1] = { purchase, worker }
+      journals[#journals + 1] = journal_key(purchase)
+    end
+  end
+  if #open > most then
+    return ''
+  end
+  need(journals)
   local found = {}
-  for _, worker in ipairs(redis.call('ZRANGE', WORKERS, 0, -1)) do
-    for _, purchase in ipairs(redis.call('ZRANGE', open_key(worker), 0, most)) do
-      if #found >= 6 * most then
-        return ''
-      end
-      local fields =
-        redis.call('HMGET', journal_key(purchase), 'state', 'at', 'consumptions', 'windows')
-      for _, value in ipairs({ purchase, worker, unpack(fields, 1, 4) }) do
-        table.insert(found, value)
-      end
+  for i, key in ipairs(journals) do
+    local fields = redis.call('HMGET', key, 'state', 'at', 'consumptions', 'windows')
+    for _, value in ipairs({ open[i][1], open[i][2], unpack(fields, 1, 4) }) do
+      table.insert(found, value)
     end
   end
   return found
@@ -25,7 +38,7 @@ end
 
 local windows = {}
 for i = 3, FIRST_TOTAL - 1, 2 do
-  local key = BOOKS .. 'window:' .. ARGV[i] .. ':' .. ARGV[i + 1]
+  local key = WINDOW .. ARGV[i] .. ':' .. ARGV[i + 1]
   table.insert(windows, redis.call('HGETALL', key))
 end
 local totals = {}

@@ -1,17 +1,17 @@
--- KEYS: books, then the space of each expected record. ARGV: the calendar, name and value of each
--- expected record, the consumptions.
+-- KEYS: the space of each expected record, then the counters. ARGV: the calendar, the number of expected
+-- records, name and value of each, the consumptions.
 -- Returns 0 and all these records as they are stored ('' = none) if one is another; else 1, the index
 -- of the denied consumption (-1 = none), the states, now, and the indexes of the consumptions that
 -- exceed a shadow limit.
-local expected = #KEYS - 1
-local first = 2 + 2 * expected
+local expected = tonumber(ARGV[2])
+local first = 3 + 2 * expected
 
 -- What to return if a record is not as expected; else nil.
 local function changed_records()
   local stored, is_changed = { 0 }, false
   for i = 1, expected do
-    stored[i + 1] = redis.call('HGET', KEYS[i + 1], ARGV[2 * i]) or ''
-    is_changed = is_changed or stored[i + 1] ~= ARGV[2 * i + 1]
+    stored[i + 1] = redis.call('HGET', KEYS[i], ARGV[2 * i + 1]) or ''
+    is_changed = is_changed or stored[i + 1] ~= ARGV[2 * i + 2]
   end
   return is_changed and stored or nil
 end

@@ -1,5 +1,5 @@
 -- KEYS: hits of images.
 for _, hits in ipairs(KEYS) do
-  redis.call('DEL', hits)
+  redis.write('DEL', hits)
 end
 return 0

@@ -1,5 +1,6 @@
--- KEYS: books. ARGV: account, its rate ('' = none), images that remain ('' = unknown), microseconds
--- for which its queue stops.
+-- KEYS: the account, and its open purchases.
+-- ARGV: account, its rate ('' = none), images that remain ('' = unknown), microseconds for which its
+-- queue stops.
 local account = open_account(ARGV[1], tonumber(ARGV[2]), nil)
 local remaining = tonumber(ARGV[3])
 if account.rate and remaining then

@@ -1,5 +1,5 @@
--- KEYS: books. ARGV: purchase, payload. Returns the journal's state afterwards.
-local key = journal_key(ARGV[1])
+-- KEYS: the journal. ARGV: payload. Returns the journal's state afterwards.
+local key = KEYS[1]
 local state = redis.call('HGET', key, 'state')
 if not state then
   return 'unknown'
@@ -7,5 +7,5 @@ end
 if state == 'settled' then
   return state
 end
-redis.call('HSET', key, 'state', 'received', 'payload', ARGV[2])
+redis.write('HSET', key, 'state', 'received', 'payload', ARGV[1])
 return 'received'

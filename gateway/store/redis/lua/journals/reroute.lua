@@ -1,5 +1,5 @@
--- KEYS and ARGV as those of `reserve`, and what it returns; the time of the reservation is 0 if the
--- journal is not open any more.
+-- KEYS as those of `reserve`, and what the old reservation holds; ARGV as those of `reserve`, and what
+-- it returns; the time of the reservation is 0 if the journal is not open any more.
 local FIRST = 7
 local purchase, worker, payload = ARGV[1], ARGV[2], ARGV[3]
 local scopes = cjson.decode(ARGV[5])
@@ -18,9 +18,16 @@ local function add_reserved(counters, sign)
   end
 end
 
+local old_consumptions, old_scopes =
+  cjson.decode(journal.consumptions), cjson.decode(journal.windows)
+add_needed = function(names)
+  add_reserved_keys(names, old_consumptions, old_scopes)
+  add_place_keys(names, journal)
+end
+need_journal(journal)
+
 -- In the tables only, so that a refusal changes nothing.
-local old_consumptions = cjson.decode(journal.consumptions)
-local released = reserved_counters(old_consumptions, cjson.decode(journal.windows))
+local released = reserved_counters(old_consumptions, old_scopes)
 add_reserved(released, -1)
 for _, window in pairs(opened_windows) do
   window.counters = {} -- those of the old reservation, which the new one counts in again
@@ -65,11 +72,11 @@ scopes.windows = pack_current_windows()
 add_reserved(reserved_counters(packed, scopes), 1)
 local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()
-redis.call('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
+redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
   'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes), unpack(fields))
 if journal.worker ~= worker then
-  redis.call('ZREM', open_key(journal.worker), purchase)
+  redis.write('ZREM', open_key(journal.worker), purchase)
 end
-redis.call('ZADD', open_key(worker), digits(now), purchase)
-redis.call('ZADD', WORKERS, digits(now), worker)
+redis.write('ZADD', open_key(worker), digits(now), purchase)
+redis.write('ZADD', WORKERS, digits(now), worker)
 return { -1, states(consumptions), now, now, exceeded, turn }

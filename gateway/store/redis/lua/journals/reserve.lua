@@ -1,5 +1,7 @@
--- KEYS: books. ARGV: purchase, worker, payload, the calendar, the subjects and amounts as JSON, the
--- place at an account as JSON ('' = none), the consumptions.
+-- KEYS: the journal, the worker's open purchases, the workers, the counters, and of the account its
+-- queue, with the tickets of all keys if others wait.
+-- ARGV: purchase, worker, payload, the calendar, the subjects and amounts as JSON, the place at an
+-- account as JSON ('' = none), the consumptions.
 -- Returns the index of the denied consumption (-1 = none), the states, now, the time of the
 -- reservation, the indexes of the consumptions that exceed a shadow limit, and the turn.
 local FIRST = 7
@@ -35,8 +37,8 @@ end
 write_buckets(consumptions)
 local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()
-redis.call('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
+redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
   'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes), unpack(fields))
-redis.call('ZADD', open_key(worker), digits(now), purchase)
-redis.call('ZADD', WORKERS, digits(now), worker)
+redis.write('ZADD', open_key(worker), digits(now), purchase)
+redis.write('ZADD', WORKERS, digits(now), worker)
 return { -1, states(consumptions), now, now, exceeded, turn }

@@ -1,7 +1,8 @@
--- KEYS: books. ARGV: purchase, presumed, correct, has a record (each '1' or '0'), the record, the
--- calendar, the attempt, subjects, amounts and windows as JSON for a purchase without a journal
--- ('' = it is charged nothing), its record, the names of running totals as JSON, the saved
--- micro-dollars, then the charge as unit, amount, ….
+-- KEYS: the journal and what it holds, the running totals, the ledger.
+-- ARGV: purchase, presumed, correct, has a record (each '1' or '0'), the record, the calendar, the
+-- attempt, subjects, amounts and windows as JSON for a purchase without a journal ('' = it is charged
+-- nothing), its record, the names of running totals as JSON, the saved micro-dollars, then the charge
+-- as unit, amount, ….
 -- Returns status, presumed (1 or 0), the charge as unit, amount, …, the states, now, the attempt that
 -- made the charge, the charge before a correction as unit, amount, … ('' = none), and whether there
 -- was no reservation (1 or 0).
@@ -15,6 +16,9 @@ if not choose_windows(ARGV[6]) then
   return wrong_calendar()
 end
 
+local journal = read_hash(key)
+local is_lost = journal == nil
+
 local function flatten_charge(charged)
   local flat = {}
   for unit, amount in pairs(charged) do
@@ -24,11 +28,12 @@ local function flatten_charge(charged)
   return flat
 end
 
-local function result(status, journal)
+-- `consumptions` are those of the journal, as `reread_consumptions` returns them.
+local function result(status, journal, consumptions)
   local before = journal.corrected_from
   return {
     status, tonumber(journal.presumed), flatten_charge(unpack_charge(journal.charged)),
-    states(reread_consumptions(cjson.decode(journal.consumptions))), now,
+    states(consumptions), now,
     journal.attempt or '', before and flatten_charge(unpack_charge(before)) or '',
     tonumber(journal.unreserved or 0),
   }
@@ -56,8 +61,9 @@ local function moves(before)
   return false
 end
 
--- The writes that closing and correcting share; `before` is the charge so far.
-local function write_charge(journal, counters, before)
+-- The writes that closing and correcting share; `before` is the charge so far, and `end_of_ledger`
+-- where the record belongs.
+local function write_charge(journal, counters, before, end_of_ledger)
   for _, counter in ipairs(counters) do
     if counter.is_charged then
       local difference = (charge[counter.unit] or 0) - (before[counter.unit] or 0)
@@ -66,66 +72,81 @@ local function write_charge(journal, counters, before)
   end
   write_windows()
   if record then
-    append_record(record, moves(before))
+    append_records({ record }, moves(before), end_of_ledger)
   end
   journal.attempt = attempt
-  redis.call('HSET', key, 'state', 'settled', 'charged', journal.charged,
+  redis.write('HSET', key, 'state', 'settled', 'charged', journal.charged,
     'presumed', journal.presumed, 'attempt', attempt)
   -- A correction from a charge to nothing is kept long too: its purchase is not free to make.
   local is_free = not is_presumed and not moves({}) and not moves(before)
-  redis.call('EXPIRE', key, is_free and FREE_SECONDS or CLOSED_SECONDS)
+  redis.write('EXPIRE', key, is_free and FREE_SECONDS or CLOSED_SECONDS)
   if is_free then
     -- Small, because a client can make many of them: only a correction needs the rest.
-    redis.call('HDEL', key, 'windows', 'worker', 'at')
-    redis.call('HSET', key, 'consumptions', '[]')
+    redis.write('HDEL', key, 'windows', 'worker', 'at')
+    redis.write('HSET', key, 'consumptions', '[]')
   elseif journal.presumed == '0' then
-    redis.call('HSET', key, 'windows', NO_WINDOWS) -- nothing corrects a final charge
+    redis.write('HSET', key, 'windows', NO_WINDOWS) -- nothing corrects a final charge
   end
 end
 
-local function counters_of(journal)
-  return reserved_counters(cjson.decode(journal.consumptions), cjson.decode(journal.windows))
+-- Reads what closing and correcting need, before anything is written. Returns the counters of the
+-- windows, the journal's consumptions, and where the record belongs in the ledger.
+local function read_holdings(journal, before)
+  local consumptions, scopes = cjson.decode(journal.consumptions), cjson.decode(journal.windows)
+  add_needed = function(names)
+    add_reserved_keys(names, consumptions, scopes)
+    add_place_keys(names, journal)
+  end
+  local counters = reserved_counters(consumptions, scopes)
+  return counters, reread_consumptions(consumptions),
+    record and prepare_append(1, moves(before))
 end
 
 local function close(journal)
   journal.charged, journal.presumed = pack_charge(charge), is_presumed and '1' or '0'
-  local counters = counters_of(journal)
+  local counters, consumptions, end_of_ledger = read_holdings(journal, {})
+  need_journal(journal)
+  if is_lost then
+    redis.write('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', journal.windows,
+      'unreserved', journal.unreserved)
+  end
   for _, counter in ipairs(counters) do
     add_to_window(counter.window, counter.unit, 'reserved', -counter.amount)
   end
-  write_charge(journal, counters, {})
+  write_charge(journal, counters, {}, end_of_ledger)
   move_totals(charge.usd_micros or 0, saved)
   leave_place(journal, purchase)
-  redis.call('HDEL', key, 'payload', 'place')
-  redis.call('ZREM', open_key(journal.worker), purchase)
-  return result('settled', journal)
+  redis.write('HDEL', key, 'payload', 'place')
+  if not is_lost then
+    redis.write('ZREM', open_key(journal.worker), purchase)
+  end
+  return result('settled', journal, consumptions)
 end
 
 local function correct(journal)
   local before = unpack_charge(journal.charged)
   journal.corrected_from = journal.charged
   journal.charged, journal.presumed = pack_charge(charge), '0'
-  write_charge(journal, counters_of(journal), before)
+  local counters, consumptions, end_of_ledger = read_holdings(journal, before)
+  write_charge(journal, counters, before, end_of_ledger)
   move_totals((charge.usd_micros or 0) - (before.usd_micros or 0), 0)
-  redis.call('HSET', key, 'corrected_from', journal.corrected_from)
-  return result('corrected', journal)
+  redis.write('HSET', key, 'corrected_from', journal.corrected_from)
+  return result('corrected', journal, consumptions)
 end
 
-local journal = read_hash(key)
-if not journal then
+if is_lost then
   local is_charged = scopes_if_lost ~= ''
   journal = {
     worker = '', consumptions = '[]', unreserved = is_charged and '1' or '0',
     windows = is_charged and scopes_if_lost or NO_WINDOWS,
   }
-  redis.call('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', journal.windows,
-    'unreserved', journal.unreserved)
   if is_charged then
     record = record_if_lost
     return close(journal)
   end
-  redis.call('HSET', key, 'state', 'settled', 'charged', '[]', 'presumed', '0')
-  redis.call('EXPIRE', key, FREE_SECONDS)
+  redis.write('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', NO_WINDOWS, 'unreserved', '0',
+    'state', 'settled', 'charged', '[]', 'presumed', '0')
+  redis.write('EXPIRE', key, FREE_SECONDS)
   return { 'unknown', 0, {}, {}, now, '', '', 0 }
 end
 if journal.state ~= 'settled' then
@@ -134,4 +155,4 @@ end
 if corrects and journal.presumed == '1' then
   return correct(journal)
 end
-return result('already', journal)
+return result('already', journal, reread_consumptions(cjson.decode(journal.consumptions)))

@@ -1,16 +1,32 @@
--- KEYS: books. ARGV: account, worker, the account's rate and concurrency ('' = none), the purchases
--- that the worker has seen.
--- Returns the worker's purchases whose turn has come, the number that wait, and microseconds until its
--- next turn.
+-- KEYS: the account's queue with the tickets of its first keys, the journals of the first tickets, what
+-- the worker was told, and the workers that are slow. ARGV: account, worker, the account's rate and
+-- concurrency ('' = none), the purchases that the worker has seen.
+-- Returns the worker's purchases whose turn has come, the number that wait, microseconds until its
+-- next turn, and 1 if there are more turns to take, for which it needs further keys.
 local HEAD_TIME = 2 * SECOND -- commands.HEAD_SECONDS
 local MAX_TAKEN = 50
 local MAX_STEPS = 16 -- tickets that are looked ahead
 local MAX_READ = 1000 -- tickets that are read: a slow worker may have all that are first
+local MAX_ASKED = 200 -- journals that are asked for at a time
 local account = open_account(ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]))
 local worker = ARGV[2]
 local told = taken_key(account.name, worker)
 local slow_key = queue_key('slow', account.name)
 local slow = {}
+local lacks_keys = false -- after a turn was taken: the rest is for the next command
+
+-- The script has to stop where it needs a key that is not declared. It asks for the key, unless it has
+-- taken turns before.
+local function may_read(name)
+  if declared[name] then
+    return true
+  end
+  if not has_written then
+    ask_for({ name })
+  end
+  lacks_keys = true
+  return false
+end
 
 local function is_waiting(ticket)
   return redis.call('HGET', journal_key(ticket.purchase), 'state') == 'queued'
@@ -22,11 +38,14 @@ local skipped, read = {}, 0 -- by key, how many of its first tickets are slow wo
 local function first_ticket(key)
   local from, size = skipped[key] or 0, 1
   while from < MAX_PASSED and read < MAX_READ do
-    local members = redis.call('ZRANGE', tickets_key(account, key), from, from + size - 1)
+    local name = tickets_key(account, key)
+    local members = may_read(name) and redis.call('ZRANGE', name, from, from + size - 1) or {}
     for _, member in ipairs(members) do
       local ticket = read_ticket(member)
       read = read + 1
-      if slow[ticket.worker] then
+      if not slow[ticket.worker] and not may_read(journal_key(ticket.purchase)) then
+        return nil
+      elseif slow[ticket.worker] then
         from = from + 1
       elseif is_waiting(ticket) then
         skipped[key] = from
@@ -51,7 +70,9 @@ local function next_ticket()
     for _, head in ipairs(heads) do
       local rank, key = head:match('^(%d+) (.*)$')
       local ticket = first_ticket(key)
-      if ticket then
+      if lacks_keys then
+        return nil
+      elseif ticket then
         ticket.key, ticket.rank = key, rank
         return ticket
       end
@@ -70,11 +91,11 @@ local function take(ticket)
   if held then
     local packed = cjson.decode(redis.call('HGET', key, 'consumptions'))
     packed[#packed + 1] = held
-    redis.call('HSET', key, 'consumptions', cjson.encode(packed))
+    redis.write('HSET', key, 'consumptions', cjson.encode(packed))
   end
-  redis.call('HSET', key, 'state', 'reserved')
-  redis.call('SADD', told, ticket.purchase)
-  redis.call('ZREM', tickets_key(account, ticket.key), ticket.member)
+  redis.write('HSET', key, 'state', 'reserved')
+  redis.write('SADD', told, ticket.purchase)
+  redis.write('ZREM', tickets_key(account, ticket.key), ticket.member)
   account.count = math.max(0, account.count - 1)
   account.images = math.max(0, account.images - ticket.images)
   account.latest = math.max(account.latest, tag)
@@ -102,7 +123,8 @@ local function time_until_own()
   local function advance(key)
     key.ticket = nil
     while not key.ticket and key.next < MAX_STEPS do
-      local member = redis.call('ZRANGE', tickets_key(account, key.name), key.next, key.next)[1]
+      local name = tickets_key(account, key.name)
+      local member = may_read(name) and redis.call('ZRANGE', name, key.next, key.next)[1]
       local ticket = member and read_ticket(member)
       key.next = member and key.next + 1 or MAX_STEPS
       if ticket and not slow[ticket.worker] then
@@ -133,12 +155,25 @@ local function time_until_own()
   return time_until(account, 1, ahead)
 end
 
-if #ARGV > 4 then
-  redis.call('SREM', told, unpack(ARGV, 5))
+-- The tickets of the first keys, and the journals of the first tickets.
+add_needed = function(names)
+  local heads = redis.call('ZRANGE', queue_key('heads', account.name), 0, MAX_KEYS - 1)
+  for i, head in ipairs(heads) do
+    heads[i] = tickets_key(account, head:match('^%d+ (.*)$'))
+    names[#names + 1] = heads[i]
+  end
+  for _, name in ipairs(heads) do
+    if declared[name] then
+      local most = math.min(MAX_TAKEN, math.ceil(MAX_ASKED / #heads))
+      for _, member in ipairs(redis.call('ZRANGE', name, 0, most - 1)) do
+        names[#names + 1] = journal_key(read_ticket(member).purchase)
+      end
+    end
+  end
 end
-redis.call('SREM', slow_key, worker)
+
 for _, name in ipairs(redis.call('SMEMBERS', slow_key)) do
-  slow[name] = true
+  slow[name] = name ~= worker
 end
 for _ = 1, MAX_TAKEN do
   local ticket = next_ticket()
@@ -148,17 +183,22 @@ for _ = 1, MAX_TAKEN do
     take(ticket)
   elseif is_passed(ticket) then
     slow[ticket.worker] = true
-    redis.call('SADD', slow_key, ticket.worker)
-    redis.call('EXPIRE', slow_key, QUEUE_SECONDS)
+    redis.write('SADD', slow_key, ticket.worker)
+    redis.write('EXPIRE', slow_key, QUEUE_SECONDS)
   else
     break
   end
 end
 if redis.call('EXISTS', queue_key('heads', account.name)) == 0 then
   account.count, account.images = 0, 0 -- also if the store has lost writes
-  redis.call('DEL', slow_key)
+  redis.write('DEL', slow_key)
 end
+local next_in = time_until_own()
+if #ARGV > 4 then
+  redis.write('SREM', told, unpack(ARGV, 5))
+end
+redis.write('SREM', slow_key, worker)
 write_windows()
 write_account(account)
-redis.call('EXPIRE', told, QUEUE_SECONDS)
-return { redis.call('SMEMBERS', told), account.count, time_until_own() }
+redis.write('EXPIRE', told, QUEUE_SECONDS)
+return { redis.call('SMEMBERS', told), account.count, next_in, lacks_keys and 1 or 0 }

@@ -1,5 +1,6 @@
--- KEYS: books. ARGV: the limit, and 1 if the current minute is over too. Returns how many records
--- were appended.
+-- KEYS: the refusals, the ledger.
+-- ARGV: the limit, and 1 if the current minute is over too.
+-- Returns how many records were appended.
 local limit, ends_minute = tonumber(ARGV[1]), ARGV[2] == '1'
 
 local records, fields = {}, {}
@@ -17,7 +18,7 @@ for _, row in ipairs(redis.call('LRANGE', REFUSAL_ROWS, 0, limit - 1)) do
 end
 if #records > 0 then
   append_records(records, false)
-  redis.call('HDEL', REFUSALS, unpack(fields))
-  redis.call('LTRIM', REFUSAL_ROWS, #records, -1)
+  redis.write('HDEL', REFUSALS, unpack(fields))
+  redis.write('LTRIM', REFUSAL_ROWS, #records, -1)
 end
 return #records

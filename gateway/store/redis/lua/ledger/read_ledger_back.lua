@@ -1,5 +1,7 @@
--- KEYS: books. ARGV: the day of the id before which to begin ('' = at the end), its stream id or ''
--- for a whole day, the limit. Returns day, stream id, record, …, the newest first.
+-- KEYS: the days, and the streams of those that are read.
+-- ARGV: the day of the id before which to begin ('' = at the end), its stream id or '' for a whole
+-- day, the limit.
+-- Returns day, stream id, record, …, the newest first.
 local first_day, before, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local found = {}
 
@@ -21,13 +23,29 @@ local function days_back()
   return days
 end
 
-for _, day in ipairs(days_back()) do
+local days = days_back()
+
+-- The streams of a day and of those before it.
+local function need_streams(first)
+  if declared[ledger_key('charged', days[first])] and declared[ledger_key('free', days[first])] then
+    return
+  end
+  local streams = {}
+  for i = first, math.min(#days, first + MAX_ASKED_DAYS - 1) do
+    streams[#streams + 1] = ledger_key('charged', days[i])
+    streams[#streams + 1] = ledger_key('free', days[i])
+  end
+  need(streams)
+end
+
+for i, day in ipairs(days) do
   local last, left = '+', digits(limit - #found / 3)
   if day == first_day then
     last = before
   end
   -- Nothing of a day is before its start.
   if last ~= '' then
+    need_streams(i)
     local charged = redis.call('XREVRANGE', ledger_key('charged', day), last, '-', 'COUNT', left)
     local free = redis.call('XREVRANGE', ledger_key('free', day), last, '-', 'COUNT', left)
     add_merged(found, day, charged, free, limit, true)

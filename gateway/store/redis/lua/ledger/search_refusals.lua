@@ -1,4 +1,4 @@
--- KEYS: books. ARGV: the text, the limit. Returns records and counts.
+-- KEYS: the refusals. ARGV: the text, the limit. Returns records and counts.
 local text, limit = ARGV[1], tonumber(ARGV[2])
 local found = {}
 for _, row in ipairs(redis.call('LRANGE', REFUSAL_ROWS, 0, limit - 1)) do

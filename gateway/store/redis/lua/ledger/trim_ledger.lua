@@ -1,8 +1,8 @@
--- KEYS: books. ARGV: how long charged and free records are kept; the bytes of free records, and
--- those from which on also unfolded ones are removed; the last folded position as milliseconds and
--- count; the limit. Returns how many records were removed, how many of them were not folded, 1 if
--- the limit was reached, and the bytes of the free records.
---
+-- KEYS: the ledger, the days, and the streams of the oldest ones.
+-- ARGV: how long charged and free records are kept; the bytes of free records, and those from which on
+-- also unfolded ones are removed; the last folded position as milliseconds and count; the limit.
+-- Returns how many records were removed, how many of them were not folded, 1 if the limit was reached
+-- or the streams of further days have to be declared, and the bytes of the free records.
 -- A full server lets this script remove, as it never begins with a write that needs memory.
 local max_free, max_unfolded = tonumber(ARGV[3]), tonumber(ARGV[4])
 local folded_ms, folded_count = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -12,13 +12,13 @@ local FIRST_PAGE, PAGE = 1, 100
 local folded_day = day_of_ms(folded_ms)
 local today = day_of_ms((read_ledger_end()))
 local free_bytes = tonumber(redis.call('HGET', LEDGER, 'free') or 0)
-local removed, unfolded = 0, 0
+local removed, unfolded, lacks_keys = 0, 0, false
 
 local function count_bytes(class, day, bytes)
   if class == 'free' and bytes > 0 then
     free_bytes = free_bytes - bytes
-    redis.call('HINCRBY', LEDGER, 'free', -bytes)
-    redis.call('HINCRBY', LEDGER, 'free:' .. day, -bytes)
+    redis.write('HINCRBY', LEDGER, 'free', -bytes)
+    redis.write('HINCRBY', LEDGER, 'free:' .. day, -bytes)
   end
 end
 
@@ -29,20 +29,20 @@ end
 -- Remembers the last record that was removed: what the ledger cannot prove, and reports cannot read,
 -- any more.
 local function note_removed(class, id)
-  redis.call('HSET', LEDGER, removed_field(class), id)
+  redis.write('HSET', LEDGER, removed_field(class), id)
 end
 
 local function remove_day(class, day)
   local bytes = bytes_of_day(class, day)
   local last = redis.call('XREVRANGE', ledger_key(class, day), '+', '-', 'COUNT', 1)[1]
-  redis.call('UNLINK', ledger_key(class, day))
-  redis.call('ZREM', days_key(class), day)
+  redis.write('UNLINK', ledger_key(class, day))
+  redis.write('ZREM', days_key(class), day)
   count_bytes(class, day, bytes)
   if last then
     note_removed(class, last[1])
   end
   if class == 'free' then
-    redis.call('HDEL', LEDGER, 'free:' .. day)
+    redis.write('HDEL', LEDGER, 'free:' .. day)
   end
 end
 
@@ -75,7 +75,7 @@ local function remove_page(class, day, cutoff_ms, page_size)
   end
   free_bytes = before
   if count > 0 then
-    redis.call('XTRIM', key, 'MINID', '=', digits(last_id[1]) .. '-' .. digits(last_id[2] + 1))
+    redis.write('XTRIM', key, 'MINID', '=', digits(last_id[1]) .. '-' .. digits(last_id[2] + 1))
     count_bytes(class, day, bytes)
     note_removed(class, digits(last_id[1]) .. '-' .. digits(last_id[2]))
     removed, left = removed + count, left - count
@@ -97,7 +97,10 @@ local function trim(class, keep)
   local day = redis.call('ZRANGE', days_key(class), 0, 0)[1]
   local page_size = FIRST_PAGE -- mostly not even the oldest record is due
   while day and left > 0 do
-    if is_day_due(class, day, cutoff_day) then
+    if not declared[ledger_key(class, day)] then
+      lacks_keys = true
+      return
+    elseif is_day_due(class, day, cutoff_day) then
       removed, left = removed + redis.call('XLEN', ledger_key(class, day)), left - 1
       remove_day(class, day)
     else
@@ -118,6 +121,13 @@ local function trim(class, keep)
   end
 end
 
+local oldest = {}
+for _, class in ipairs(CLASSES) do
+  for _, day in ipairs(redis.call('ZRANGE', days_key(class), 0, MAX_ASKED_DAYS - 1)) do
+    oldest[#oldest + 1] = ledger_key(class, day)
+  end
+end
+need(oldest)
 trim('charged', tonumber(ARGV[1]))
 trim('free', tonumber(ARGV[2]))
-return { removed, unfolded, left > 0 and 0 or 1, free_bytes }
+return { removed, unfolded, (left <= 0 or lacks_keys) and 1 or 0, free_bytes }

@@ -1,2 +1,2 @@
--- KEYS: LRU index. ARGV: the bound in bytes. Returns the evicted digests.
+-- KEYS: those of the LRU index. ARGV: the bound in bytes. Returns the evicted digests.
 return evict_to(tonumber(ARGV[1]))

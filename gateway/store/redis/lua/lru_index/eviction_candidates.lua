@@ -1,2 +1,2 @@
--- KEYS: LRU index. ARGV: how many bytes. Returns digests.
+-- KEYS: those of the LRU index. ARGV: how many bytes. Returns digests.
 return eviction_candidates(tonumber(ARGV[1]))

@@ -1,11 +1,12 @@
--- KEYS: LRU index. ARGV: digest, its bytes, time to live, the bound in bytes. Returns the evicted
--- digests.
+-- KEYS: those of the LRU index.
+-- ARGV: digest, its bytes, time to live, the bound in bytes.
+-- Returns the evicted digests.
 local digest, size, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 local expires = math.max(now + tonumber(ARGV[3]), expiry_of(digest))
 untrack(digest)
 local evicted = evict_to(max_bytes - size)
-redis.call('ZADD', USED, digits(next_use()), digest)
-redis.call('ZADD', EXPIRES, digits(expires), digest)
-redis.call('HSET', SIZES, digest, digits(size))
-redis.call('INCRBY', TOTAL, digits(size))
+redis.write('ZADD', USED, digits(next_use()), digest)
+redis.write('ZADD', EXPIRES, digits(expires), digest)
+redis.write('HSET', SIZES, digest, digits(size))
+redis.write('INCRBY', TOTAL, digits(size))
 return evicted

@@ -1,4 +1,4 @@
--- KEYS: LRU index. ARGV: the digests.
+-- KEYS: those of the LRU index. ARGV: the digests.
 for _, digest in ipairs(ARGV) do
   untrack(digest)
 end

@@ -1,7 +1,7 @@
--- Keys of the books: KEYS[1] is their prefix. It contains the hash tag {books}, so every key that a
--- script builds from it is in the hash slot of KEYS[1].
+-- Keys of the books. Their prefix ends with the hash tag {books}, so all of them are in one hash slot.
 
-local BOOKS = KEYS[1]
+-- A script without KEYS touches none of them.
+local BOOKS = string.match(KEYS[1] or '', '^.-{books}:') or ''
 local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last heartbeat
 local RUNNING_TOTALS = BOOKS .. 'running-totals' -- hash: <name>:<kind> → micro-dollars;
 -- <name>:first_charge → microseconds, when `charged` first grew
@@ -29,9 +29,9 @@ end
 
 local function add_to_total(name, kind, usd_micros)
   if usd_micros ~= 0 then
-    local total = redis.call('HINCRBY', RUNNING_TOTALS, name .. ':' .. kind, digits(usd_micros))
+    local total = redis.write('HINCRBY', RUNNING_TOTALS, name .. ':' .. kind, digits(usd_micros))
     if kind == 'charged' and total == usd_micros then
-      redis.call('HSET', RUNNING_TOTALS, name .. ':first_charge', digits(now))
+      redis.write('HSET', RUNNING_TOTALS, name .. ':first_charge', digits(now))
     end
   end
 end

@@ -19,14 +19,6 @@ local function milliseconds(microseconds)
   return digits(math.ceil(microseconds / 1000))
 end
 
--- Makes a key expire at `time` or later: never before the expiry that it already has.
-local function expire_at_least(key, time)
-  local expiry = milliseconds(time)
-  if redis.call('PEXPIRETIME', key) < tonumber(expiry) then
-    redis.call('PEXPIREAT', key, expiry)
-  end
-end
-
 -- Year, month and day of a count of days since 1970-01-01, by arithmetic in eras of 400 years
 -- that begin in March (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 local function civil_from_days(days)

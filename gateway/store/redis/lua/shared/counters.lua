@@ -8,11 +8,19 @@ local MINUTE = 60 * SECOND
 local BUCKET_SECONDS = 120 -- an untouched bucket is full after a minute and need not be stored
 local WINDOW_GRACE = 7 * DAY -- commands.WINDOW_GRACE_SECONDS
 
+local function bucket_key(subject, unit)
+  return BOOKS .. 'bucket:' .. subject .. ':' .. unit
+end
+
+local function window_key(subject, name)
+  return BOOKS .. 'window:' .. subject .. ':' .. name
+end
+
 local function read_bucket(counter)
   if not counter.maximum then
     return -- a bucket without a limit is not stored
   end
-  counter.key = BOOKS .. 'bucket:' .. counter.subject .. ':' .. counter.unit
+  counter.key = bucket_key(counter.subject, counter.unit)
   counter.capacity = counter.maximum * UNIT
   counter.level, counter.at = counter.capacity, now
   local stored = redis.call('HMGET', counter.key, 'level', 'at')
@@ -59,14 +67,14 @@ end
 -- What a script returns, before it writes anything, if `choose_windows` fails: the gateway then
 -- sends the command again, with the days of this time.
 local function wrong_calendar()
-  return redis.error_reply('CALENDAR ' .. digits(now))
+  return error_reply('CALENDAR ' .. digits(now))
 end
 
 local opened_windows = {} -- by key
 
 -- A window of a subject, read once per script.
 local function open_window(subject, name, ends)
-  local key = BOOKS .. 'window:' .. subject .. ':' .. name
+  local key = window_key(subject, name)
   local window = opened_windows[key]
   if not window then
     local stored = redis.call('HGETALL', key)
@@ -161,8 +169,8 @@ local function write_buckets(consumptions)
   for _, consumption in ipairs(consumptions) do
     local counter = consumption.counter
     if counter.has_given then
-      redis.call('HSET', counter.key, 'level', digits(counter.level), 'at', digits(counter.at))
-      redis.call('EXPIRE', counter.key, BUCKET_SECONDS)
+      redis.write('HSET', counter.key, 'level', digits(counter.level), 'at', digits(counter.at))
+      redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
     end
   end
 end
@@ -172,8 +180,8 @@ local function end_future_buckets(consumptions)
   for _, consumption in ipairs(consumptions) do
     local counter = consumption.counter
     if counter.is_from_future then
-      redis.call('HSET', counter.key, 'at', digits(now))
-      redis.call('EXPIRE', counter.key, BUCKET_SECONDS)
+      redis.write('HSET', counter.key, 'at', digits(now))
+      redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
     end
   end
 end
@@ -201,12 +209,12 @@ local function write_window(window)
     end
   end
   if #zero > 0 then
-    redis.call('HDEL', window.key, unpack(zero))
+    redis.write('HDEL', window.key, unpack(zero))
   end
   if #written > 0 then
-    redis.call('HSET', window.key, unpack(written))
+    redis.write('HSET', window.key, unpack(written))
     if window.ends and window.is_new then
-      redis.call('PEXPIREAT', window.key, milliseconds(window.ends + WINDOW_GRACE))
+      redis.write('PEXPIREAT', window.key, milliseconds(window.ends + WINDOW_GRACE))
     end
   end
 end

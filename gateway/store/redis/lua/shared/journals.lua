@@ -68,6 +68,24 @@ local function reserved_counters(consumptions, scopes)
   return counters
 end
 
+-- Adds the keys that `reserved_counters` and `reread_consumptions` read.
+local function add_reserved_keys(names, consumptions, scopes)
+  for _, item in ipairs(consumptions) do
+    local subject, unit, period = item[1], item[2], item[3]
+    if period == 'minute' then
+      names[#names + 1] = bucket_key(subject, unit)
+    else
+      names[#names + 1] = window_key(subject, item[6])
+      names[#names + 1] = current_windows[period] and window_key(subject, current_windows[period].name)
+    end
+  end
+  for _, subject in ipairs(scopes.subjects) do
+    for _, packed in ipairs(scopes.windows) do
+      names[#names + 1] = window_key(subject, packed[1])
+    end
+  end
+end
+
 -- Packed consumptions with their counters as they are now, for `states`.
 local function reread_consumptions(packed)
   local arguments = {}

@@ -9,6 +9,8 @@ local MAX_COUNT = 999999 -- a position has six digits for it
 local RECORD_OVERHEAD = 64 -- commands.RECORD_OVERHEAD_BYTES
 local CLASSES = { 'charged', 'free' }
 
+local MAX_ASKED_DAYS = 40 -- whose streams a script asks for at a time
+
 local function ledger_key(class, day)
   return BOOKS .. 'ledger:' .. class .. ':' .. day
 end
@@ -63,10 +65,14 @@ local function read_ledger_end()
     return tonumber(found[1]), tonumber(found[2])
   end
   -- The first append, or the hash was evicted: a stream refuses an id that does not grow.
-  local ms, count = 0, 0
+  local ms, count, streams = 0, 0, {}
   for _, class in ipairs(CLASSES) do
     local day = redis.call('ZREVRANGE', days_key(class), 0, 0)[1]
-    local last = day and redis.call('XREVRANGE', ledger_key(class, day), '+', '-', 'COUNT', 1)[1]
+    streams[#streams + 1] = day and ledger_key(class, day)
+  end
+  need(streams)
+  for _, stream in ipairs(streams) do
+    local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
     if last then
       local last_ms, last_count = parse_id(last[1])
       if is_later(last_ms, last_count, ms, count) then
@@ -77,13 +83,30 @@ local function read_ledger_end()
   return ms, count
 end
 
+-- Where `append_records` begins, and the streams that so many records need: declared before anything
+-- is written.
+local function prepare_append(records_count, is_charged)
+  local ms, count = read_ledger_end()
+  local first_ms = math.max(ms, math.floor(now / 1000))
+  local last_ms = first_ms + math.ceil(records_count / MAX_COUNT) + 1
+  local class, first_day = is_charged and 'charged' or 'free', day_of_ms(first_ms)
+  local streams = { ledger_key(class, first_day) }
+  if last_ms % 86400000 < last_ms - first_ms then -- else they are of one day
+    streams[2] = ledger_key(class, day_of_ms(last_ms))
+  end
+  need(streams)
+  return { ms = ms, count = count }
+end
+
 -- Appends records of one class. The first write needs memory, so a full server refuses it all.
-local function append_records(records, is_charged)
+-- `prepared` is what `prepare_append` returned; a script that has written something must have it.
+local function append_records(records, is_charged, prepared)
   if #records == 0 then
     return
   end
   local class = is_charged and 'charged' or 'free'
-  local ms, count = read_ledger_end()
+  prepared = prepared or prepare_append(#records, is_charged)
+  local ms, count = prepared.ms, prepared.count
   local now_ms, bytes = math.floor(now / 1000), {}
   local day, day_ms
   for _, record in ipairs(records) do
@@ -96,19 +119,15 @@ local function append_records(records, is_charged)
     if ms ~= day_ms then
       day, day_ms = day_of_ms(ms), ms
     end
-    redis.call('XADD', ledger_key(class, day), digits(ms) .. '-' .. digits(count), 'record', record)
+    redis.write('XADD', ledger_key(class, day), digits(ms) .. '-' .. digits(count), 'record', record)
     bytes[day] = (bytes[day] or 0) + #record + RECORD_OVERHEAD
   end
-  redis.call('HSET', LEDGER, 'ms', digits(ms), 'count', digits(count))
+  redis.write('HSET', LEDGER, 'ms', digits(ms), 'count', digits(count))
   for day, added in pairs(bytes) do
-    redis.call('ZADD', days_key(class), 'NX', 0, day)
+    redis.write('ZADD', days_key(class), 'NX', 0, day)
     if not is_charged then
-      redis.call('HINCRBY', LEDGER, 'free', added)
-      redis.call('HINCRBY', LEDGER, 'free:' .. day, added)
+      redis.write('HINCRBY', LEDGER, 'free', added)
+      redis.write('HINCRBY', LEDGER, 'free:' .. day, added)
     end
   end
-end
-
-local function append_record(record, is_charged)
-  append_records({ record }, is_charged)
 end

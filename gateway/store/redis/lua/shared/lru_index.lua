@@ -1,13 +1,12 @@
--- The LRU index: KEYS[1] is the prefix of its keys. It contains the hash tag {lru}, so all of them
--- are in the hash slot of KEYS[1].
+-- The LRU index: KEYS are its four keys.
 --
 -- If the server's memory is full, Redis refuses a script at its first write that needs memory,
 -- unless the script has already done a write that needs none. So scripts remove before they add.
 
-local USED = KEYS[1] .. 'used' -- sorted set: digest → its last use
-local EXPIRES = KEYS[1] .. 'expires' -- sorted set: digest → its expiry
-local SIZES = KEYS[1] .. 'sizes' -- hash: digest → its bytes
-local TOTAL = KEYS[1] .. 'total' -- the sum of all sizes
+local USED = KEYS[1] -- sorted set: digest → its last use
+local EXPIRES = KEYS[2] -- sorted set: digest → its expiry
+local SIZES = KEYS[3] -- hash: digest → its bytes
+local TOTAL = KEYS[4] -- the sum of all sizes
 
 local MAX_EVICTIONS = 1000 -- commands.MAX_EVICTIONS
 local EXPIRED_STEP = 100
@@ -32,11 +31,11 @@ local function untrack(digest)
   if not size then
     return
   end
-  redis.call('ZREM', USED, digest)
-  redis.call('ZREM', EXPIRES, digest)
-  redis.call('HDEL', SIZES, digest)
-  if redis.call('DECRBY', TOTAL, size) == 0 then
-    redis.call('DEL', TOTAL)
+  redis.write('ZREM', USED, digest)
+  redis.write('ZREM', EXPIRES, digest)
+  redis.write('HDEL', SIZES, digest)
+  if redis.write('DECRBY', TOTAL, size) == 0 then
+    redis.write('DEL', TOTAL)
   end
 end
 

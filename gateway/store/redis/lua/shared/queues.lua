@@ -51,8 +51,8 @@ local function write_account(account)
     fields[#fields + 1] = 'level'
     fields[#fields + 1] = digits(account.level)
   end
-  redis.call('HSET', account.key, unpack(fields))
-  redis.call('EXPIRE', account.key, QUEUE_SECONDS)
+  redis.write('HSET', account.key, unpack(fields))
+  redis.write('EXPIRE', account.key, QUEUE_SECONDS)
 end
 
 -- What the bucket must hold for so many images: a larger request goes when it is full.
@@ -129,14 +129,21 @@ local function place_key(account, key, tag, rank)
   local first = redis.call('ZRANGE', tickets_key(account, key), 0, 0)[1]
   local heads, keys = queue_key('heads', account.name), queue_key('keys', account.name)
   if not first then
-    redis.call('ZREM', heads, head_member(rank, key))
-    redis.call('HDEL', keys, key)
+    redis.write('ZREM', heads, head_member(rank, key))
+    redis.write('HDEL', keys, key)
     return
   end
-  redis.call('ZADD', heads, digits(tag + read_ticket(first).size), head_member(rank, key))
-  redis.call('HSET', keys, key, digits(tag) .. ' ' .. rank)
+  redis.write('ZADD', heads, digits(tag + read_ticket(first).size), head_member(rank, key))
+  redis.write('HSET', keys, key, digits(tag) .. ' ' .. rank)
   for _, name in ipairs({ heads, keys, tickets_key(account, key) }) do
-    redis.call('EXPIRE', name, QUEUE_SECONDS)
+    redis.write('EXPIRE', name, QUEUE_SECONDS)
+  end
+end
+
+-- Adds those of all keys of the queue, from its hash of keys.
+local function add_tickets_keys(names, account, packed)
+  for i = 1, #packed, 2 do
+    names[#names + 1] = tickets_key(account, packed[i])
   end
 end
 
@@ -147,6 +154,9 @@ local function read_keys(account)
     return nil
   end
   local keys, packed = {}, redis.call('HGETALL', queue_key('keys', account.name))
+  local names = {}
+  add_tickets_keys(names, account, packed)
+  need(names)
   for i = 1, #packed, 2 do
     local name = tickets_key(account, packed[i])
     local first = redis.call('ZRANGE', name, 0, 0, 'WITHSCORES')
@@ -216,7 +226,7 @@ local function join_queue(account, place, purchase, worker)
   local score = tonumber(last[2] or 0) + place.size
   local member = table.concat(
     { purchase, worker, digits(place.images), digits(place.priority) }, ' ')
-  redis.call('ZADD', name, digits(score), member)
+  redis.write('ZADD', name, digits(score), member)
   if not last[1] then
     place_key(account, place.key, account.latest, string.format('%016.0f', account.joined))
   end
@@ -230,7 +240,7 @@ end
 
 local function leave_queue(account, key, member)
   local name = tickets_key(account, key)
-  if redis.call('ZREM', name, member) == 0 then
+  if redis.write('ZREM', name, member) == 0 then
     return
   end
   local tag, rank = read_turn(account, key)
@@ -241,6 +251,32 @@ local function leave_queue(account, key, member)
   end
 end
 
+-- Adds the keys of `leave_place`.
+local function add_place_keys(names, journal)
+  if not journal.place then
+    return
+  end
+  local place = cjson.decode(journal.place)
+  names[#names + 1] = taken_key(place.account, journal.worker)
+  if journal.state == 'queued' then
+    for _, part in ipairs({ 'account', 'keys', 'heads' }) do
+      names[#names + 1] = queue_key(part, place.account)
+    end
+    names[#names + 1] = queue_key('tickets', place.account .. ':' .. place.key)
+    names[#names + 1] = window_key('upstream:' .. place.account, 'concurrency')
+  end
+end
+
+-- Asks for what closing or rerouting an open journal writes besides its windows.
+local function need_journal(journal)
+  local names = {}
+  if journal.worker ~= '' then -- a lost one is of no worker
+    names[1] = open_key(journal.worker)
+  end
+  add_place_keys(names, journal)
+  need(names)
+end
+
 -- An open journal leaves its place at an account: its ticket leaves the queue, and a turn of which its
 -- worker was told is none any more. `opened` is an account that is written later.
 local function leave_place(journal, purchase, opened)
@@ -248,7 +284,7 @@ local function leave_place(journal, purchase, opened)
     return
   end
   local place = cjson.decode(journal.place)
-  redis.call('SREM', taken_key(place.account, journal.worker), purchase)
+  redis.write('SREM', taken_key(place.account, journal.worker), purchase)
   if journal.state ~= 'queued' then
     return
   end
@@ -257,8 +293,8 @@ local function leave_place(journal, purchase, opened)
   end
   local account = open_account(place.account)
   leave_queue(account, place.key, place.member)
-  redis.call('HSET', account.key, 'count', digits(account.count), 'images', digits(account.images))
-  redis.call('EXPIRE', account.key, QUEUE_SECONDS)
+  redis.write('HSET', account.key, 'count', digits(account.count), 'images', digits(account.images))
+  redis.write('EXPIRE', account.key, QUEUE_SECONDS)
 end
 
 -- A place that the gateway has sent as JSON; nil for ''.

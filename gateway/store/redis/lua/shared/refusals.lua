@@ -19,8 +19,8 @@ local function count_refusals(key, reason, count, record, other)
     row, record = of_key .. ' ', other
   end
   if not has_row(row) then
-    redis.call('HSET', REFUSALS, 'record ' .. row, record, 'rows ' .. of_key, rows + 1)
-    redis.call('RPUSH', REFUSAL_ROWS, row)
+    redis.write('HSET', REFUSALS, 'record ' .. row, record, 'rows ' .. of_key, rows + 1)
+    redis.write('RPUSH', REFUSAL_ROWS, row)
   end
-  redis.call('HINCRBY', REFUSALS, 'count ' .. row, count)
+  redis.write('HINCRBY', REFUSALS, 'count ' .. row, count)
 end

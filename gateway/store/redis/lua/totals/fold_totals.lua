@@ -1,5 +1,6 @@
--- KEYS: books. ARGV: the expected checkpoint, the new one, the number of periods, kind, name and end
--- of each period, then index of the period, slot, group, row, other row and sums of each increment.
+-- KEYS: the checkpoint, and of each period its rows, its full groups and the periods of its kind.
+-- ARGV: the expected checkpoint, the new one, the number of periods, kind, name and end of each
+-- period, then index of the period, slot, group, row, other row and sums of each increment.
 -- Returns 1, or 0 if the checkpoint is another one.
 local MAX_GROUP_ROWS = 1000 -- commands.MAX_GROUP_ROWS
 local FIRST = 4 + 3 * tonumber(ARGV[3])
@@ -49,21 +50,21 @@ local function choose_row(key, period, group, row, other)
   if redis.call('SISMEMBER', full_groups_key(period), group) == 1 then
     return other
   end
-  if redis.call('HINCRBY', key, '#' .. group, 1) >= MAX_GROUP_ROWS then
-    redis.call('SADD', full_groups_key(period), group)
+  if redis.write('HINCRBY', key, '#' .. group, 1) >= MAX_GROUP_ROWS then
+    redis.write('SADD', full_groups_key(period), group)
   end
   return row
 end
 
-redis.call('SET', CHECKPOINT, ARGV[2])
+redis.write('SET', CHECKPOINT, ARGV[2])
 for i = 4, FIRST - 1, 3 do
-  redis.call('ZADD', periods_key(ARGV[i]), ARGV[i + 2], ARGV[i + 1])
+  redis.write('ZADD', periods_key(ARGV[i]), ARGV[i + 2], ARGV[i + 1])
 end
 for i = FIRST, #ARGV, 6 do
   local period = period_name(ARGV[i])
   local key = totals_key(period)
   local row = choose_row(key, period, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
   local slots = redis.call('HGET', key, row) or ''
-  redis.call('HSET', key, row, add_to_slot(slots, ARGV[i + 1], ARGV[i + 5]))
+  redis.write('HSET', key, row, add_to_slot(slots, ARGV[i + 1], ARGV[i + 5]))
 end
 return 1

@@ -1,4 +1,4 @@
--- KEYS: books. ARGV: the period, the cursor, the limit.
+-- KEYS: the checkpoint, the period. ARGV: the period, the cursor, the limit.
 -- Returns the checkpoint, the next cursor, and row, slots, ….
 local reply = redis.call('HSCAN', totals_key(ARGV[1]), ARGV[2], 'COUNT', ARGV[3])
 local rows = {}

@@ -1,3 +1,3 @@
--- KEYS: books. ARGV: the time without a heartbeat, the limit.
+-- KEYS: the workers. ARGV: the time without a heartbeat, the limit.
 local before = digits(now - tonumber(ARGV[1]))
 return redis.call('ZRANGEBYSCORE', WORKERS, '-inf', before, 'LIMIT', 0, ARGV[2])

@@ -1,0 +1,243 @@
+"""Kept reads: results that a process keeps in memory until the store says that they have changed.
+
+This module is the memory, and knows no server. A store tells it which names were written; what is
+kept of them is forgotten. Each result came from a *source*, such as a connection, that also brings
+the news of later writes. A source that may have missed one is not trusted, and neither is what came
+from it.
+
+A read and a write may cross. So a read is registered before it is sent, as a `Fill`, and a write
+of one of its names that becomes known before the result is kept cancels it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from gateway.store.commands import (
+    CompareAndSet,
+    DeleteValue,
+    EmptySlots,
+    Entry,
+    Get,
+    GetValue,
+    ProlongSlots,
+    ReadEntry,
+    ScanRecords,
+    SetValue,
+    StoreImages,
+)
+from gateway.store.protocol import Command
+
+MAX_KEPT: Final = 50_000
+"""Results that one process keeps."""
+
+MAX_KEPT_BYTES: Final = 32 << 20
+"""Bytes of all of them together, about."""
+
+OVERHEAD_BYTES: Final = 400
+"""Of a result in memory, besides its content."""
+
+NOT_KEPT: Final = object()
+"""What `ReadMemory.find` returns for a read that is not kept."""
+
+
+class Source(Protocol):
+    """Where results come from, and the news of later writes."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it can have missed no write."""
+
+    def now(self) -> float:
+        """The store's clock in Unix seconds."""
+
+
+@dataclass(slots=True, eq=False)
+class Fill:
+    """A read whose result is to be kept."""
+
+    command: Command[Any]
+    names: tuple[str, ...]
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    value: Any
+    size_bytes: int
+    fill: Fill
+
+
+class ReadMemory:
+    """The results by command, the least recently used dropped first."""
+
+    def __init__(self, *, max_bytes: int = MAX_KEPT_BYTES, max_count: int = MAX_KEPT) -> None:
+        self._max_bytes = max_bytes
+        self._max_count = max_count
+        self._size_bytes = 0
+        self._kept: OrderedDict[Command[Any], _Kept] = OrderedDict()
+        self._filling: dict[Command[Any], Fill] = {}
+        self._by_name: dict[str, set[Command[Any]]] = {}
+        """The commands, kept or being filled, that read a name."""
+        self._watches: dict[str, list[Callable[[], None]]] = {}
+
+    def __len__(self) -> int:
+        """How many results are kept."""
+        return len(self._kept)
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all of them together, about."""
+        return self._size_bytes
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody waits for news of a name."""
+        return bool(self._watches)
+
+    def find(self, command: Command[Any]) -> Any:
+        """The result as it would be now; `NOT_KEPT` without one that can be trusted."""
+        kept = self._kept.get(command)
+        if kept is None or not kept.fill.source.is_trusted:
+            return NOT_KEPT
+        self._kept.move_to_end(command)
+        value = kept.value
+        return Entry(kept.fill.source.now(), value.slots) if type(value) is Entry else value
+
+    def begin(self, command: Command[Any], source: Source) -> Fill | None:
+        """Registers a read before it is sent. None: it is kept, or another one is under way."""
+        if command in self._filling or self.find(command) is not NOT_KEPT:
+            return None
+        names = names_read(command)
+        fill = self._filling[command] = Fill(command, names, source)
+        for name in names:
+            self._by_name.setdefault(name, set()).add(command)
+        return fill
+
+    def end(self, fill: Fill, value: Any = NOT_KEPT) -> None:
+        """Keeps the result of a read; without one, the read has failed."""
+        if self._filling.get(fill.command) is not fill:
+            return  # something that it reads was written meanwhile
+        del self._filling[fill.command]
+        size_bytes = OVERHEAD_BYTES + _size_of(value)
+        if value is NOT_KEPT or size_bytes > self._max_bytes:
+            self._unregister(fill)
+            return
+        self._drop(fill.command)
+        for name in fill.names:  # `_drop` has removed them with an earlier result
+            self._by_name.setdefault(name, set()).add(fill.command)
+        self._kept[fill.command] = _Kept(value, size_bytes, fill)
+        self._size_bytes += size_bytes
+        while self._size_bytes > self._max_bytes or len(self._kept) > self._max_count:
+            self._drop(next(iter(self._kept)))
+
+    # ── news of writes ──────────────────────────────────────────────────────────────────────
+
+    def invalidate(self, names: Iterable[str]) -> None:
+        """Forgets all that was read of these names."""
+        for name in names:
+            for command in tuple(self._by_name.get(name, ())):
+                self._cancel(command)
+            for notify in self._watches.get(name, ()):
+                notify()
+
+    def forget(self, source: Source | None = None) -> None:
+        """Forgets all that came from a source which may have missed a write; None: from any."""
+        fills = [*self._filling.values(), *(kept.fill for kept in self._kept.values())]
+        for fill in fills:
+            if source is None or fill.source is source:
+                self._cancel(fill.command)
+        for watches in self._watches.values():
+            for notify in watches:
+                notify()
+
+    def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
+        """Calls `notify` whenever the result of `command` may have changed."""
+        for name in names_read(command):
+            self._watches.setdefault(name, []).append(notify)
+
+    def _cancel(self, command: Command[Any]) -> None:
+        if (fill := self._filling.pop(command, None)) is not None:
+            self._unregister(fill)
+        self._drop(command)
+
+    def _drop(self, command: Command[Any]) -> None:
+        if (kept := self._kept.pop(command, None)) is not None:
+            self._size_bytes -= kept.size_bytes
+            self._unregister(kept.fill)
+
+    def _unregister(self, fill: Fill) -> None:
+        if fill.command in self._filling:
+            return  # another read of the same is under way
+        for name in fill.names:
+            commands = self._by_name.get(name)
+            if commands is not None:
+                commands.discard(fill.command)
+                if not commands:
+                    del self._by_name[name]
+
+
+def may_be_kept(command: Command[Any]) -> bool:
+    """Whether the result of a read changes only by writes that `names_written` knows.
+
+    A value with a time to live also ends by itself. Its reader must not mind that.
+    """
+    return isinstance(command, Get | GetValue | ReadEntry) or (
+        isinstance(command, ScanRecords) and not command.after
+    )
+
+
+def names_read(command: Command[Any]) -> tuple[str, ...]:
+    """What a read depends on. Raises `TypeError` for a command that cannot be kept."""
+    match command:
+        case Get(space=space, index=None) | ScanRecords(space=space, after=""):
+            return (f"records:{space}",)
+        case Get(space=space, index=str(index)):
+            return (f"records:{space}", f"records:{index}")
+        case ReadEntry(fingerprint=fingerprint):
+            return (f"entry:{fingerprint}",)
+        case GetValue(space=space, name=name):
+            return (f"value:{space}:{name}",)
+    raise TypeError(f"The results of {type(command).__name__} cannot be kept.")
+
+
+WRITERS: Final = frozenset(
+    {CompareAndSet, DeleteValue, EmptySlots, ProlongSlots, SetValue, StoreImages}
+)
+"""The commands that write what can be kept."""
+
+
+def names_written(commands: Iterable[Command[Any]]) -> Collection[str]:
+    """What commands write, of all that a read can depend on."""
+    names: list[str] = []
+    for command in commands:
+        match command:
+            case CompareAndSet(changes=changes):
+                names += [f"records:{write.space}" for write in changes]
+            case StoreImages() | EmptySlots() | ProlongSlots():
+                names.append(f"entry:{command.fingerprint}")
+            case SetValue() | DeleteValue():
+                names.append(f"value:{command.space}:{command.name}")
+    return names
+
+
+def find_all(memory: ReadMemory, commands: Sequence[Command[Any]]) -> list[Any] | None:
+    """The kept results of all commands, or None."""
+    found = []
+    for command in commands:
+        value = memory.find(command)
+        if value is NOT_KEPT:
+            return None
+        found.append(value)
+    return found
+
+
+def _size_of(value: Any) -> int:
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, Entry):
+        return sum(OVERHEAD_BYTES + len(slot.data) for slot in value.slots.values())
+    return OVERHEAD_BYTES

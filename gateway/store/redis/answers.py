@@ -1,0 +1,77 @@
+"""Answers of scripts that did nothing and want to be sent again: with other days, or further keys.
+
+A script answers `CALENDAR <now>` if its clock is in neither of the days that it was sent, and
+`KEYS <now> <number> <names>` if it needs keys that were not declared. `now` is the server's time in
+microseconds, and names are percent-encoded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from redis.exceptions import ResponseError
+
+from gateway.store.redis.commands.encoding import RedisCommand
+
+MAX_TOPICS: Final = 4096
+MAX_LEARNED: Final = 512
+"""Keys of a topic; the oldest ones are forgotten first."""
+
+_ANSWER: Final = re.compile(r"(?:ERR )?(?:CALENDAR|KEYS) (\d+)(?: (\d+) (.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """How a script wants to be sent again."""
+
+    now: float
+    """The server's Unix seconds."""
+    keys: Sequence[str] = ()
+    """Those to declare too."""
+
+
+def read_repeat(reply: object) -> Repeat | None:
+    """None for the reply to a command that was executed, or refused for another reason."""
+    if not isinstance(reply, ResponseError) or not (answer := _ANSWER.match(str(reply))):
+        return None
+    now, count, names = answer.groups()
+    # Redis appends where in the script the error was raised.
+    keys = names.split(" ")[: int(count)] if count else ()
+    return Repeat(int(now) / 1e6, tuple(unquote(key) for key in keys))
+
+
+class LearnedKeys:
+    """The keys of a worker's purchases and of the queues where they wait.
+
+    A settlement needs those of its reservation, and the next turns those of the last ones. What is
+    not known here is asked for, so this only spares round trips.
+    """
+
+    def __init__(self) -> None:
+        self._topics: OrderedDict[str, dict[str, None]] = OrderedDict()
+
+    def declare(self, command: RedisCommand) -> RedisCommand:
+        """The command with the keys that are known; remembers its own."""
+        if not command.recalls and not command.teaches:
+            return command
+        known = [key for topic in command.recalls for key in self._topics.get(topic, ())]
+        if command.teaches:
+            self.remember(command.teaches, command.keys)
+        return command.with_keys(known) if known else command
+
+    def remember(self, topic: str, keys: Iterable[str]) -> None:
+        """Adds to the keys of a topic."""
+        known = self._topics.setdefault(topic, {})
+        self._topics.move_to_end(topic)
+        for key in keys:
+            known.pop(key, None)  # to the end
+            known[key] = None
+        while len(known) > MAX_LEARNED:
+            del known[next(iter(known))]
+        while len(self._topics) > MAX_TOPICS:
+            self._topics.popitem(last=False)

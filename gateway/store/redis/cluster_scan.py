@@ -1,0 +1,98 @@
+"""Scans over all nodes of a cluster.
+
+A scan reads the primaries in the order of their names. Its cursor names the node and the process
+there, because another process has its hash tables in another order, and the distribution of the
+slots. If that has changed, the scan starts over: keys may have moved from a node that was still to
+be read to one that was already. While keys move one by one, the distribution is the old one for a
+long time, so all nodes are then read a second time: a key that moves once is found by either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from redis import exceptions as redis_errors
+
+from gateway.store.redis.connection import RawCommand
+from gateway.store.redis.topology.cluster import ClusterMap
+
+_CURSOR: Final = re.compile(r"(\d+) (\d+) ([0-9a-f]+) (\S+) (.*)")
+
+_MOVING: Final = re.compile(rb"\[\d+-[<>]-")
+"""A slot whose keys are being moved, in a node's own line of `CLUSTER NODES`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    turn: int
+    """1, or 2 while the nodes are read a second time."""
+    was_moving: int
+    """Whether keys were being moved at a page so far."""
+    version: str
+    """Of the distribution of the slots."""
+    node: str
+    cursor: str
+    """Within the node."""
+
+    def __str__(self) -> str:
+        return f"{self.turn} {self.was_moving} {self.version} {self.node} {self.cursor}"
+
+
+class ClusterScan:
+    """Reads pages; `execute_on(node, commands)` returns the replies or raises."""
+
+    def __init__(
+        self,
+        topology: ClusterMap,
+        execute_on: Callable[[str, Sequence[RawCommand]], Awaitable[list[Any]]],
+    ) -> None:
+        self._topology = topology
+        self._execute_on = execute_on
+
+    async def read(self, command: Sequence[Any], cursor_at: int) -> Any:
+        """The reply to a scan with such a cursor: the next one, `0` at the end, and what it found.
+
+        An error of the node, such as one of its ACL, is the reply.
+        """
+        cursor = command[cursor_at]
+        position = self._continue(cursor.decode() if isinstance(cursor, bytes) else str(cursor))
+        scan = (*command[:cursor_at], position.cursor, *command[cursor_at + 1 :])
+        page, nodes = await self._execute_on(position.node, [scan, (b"CLUSTER", b"NODES")])
+        if isinstance(page, redis_errors.RedisError):
+            return page
+        if isinstance(nodes, bytes) and _MOVING.search(nodes):
+            position = replace(position, was_moving=1)
+        following: _Position | None = replace(position, cursor=page[0].decode())
+        if page[0] == b"0":
+            following = await self._after(position)
+        return [b"0" if following is None else str(following).encode(), *page[1:]]
+
+    def _start(self) -> _Position:
+        return _Position(1, 0, self._topology.version, self._topology.primaries[0], "0")
+
+    def _continue(self, after: str) -> _Position:
+        match = _CURSOR.fullmatch(after)
+        if match is None or match[3] != self._topology.version:
+            return self._start()
+        position = _Position(int(match[1]), int(match[2]), match[3], match[4], match[5])
+        # A cursor comes from outside as well, so its node may be none.
+        return position if position.node in self._topology.primaries else self._start()
+
+    async def _after(self, position: _Position) -> _Position | None:
+        """The start of the next node; None after the last one."""
+        # Requests may not have noticed yet that slots have moved.
+        with suppress(redis_errors.RedisError, OSError):
+            await self._topology.refresh()
+        names = self._topology.primaries
+        if position.version != self._topology.version:
+            return self._start()
+        following = names.index(position.node) + 1
+        if following < len(names):
+            return replace(position, node=names[following], cursor="0")
+        if position.was_moving and position.turn == 1:
+            return replace(position, turn=2, node=names[0], cursor="0")
+        return None

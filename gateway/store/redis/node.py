@@ -1,0 +1,146 @@
+"""One node of a Redis Cluster: its connection, and its scripts.
+
+`cluster` decides what is sent to which node. Which keys a node has, and whether it takes writes, it
+says with each reply, so there is no probe. The schema version is checked where its key is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis import exceptions as redis_errors
+
+from gateway.store.redis.client import RedisClient
+from gateway.store.redis.connection import PipelinedConnection, RawCommand
+from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, code_of
+from gateway.store.redis.keys import Keys
+from gateway.store.redis.rights import find_missing_rights
+from gateway.store.redis.scripts import Script
+from gateway.store.redis.topology.single import SingleServer
+from gateway.store.redis.urls import TIMEOUT_SECONDS
+
+_CANNOT_CONNECT: Final = (*CONNECTION_ERRORS, redis_errors.ResponseError)
+
+
+class NotSent(Exception):
+    """The node could not be connected to, so it has executed nothing."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _retires(error: BaseException) -> bool:
+    # A node that takes no writes now may redirect, and take them again: only one that wants another
+    # password needs another connection.
+    return code_of(error) == "NOAUTH"
+
+
+class NodeClient(RedisClient):
+    """The connection to one node, made when it is needed."""
+
+    _retires = staticmethod(_retires)
+
+    def __init__(
+        self,
+        server: SingleServer,
+        *,
+        name: str,
+        keys: Keys,
+        scripts: Sequence[Script],
+        holds_books: bool,
+    ) -> None:
+        super().__init__(server, keys=keys, scripts=scripts, holds_books=holds_books)
+        self.name = name
+        self.server = server
+        self.probe_key: str | None = None
+        """A key in one of its slots, which no other command uses."""
+        self._down_since: float | None = None
+        """When the node first could not be used, by the event loop's clock; None while it can."""
+
+    async def send(self, commands: Sequence[RawCommand], *, deadline: float) -> list[Any]:
+        """The replies in order. Sends again what failed because the node had lost the scripts.
+
+        Raises `NotSent`, or one of `CONNECTION_ERRORS` if some may have been executed.
+        """
+        handshakes = self._handshakes
+        pipeline = await self._connected(deadline)
+        replies = await pipeline.execute(commands, deadline=deadline)
+        lost = [
+            i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)
+        ]
+        if lost:
+            pipeline = await self._connected(deadline, handshakes=handshakes + 1)
+            repeated = await pipeline.execute([commands[i] for i in lost], deadline=deadline)
+            for i, reply in zip(lost, repeated, strict=True):
+                replies[i] = reply
+        self._down_since = None
+        return replies
+
+    async def _connected(self, deadline: float, *, handshakes: int = 1) -> PipelinedConnection:
+        try:
+            attempt = self._ready_pipeline(deadline, handshakes=handshakes)
+            if self._is_given_up and not (self._pipeline and self._pipeline.is_open):
+                # It hangs: requests that need another node should not queue behind those that
+                # need this one. The attempt goes on.
+                async with asyncio.timeout(0):
+                    return await attempt
+            return await attempt
+        except _CANNOT_CONNECT as error:
+            self.note_down()
+            raise NotSent(error) from error
+
+    @property
+    def _is_given_up(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return self._down_since is not None and now - self._down_since > TIMEOUT_SECONDS
+
+    def note_down(self) -> None:
+        """The node cannot be used now."""
+        if self._down_since is None:
+            self._down_since = asyncio.get_running_loop().time()
+
+    def may_wait(self) -> bool:
+        """Whether a request should wait for the node: not after it was down for a whole timeout."""
+        return not self._is_given_up
+
+    @property
+    def has_left(self) -> bool:
+        """Whether nothing is open any more."""
+        is_connecting = self._attempt is not None and not self._attempt.done()
+        return not (is_connecting or (self._pipeline is not None and self._pipeline.is_pending))
+
+    def leave(self) -> None:
+        """Takes no more commands, and closes after the replies to those that were sent."""
+        self._is_closed = True
+        if self._pipeline is not None:
+            self._pipeline.retire()
+
+    async def close(self) -> None:
+        """Pending commands fail."""
+        self._is_closed = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait([self._attempt])
+        if self._pipeline is not None:
+            self._pipeline.abort(redis_errors.ConnectionError("the store is closed"))
+
+    def unavailable(self, error: Exception) -> Exception:
+        """`StoreUnavailable` with the reason, which is logged."""
+        return self.translate(error, "the connection")
+
+    async def _shake_hands(self, pipeline: PipelinedConnection, deadline: float) -> None:
+        await self._load_scripts(pipeline, deadline)
+        self._outage.ends()
+
+    async def _find_missing_rights(
+        self, pipeline: PipelinedConnection, names: Sequence[str], *, deadline: float
+    ) -> Fault | None:
+        missing = await find_missing_rights(
+            pipeline, names, keys=self._keys, deadline=deadline, probe=self.probe_key
+        )
+        if missing is None:
+            return None
+        return missing.as_fault(self.addresses.user, self._keys.prefix)

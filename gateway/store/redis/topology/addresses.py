@@ -1,0 +1,110 @@
+"""Where the server that takes the commands is, and how to connect to it.
+
+`RedisClient` asks before every connect, because the answer changes: a name may lead to another
+server, and sentinels elect another master.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection, SSLConnection
+
+from gateway.store.redis.faults import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host name or an IP address, and a port."""
+
+    host: str
+    port: int
+
+
+class Addresses(Protocol):
+    """The addresses of one server, in the order in which a client tries them."""
+
+    location: str
+    """The URL without user, password and options, for messages."""
+
+    user: str
+    """The ACL user of the server."""
+
+    is_tls: bool
+
+    is_elected: bool
+    """Others decide which server takes writes, so one that takes none may soon be followed by one
+    that does."""
+
+    current: Address | None
+    """The address of the server that takes the commands. None before the first connect, after the
+    server was replaced, and for a unix socket."""
+
+    on_replaced: list[Callable[[], None]]
+    """Called when another server takes the commands from now on. The connections to the old one
+    may still be open and answer."""
+
+    def open(self) -> AbstractAsyncContextManager[None]:
+        """Follows changes until exit."""
+        ...
+
+    async def resolve(self) -> Sequence[Address | None]:
+        """The addresses now; `[None]` for a unix socket. Raises redis-py's errors and `OSError`."""
+        ...
+
+    async def connect(self, address: Address | None) -> AbstractConnection:
+        """A connection with password and database. Raises redis-py's errors and `OSError`."""
+        ...
+
+    async def diagnose(self) -> Fault | None:
+        """Looks at a server that a connection could not use, for a fault that it does not say."""
+        ...
+
+
+class NamedSslConnection(SSLConnection):
+    """Connects to one address of a host, whose name the certificate must have."""
+
+    server_name: str | None = None
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        arguments = super()._connection_arguments()
+        return {**arguments, "server_hostname": self.server_name or self.host}
+
+
+class Connector:
+    """Connects to any address with the options of a pool."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        if pool.connection_class is SSLConnection:
+            pool.connection_class = NamedSslConnection
+        self.is_tls = pool.connection_class is NamedSslConnection
+        self._spare: AbstractConnection | None = None
+        """A connection that failed; it can connect again, to any address."""
+
+    def make_connection(self) -> Any:
+        """A connection that is not open, to the address of the pool's URL."""
+        return self._pool.make_connection()  # type: ignore[no-untyped-call]
+
+    async def connect(
+        self, address: Address | None, *, server_name: str | None = None
+    ) -> AbstractConnection:
+        """An open connection; the certificate has `server_name`, by default the address's host."""
+        spare, self._spare = self._spare, None
+        connection: Any = spare or self.make_connection()
+        if address is not None:
+            connection.host, connection.port = address.host, address.port
+            connection.server_name = server_name
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            # Its 30 objects refer to each other: a new one for each attempt would leave them all
+            # to the garbage collector.
+            self._spare = connection
+            raise
+        return connection  # type: ignore[no-any-return]

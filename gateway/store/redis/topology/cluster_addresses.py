@@ -1,0 +1,70 @@
+"""The connection for notifications in a cluster: to any primary.
+
+The nodes pass every notification on to each other, so one subscription to one of them suffices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from redis.asyncio.connection import AbstractConnection
+
+from gateway.store.redis.faults import Fault
+from gateway.store.redis.topology.addresses import Address
+from gateway.store.redis.topology.cluster import ClusterMap, address_of
+from gateway.store.redis.topology.single import SingleServer
+
+
+class ClusterAddresses:
+    """`Addresses` of the primaries, another one first after each connect."""
+
+    is_elected = True
+    current: Address | None = None
+
+    def __init__(self, topology: ClusterMap) -> None:
+        self._topology = topology
+        self.location = topology.url.location
+        server = self._server(topology.url.hosts[0])
+        self.user, self.is_tls = server.user, server.is_tls
+        self.on_replaced: list[Callable[[], None]] = []
+        self._turn = 0
+        self._used: Address | None = None
+        topology.on_changed.append(self._follow)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """The map follows changes by itself."""
+        yield
+
+    async def resolve(self) -> Sequence[Address | None]:
+        """The primaries. Raises redis-py's errors and `OSError`."""
+        if not self._topology.is_known:
+            await self._topology.refresh()
+        # One that hangs or is gone must not be the first again.
+        self._turn += 1
+        names = self._topology.primaries
+        first = self._turn % max(1, len(names))
+        return [address_of(name) for name in (*names[first:], *names[:first])]
+
+    async def connect(self, address: Address | None) -> AbstractConnection:
+        """A connection to a primary. Raises redis-py's errors and `OSError`."""
+        self._used = address or self._topology.url.hosts[0]
+        # Its name is resolved here, and its certificate has that name.
+        server = self._server(self._used)
+        return await server.connect((await server.resolve())[0])
+
+    async def diagnose(self) -> Fault | None:
+        """Looks at the first host of the URL."""
+        return await self._server(self._topology.url.hosts[0]).diagnose()
+
+    def _server(self, address: Address) -> SingleServer:
+        return SingleServer(self._topology.url.node_url(address))
+
+    def _follow(self, _changed: frozenset[int]) -> None:
+        """A node that is a primary no more may be one that is cut off from the others."""
+        used = self._used
+        if used is not None and f"{used.host}:{used.port}" not in self._topology.primaries:
+            self._used = None
+            for call in self.on_replaced:
+                call()

@@ -1,0 +1,184 @@
+"""The master that sentinels have elected.
+
+A master that was replaced often goes on answering: it may be cut off from the sentinels, or wake
+after it was paused, or have learnt nothing yet. So every connection asks the server for its role
+first, and the connections to the old one are dropped as soon as a sentinel announces the change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import structlog
+from redis.asyncio.connection import AbstractConnection
+
+from gateway.conditions import Condition
+from gateway.store.redis.faults import Fault, NoMaster, NotMaster
+from gateway.store.redis.pools import create_pool
+from gateway.store.redis.topology.addresses import Address, Connector
+from gateway.store.redis.topology.diagnosis import diagnose
+from gateway.store.redis.topology.sentinel_url import parse_sentinel_url
+from gateway.store.redis.topology.sentinels import ABORTS, PROMOTES, Master, Sentinels
+
+log = structlog.get_logger(__name__)
+
+_POLL_SECONDS: Final = 1.0
+"""The sentinels are asked this often, because an announcement may be lost."""
+
+_PROMOTION_SECONDS: Final = 3.0
+"""How long a promotion that was announced keeps the gateway from the old master, at most."""
+
+
+class SentinelMaster:
+    """`Addresses` of a service that sentinels watch. Raises `ValueError` for an invalid URL."""
+
+    is_elected = True
+
+    def __init__(self, url: str) -> None:
+        parsed = parse_sentinel_url(url)
+        pool = create_pool(parsed.master_url)
+        self.location = parsed.location
+        self.user = str(pool.connection_kwargs.get("username") or "default")
+        self._service = parsed.service
+        self._connector = Connector(pool)
+        self.is_tls = self._connector.is_tls
+        self._sentinels = Sentinels(
+            parsed.sentinels,
+            parsed.service,
+            connect=lambda: Connector(create_pool(parsed.sentinel_url)),
+            on_event=self._handle_event,
+        )
+        self.current: Address | None = None
+        self.on_replaced: list[Callable[[], None]] = []
+        self._master: Master | None = None
+        self._leaving: Address | None = None
+        """A master that is being replaced: what it takes now may be lost."""
+        self._leaving_until = 0.0
+        self._is_needed, self._should_look = asyncio.Event(), asyncio.Event()
+        self._outage = Condition(
+            log,
+            "sentinels_unavailable",
+            "sentinels_available",
+            fields={"store": self.location},
+        )
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Follows the sentinels from the first use until exit."""
+        async with self._sentinels.open():
+            tasks = [
+                asyncio.create_task(self._follow(), name="redis-sentinels"),
+                asyncio.create_task(self._keep_looking(), name="redis-sentinels-poll"),
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def resolve(self) -> Sequence[Address | None]:
+        """The master that the sentinels name; the last one, if none of them answers."""
+        self._is_needed.set()
+        try:
+            found = await self._sentinels.find_master()
+        except NoMaster:
+            if self._master is None:
+                raise
+            # It may have lost the sentinels together with us. Its role is asked in any case.
+            return [self._master.address]
+        # Also one of an earlier election: whoever set up the sentinels anew began from 0.
+        self._use(found)
+        return [found.address]
+
+    async def connect(self, address: Address | None) -> AbstractConnection:
+        """A connection to a server that says it is a master. Raises `NotMaster` for another one."""
+        if address is not None and address == self._leaving:
+            if asyncio.get_running_loop().time() < self._leaving_until:
+                raise NotMaster(
+                    Fault(f"is being replaced: a replica of {_name(address)} becomes the master.")
+                )
+            self._leaving = None
+        connection = await self._connector.connect(address)
+        try:
+            await connection.send_packed_command(connection.pack_command("ROLE"))
+            role: Any = await connection.read_response()
+            if role[0] != b"master":
+                raise NotMaster(
+                    Fault(
+                        f"has no master now: {_name(address)} is a replica, and the sentinels have"
+                        " not named another server yet."
+                    )
+                )
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def diagnose(self) -> Fault | None:
+        """Looks at the master that the sentinels named last."""
+        if self._master is None:
+            return None
+        address = self._master.address
+        return await diagnose(self._connector, host=address.host, port=address.port)
+
+    # ── following ───────────────────────────────────────────────────────────────────────────
+
+    async def _follow(self) -> None:
+        await self._is_needed.wait()
+        await self._sentinels.follow()
+
+    async def _keep_looking(self) -> None:
+        await self._is_needed.wait()
+        while True:
+            try:
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._should_look.wait()
+            except TimeoutError:
+                pass
+            self._should_look.clear()
+            try:
+                found = await self._sentinels.find_master()
+            except NoMaster as error:
+                # Nothing depends on them until the master fails.
+                self._outage.occurs(error.fault.text, reason=error.fault.text)
+                continue
+            self._outage.ends()
+            # A sentinel that others have outvoted names an earlier master.
+            if self._master is None or found.epoch > self._master.epoch:
+                self._use(found)
+
+    def _handle_event(self, channel: bytes) -> None:
+        if channel == PROMOTES and self._master is not None:
+            # From here on the replica takes nothing from the master. A write that the master
+            # answers now would be lost.
+            self._leaving = self._master.address
+            self._leaving_until = asyncio.get_running_loop().time() + _PROMOTION_SECONDS
+            self._replace()
+        elif channel == ABORTS:
+            self._leaving = None
+        self._should_look.set()
+
+    def _use(self, found: Master) -> None:
+        previous, self._master = self._master, found
+        if previous is None or previous.address == found.address:
+            return
+        log.info(
+            "store_master_changed",
+            store=self.location,
+            master=_name(found.address),
+            previous=_name(previous.address),
+        )
+        self._replace()
+
+    def _replace(self) -> None:
+        self.current = None
+        for replaced in self.on_replaced:
+            replaced()
+
+
+def _name(address: Address | None) -> str:
+    return f"{address.host}:{address.port}" if address is not None else ""

@@ -1,0 +1,276 @@
+"""Kept reads of one Redis server, by server-assisted client-side caching (`CLIENT TRACKING`).
+
+The server remembers which keys this connection has read, and pushes the name of each one that is
+written. Reads and pushes share the connection, so they come in the order in which the server made
+them. A key that a script reads is tracked if it is declared.
+
+The connection leads to the server that takes the commands. It is pinged every second with `TIME`,
+which also tells the server's clock. When it is lost, everything that was read over it is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+import hiredis
+import structlog
+from redis import exceptions as redis_errors
+from redis.asyncio.connection import AbstractConnection
+
+from gateway.conditions import Condition
+from gateway.store.kept_reads import Fill, ReadMemory, find_all
+from gateway.store.protocol import Command
+from gateway.store.redis.commands import encode
+from gateway.store.redis.commands.encoding import SECOND, RedisCommand
+from gateway.store.redis.connection import PipelinedConnection, RawCommand
+from gateway.store.redis.faults import CONNECTION_ERRORS, retires
+from gateway.store.redis.keys import Keys
+from gateway.store.redis.topology.addresses import Addresses
+from gateway.store.redis.urls import TIMEOUT_SECONDS
+
+PING_SECONDS: Final = 1.0
+
+TRUSTED_SECONDS: Final = 2.0
+"""How long what was read holds after the last ping that was answered was sent."""
+
+RECONNECT_SECONDS: Final = 0.1
+"""The pause before another attempt after the connection was lost."""
+
+REFUSED_SECONDS: Final = 60.0
+"""The pause after the server refused to track: an operator has to change something."""
+
+TRACK: Final[Sequence[RawCommand]] = ((b"HELLO", b"3"), (b"CLIENT", b"TRACKING", b"ON"))
+
+log = structlog.get_logger(__name__)
+
+
+class TrackingRefused(Exception):
+    """The server, or a proxy before it, does not track what a connection reads."""
+
+
+class TrackedConnection(PipelinedConnection):
+    """A connection whose server pushes the names of keys that were written since it read them.
+
+    `on_invalidated` gets them, or None for all keys. `on_lost` is called when it is lost.
+    """
+
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        *,
+        on_invalidated: Callable[[Sequence[bytes] | None], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        super().__init__(connection)
+        self._on_invalidated = on_invalidated
+        self._on_lost = on_lost
+
+    async def track(self, *, deadline: float) -> None:
+        """Begins to track. Raises `TrackingRefused`, and as `execute`."""
+        for reply in await self.execute(TRACK, deadline=deadline):
+            if isinstance(reply, redis_errors.RedisError):
+                raise reply if retires(reply) else TrackingRefused(str(reply))
+
+    def send(self, commands: Sequence[RawCommand], *, deadline: float) -> asyncio.Future[list[Any]]:
+        """As `execute`, for a caller that does not wait."""
+        return self._send(commands, deadline=deadline)
+
+    def connection_lost(self, reason: Exception | None) -> None:
+        """Fails the pending requests, and says so."""
+        super().connection_lost(reason)
+        self._on_lost()
+
+    def _receive(self, reply: Any) -> None:
+        if not isinstance(reply, hiredis.PushNotification):
+            super()._receive(reply)
+        elif reply[0] == b"invalidate":
+            self._on_invalidated(reply[1])
+
+
+class TrackedServer:
+    """The source of the kept reads of one server; see `kept_reads.Source`."""
+
+    def __init__(self, addresses: Addresses, memory: ReadMemory, *, keys: Keys) -> None:
+        self._addresses = addresses
+        self._memory = memory
+        self._keys = keys
+        self._time: Callable[[], float] = time.monotonic
+        """The clock of the event loop."""
+        self._connection: TrackedConnection | None = None
+        self._trusted_until = 0.0
+        self._ahead_seconds = 0.0
+        """The server's clock less the event loop's."""
+        self._is_needed = asyncio.Event()
+        self._is_reachable = asyncio.Event()
+        self._is_over = asyncio.Event()
+        """The connection is lost, or leads to the wrong server."""
+        fields = {"store": addresses.location}
+        self._outage = Condition(log, "tracking_lost", "tracking_works", fields=fields)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether no write can have been missed, or only for as long as the module says."""
+        connection = self._connection
+        is_connected = connection is not None and connection.is_open
+        return is_connected and not self._is_over.is_set() and self._time() < self._trusted_until
+
+    def now(self) -> float:
+        """The server's clock in Unix seconds, by the last ping."""
+        return self._ahead_seconds + self._time()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Stays connected until exit, once something is to be kept."""
+        self._time = asyncio.get_running_loop().time
+        task = asyncio.create_task(self._stay_connected(), name="redis-tracking")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def reconnect(self) -> None:
+        """The commands have a new connection, which may lead to another server."""
+        self._is_reachable.set()
+        self._is_over.set()
+
+    def fill(self, commands: Sequence[Command[Any]]) -> None:
+        """Reads what is not kept yet."""
+        self._is_needed.set()
+        connection = self._connection
+        if connection is None or not self.is_trusted:
+            return
+        fills = [fill for command in commands if (fill := self._memory.begin(command, self))]
+        if not fills:
+            return
+        # By class in the registry, as in `RedisStore`.
+        encoded = [encode.registry[type(fill.command)](fill.command, self._keys) for fill in fills]
+        deadline = self._time() + TIMEOUT_SECONDS
+        sent = connection.send([each.command for each in encoded], deadline=deadline)
+        sent.add_done_callback(partial(self._end_fills, fills, encoded))
+
+    async def find_refusal(self) -> str | None:
+        """What the server answers that does not track; over a connection of its own."""
+        try:
+            connection = await self._connect(on_lost=lambda: None)
+        except (*CONNECTION_ERRORS, redis_errors.ResponseError):
+            return None
+        try:
+            await connection.track(deadline=self._time() + TIMEOUT_SECONDS)
+        except TrackingRefused as refusal:
+            return str(refusal)
+        except (*CONNECTION_ERRORS, redis_errors.ResponseError):
+            return None
+        finally:
+            connection.abort(redis_errors.ConnectionError("the check has ended"))
+        return None
+
+    def _end_fills(
+        self,
+        fills: Sequence[Fill],
+        encoded: Sequence[RedisCommand],
+        sent: asyncio.Future[list[Any]],
+    ) -> None:
+        has_failed = sent.cancelled() or sent.exception() is not None
+        replies = [None] * len(fills) if has_failed else sent.result()
+        for fill, command, reply in zip(fills, encoded, replies, strict=True):
+            # A script that the server has lost is loaded by the connection of the commands.
+            if has_failed or isinstance(reply, redis_errors.RedisError):
+                self._memory.end(fill)
+            else:
+                self._memory.end(fill, command.read(reply))
+
+    # ── the connection ──────────────────────────────────────────────────────────────────────
+
+    async def _stay_connected(self) -> None:
+        await self._is_needed.wait()
+        while True:
+            # Not to a server that no handshake has checked.
+            await self._is_reachable.wait()
+            self._is_over.clear()
+            pause = RECONNECT_SECONDS
+            try:
+                await self._run_connection()
+            except TrackingRefused as refusal:
+                pause = REFUSED_SECONDS
+                self._outage.occurs("refused", reason=f"the server refuses it: {refusal}")
+            except (*CONNECTION_ERRORS, redis_errors.ResponseError) as error:
+                reason = str(error) or type(error).__name__
+                self._outage.occurs(reason, reason=reason)
+            # A new connection of the commands may lead to a server that can be used.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._is_over.wait()
+
+    async def _run_connection(self) -> None:
+        """Connects, and pings until the connection is lost or leads to the wrong server."""
+        connection = await self._connect(on_lost=self._is_over.set)
+        try:
+            await connection.track(deadline=self._time() + TIMEOUT_SECONDS)
+            while not self._is_over.is_set():
+                await self._ping(connection)
+                if self._connection is None:
+                    self._connection = connection
+                    self._outage.ends()
+                    # What is watched was not read over this connection yet.
+                    self._memory.forget(self)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PING_SECONDS):
+                        await self._is_over.wait()
+            if not connection.is_open:
+                raise redis_errors.ConnectionError("the server has closed the connection")
+        finally:
+            self._connection = None
+            self._memory.forget(self)
+            connection.abort(redis_errors.ConnectionError("the connection is over"))
+
+    async def _connect(self, *, on_lost: Callable[[], None]) -> TrackedConnection:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            address = self._addresses.current or (await self._addresses.resolve())[0]
+            opened = await self._addresses.connect(address)
+        return TrackedConnection(opened, on_invalidated=self._invalidate, on_lost=on_lost)
+
+    async def _ping(self, connection: TrackedConnection) -> None:
+        sent_at = self._time()
+        (found,) = await connection.execute([(b"TIME",)], deadline=sent_at + TIMEOUT_SECONDS)
+        if isinstance(found, redis_errors.RedisError):
+            raise found
+        seconds, microseconds = found
+        self._ahead_seconds = int(seconds) + int(microseconds) / SECOND - self._time()
+        self._trusted_until = sent_at + TRUSTED_SECONDS
+
+    def _invalidate(self, keys: Sequence[bytes] | None) -> None:
+        if keys is None:  # all keys were deleted
+            self._memory.forget(self)
+        else:
+            self._memory.invalidate(map(self._keys.name_of, keys))
+
+
+class RedisKeptReads:
+    """The `protocol.KeptReads` of a server."""
+
+    def __init__(self, memory: ReadMemory, server: TrackedServer) -> None:
+        self._memory = memory
+        self._server = server
+
+    def find(self, commands: Sequence[Command[Any]]) -> list[Any] | None:
+        """The results, if all of them are kept and hold now."""
+        return find_all(self._memory, commands)
+
+    def fill(self, commands: Sequence[Command[Any]]) -> None:
+        """Reads what is not kept yet."""
+        self._server.fill(commands)
+
+    def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
+        """Calls `notify` when the result of `command` may have changed."""
+        self._memory.watch(command, notify)
+
+    async def find_refusal(self) -> str | None:
+        """What the server answers that does not track."""
+        return await self._server.find_refusal()

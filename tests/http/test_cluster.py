@@ -1,0 +1,291 @@
+"""Gateways on a Redis Cluster: one purchase, whole books, and traffic while nodes change.
+
+`pytest -s -m long tests/http/test_cluster.py` prints the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from redis.crc import key_slot
+
+from gateway.store.redis.keys import Keys
+from tests.gateways import (
+    Client,
+    InProcess,
+    Processes,
+    Upstream,
+    make_settings,
+    run_gateway,
+    run_processes,
+    run_upstream,
+)
+from tests.redis_cluster import Node, RedisCluster, run_redis_cluster
+from tests.waiting import eventually
+from tests.wrk import Flood, find_wrk, flood
+
+KEYS = Keys("igw:")
+
+
+@pytest.fixture
+async def pair(
+    tmp_path: Path, cluster_url: str
+) -> AsyncIterator[tuple[InProcess, InProcess, Upstream]]:
+    """Two gateways on one cluster, with the rights that the documentation names."""
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(run_upstream())
+        settings = make_settings(tmp_path / "data", upstream.base_url, cluster_url)
+        one, other = [await stack.enter_async_context(run_gateway(settings)) for _ in range(2)]
+        yield one, other, upstream
+
+
+async def test_a_hundred_identical_requests_are_one_purchase(
+    pair: tuple[InProcess, InProcess, Upstream],
+) -> None:
+    one, other, upstream = pair
+    client = await one.client.with_key(limits={"images_per_day": 1, "requests_per_minute": 1000})
+    elsewhere = Client(other.client.url, other.client.session, client.secret)
+    replies = await asyncio.gather(
+        *(each.ask("an otter") for _ in range(50) for each in (client, elsewhere))
+    )
+    assert Counter(reply.status for reply in replies) == {200: 100}
+    assert len(await upstream.calls()) == 1
+    assert len({reply.images[0] for reply in replies}) == 1
+    refused = await elsewhere.ask("another otter")
+    assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
+    bought = [record for record in await one.ledger() if record.outcome == "bought"]
+    assert len(bought) == 1
+
+
+async def test_an_image_by_link_is_served_by_the_other_gateway_until_a_purge(
+    pair: tuple[InProcess, InProcess, Upstream],
+) -> None:
+    one, other, _ = pair
+    client = await one.client.with_key()
+    reply = await client.ask("an otter", response_format="url", model="dall-e-2", size="256x256")
+    path = "/images/" + reply.json["data"][0]["url"].split("/images/")[1]
+    assert (await other.client.send("GET", path)).status == 200
+    assert "hit" in (await client.ask("an otter", model="dall-e-2", size="256x256")).cache_status
+    purged = await one.client.admin("POST", "/admin/cache/purge", {"all": True})
+    assert purged.status in (200, 202)
+    again = await client.ask("an otter", model="dall-e-2", size="256x256")
+    assert "hit" not in again.cache_status
+
+
+# ── while nodes change ──────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Buyers:
+    """Clients that buy one distinct image after the other."""
+
+    client: Client
+    replies: list[tuple[float, float, str, int]] = field(default_factory=list)
+    """When each was sent and answered, its prompt, and the status."""
+    _count: int = 0
+
+    async def buy(self) -> None:
+        while True:
+            self._count += 1
+            prompt, began = f"otter {self._count}", time.monotonic()
+            reply = await self.client.ask(prompt)
+            self.replies.append((began, time.monotonic(), prompt, reply.status))
+            await asyncio.sleep(0.02)
+
+    def first_after(self, moment: float) -> float:
+        """Seconds until the first answer with an image to a request that was sent after it."""
+        answered = [
+            end for began, end, _, status in self.replies if began > moment and status == 200
+        ]
+        return min(answered, default=float("inf")) - moment
+
+    @property
+    def acknowledged(self) -> set[str]:
+        return {prompt for _, _, prompt, status in self.replies if status == 200}
+
+    @property
+    def statuses(self) -> Counter[int]:
+        return Counter(status for *_, status in self.replies)
+
+
+@dataclass
+class Traffic:
+    """Gateways of two workers under hits by wrk and purchases by eight clients."""
+
+    processes: Processes
+    client: Client
+    upstream: Upstream
+    cluster: RedisCluster
+    buyers: Buyers
+    tasks: list[asyncio.Task[None]]
+    stop_hits: Callable[[], Awaitable[Flood]]
+
+    async def settle(self) -> str:
+        """Ends the traffic, and checks that nothing was lost or doubled; returns a summary."""
+        hits = await self.stop_hits()
+        for task in self.tasks:
+            task.cancel()
+        bought = self.buyers.acknowledged
+        await eventually(self._has_settled)
+        calls = Counter(body["prompt"] for body in await self.upstream.bodies())
+        records = [r for r in await self.processes.ledger() if r.outcome == "bought"]
+        again = [await self.client.ask(prompt) for prompt in sorted(bought)]
+        kept = sum("hit" in reply.cache_status for reply in again)
+        verified = await self.processes.run("ledger", "verify")
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert kept == len(bought)
+        assert all(calls[prompt] == 1 for prompt in bought)
+        assert len(records) == len({record.id for record in records}) >= len(bought)
+        return f"hits: {hits}; purchases by status: {dict(self.buyers.statuses)}"
+
+    async def _has_settled(self) -> bool:
+        records = [r for r in await self.processes.ledger() if r.outcome == "bought"]
+        return len(records) >= len(self.buyers.acknowledged)
+
+
+@asynccontextmanager
+async def traffic(folder: Path, cluster: RedisCluster) -> AsyncIterator[Traffic]:
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(run_upstream())
+        processes, client = await stack.enter_async_context(
+            run_processes(folder, upstream.base_url, workers=2, redis_url=cluster.url)
+        )
+        # With a budget no request is answered without the store.
+        keyed = await client.with_key(limits={"usd_per_day": 1000})
+        await keyed.ask("a cached otter")
+        hits = flood(find_wrk(), keyed, {"model": "gpt-image-1", "prompt": "a cached otter"},
+                     keep_alive=True)  # fmt: skip
+        stop_hits = await stack.enter_async_context(hits)
+        buyers = Buyers(keyed)
+        tasks = [asyncio.create_task(buyers.buy()) for _ in range(8)]
+        await asyncio.sleep(1)
+        try:
+            yield Traffic(processes, keyed, upstream, cluster, buyers, tasks, stop_hits)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.fixture
+def safe_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
+    """A cluster that acknowledges no write without a replica, and keeps all of them."""
+    options = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "2")
+    with run_redis_cluster(tmp_path, *options, durable=True) as cluster:
+        yield cluster
+
+
+def show(text: str) -> None:
+    print(f"\n{text}")  # noqa: T201 - the figures of this test
+
+
+@pytest.mark.long
+@pytest.mark.timed
+class TestWhileNodesChange:
+    @pytest.mark.parametrize("which", ["books", "other"])
+    async def test_a_master_is_killed_and_comes_back_as_a_replica(
+        self, tmp_path: Path, safe_cluster: RedisCluster, which: str
+    ) -> None:
+        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+            books = safe_cluster.owner(KEYS.books)
+            lost = books if which == "books" else _other(safe_cluster, books)
+            killed_at = time.monotonic()
+            lost.kill()
+            # As its supervisor does. The new master takes no writes before it has a replica.
+            await asyncio.sleep(1)
+            lost.start()
+            await asyncio.sleep(6)
+            seconds = now.buyers.first_after(killed_at + 0.1)
+            show(f"{which} node killed: first purchase after {seconds:.2f} s; {await now.settle()}")
+            assert seconds < 5
+
+    async def test_a_failover_by_hand(self, tmp_path: Path, safe_cluster: RedisCluster) -> None:
+        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+            books = safe_cluster.owner(KEYS.books)
+            began = time.monotonic()
+            safe_cluster.replica_of(books).run("CLUSTER", "FAILOVER")
+            await eventually(lambda: not books.is_master())
+            await asyncio.sleep(3)
+            seconds = now.buyers.first_after(began + 0.1)
+            show(f"CLUSTER FAILOVER: first purchase after {seconds:.2f} s; {await now.settle()}")
+            assert seconds < 5
+
+    async def test_all_slots_of_a_node_but_the_books_move_key_by_key(
+        self, tmp_path: Path, safe_cluster: RedisCluster
+    ) -> None:
+        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+            books = safe_cluster.owner(KEYS.books)
+            target = _other(safe_cluster, books)
+            first, last = _range_of(books)
+            kept = key_slot(KEYS.books.encode())
+            moving = [slot for slot in range(first, last + 1) if slot != kept][::54]
+            await asyncio.to_thread(_move, safe_cluster, moving, books, target)
+            await asyncio.sleep(1)
+            show(f"{len(moving)} slots moved: {await now.settle()}")
+            assert now.buyers.statuses.keys() == {200}
+
+    async def test_the_slot_of_the_books_moves_key_by_key(
+        self, tmp_path: Path, safe_cluster: RedisCluster
+    ) -> None:
+        """Requests that need the books wait, or get 503; nothing is half written."""
+        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+            books = safe_cluster.owner(KEYS.books)
+            slot = [key_slot(KEYS.books.encode())]
+            began = time.monotonic()
+            await asyncio.to_thread(_move, safe_cluster, slot, books, _other(safe_cluster, books))
+            moved_at = time.monotonic()
+            await asyncio.sleep(3)
+            seconds = now.buyers.first_after(moved_at)
+            show(f"books moved in {moved_at - began:.2f} s, a purchase {seconds:.2f} s later;"
+                 f" {await now.settle()}")  # fmt: skip
+            assert seconds < 5
+            assert now.buyers.statuses.keys() <= {200, 503}
+
+    async def test_the_slot_of_the_books_moves_in_one_step_on_valkey_9(
+        self, tmp_path: Path, safe_cluster: RedisCluster
+    ) -> None:
+        """No request fails. Run with `REDIS_SERVER=…/valkey-server` of version 9 or newer."""
+        if not _moves_in_one_step(safe_cluster):
+            pytest.skip("this server has no CLUSTER MIGRATESLOTS: Valkey 9 has")
+        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+            books = safe_cluster.owner(KEYS.books)
+            target = _other(safe_cluster, books)
+            slot = key_slot(KEYS.books.encode())
+            began = time.monotonic()
+            books.run("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.id)
+            await eventually(lambda: safe_cluster.owner(KEYS.books) is target)
+            moved_at = time.monotonic()
+            await asyncio.sleep(2)
+            seconds = now.buyers.first_after(moved_at)
+            show(f"books moved in {moved_at - began:.2f} s, a purchase {seconds:.2f} s later;"
+                 f" {await now.settle()}")  # fmt: skip
+            assert now.buyers.statuses.keys() == {200}
+
+
+def _moves_in_one_step(cluster: RedisCluster) -> bool:
+    return b"MIGRATESLOTS" in b" ".join(cluster.nodes[0].run("CLUSTER", "HELP"))
+
+
+def _other(cluster: RedisCluster, node: Node) -> Node:
+    return next(each for each in cluster.masters() if each is not node)
+
+
+def _range_of(node: Node) -> tuple[int, int]:
+    for first, last, master, *_ in node.run("CLUSTER", "SLOTS"):
+        if master[1] == node.port:
+            return int(first), int(last)
+    raise AssertionError("the node has no slots")
+
+
+def _move(cluster: RedisCluster, slots: list[int], source: Node, target: Node) -> None:
+    for slot in slots:
+        cluster.begin_migration(slot, target)
+        cluster.move_keys(slot, source, target)
+        cluster.end_migration(slot, source, target)

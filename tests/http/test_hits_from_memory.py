@@ -1,0 +1,277 @@
+"""Hits from memory: they ask the store nothing, and what an administrator changes holds at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from tests.gateways import Client, InProcess, Reply, Upstream, open_to_each, run_processes
+from tests.http.conftest import OpenGateway
+from tests.waiting import eventually
+
+HOLDS_SECONDS = 0.1
+"""How soon after its answer a change holds on every worker."""
+
+HITS = "gateway_memory_hits_total"
+
+
+async def until_from_memory(client: Client, prompt: str = "an otter") -> Reply:
+    """Asks until a hit comes from memory, as far as the worker's metrics show."""
+    before = (await client.metrics()).get(HITS, 0.0)
+
+    async def look() -> Reply | None:
+        reply = await client.ask(prompt)
+        assert reply.status == 200, reply.body
+        return reply if (await client.metrics()).get(HITS, 0.0) > before else None
+
+    found: Reply = await eventually(look)
+    return found
+
+
+async def counted_hit(gateway: InProcess, **asked: Any) -> tuple[Reply, float]:
+    """A reply, and how many hits from memory it was."""
+    client = gateway.client
+    before = (await client.metrics()).get(HITS, 0.0)
+    reply = await client.ask(**asked)
+    return reply, (await client.metrics()).get(HITS, 0.0) - before
+
+
+async def warm(open_gateway: OpenGateway, stack: AsyncExitStack, **spec: Any) -> InProcess:
+    gateway = await stack.enter_async_context(open_gateway())
+    gateway.client = await gateway.client.with_key("alice", **spec)
+    await until_from_memory(gateway.client)
+    return gateway
+
+
+@pytest.fixture
+async def gateway(open_gateway: OpenGateway) -> AsyncIterator[InProcess]:
+    async with AsyncExitStack() as stack:
+        yield await warm(open_gateway, stack)
+
+
+async def test_a_hit_from_memory_is_like_any_other(gateway: InProcess, upstream: Upstream) -> None:
+    first, count = await counted_hit(gateway)
+    assert count == 1
+    assert first.cache_status.startswith("hit; ttl=")
+    assert int(first.headers["Age"]) >= 0
+    assert float(first.headers["x-gateway-saved-usd"]) > 0
+    assert len(await upstream.calls()) == 1
+    records = [record for record in await gateway.ledger() if record.outcome == "hit"]
+    assert len(records) >= 3
+    assert all(record.saved_micros for record in records)
+    assert [r.time for r in records] == sorted(r.time for r in records)
+
+
+async def test_what_is_counted_or_stored_at_once_asks_the_store(gateway: InProcess) -> None:
+    for headers in (
+        {"Idempotency-Key": "one"},
+        {"X-Gateway-Tags": "zoo"},
+        {"Prefer": "dry-run"},
+        {"Cache-Control": "no-store"},
+    ):
+        reply, count = await counted_hit(gateway, headers=headers)
+        assert (reply.status, count) == (200, 0), headers
+    assert (await counted_hit(gateway))[1] == 1
+
+
+async def test_a_limit_of_requests_counts_every_hit_from_its_answer_on(gateway: InProcess) -> None:
+    client = gateway.client
+    scopes: dict[str, dict[str, str]] = {
+        f"/admin/keys/{client.key_id}": {},
+        "/admin/limits": {"scope": "everyone"},
+    }
+    for path, scope in scopes.items():
+        limited = {"limits": {"requests_per_minute": 2}, **scope}
+        assert (await client.admin("PATCH", path, limited)).status == 200
+        assert [(await client.ask()).status for _ in range(3)] == [200, 200, 429]
+        lifted = {"limits": {"requests_per_minute": None}, **scope}
+        assert (await client.admin("PATCH", path, lifted)).status == 200
+        await until_from_memory(client)
+
+
+async def test_changes_hold_for_the_next_request_of_the_same_worker(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    client = gateway.client
+    reply = await until_from_memory(client)
+    assert (await client.admin("POST", "/admin/cache/purge", {"all": True})).status == 200
+    assert (await client.ask()).cache_status == "fwd=miss; stored"
+    reply = await until_from_memory(client)
+    image = {"image": reply.headers["x-gateway-image-ids"]}
+    assert (await client.admin("POST", "/admin/cache/takedown", image)).status == 200
+    assert (await client.ask()).cache_status == "fwd=miss; stored"
+    await until_from_memory(client)
+    rotated = await client.admin("POST", f"/admin/keys/{client.key_id}/rotate", {})
+    assert (await client.ask()).status == 401
+    client = replace(client, secret=rotated.json["key"])
+    await until_from_memory(client)
+    assert (await client.admin("DELETE", f"/admin/keys/{client.key_id}")).status == 204
+    assert (await client.ask()).status == 401
+    assert len(await upstream.calls()) == 3
+
+
+async def test_a_key_expires_by_the_clock_although_it_is_in_memory(gateway: InProcess) -> None:
+    client = await gateway.client.with_key("bob", expires_at=int(time.time()) + 3)
+    await until_from_memory(client)
+    await asyncio.sleep(3)
+    assert (await client.ask()).status == 401
+
+
+async def test_bytes_that_are_lost_are_bought_although_the_entry_is_in_memory(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    reply = await until_from_memory(gateway.client)
+    (image,) = reply.headers["x-gateway-image-ids"].split(",")
+    indexed = await gateway.gateway.cache.image_index.find(image.strip())
+    assert indexed is not None
+    gateway.gateway.cache.image_cache.forget([indexed.digest])
+    await gateway.gateway.blob_store.delete(indexed.digest)
+    assert (await gateway.client.ask()).cache_status == "fwd=miss; stored"
+    assert len(await upstream.calls()) == 2
+
+
+# ── several workers and gateways ────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def open_workers(
+    tmp_path: Path, upstream: Upstream, url: str | None, *, gateways: int
+) -> AsyncIterator[list[Client]]:
+    """A connection to each of four workers, on so many gateways that share a store."""
+    count = 4 // gateways
+    async with AsyncExitStack() as stack:
+        clients: list[Client] = []
+        for number in range(gateways):
+            folder = tmp_path / (f"gateway{number}" if url else "gateway")
+            folder.mkdir()
+            processes, client = await stack.enter_async_context(
+                run_processes(folder, upstream.base_url, workers=count, redis_url=url)
+            )
+            by_worker = await stack.enter_async_context(
+                open_to_each(processes, client, workers=count)
+            )
+            clients += by_worker.values()
+        yield clients
+
+
+async def last_stale(
+    clients: list[Client], is_new: Callable[[Reply], bool], *, since: float
+) -> float:
+    """How late the last of the workers still answered as before the change, in seconds."""
+    latest = 0.0
+
+    async def watch(client: Client) -> None:
+        nonlocal latest
+        streak = 0
+        while streak < 3:
+            asked_at = time.monotonic()
+            if is_new(await client.ask()):
+                streak += 1
+            else:
+                streak, latest = 0, max(latest, asked_at - since)
+
+    await asyncio.gather(*map(watch, clients))
+    return latest
+
+
+async def change_everything(
+    clients: list[Client], *, times: int, disturb: Callable[[], Awaitable[None]] | None = None
+) -> dict[str, list[float]]:
+    """For each kind of change, how late the last worker still answered as before it."""
+    late: dict[str, list[float]] = {"limit": [], "purge": [], "takedown": [], "revoke": []}
+    for number in range(times):
+        key = await clients[0].with_key(f"key{number}")
+        users = [replace(one, secret=key.secret, key_id=key.key_id) for one in clients]
+        for kind, found in late.items():
+            image = await fill_memories(users)
+            disturbing = asyncio.ensure_future(disturb()) if disturb else None
+            await change(users[0], kind, image)
+            since = time.monotonic()
+            look = partial(is_changed, image=image)
+            found.append(await last_stale(users, look, since=since))
+            if disturbing:
+                await disturbing
+            if kind == "limit":
+                await change(users[0], "lift", image)
+                await asyncio.sleep(HOLDS_SECONDS)
+    return late
+
+
+async def fill_memories(users: list[Client]) -> str:
+    """Asks each worker until it has the entry in memory; returns the image that all answer."""
+    found = set()
+    for user in users:
+        for _ in range(4):
+            reply = await user.ask()
+            assert reply.status == 200, reply.body
+        await asyncio.sleep(0.005)
+        reply = await user.ask()
+        assert reply.status == 200, reply.body
+        found.add(reply.headers["x-gateway-image-ids"])
+    (image,) = found
+    return image
+
+
+async def change(admin: Client, kind: str, image: str) -> None:
+    """Changes what a hit depends on, and returns once the gateway has answered."""
+    key = f"/admin/keys/{admin.key_id}"
+    method, path, body = {
+        "limit": ("PATCH", key, {"limits": {"requests_per_minute": 0}}),
+        "lift": ("PATCH", key, {"limits": {"requests_per_minute": None}}),
+        "purge": ("POST", "/admin/cache/purge", {"all": True}),
+        "takedown": ("POST", "/admin/cache/takedown", {"image": image}),
+        "revoke": ("DELETE", key, None),
+    }[kind]
+    reply = await admin.admin(method, path, body)
+    assert reply.status in (200, 202, 204), reply.body
+
+
+def is_changed(reply: Reply, *, image: str) -> bool:
+    return reply.status in (401, 429) or reply.headers.get("x-gateway-image-ids") != image
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize(
+    "times", [20, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+)
+@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+async def test_every_change_holds_on_every_worker_within_100_ms(
+    tmp_path: Path, upstream: Upstream, request: pytest.FixtureRequest, kind: str, times: int
+) -> None:
+    url = request.getfixturevalue("redis_url") if kind == "redis" else None
+    async with open_workers(tmp_path, upstream, url, gateways=2 if url else 1) as clients:
+        late = await change_everything(clients, times=times)
+        assert {len(found) for found in late.values()} == {times}
+        assert max(map(max, late.values())) < HOLDS_SECONDS, late
+        metrics = await clients[0].metrics()
+        assert metrics[HITS] >= times
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize(
+    "times", [10, pytest.param(250, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+)
+async def test_nothing_is_stale_although_invalidation_connections_are_killed(
+    tmp_path: Path, upstream: Upstream, redis_url: str, times: int
+) -> None:
+    async with (
+        open_workers(tmp_path, upstream, redis_url, gateways=2) as clients,
+        redis.asyncio.Redis.from_url(redis_url) as admin,
+    ):
+
+        async def kill() -> None:
+            for client in await admin.client_list():
+                if "t" in client["flags"]:
+                    await admin.client_kill_filter(_id=client["id"])
+
+        late = await change_everything(clients, times=times, disturb=kill)
+        assert max(map(max, late.values())) < HOLDS_SECONDS, late

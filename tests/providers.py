@@ -1,0 +1,97 @@
+"""Servers of object storage that long tests install: moto for S3 and Azurite for Azure.
+
+They are heavy (317 MB and 186 MB), so continuous integration has only nanio (`bucket_servers`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import os
+import subprocess
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.bucket_servers import wait_for_answer
+from tests.npm import install_packages
+from tests.ports import free_port
+
+MOTO = "moto[server]==5.2.5"
+AZURITE = "azurite@3.35.0"
+
+AZURITE_ACCOUNT = "devstoreaccount1"
+AZURITE_KEY = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+"""What Azurite has unless it is told another; anybody knows it."""
+
+
+@contextmanager
+def run_moto(folder: Path) -> Iterator[str]:
+    """The URL of a bucket at moto. It accepts any secret."""
+    port = free_port()
+    command = [str(_moto()), "-p", str(port)]
+    with _running(command, folder, f"http://127.0.0.1:{port}") as endpoint:
+        urlopen(Request(f"{endpoint}/images", method="PUT"), timeout=10).close()
+        yield f"s3://images/a/prefix?endpoint={endpoint}&region=us-east-1"
+
+
+@contextmanager
+def run_azurite(folder: Path) -> Iterator[str]:
+    """The URL of a container at Azurite, for its own account."""
+    port = free_port()
+    script = install_packages(AZURITE) / "node_modules/azurite/dist/src/blob/main.js"
+    command = ["node", str(script), "--blobPort", str(port), "--location", str(folder)]
+    command += ["--skipApiVersionCheck", "--silent"]
+    with _running(command, folder, f"http://127.0.0.1:{port}") as endpoint:
+        _create_container(f"{endpoint}/{AZURITE_ACCOUNT}/images?restype=container")
+        yield f"az://images/a/prefix?account={AZURITE_ACCOUNT}&endpoint={endpoint}/{AZURITE_ACCOUNT}"
+
+
+def _create_container(url: str) -> None:
+    """A request that is signed as Azure's `Shared Key` wants it, which obstore does not make."""
+    headers = {
+        "x-ms-date": format_datetime(datetime.now(UTC), usegmt=True),
+        "x-ms-version": "2021-08-06",
+    }
+    listed = "".join(f"{name}:{value}\n" for name, value in headers.items())
+    resource = f"/{AZURITE_ACCOUNT}/{AZURITE_ACCOUNT}/images\nrestype:container"
+    text = "PUT" + "\n" * 12 + listed + resource
+    signed = hmac.digest(base64.b64decode(AZURITE_KEY), text.encode(), "sha256")
+    signature = base64.b64encode(signed).decode()
+    headers["Authorization"] = f"SharedKey {AZURITE_ACCOUNT}:{signature}"
+    urlopen(Request(url, method="PUT", headers=headers), timeout=10).close()
+
+
+@contextmanager
+def _running(command: list[str], folder: Path, endpoint: str) -> Iterator[str]:
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    try:
+        wait_for_answer(endpoint)
+        yield endpoint
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _moto() -> Path:
+    """The program, installed once, outside the repository."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache) / "image-gateway-tests" / MOTO.replace("[server]", "")
+    if not (folder / "installed").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        pip = [str(folder / "bin/pip"), "install", "--quiet", MOTO]
+        done = subprocess.run(pip, capture_output=True, check=False, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:]
+            pytest.skip(f"pip cannot install {MOTO}: {reason}")
+        (folder / "installed").touch()
+    return folder / "bin/moto_server"

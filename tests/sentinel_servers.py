@@ -1,0 +1,223 @@
+"""A master with two replicas, and three sentinels that elect another master within seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+
+from gateway.store.redis.rights import acl_rule
+from tests.ports import free_port
+from tests.redis_server import binary
+from tests.waiting import until
+
+SERVICE: Final = "images"
+
+SENTINELS: Final = 3
+
+DOWN_AFTER_MS: Final = 500
+"""A master that is silent for this long is replaced."""
+
+
+@dataclass
+class Node:
+    """A server or a sentinel."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    password: str = ""
+
+    def client(self) -> Any:
+        """A connection for a test, with the default user."""
+        return redis.Redis(port=self.port, password=self.password or None, protocol=2)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass
+class SentinelServers:
+    """Three servers and three sentinels; all run until the test ends them."""
+
+    servers: Sequence[Node]
+    sentinels: Sequence[Node]
+    userinfo: str = ""
+    options: str = ""
+
+    @property
+    def url(self) -> str:
+        """The URL for a gateway."""
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        return f"redis+sentinel://{self.userinfo}{hosts}/{SERVICE}/0{self.options}"
+
+    @property
+    def master(self) -> Node:
+        """The server that the first sentinel names."""
+        return next(each for each in self.servers if each.port == self._named_port())
+
+    def _named_port(self) -> int:
+        with self.sentinels[0].client() as client:
+            reply = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+        return int(reply[1])
+
+    def restricted(self) -> str:
+        """The URL for a user who may do exactly what the documented ACL rule allows."""
+        for server in self.servers:
+            with server.client() as client:
+                client.execute_command(*acl_rule("gateway", "right").split())
+        return self.url.replace("://", "://gateway:right@")
+
+    def fail_over(self) -> None:
+        """Asks a sentinel to promote a replica, and returns once it has agreed."""
+
+        def is_started() -> bool:
+            with self.sentinels[0].client() as client:
+                try:
+                    client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+                except redis.ResponseError:  # the last one still goes on
+                    return False
+                return True
+
+        until(is_started)
+
+    def flush(self) -> str:
+        """Empties the master; returns the URL."""
+        with self.master.client() as client:
+            client.flushall()
+        return self.url
+
+    def until_replicas(self, count: int = 2) -> None:
+        """Returns once the master has so many replicas that follow it."""
+
+        def has_replicas() -> bool:
+            with self.master.client() as client:
+                info = client.info("replication")
+            online = [info.get(f"slave{i}", {}).get("state") == "online" for i in range(3)]
+            return sum(online) >= count
+
+        until(has_replicas)
+
+
+@contextmanager
+def run_sentinel_servers(
+    folder: Path,
+    *,
+    server_options: Sequence[str] = (),
+    sentinel_lines: Sequence[str] = (),
+    password: str = "",
+    sentinel_password: str = "",
+) -> Iterator[SentinelServers]:
+    """Runs them in `folder`. A master needs one replica that has not been silent for 2 s."""
+    with ExitStack() as stack:
+        servers: list[Node] = []
+        for i in range(3):
+            master = servers[0].port if servers else None
+            servers.append(_start_server(folder / f"server{i}", master, password, server_options))
+            stack.callback(_end, servers[-1])
+        sentinels: list[Node] = []
+        for i in range(SENTINELS):
+            sentinels.append(
+                _start_sentinel(
+                    folder / f"sentinel{i}",
+                    servers[0].port,
+                    password,
+                    sentinel_password,
+                    sentinel_lines,
+                )
+            )
+            stack.callback(_end, sentinels[-1])
+        found = SentinelServers(servers, sentinels)
+        until(lambda: all(_answers(each) for each in (*servers, *sentinels)))
+        until(lambda: all(_knows_all(each) for each in sentinels))
+        found.until_replicas()
+        yield found
+
+
+def _start_server(folder: Path, master: int | None, password: str, options: Sequence[str]) -> Node:
+    folder.mkdir(parents=True)
+    port = free_port()
+    given = ["--replicaof", "127.0.0.1", str(master)] if master is not None else []
+    if password:
+        given += ["--requirepass", password, "--masterauth", password]
+    process = subprocess.Popen(
+        [
+            binary(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder),
+            "--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0",
+            "--repl-ping-replica-period", "1", "--min-replicas-to-write", "1",
+            "--min-replicas-max-lag", "2", *given, *options,
+        ],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return Node(process, port, password)
+
+
+def _start_sentinel(
+    folder: Path, master: int, password: str, own_password: str, lines: Sequence[str]
+) -> Node:
+    folder.mkdir(parents=True)
+    port = free_port()
+    configuration = folder / "sentinel.conf"
+    configuration.write_text(
+        "\n".join(
+            [
+                f"port {port}",
+                "bind 127.0.0.1",
+                f"dir {folder}",
+                f"sentinel monitor {SERVICE} 127.0.0.1 {master} 2",
+                f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
+                f"sentinel failover-timeout {SERVICE} 4000",
+                f"sentinel parallel-syncs {SERVICE} 2",
+                *([f"sentinel auth-pass {SERVICE} {password}"] if password else []),
+                *([f"requirepass {own_password}"] if own_password else []),
+                *([f"sentinel sentinel-pass {own_password}"] if own_password else []),
+                *lines,
+                "",
+            ]
+        )
+    )
+    process = subprocess.Popen(
+        [binary(), str(configuration), "--sentinel"], stdout=subprocess.DEVNULL
+    )
+    return Node(process, port, own_password)
+
+
+def _answers(node: Node) -> bool:
+    assert node.process.poll() is None, "a server has ended"
+    try:
+        with node.client() as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _knows_all(sentinel: Node) -> bool:
+    with sentinel.client() as client:
+        reply = client.execute_command("SENTINEL", "MASTER", SERVICE)
+    fields = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+    known = {_text(name): _text(value) for name, value in fields.items()}
+    return known["num-other-sentinels"] == str(SENTINELS - 1) and known["num-slaves"] == "2"
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _end(node: Node) -> None:
+    if node.process.poll() is None:
+        os.kill(node.process.pid, signal.SIGCONT)
+        node.kill()

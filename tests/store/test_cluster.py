@@ -1,0 +1,345 @@
+"""A Redis Cluster: redirections, keys that move, nodes that are lost, scans, and clear faults.
+
+The contract suite runs on a cluster too, in `make test-long`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from redis.crc import key_slot
+
+from gateway.errors import StoreFull, StoreUnavailable
+from gateway.store import commands
+from gateway.store.batch import execute
+from gateway.store.blobs.redis import RedisBlobs, open_redis_blobs
+from gateway.store.handshake import StoreMisconfigured
+from gateway.store.protocol import Store
+from gateway.store.redis.keys import Keys
+from gateway.store.redis.store import open_redis_store
+from tests.redis_cluster import Node, RedisCluster, run_redis_cluster
+from tests.waiting import eventually
+
+KEYS = Keys("igw:")
+LONG = 600.0
+
+
+@pytest.fixture
+def cluster(redis_cluster: RedisCluster) -> RedisCluster:
+    """The cluster of this test process, without data."""
+    redis_cluster.flush()
+    return redis_cluster
+
+
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
+    """A cluster whose nodes the test may kill."""
+    with run_redis_cluster(tmp_path) as cluster:
+        yield cluster
+
+
+def set_value(name: str, value: bytes = b"1") -> commands.SetValue:
+    return commands.SetValue("test", name, value, LONG)
+
+
+def get_value(name: str) -> commands.GetValue:
+    return commands.GetValue("test", name)
+
+
+def name_at(cluster: RedisCluster, node: Node) -> str:
+    """The name of a value whose key is on this node."""
+    names = (str(i) for i in range(1000))
+    return next(name for name in names if cluster.owner(KEYS.value("test", name)) is node)
+
+
+def names_on_each(cluster: RedisCluster) -> list[str]:
+    return [name_at(cluster, node) for node in cluster.masters()]
+
+
+@asynccontextmanager
+async def writing(store: Store, name: str) -> AsyncIterator[list[tuple[float, bool]]]:
+    """Adds to a value again and again; yields when each call ended, and whether it was executed."""
+    calls: list[tuple[float, bool]] = []
+
+    async def write() -> None:
+        while True:
+            try:
+                await execute(store, commands.AdvanceCounter("test", name, 1, 1 << 40, LONG))
+                calls.append((time.monotonic(), True))
+            except StoreUnavailable:
+                calls.append((time.monotonic(), False))
+            await asyncio.sleep(0.002)
+
+    task = asyncio.create_task(write())
+    try:
+        yield calls
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_batch_of_many_slots_is_executed_in_order(cluster: RedisCluster) -> None:
+    async with open_redis_store(cluster.url) as store:
+        names = [str(i) for i in range(30)]
+        results = await store.execute(
+            [one for name in names for one in (set_value(name, name.encode()), get_value(name))]
+        )
+    assert results == [one for name in names for one in (True, name.encode())]
+
+
+async def test_nothing_after_an_error_is_executed(cluster: RedisCluster) -> None:
+    """So an entry never refers to bytes that a full node refused."""
+    full, other = cluster.masters()[:2]
+    refused, after = name_at(cluster, full), name_at(cluster, other)
+    async with open_redis_store(cluster.url) as store:
+        await store.execute([get_value(refused), get_value(after)])
+        full.run("CONFIG", "SET", "maxmemory", 1)
+        try:
+            with pytest.raises(StoreFull):
+                await store.execute([set_value(refused), get_value(refused), set_value(after)])
+        finally:
+            full.run("CONFIG", "SET", "maxmemory", 0)
+        assert await execute(store, get_value(after)) is None
+
+
+async def test_keys_that_move_one_by_one_are_found(cluster: RedisCluster) -> None:
+    async with open_redis_store(cluster.url) as store:
+        name = name_at(cluster, cluster.masters()[0])
+        slot, target = key_slot(KEYS.value("test", name).encode()), cluster.masters()[1]
+        await execute(store, set_value(name, b"before"))
+        source = cluster.begin_migration(slot, target)
+        assert await execute(store, get_value(name)) == b"before"
+        cluster.move_keys(slot, source, target)
+        assert await execute(store, get_value(name)) == b"before"  # ASK
+        assert await execute(store, set_value(name, b"after"))
+        cluster.end_migration(slot, source, target)
+        assert await execute(store, get_value(name)) == b"after"  # MOVED
+        cluster.begin_migration(slot, source)
+        cluster.move_keys(slot, target, source)
+        cluster.end_migration(slot, target, source)
+        assert await execute(store, get_value(name)) == b"after"
+
+
+async def test_books_that_are_split_between_two_nodes_are_unavailable_and_written_nowhere(
+    cluster: RedisCluster,
+) -> None:
+    async with open_redis_store(cluster.url) as store:
+        reserve = commands.Reserve(
+            "p1", "w1", (), b"{}", subjects=("key:a",), amounts={"images": 1}
+        )
+        await execute(store, reserve)
+        slot = key_slot(KEYS.books.encode())
+        target = next(n for n in cluster.masters() if n is not cluster.owner(KEYS.books))
+        source = cluster.begin_migration(slot, target)
+        source.run(
+            "MIGRATE", "127.0.0.1", target.port, KEYS.journal("p1"), 0, 1000
+        )  # so a script with it and others has keys on both
+        settle = commands.Settle("p1", {"images": 1}, b"{}", attempt="a")
+        with pytest.raises(StoreUnavailable) as refused:
+            await execute(store, settle)
+        assert "moving" in str(refused.value.reason)
+        # Everything else goes on.
+        assert await execute(store, set_value("free"))
+        cluster.move_keys(slot, source, target)
+        cluster.end_migration(slot, source, target)
+        settled = await execute(store, settle)
+        assert settled.status == "settled"
+        cluster.begin_migration(slot, source)
+        cluster.move_keys(slot, target, source)
+        cluster.end_migration(slot, target, source)
+
+
+async def test_a_scan_returns_all_entries_although_slots_move_meanwhile(
+    cluster: RedisCluster,
+) -> None:
+    wanted = {hashlib.sha256(b"%d" % i).hexdigest() for i in range(300)}
+    async with open_redis_store(cluster.url) as store:
+        slots = {0: commands.Slot("image", 0.0, b"{}")}
+        await store.execute([commands.StoreImages(one, "flight", slots, LONG, 0) for one in wanted])
+        found: set[str] = set()
+        after: str | None = ""
+        last, first, *_ = sorted(cluster.masters(), key=lambda node: node.name, reverse=True)
+        moving = [one for one in wanted if cluster.owner(KEYS.entry(one)) is last][:4]
+        pages = 0
+        while after is not None:
+            page = await execute(store, commands.ScanEntries(after, 20))
+            found |= page.entries.keys()
+            after, pages = page.after, pages + 1
+            if moving and pages % 8 == 0:  # from the node that is read last to one before it
+                slot = key_slot(KEYS.entry(moving.pop()).encode())
+                if cluster.owner_of_slot(slot) is last:
+                    cluster.begin_migration(slot, first)
+                    cluster.move_keys(slot, last, first)
+                    cluster.end_migration(slot, last, first)
+    assert found == wanted
+
+
+async def test_a_notification_reaches_the_subscribers_at_every_node(cluster: RedisCluster) -> None:
+    async with open_redis_store(cluster.url) as one, open_redis_store(cluster.url) as other:
+        await store_ready(one, other)
+        for flight in "abcdef":
+            async with other.watch(flight) as watch:
+                publish = commands.Publish(flight, "1", b"event", LONG)
+                await execute(one, publish)
+                # Without a notification it would wait for longer than the test may take.
+                await watch.wait(600)
+                assert await execute(other, commands.ReadEvents(flight)) == [b"event"]
+
+
+async def store_ready(*stores: Store) -> None:
+    for store in stores:
+        await execute(store, get_value("any"))
+
+
+async def test_blobs_are_spread_and_scanned(cluster: RedisCluster) -> None:
+    data = {hashlib.sha256(b"%d" % i).hexdigest(): b"%d" % i for i in range(100)}
+    async with open_redis_blobs(cluster.url) as blobs:
+        assert isinstance(blobs, RedisBlobs)
+        for digest, content in data.items():
+            await blobs.put(digest, content, LONG)
+        found: dict[str, int] = {}
+        after: str | None = ""
+        while after is not None:
+            after, page = await blobs.scan(after, 10)
+            found |= page
+        assert found == {digest: len(content) for digest, content in data.items()}
+        assert await blobs.capacity_bytes() == 3 << 30
+        assert [await blobs.get(digest) for digest in data] == list(data.values())
+
+
+class TestFaults:
+    async def test_a_node_behind_the_url_of_a_single_redis(self, cluster: RedisCluster) -> None:
+        url = f"redis://127.0.0.1:{cluster.nodes[0].port}/0"
+        async with open_redis_store(url) as store:
+            with pytest.raises(StoreMisconfigured, match=r"redis\+cluster://"):
+                await store.check_schema()
+
+    async def test_a_single_redis_behind_the_url_of_a_cluster(self, redis_url: str) -> None:
+        url = redis_url.replace("redis://", "redis+cluster://")
+        async with open_redis_store(url) as store:
+            with pytest.raises(StoreMisconfigured, match=r"no node of a cluster.* redis://"):
+                await store.check_schema()
+            with pytest.raises(StoreUnavailable):
+                await execute(store, get_value("any"))
+
+    async def test_a_wrong_password(self, cluster: RedisCluster) -> None:
+        cluster.restricted()
+        url = cluster.url.replace("://", "://gateway:wrong@")
+        async with open_redis_store(url) as store:
+            with pytest.raises(StoreMisconfigured, match="WRONGPASS"):
+                await store.check_schema()
+
+    async def test_a_right_that_is_missing_on_one_node_alone(self, cluster: RedisCluster) -> None:
+        url = cluster.restricted()
+        cluster.masters()[2].run("ACL", "SETUSER", "gateway", "-zadd", "-asking")
+        async with open_redis_store(url) as store:
+            with pytest.raises(StoreMisconfigured, match=r"ASKING.*ZADD|ZADD.*ASKING"):
+                await store.check_schema()
+
+    @pytest.mark.parametrize(
+        ("url", "expected"),
+        [
+            ("redis+cluster://host:7000/1", "database"),
+            ("redis+cluster://host:0", "hosts"),
+            ("redis+cluster://", "hosts"),
+            ("redis+cluster://a,,b", "hosts"),
+            ("redis+cluster://u:p/w@host:7000", "hosts|%2F"),
+            ("redis+cluster://host?ssl_ca_certs=/x", "ssl=true"),
+            ("redis+cluster://host?ssl=maybe", "ssl=true"),
+            ("redis+cluster://host?unknown=1", "option|unknown"),
+        ],
+    )
+    async def test_an_invalid_url(self, url: str, expected: str) -> None:
+        with pytest.raises(ValueError, match=expected) as refused:
+            async with open_redis_store(url):
+                pass
+        assert "p/w" not in str(refused.value)
+
+
+@pytest.mark.long
+@pytest.mark.timed
+class TestLostNodes:
+    async def test_a_replica_takes_over_from_a_killed_master(
+        self, own_cluster: RedisCluster
+    ) -> None:
+        lost, *others = own_cluster.masters()
+        async with open_redis_store(own_cluster.url) as store:
+            await store_ready(store)
+            mine, theirs = name_at(own_cluster, lost), name_at(own_cluster, others[0])
+            async with writing(store, mine) as calls, writing(store, theirs) as other_calls:
+                await asyncio.sleep(0.5)
+                killed_at = time.monotonic()
+                lost.kill()
+                await eventually(lambda: any(ok and at > killed_at + 0.3 for at, ok in calls))
+                back_at = next(at for at, ok in calls if ok and at > killed_at + 0.05)
+                await asyncio.sleep(0.5)
+            assert back_at - killed_at < 5
+            # Those of other nodes fail only while no majority has agreed.
+            slowest = max(b[0] - a[0] for a, b in pairwise(other_calls))
+            failed = sum(not ok for _, ok in other_calls)
+            print(  # noqa: T201 - shown by `pytest -s`
+                f"back after {back_at - killed_at:.2f} s; others: {failed} failed, at most"
+                  f" {slowest:.2f} s apart")  # fmt: skip
+            assert failed == 0
+
+    async def test_a_master_that_hangs_delays_no_other_slots(
+        self, own_cluster: RedisCluster
+    ) -> None:
+        hanging, *others = own_cluster.masters()
+        own_cluster.everywhere("CONFIG", "SET", "cluster-replica-no-failover", "yes")
+        own_cluster.everywhere("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        async with open_redis_store(own_cluster.url) as store:
+            await store_ready(store)
+            mine, theirs = name_at(own_cluster, hanging), name_at(own_cluster, others[0])
+            async with writing(store, mine) as calls, writing(store, theirs) as other_calls:
+                await asyncio.sleep(0.3)
+                hanging.freeze()
+                await asyncio.sleep(5)
+                hanging.thaw()
+                thawed_at = time.monotonic()
+                await eventually(lambda: any(ok and at > thawed_at for at, ok in calls))
+            assert not all(ok for _, ok in calls)
+            assert all(ok for _, ok in other_calls)
+            slowest = max(b[0] - a[0] for a, b in pairwise(other_calls))
+            assert slowest < 1
+
+    async def test_a_failover_by_hand_fails_no_request(self, own_cluster: RedisCluster) -> None:
+        master = own_cluster.masters()[0]
+        async with open_redis_store(own_cluster.url) as store:
+            await store_ready(store)
+            async with writing(store, name := name_at(own_cluster, master)) as calls:
+                await asyncio.sleep(0.2)
+                own_cluster.replica_of(master).run("CLUSTER", "FAILOVER")
+                await eventually(lambda: not master.is_master())
+                await asyncio.sleep(1)
+            assert all(ok for _, ok in calls)
+            count = await execute(store, commands.AdvanceCounter("test", name, 0, 1 << 40, LONG))
+            assert count in (len(calls), len(calls) + 1)
+
+    async def test_notifications_come_from_another_node_after_a_loss(
+        self, own_cluster: RedisCluster
+    ) -> None:
+        async with open_redis_store(own_cluster.url) as store:
+            await store_ready(store)
+            async with store.watch("flight") as watch:
+                for lost in own_cluster.masters()[:1]:
+                    lost.kill()
+                async with asyncio.timeout(15):
+                    while await _is_silent(store, watch):
+                        pass
+
+
+async def _is_silent(store: Store, watch: object) -> bool:
+    with suppress(StoreUnavailable):
+        await execute(store, commands.Notify("flight"))
+        began = time.monotonic()
+        await watch.wait(1)  # type: ignore[attr-defined]
+        return time.monotonic() - began > 0.9
+    return True
