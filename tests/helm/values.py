@@ -156,9 +156,9 @@ REFUSED_BY_SCHEMA: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
     "a wrong type": ({"replicaCount": "two"}, "replicaCount"),
     "a fraction": ({"replicaCount": 1.5}, "replicaCount"),
     "another store": ({"store": "mysql"}, "store"),
-    "a secret as a variable": ({"env": {"UPSTREAM_API_KEY": "sk-1"}}, "env"),
-    "a token as a variable": ({"env": {"GATEWAY_ADMIN_TOKEN": "t"}}, "env"),
-    "a variable of the chart": ({"env": {"GATEWAY_LISTEN": "127.0.0.1:1"}}, "env"),
+    "a secret as a variable": ({"env": {"UPSTREAM_API_KEY": "sk-1"}}, "UPSTREAM_API_KEY"),
+    "a token as a variable": ({"env": {"GATEWAY_ADMIN_TOKEN": "t"}}, "GATEWAY_ADMIN_TOKEN"),
+    "a variable of the chart": ({"env": {"GATEWAY_LISTEN": "127.0.0.1:1"}}, "GATEWAY_LISTEN"),
     "a URL with a password": ({"env": {"GATEWAY_BLOBS_URL": "redis://:pw@h:1/0"}}, "env"),
     "a further variable with a value": ({"extraEnv": [{"name": "A", "value": "b"}]}, "extraEnv"),
     "no admin token": ({"secret": {"keys": {"adminToken": ""}}}, "adminToken"),
@@ -189,7 +189,10 @@ REFUSED_BY_SCHEMA: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
 EMBEDDED: Final = {"store": "embedded", "replicaCount": 1, "data": {"existingClaim": "d"}}
 
 REFUSED_BY_CHART: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
-    "two gateways on a file": ({**EMBEDDED, "replicaCount": 2}, "store: redis for several replicas"),
+    "two gateways on a file": (
+        {**EMBEDDED, "replicaCount": 2},
+        "store: redis for several replicas",
+    ),
     "autoscaled gateways on a file": ({**EMBEDDED, "autoscaling": {"enabled": True}}, "replicas"),
     "a file without a volume": ({**EMBEDDED, "data": {}}, "data.existingClaim"),
     "Redis without a URL": ({"secret": {"keys": {"redisUrl": ""}}}, "secret.keys.redisUrl"),
