@@ -53,8 +53,8 @@ ALERT_CLAIMS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 5.0
 PROCESS_SECONDS: Final = 5.0
-LRU_USES_SECONDS: Final = 5.0
-EVICTION_SECONDS: Final = 10.0
+LRU_USES_SECONDS: Final = 10.0
+EVICTION_SECONDS: Final = 15.0
 """Storing an image evicts too. This finds what has expired, and a bound that was lowered."""
 MAX_SWEPT: Final = 500
 HEARTBEAT_RETRY_SECONDS: Final = 1.0

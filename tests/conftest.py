@@ -25,6 +25,7 @@ from tests.empty_store import place_empty_store
 from tests.examples import ALL_EXAMPLES
 from tests.redis_cluster import RedisCluster, run_redis_cluster
 from tests.redis_server import emptied, merge_missing_server_skips, restricted, run_redis_server
+from tests.sentinel_servers import SentinelServers, run_sentinel_servers
 from tests.stores import TOPOLOGIES
 from tests.yaml_once import parse_yaml_once
 
@@ -95,6 +96,20 @@ def cluster_url(redis_cluster: RedisCluster) -> str:
     return redis_cluster.restricted()
 
 
+@pytest.fixture(scope="session")
+def sentinel_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServers]:
+    """A master, its replicas and their sentinels, of this test process."""
+    with run_sentinel_servers(tmp_path_factory.mktemp("sentinel")) as servers:
+        yield servers
+
+
+@pytest.fixture
+def sentinel_url(sentinel_servers: SentinelServers) -> str:
+    """The URL of a master without data, for a user with the rights that the docs name."""
+    sentinel_servers.flush()
+    return sentinel_servers.restricted()
+
+
 @pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 def open_store(request: pytest.FixtureRequest) -> OpenStore:
     """Runs the test with a new store of each kind. Every call opens the same store."""
@@ -102,8 +117,8 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
         path: Path = request.getfixturevalue("sqlite_path")
         return lambda: open_sqlite_store(path)
     # With the rights that the documentation says are enough.
-    if request.param == "cluster":
-        url: str = request.getfixturevalue("cluster_url")
+    if request.param in ("sentinel", "cluster"):
+        url: str = request.getfixturevalue(f"{request.param}_url")
     else:
         url = restricted(request.getfixturevalue("redis_url"))
     return lambda: open_redis_store(url)

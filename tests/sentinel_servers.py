@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import redis
 
+from gateway.store.redis.rights import acl_rule
 from tests.ports import free_port
 from tests.redis_server import binary
 from tests.waiting import until
@@ -73,6 +74,13 @@ class SentinelServers:
         with self.sentinels[0].client() as client:
             reply = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
         return int(reply[1])
+
+    def restricted(self) -> str:
+        """The URL for a user who may do exactly what the documented ACL rule allows."""
+        for server in self.servers:
+            with server.client() as client:
+                client.execute_command(*acl_rule("gateway", "right").split())
+        return self.url.replace("://", "://gateway:right@")
 
     def fail_over(self) -> None:
         """Asks a sentinel to promote a replica, and returns once it has agreed."""

@@ -7,7 +7,10 @@ from typing import Final
 
 import pytest
 
-TOPOLOGIES: Final = [pytest.param("cluster", marks=pytest.mark.long)]
+TOPOLOGIES: Final = [
+    pytest.param("sentinel", marks=pytest.mark.long),
+    pytest.param("cluster", marks=pytest.mark.long),
+]
 """Further parameters of a fixture that opens a store: other set-ups of Redis, in long tests."""
 
 

@@ -42,7 +42,7 @@ from gateway.store.commands import (
 from gateway.store.protocol import Store
 from gateway.store.turns import PART_OF_INTERVAL, end_turn, take_turn
 
-FOLD_EVERY_SECONDS: Final = 4.0
+FOLD_EVERY_SECONDS: Final = 5.0
 REMOVE_EVERY_SECONDS: Final = 600.0
 KEEP_QUARTERS_SECONDS: Final = 62 * 86_400.0
 

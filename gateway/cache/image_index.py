@@ -84,6 +84,8 @@ class ImageIndex:
             # without an origin may be there: links were given before the image was stored.
             expected = (bare.but_evicted().encode(), bare.encode())
             batch.add(SetValue(IMAGES, image.id, indexed.encode(), ttl, True, expected))
+        # One kind after the other: a cluster then needs a round trip for each kind, not each image.
+        for image in images.values():
             batch.add(AddToSet(IMAGES_BY_DIGEST, image.digest, (image.id,), ttl))
             self.add_to_source(batch, image)
 

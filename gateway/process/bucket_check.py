@@ -18,7 +18,7 @@ import structlog
 
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
-from gateway.process.findings import Finding
+from gateway.process.findings import Finding, Level
 from gateway.store.blobs.bucket_url import is_bucket, parse_bucket_url
 from gateway.store.handshake import StoreMisconfigured
 
@@ -55,7 +55,7 @@ async def examine_bucket(url: str, *, signs: bool, starts: bool = False) -> Sequ
     except BucketMisconfigured as error:
         return [Finding("images", "fault", error.reason or error.message)]
     except StoreUnavailable as error:
-        level = "warning" if starts else "fault"
+        level: Level = "warning" if starts else "fault"
         return [Finding("images", level, error.reason or error.message)]
     except ValueError as error:
         return [Finding("images", "fault", str(error))]

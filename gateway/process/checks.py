@@ -241,6 +241,7 @@ def _judge_configuration(settings: Settings, facts: StoreFacts) -> Sequence[Find
         judge_eviction(settings, facts),
         judge_persistence(facts),
         judge_bound(settings, facts),
+        *judge_replicas(settings, facts),
     ]
 
 
@@ -301,6 +302,24 @@ def judge_persistence(facts: StoreFacts) -> Finding:
         return Finding("persistence", "ok", message)
     message = "A restart of Redis loses keys, open purchases and the ledger: set appendonly yes."
     return Finding("persistence", "warning", message)
+
+
+def judge_replicas(settings: Settings, facts: StoreFacts) -> Sequence[Finding]:
+    """Whether a master that sentinels have replaced stops taking writes; nothing without them."""
+    url = settings.store.redis_url
+    if url is None or not url.get_secret_value().startswith("redis+sentinel:"):
+        return []
+    if facts.needs_replica:
+        message = (
+            "the master refuses writes without a replica; make sure that min-replicas-max-lag, "
+            "which INFO does not show, is at most 10"
+        )
+        return [Finding("replicas", "ok", message)]
+    message = (
+        "A master that was cut off and replaced goes on taking writes, which are lost: set "
+        "min-replicas-to-write 1 and min-replicas-max-lag 2 on every Redis that may be master."
+    )
+    return [Finding("replicas", "warning", message)]
 
 
 def judge_bound(settings: Settings, facts: StoreFacts) -> Finding:

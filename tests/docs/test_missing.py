@@ -107,9 +107,9 @@ def has_setting(key: str) -> bool:
 
 
 def has_address(scheme: str) -> bool:
+    service = "/images" if scheme == "redis+sentinel://" else ""
     try:
-        # Sentinels are asked for a service.
-        parse_redis_url(f"{scheme}redis{'/images' if 'sentinel' in scheme else ''}")
+        parse_redis_url(f"{scheme}redis{service}")
     except ValueError:
         return False
     return True

@@ -49,6 +49,7 @@ from tests.gateways import (
 )
 from tests.redis_cluster import run_redis_cluster
 from tests.redis_server import run_redis_server
+from tests.sentinel_servers import run_sentinel_servers
 from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually
 
@@ -284,6 +285,9 @@ def arena_url(
     elif request.param == "cluster":
         with run_redis_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
             yield cluster.url
+    elif request.param == "sentinel":
+        with run_sentinel_servers(tmp_path_factory.mktemp("sentinel")) as servers:
+            yield servers.url
     else:
         with run_redis_server(tmp_path_factory.mktemp("redis")) as url:
             yield url

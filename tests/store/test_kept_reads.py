@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import pytest
 import redis.asyncio
 
 from gateway.store.batch import execute, execute_kept

@@ -33,6 +33,8 @@ class StoreFacts:
     """Whether acknowledged changes survive a restart; a power cut may lose the last ones."""
     is_known: bool = True
     """False: Redis' ACL forbids INFO, so the three before are not known."""
+    needs_replica: bool = False
+    """Whether a Redis refuses writes while no replica follows it (`min-replicas-to-write`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
 from gateway.store.redis.client import NodeReplies, NotReached
 from gateway.store.redis.clients import Client, create_client
+from gateway.store.redis.cluster import ClusterClient
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
@@ -206,7 +207,9 @@ async def open_redis_store(
 
     def reconnect() -> None:
         notifications.reconnect()
-        tracked.reconnect()
+        # One connection sees the writes of one node alone. So nothing is kept of a cluster.
+        if not isinstance(client, ClusterClient):
+            tracked.reconnect()
 
     client.on_connected = reconnect
     client.addresses.on_replaced.append(reconnect)

@@ -28,6 +28,8 @@ def _inspect(_command: commands.Inspect, _keys: Keys) -> RedisCommand:
             eviction_policy=facts["maxmemory_policy"],
             maxmemory_bytes=int(facts["maxmemory"]) or None,
             is_durable=facts["aof_enabled"] == "1",
+            # Redis writes this line only if both settings of `min-replicas-…` are above 0.
+            needs_replica="min_slaves_good_slaves" in facts,
         )
 
     return script_command("inspect", (), (), read=read, merge=_merge_facts)
