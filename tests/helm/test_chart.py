@@ -52,9 +52,7 @@ def test_a_release_is_valid(releases: Mapping[str, Rendered], name: str):
 
 
 @pytest.mark.parametrize("name", WORKING)
-def test_names_are_valid_and_labels_are_the_usual_ones(
-    releases: Mapping[str, Rendered], name: str
-):
+def test_names_are_valid_and_labels_are_the_usual_ones(releases: Mapping[str, Rendered], name: str):
     for one in releases[name].objects:
         metadata = one["metadata"]
         assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", metadata["name"])
@@ -96,9 +94,7 @@ def test_a_pod_has_no_rights_and_time_to_drain(releases: Mapping[str, Rendered],
     release = releases[name]
     pod = release.one("Deployment")["spec"]["template"]["spec"]
     command = release.container["lifecycle"]["preStop"]["exec"]["command"]
-    longest = (
-        settings_of(release).drain_seconds if name != "two accounts" else 1200
-    )
+    longest = settings_of(release).drain_seconds if name != "two accounts" else 1200
     assert pod["terminationGracePeriodSeconds"] >= int(command[1]) + 5 + longest
     mounts = {mount["mountPath"]: mount["name"] for mount in release.container["volumeMounts"]}
     assert mounts.keys() >= {IMAGE.one("VOLUME"), "/tmp"}  # noqa: S108 - the pod's
@@ -196,10 +192,10 @@ def test_only_a_change_of_the_settings_restarts_the_pods():
     assert before == prices
     assert before != settings
     (config_volume,) = (v for v in before["spec"]["volumes"] if "configMap" in v)
-    (mount,) = (
-        m for m in before["spec"]["containers"][0]["volumeMounts"] if m["name"] == "config"
+    (mount,) = (m for m in before["spec"]["containers"][0]["volumeMounts"] if m["name"] == "config")
+    assert (
+        config_volume["configMap"]["name"] == found["before"].one("ConfigMap")["metadata"]["name"]
     )
-    assert config_volume["configMap"]["name"] == found["before"].one("ConfigMap")["metadata"]["name"]
     assert mount["mountPath"] == f"{IMAGE.one('WORKDIR')}/config"
     assert "subPath" not in mount  # Kubernetes would never update it
 

@@ -189,7 +189,10 @@ REFUSED_BY_SCHEMA: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
 EMBEDDED: Final = {"store": "embedded", "replicaCount": 1, "data": {"existingClaim": "d"}}
 
 REFUSED_BY_CHART: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
-    "two gateways on a file": ({**EMBEDDED, "replicaCount": 2}, "store: redis for several replicas"),
+    "two gateways on a file": (
+        {**EMBEDDED, "replicaCount": 2},
+        "store: redis for several replicas",
+    ),
     "autoscaled gateways on a file": ({**EMBEDDED, "autoscaling": {"enabled": True}}, "replicas"),
     "a file without a volume": ({**EMBEDDED, "data": {}}, "data.existingClaim"),
     "Redis without a URL": ({"secret": {"keys": {"redisUrl": ""}}}, "secret.keys.redisUrl"),

@@ -63,7 +63,8 @@ class NodeClient(RedisClient):
     async def send(self, commands: Sequence[RawCommand], *, deadline: float) -> list[Any]:
         """The replies in order. Sends again what failed because the node had lost the scripts.
 
-        If it loses them again meanwhile, `NoScriptError` is the reply. Raises `NotSent`, or one of `CONNECTION_ERRORS` if some may have been executed.
+        If they cannot be loaded, or are lost once more, `NoScriptError` is the reply. Raises
+        `NotSent`, or one of `CONNECTION_ERRORS` if some may have been executed.
         """
         handshakes = self._handshakes
         pipeline = await self._connected(deadline)
