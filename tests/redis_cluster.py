@@ -25,6 +25,16 @@ from tests.waiting import until
 SLOTS = 16384
 NODE_TIMEOUT_MS = 800
 
+_TLS = Path(__file__).parent / "tls"
+AUTHORITY = str(_TLS / "authority.pem")
+_TLS_OPTIONS = (
+    "--tls-cert-file", str(_TLS / "server.pem"), "--tls-key-file", str(_TLS / "server-key.pem"),
+    "--tls-ca-cert-file", AUTHORITY, "--tls-auth-clients", "no",
+    "--tls-cluster", "yes", "--tls-replication", "yes",
+    "--cluster-announce-hostname", "localhost",
+    "--cluster-preferred-endpoint-type", "hostname",
+)  # fmt: skip
+
 
 @dataclass
 class Node:
@@ -34,6 +44,7 @@ class Node:
     folder: Path
     options: Sequence[str]
     program: str
+    is_tls: bool = False
     process: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,7 +55,10 @@ class Node:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [self.program, "--port", str(self.port), "--dir", str(self.folder)]
+        ports = ["--port", str(self.port)]
+        if self.is_tls:
+            ports = ["--port", "0", "--tls-port", str(self.port)]
+        command = [self.program, *ports, "--dir", str(self.folder)]
         self.process = subprocess.Popen([*command, *self.options], stdout=subprocess.DEVNULL)
 
     def kill(self) -> None:
@@ -60,7 +74,8 @@ class Node:
 
     def run(self, *command: str | int | bytes) -> Any:
         """A command for this very node. Raises redis-py's errors."""
-        with redis.Redis(port=self.port, socket_timeout=10) as client:
+        trust: dict[str, Any] = {"ssl": True, "ssl_ca_certs": AUTHORITY} if self.is_tls else {}
+        with redis.Redis(port=self.port, socket_timeout=10, **trust) as client:
             return client.execute_command(*command)
 
     @property
@@ -164,8 +179,15 @@ class RedisCluster:
 
 
 @contextmanager
-def run_redis_cluster(folder: Path, *options: str, durable: bool = False) -> Iterator[RedisCluster]:
-    """Starts a cluster that is ready; further options are those of each server."""
+def run_redis_cluster(
+    folder: Path, *options: str, durable: bool = False, is_tls: bool = False
+) -> Iterator[RedisCluster]:
+    """Starts a cluster that is ready; further options are those of each server.
+
+    With `is_tls` it serves TLS alone, and announces its nodes as `localhost`.
+    """
+    if is_tls:
+        options = (*_TLS_OPTIONS, *options)
     nodes: list[Node] = []
     persistence = ["--appendonly", "yes", "--appendfsync", "always"] if durable else []
     ports = [(free_port(), free_port()) for _ in range(6)]
@@ -184,7 +206,7 @@ def run_redis_cluster(folder: Path, *options: str, durable: bool = False) -> Ite
                 "--repl-diskless-sync-delay", "0",
                 *options,
             ]  # fmt: skip
-            nodes.append(Node(port, path, more, binary()))
+            nodes.append(Node(port, path, more, binary(), is_tls))
         cluster = RedisCluster(nodes)
         until(lambda: all(node.knows(6) for node in nodes))
         for master in nodes[:3]:

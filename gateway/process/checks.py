@@ -305,13 +305,16 @@ def judge_persistence(facts: StoreFacts) -> Finding:
 
 
 def judge_replicas(settings: Settings, facts: StoreFacts) -> Sequence[Finding]:
-    """Whether a master that sentinels have replaced stops taking writes; nothing without them."""
+    """Whether a master that was replaced stops taking writes.
+
+    Nothing for a single Redis, which neither sentinels nor a cluster replace.
+    """
     url = settings.store.redis_url
-    if url is None or not url.get_secret_value().startswith("redis+sentinel:"):
+    if url is None or not url.get_secret_value().startswith(("redis+sentinel:", "redis+cluster:")):
         return []
     if facts.needs_replica:
         message = (
-            "the master refuses writes without a replica; make sure that min-replicas-max-lag, "
+            "a master refuses writes without a replica; make sure that min-replicas-max-lag, "
             "which INFO does not show, is at most 10"
         )
         return [Finding("replicas", "ok", message)]

@@ -24,7 +24,8 @@ from gateway.store.handshake import StoreMisconfigured
 from gateway.store.protocol import Store
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.store import open_redis_store
-from tests.redis_cluster import Node, RedisCluster, run_redis_cluster
+from tests.redis_cluster import AUTHORITY, Node, RedisCluster, run_redis_cluster
+from tests.redis_server import skip_without_tls
 from tests.waiting import eventually
 
 KEYS = Keys("igw:")
@@ -261,6 +262,73 @@ class TestFaults:
             async with open_redis_store(url):
                 pass
         assert "p/w" not in str(refused.value)
+
+
+async def test_a_cluster_is_as_safe_as_its_least_safe_master(cluster: RedisCluster) -> None:
+    async with open_redis_store(cluster.url) as store:
+        cluster.everywhere("CONFIG", "SET", "min-replicas-to-write", 1)
+        try:
+            assert (await execute(store, commands.Inspect())).needs_replica
+            for node in cluster.masters():
+                node.run("CONFIG", "SET", "min-replicas-to-write", 0)
+                assert not (await execute(store, commands.Inspect())).needs_replica
+                node.run("CONFIG", "SET", "min-replicas-to-write", 1)
+        finally:
+            cluster.everywhere("CONFIG", "SET", "min-replicas-to-write", 0)
+
+
+async def test_scripts_that_cannot_be_loaded_again_are_executed_once_they_can(
+    cluster: RedisCluster,
+) -> None:
+    url, node = cluster.restricted(), cluster.masters()[0]
+    advance = commands.AdvanceCounter("test", name_at(cluster, node), 1, 1 << 40, LONG)
+    async with open_redis_store(url) as store:
+        first = await execute(store, advance)
+        node.run("ACL", "SETUSER", "gateway", "-script|load")
+        node.run("SCRIPT", "FLUSH")
+        call = asyncio.create_task(execute(store, advance))
+        await asyncio.sleep(0.3)
+        assert not call.done()
+        node.run("ACL", "SETUSER", "gateway", "+script|load")
+        assert await call == first + 1
+
+
+@pytest.mark.long
+async def test_a_cluster_without_slots_is_unavailable(own_cluster: RedisCluster) -> None:
+    async with open_redis_store(own_cluster.url) as store:
+        await store_ready(store)
+        for node in own_cluster.masters():
+            node.run("CLUSTER", "FLUSHSLOTS")
+        for command in (get_value("any"), commands.ScanEntries("", 10), commands.Inspect()):
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable):
+                    await execute(store, command)
+
+
+@pytest.mark.long
+async def test_tls_and_announced_host_names(tmp_path: Path) -> None:
+    skip_without_tls()
+    with run_redis_cluster(tmp_path, is_tls=True) as cluster:
+        one = f"redis+cluster://localhost:{cluster.nodes[0].port}/0?ssl=true"
+        async with open_redis_store(one) as store:
+            with pytest.raises(StoreMisconfigured, match="not trusted"):
+                await store.check_schema()
+        async with open_redis_store(f"{one}&ssl_ca_certs={AUTHORITY}") as store:
+            await store.check_schema()
+            names = names_on_each(cluster)
+            for name in names:
+                assert await execute(store, set_value(name))
+            slot = key_slot(KEYS.value("test", names[0]).encode())
+            target = cluster.owner(KEYS.value("test", names[1]))
+            source = cluster.begin_migration(slot, target)
+            # The key that is absent is asked of the target, by its name.
+            source.run("DEL", KEYS.value("test", names[0]))
+            assert await execute(store, set_value(names[0], b"asked"))
+            cluster.end_migration(slot, source, target)
+            assert await execute(store, get_value(names[0])) == b"asked"
+            async with store.watch("flight") as watch:
+                await execute(store, commands.Publish("flight", "1", b"event", LONG))
+                await watch.wait(600)
 
 
 @pytest.mark.long

@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from redis import exceptions as redis_errors
 
+from gateway.errors import StoreUnavailable
+from gateway.store.redis.cluster_nodes import NO_SLOTS
 from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.topology.cluster import ClusterMap
 
@@ -72,6 +74,8 @@ class ClusterScan:
         return [b"0" if following is None else str(following).encode(), *page[1:]]
 
     def _start(self) -> _Position:
+        if not self._topology.primaries:
+            raise StoreUnavailable(reason=NO_SLOTS)
         return _Position(1, 0, self._topology.version, self._topology.primaries[0], "0")
 
     def _continue(self, after: str) -> _Position:

@@ -63,7 +63,8 @@ class NodeClient(RedisClient):
     async def send(self, commands: Sequence[RawCommand], *, deadline: float) -> list[Any]:
         """The replies in order. Sends again what failed because the node had lost the scripts.
 
-        Raises `NotSent`, or one of `CONNECTION_ERRORS` if some may have been executed.
+        If they cannot be loaded, or are lost once more, `NoScriptError` is the reply. Raises
+        `NotSent`, or one of `CONNECTION_ERRORS` if some may have been executed.
         """
         handshakes = self._handshakes
         pipeline = await self._connected(deadline)
@@ -72,7 +73,11 @@ class NodeClient(RedisClient):
             i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)
         ]
         if lost:
-            pipeline = await self._connected(deadline, handshakes=handshakes + 1)
+            try:
+                pipeline = await self._connected(deadline, handshakes=handshakes + 1)
+            except NotSent:
+                # The other commands were executed: only those that have this reply were not.
+                return replies
             repeated = await pipeline.execute([commands[i] for i in lost], deadline=deadline)
             for i, reply in zip(lost, repeated, strict=True):
                 replies[i] = reply
@@ -102,6 +107,11 @@ class NodeClient(RedisClient):
         if self._down_since is None:
             self._down_since = asyncio.get_running_loop().time()
 
+    @property
+    def is_down(self) -> bool:
+        """Whether the last attempt to use the node failed."""
+        return self._down_since is not None
+
     def may_wait(self) -> bool:
         """Whether a request should wait for the node: not after it was down for a whole timeout."""
         return not self._is_given_up
@@ -109,12 +119,14 @@ class NodeClient(RedisClient):
     @property
     def has_left(self) -> bool:
         """Whether nothing is open any more."""
-        is_connecting = self._attempt is not None and not self._attempt.done()
-        return not (is_connecting or (self._pipeline is not None and self._pipeline.is_pending))
+        return self._pipeline is None or not self._pipeline.is_pending
 
     def leave(self) -> None:
         """Takes no more commands, and closes after the replies to those that were sent."""
         self._is_closed = True
+        if self._attempt is not None:
+            # Otherwise it would open a connection that nothing closes.
+            self._attempt.cancel()
         if self._pipeline is not None:
             self._pipeline.retire()
 
@@ -134,6 +146,11 @@ class NodeClient(RedisClient):
     async def _shake_hands(self, pipeline: PipelinedConnection, deadline: float) -> None:
         await self._load_scripts(pipeline, deadline)
         self._outage.ends()
+
+    def _find_fault(self, error: BaseException) -> Fault | None:
+        if isinstance(error, redis_errors.AskError):  # or moved
+            return Fault("sends commands to another node, and that one sends them back.")
+        return super()._find_fault(error)
 
     async def _find_missing_rights(
         self, pipeline: PipelinedConnection, names: Sequence[str], *, deadline: float

@@ -115,12 +115,15 @@ class RedisStore:
                 further[i] |= dict.fromkeys(repeat.keys)
                 for topic in encoded[i].recalls[:1]:
                     self._learned.remember(topic, repeat.keys)
-            # In a cluster, what comes after such a script was not sent yet.
-            due = [
-                i
-                for i, reply in enumerate(replies)
-                if i in repeats or isinstance(reply, NotReached)
-            ]
+            # In a cluster, what comes after such a script was not sent yet. It is not sent after
+            # another error either.
+            due = list(repeats)
+            if all(i in repeats or not _has_failed(reply) for i, reply in enumerate(replies)):
+                due = [
+                    i
+                    for i, reply in enumerate(replies)
+                    if i in repeats or isinstance(reply, NotReached)
+                ]
             again = self._encode([commands[i] for i in due])
             for i, each in zip(due, again, strict=True):
                 encoded[i] = each.with_keys(further[i]) if further[i] else each
@@ -169,6 +172,11 @@ class RedisStore:
             (*SCRIPT_COMMANDS, *STORE_COMMANDS),
             subscribe=lambda: self._notifications.check(channel),
         )
+
+
+def _has_failed(reply: Any) -> bool:
+    """Whether the command was sent, and refused."""
+    return isinstance(reply, RedisError) and not isinstance(reply, NotReached)
 
 
 @asynccontextmanager

@@ -46,6 +46,7 @@ def _merge_facts(of_nodes: Sequence[commands.StoreFacts]) -> commands.StoreFacts
         maxmemory_bytes=sum(bounds) if len(bounds) == len(of_nodes) else None,
         is_durable=all(facts.is_durable for facts in of_nodes),
         is_known=all(facts.is_known for facts in of_nodes),
+        needs_replica=all(facts.needs_replica for facts in of_nodes),
     )
 
 

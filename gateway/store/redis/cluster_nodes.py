@@ -1,0 +1,112 @@
+"""The connections to the nodes of a Redis Cluster: one to each, made at the first use.
+
+`topology.cluster` knows which node has which slot; here are the connections to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from gateway.errors import StoreUnavailable
+from gateway.store.redis.keys import Keys
+from gateway.store.redis.node import NodeClient
+from gateway.store.redis.scripts import Script
+from gateway.store.redis.topology.cluster import ClusterMap, address_of, slot_of
+from gateway.store.redis.topology.single import SingleServer
+
+NO_SLOTS: Final = "The Redis Cluster has no slots."
+
+
+class ClusterNodes:
+    """A `NodeClient` by name, `host:port`. `on_connected(name)` is called after every connect."""
+
+    def __init__(
+        self,
+        topology: ClusterMap,
+        *,
+        keys: Keys,
+        scripts: Sequence[Script],
+        holds_books: bool,
+        on_connected: Callable[[str], None],
+    ) -> None:
+        self._topology = topology
+        self._keys = keys
+        self._scripts = scripts
+        self._holds_books = holds_books
+        self._on_connected = on_connected
+        self._nodes: dict[str, NodeClient] = {}
+        self._left: list[NodeClient] = []
+        """Nodes without slots that still owe replies."""
+        topology.on_changed.append(self._leave_others)
+
+    def get(self, name: str) -> NodeClient:
+        """The node, which need not be connected yet."""
+        node = self._nodes.get(name)
+        if node is None:
+            server = SingleServer(self._topology.url.node_url(address_of(name)))
+            node = self._nodes[name] = NodeClient(
+                server,
+                name=name,
+                keys=self._keys,
+                scripts=self._scripts,
+                holds_books=self._holds_books,
+            )
+            node.on_connected = partial(self._on_connected, name)
+        return node
+
+    def any(self) -> NodeClient:
+        """A primary; before the map is known, the first host of the URL."""
+        first = self._topology.url.hosts[0]
+        names = self._topology.primaries or [f"{first.host}:{first.port}"]
+        return self.get(names[0])
+
+    def owner(self, slot: int | None) -> str:
+        """The name of the primary that has the slot; without a slot, of one that is not down.
+
+        Raises `StoreUnavailable` if no node has any slot.
+        """
+        primaries = self._topology.primaries
+        if not primaries:
+            raise StoreUnavailable(reason=NO_SLOTS)
+        if slot is not None:
+            # Without an owner: any node redirects, or says that the cluster is down.
+            return self._topology.owner(slot) or primaries[0]
+        down = {name for name, node in self._nodes.items() if node.is_down}
+        return next((name for name in primaries if name not in down), primaries[0])
+
+    def primaries(self) -> Mapping[str, NodeClient]:
+        """All nodes that have slots, each with a `probe_key` in a slot of its own."""
+        found = {}
+        for name in self._topology.slots():
+            found[name] = node = self.get(name)
+            node.probe_key = self._find_probe_key(name)
+        return found
+
+    def unavailable(self, node: NodeClient, error: Exception) -> Exception:
+        """The error for callers; the map is read again, because the node may have a successor."""
+        self._topology.want_refresh(failed=node.name)
+        translated = node.unavailable(error)
+        if isinstance(translated, StoreUnavailable):
+            translated.is_partial = len(self._topology.primaries) > 1
+        return translated
+
+    async def close(self) -> None:
+        """Pending requests fail with `StoreUnavailable`."""
+        await asyncio.gather(*(node.close() for node in (*self._nodes.values(), *self._left)))
+
+    def _leave_others(self, _changed: frozenset[int]) -> None:
+        self._left = [node for node in self._left if not node.has_left]
+        for name in self._nodes.keys() - set(self._topology.primaries):
+            node = self._nodes.pop(name)
+            node.leave()
+            self._left.append(node)
+
+    def _find_probe_key(self, name: str) -> str:
+        for number in range(1 << 17):
+            key = f"{self._keys.probe}:{{{number}}}"
+            if self._topology.owner(slot_of(key)) == name:
+                return key
+        raise AssertionError(f"no key in a slot of {name}")
