@@ -82,11 +82,13 @@ check: $(VENV)/dev.stamp ## format, lint, types, import floors
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache
 
-schemas: $(VENV)/dev.stamp ## write the JSON Schemas of the configuration
+schemas: $(VENV)/dev.stamp ## write the JSON Schemas of the configuration, and the one of the chart
 	@$(BIN)/python -c '$(SCHEMAS)'
+	@$(BIN)/python deploy/helm/chart.py
 
-manifests: $(VENV)/dev.stamp ## write the Kubernetes manifests of deploy/prometheus from its rules
+manifests: $(VENV)/dev.stamp ## write the Kubernetes manifests and the chart's files from the rules and settings
 	@$(BIN)/python deploy/prometheus/kubernetes.py
+	@$(BIN)/python deploy/helm/chart.py
 
 lock: ## choose the newest versions that pyproject.toml allows and write them down
 	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && \

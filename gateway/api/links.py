@@ -24,7 +24,11 @@ PARTIAL: Final = frozenset({hdrs.RANGE, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH})
 """Fields with which a GET may need only some of the bytes, or none."""
 
 REDIRECT_SECONDS: Final = 60
-"""How long the URL works to which a client is redirected."""
+"""How long the URL works to which a client is redirected, and no longer than the link."""
+
+OWN_TAGS: Final = frozenset({hdrs.IF_MATCH, hdrs.IF_RANGE})
+"""Fields with an `ETag` of the gateway. A client repeats them at the bucket, which has other tags
+and would answer 412, or the whole image to a client that has most of it."""
 
 
 async def show_image(request: web.Request) -> web.StreamResponse:
@@ -55,10 +59,16 @@ async def _serve(request: web.Request) -> web.StreamResponse:
     }
     headers = validators | representation_headers(image.format, name) | CROSS_ORIGIN
     # A browser opens a document with the headers that protect it, which a bucket does not send.
-    is_redirected = services.settings.redirects_links and image.format not in DOCUMENTS
-    if is_redirected and request.method == hdrs.METH_GET:
+    is_redirected = (
+        services.settings.redirects_links
+        and image.format not in DOCUMENTS
+        and request.method == hdrs.METH_GET
+        and request.headers.keys().isdisjoint(OWN_TAGS)
+    )
+    if is_redirected:
+        seconds = min(REDIRECT_SECONDS, max(1, max_age))
         with suppress(StoreUnavailable):  # then the image may be in this worker's memory
-            return await _redirect(request, image.digest, validators)
+            return await _redirect(request, image.digest, validators, seconds)
     # The bytes of the whole image are not read to send some or none of them.
     if services.cache.blobs.are_remote and (
         request.method == hdrs.METH_HEAD or not request.headers.keys().isdisjoint(PARTIAL)
@@ -74,17 +84,17 @@ async def _serve(request: web.Request) -> web.StreamResponse:
 
 
 async def _redirect(
-    request: web.Request, digest: str, validators: Mapping[str, str]
+    request: web.Request, digest: str, validators: Mapping[str, str], seconds: int
 ) -> web.StreamResponse:
-    """Sends the client to the bucket. A `Range` is sent there too, as clients repeat it."""
-    url = await request.app[SERVICES].cache.blobs.presign(digest, REDIRECT_SECONDS)
+    """Sends the client to a URL that works for so long. Clients repeat a `Range` there."""
+    url = await request.app[SERVICES].cache.blobs.presign(digest, seconds)
     if url is None:
         raise image_gone()
     if is_not_modified(request, validators[hdrs.ETAG]):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=validators)
     headers = {
         hdrs.LOCATION: url,
-        # The URL is a credential, and works for less time than the link.
+        # The URL is a credential.
         hdrs.CACHE_CONTROL: "no-store",
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",

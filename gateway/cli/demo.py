@@ -74,8 +74,12 @@ def demo_settings(base_url: str, settings: Settings) -> Settings:
     key = SecretStr("simulated")
     upstream = UpstreamSettings(base_url=base_url, api_key=key, name="simulated")
     folder = settings.store.data_dir / "demo"
-    store = settings.store.model_copy(update={"redis_url": None, "data_dir": folder})
-    return settings.model_copy(update={"store": store, "upstream": upstream, "upstreams": ()})
+    store = settings.store.model_copy(
+        update={"redis_url": None, "blobs_url": None, "data_dir": folder}
+    )
+    cache = settings.cache.model_copy(update={"links": "serve"})
+    update = {"store": store, "cache": cache, "upstream": upstream, "upstreams": ()}
+    return settings.model_copy(update=update)
 
 
 async def prepare_demo(settings: Settings) -> tuple[str, str]:

@@ -607,7 +607,11 @@ Ratio = Annotated[
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
 ]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(parse_hosts), _as_text()]
-LabelNames = Annotated[tuple[str, ...], BeforeValidator(parse_label_names), _as_text()]
+LabelNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(parse_label_names),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 Networks = Annotated[
     tuple[Network, ...],
     BeforeValidator(parse_networks),

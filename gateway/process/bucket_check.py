@@ -18,7 +18,7 @@ import structlog
 
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
-from gateway.process.findings import Finding
+from gateway.process.findings import Finding, Level
 from gateway.store.blobs.bucket_url import is_bucket, parse_bucket_url
 from gateway.store.handshake import StoreMisconfigured
 
@@ -38,8 +38,11 @@ def bucket_of(settings: Settings) -> str | None:
     return url if is_bucket(url) else None
 
 
-async def examine_bucket(url: str, *, signs: bool) -> Sequence[Finding]:
-    """What is wrong with a bucket, or that it can be used."""
+async def examine_bucket(url: str, *, signs: bool, starts: bool = False) -> Sequence[Finding]:
+    """What is wrong with a bucket, or that it can be used.
+
+    A bucket that is unavailable may come up by itself, so it is no fault where a gateway `starts`.
+    """
     # Imported only by the process that uses the bucket: see `bucket_client`.
     from gateway.store.blobs.bucket import open_bucket_blobs  # noqa: PLC0415
     from gateway.store.blobs.bucket_client import BucketMisconfigured  # noqa: PLC0415
@@ -52,8 +55,8 @@ async def examine_bucket(url: str, *, signs: bool) -> Sequence[Finding]:
     except BucketMisconfigured as error:
         return [Finding("images", "fault", error.reason or error.message)]
     except StoreUnavailable as error:
-        # It may come up by itself, so it keeps no gateway from starting.
-        return [Finding("images", "warning", error.reason or error.message)]
+        level: Level = "warning" if starts else "fault"
+        return [Finding("images", level, error.reason or error.message)]
     except ValueError as error:
         return [Finding("images", "fault", str(error))]
     location, findings = parse_bucket_url(url).location, list[Finding]()
@@ -81,7 +84,8 @@ async def check_bucket(settings: Settings) -> None:
     if url is None:
         return
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__),
+        # `-P`: a `json.py` in the working directory is not imported.
+        *(sys.executable, "-P", "-m", __name__),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -90,9 +94,11 @@ async def check_bucket(settings: Settings) -> None:
         async with asyncio.timeout(CHECK_SECONDS):
             answer, _ = await process.communicate(question.encode())
     except TimeoutError:
-        process.kill()
-        await process.wait()
         answer = b""
+    finally:  # also if the start is interrupted
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     store = parse_bucket_url(url).location
     findings = json.loads(answer or b'[["warning", "The check of the bucket has not ended."]]')
     for level, message in findings:
@@ -105,7 +111,7 @@ async def check_bucket(settings: Settings) -> None:
 def main() -> None:
     """Answers the question of `check_bucket`."""
     question = json.loads(sys.stdin.read())
-    found = asyncio.run(examine_bucket(question["url"], signs=question["signs"]))
+    found = asyncio.run(examine_bucket(question["url"], signs=question["signs"], starts=True))
     sys.stdout.write(json.dumps([[finding.level, finding.message] for finding in found]))
     sys.stdout.flush()
 

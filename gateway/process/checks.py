@@ -47,12 +47,13 @@ from gateway.store.handshake import (
     StoreMissing,
 )
 from gateway.store.protocol import Store
+from gateway.store.redis.store import open_redis_store
 from gateway.upstream.accounts import different_names
 from gateway.upstream.fetch import FetchSettings, open_link_fetcher
 from gateway.wiring.accounts import create_accounts
 from gateway.wiring.cache import Cache, open_cache
 from gateway.wiring.policy import served_policy
-from gateway.wiring.stores import open_existing_store, open_store
+from gateway.wiring.stores import open_existing_store
 
 MAX_CLOCK_DIFFERENCE_SECONDS: Final = 2.0
 """Between the store and this machine. With more, links and calendar days would disagree."""
@@ -119,7 +120,10 @@ async def check_before_serving(settings: Settings) -> Sequence[Finding]:
     findings = [*judge_settings(settings)]
     if settings.store.redis_url is not None:  # only Redis can be misconfigured
         with suppress(StoreUnavailable):
-            async with open_store(settings) as (store, _):
+            # Not the store of image bytes: the workers are forked from this process, and the
+            # threads in which a bucket is used do not survive that.
+            url = settings.store.redis_url.get_secret_value()
+            async with open_redis_store(url) as store:
                 facts = await execute(store, Inspect())
             findings += _judge_configuration(settings, facts)
     return [finding for finding in findings if finding.level != "ok"]

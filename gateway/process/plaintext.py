@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
@@ -24,6 +24,7 @@ from gateway.net.guard import (
     parse_host,
 )
 from gateway.process.findings import Finding
+from gateway.store.blobs.bucket_url import find_endpoint, is_bucket, parse_bucket_url
 
 _PRIVATE_NAMES: Final = (
     *("localhost", "local", "internal", "intranet", "private", "lan", "home", "corp"),
@@ -130,11 +131,11 @@ def _stores(settings: Settings) -> Found:
     }
     for (name, variable, contents), secret in given.items():
         url = _parts(secret)
-        endpoint = urlsplit(dict(parse_qsl(url.query)).get("endpoint", "") if url else "")
+        endpoint = urlsplit(_endpoint(secret))
         if endpoint.scheme == "http" and is_public_host(endpoint.hostname or ""):
             message = (
                 f"{contents} travel in plain text to the bucket at {endpoint.hostname}: give "
-                f"{variable} an https:// endpoint."
+                f"{variable}, or the environment, an https:// endpoint."
             )
             yield name, message
         if url is not None and url.scheme == "redis" and is_public_host(url.hostname or ""):
@@ -144,6 +145,17 @@ def _stores(settings: Settings) -> Found:
                 f"{variable} to a rediss:// URL."
             )
             yield name, message
+
+
+def _endpoint(secret: SecretStr | None) -> str:
+    """Where a bucket is reached, if it is a bucket and the endpoint is given."""
+    url = secret.get_secret_value() if secret is not None else ""
+    if not is_bucket(url):
+        return ""
+    try:
+        return find_endpoint(parse_bucket_url(url)) or ""
+    except ValueError:  # a start, and the check of the bucket, name it
+        return ""
 
 
 def _rehost(settings: Settings) -> Found:

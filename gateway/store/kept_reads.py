@@ -37,8 +37,11 @@ MAX_KEPT: Final = 50_000
 MAX_KEPT_BYTES: Final = 32 << 20
 """Bytes of all of them together, about."""
 
-OVERHEAD_BYTES: Final = 400
+OVERHEAD_BYTES: Final = 900
 """Of a result in memory, besides its content."""
+
+SLOT_OVERHEAD_BYTES: Final = 450
+"""Of each slot of an entry, besides its data."""
 
 NOT_KEPT: Final = object()
 """What `ReadMemory.find` returns for a read that is not kept."""
@@ -133,6 +136,10 @@ class ReadMemory:
         self._size_bytes += size_bytes
         while self._size_bytes > self._max_bytes or len(self._kept) > self._max_count:
             self._drop(next(iter(self._kept)))
+        if self._watches:
+            # Who watches it has read it before, perhaps before a write that no source told of,
+            # because nothing had been read over it yet.
+            self._notify(fill.names)
 
     # ── news of writes ──────────────────────────────────────────────────────────────────────
 
@@ -141,8 +148,7 @@ class ReadMemory:
         for name in names:
             for command in tuple(self._by_name.get(name, ())):
                 self._cancel(command)
-            for notify in self._watches.get(name, ()):
-                notify()
+            self._notify((name,))
 
     def forget(self, source: Source | None = None) -> None:
         """Forgets all that came from a source which may have missed a write; None: from any."""
@@ -150,14 +156,17 @@ class ReadMemory:
         for fill in fills:
             if source is None or fill.source is source:
                 self._cancel(fill.command)
-        for watches in self._watches.values():
-            for notify in watches:
-                notify()
+        self._notify(self._watches)
 
     def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
-        """Calls `notify` whenever the result of `command` may have changed."""
+        """Calls `notify` whenever the result of `command` may have changed, or is kept anew."""
         for name in names_read(command):
             self._watches.setdefault(name, []).append(notify)
+
+    def _notify(self, names: Iterable[str]) -> None:
+        for name in names:
+            for notify in self._watches.get(name, ()):
+                notify()
 
     def _cancel(self, command: Command[Any]) -> None:
         if (fill := self._filling.pop(command, None)) is not None:
@@ -239,5 +248,5 @@ def _size_of(value: Any) -> int:
     if isinstance(value, bytes):
         return len(value)
     if isinstance(value, Entry):
-        return sum(OVERHEAD_BYTES + len(slot.data) for slot in value.slots.values())
+        return sum(SLOT_OVERHEAD_BYTES + len(slot.data) for slot in value.slots.values())
     return OVERHEAD_BYTES

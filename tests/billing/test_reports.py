@@ -391,13 +391,17 @@ async def test_days_from_before_a_change_of_the_time_zone_are_complete(store: St
     now = time.time()
     in_utc, totals = reports_of(store, now=now)
     await note_time_zone(store, "UTC", 0.0)
+    changed_at = now - 12 * HOUR
     moments = [now - 1 - hours * HOUR for hours in range(0, 24 * 9, 5)]
-    await append(store, [bought(time=moment, user="ann") for moment in moments[2:]])
+    # Rows of days in the new zone are complete from the first midnight an hour after the change.
+    before = [moment for moment in moments if moment < changed_at]
+    await append(store, [bought(time=moment, user="ann") for moment in before])
     while await totals.fold_page():
         continue
-    await note_time_zone(store, "Asia/Kolkata", now - 12 * HOUR)
+    await note_time_zone(store, "Asia/Kolkata", changed_at)
     reports, folding = reports_of(store, zone="Asia/Kolkata", now=now)
-    await append(store, [bought(time=moment, user="ann") for moment in moments[:2]])
+    after = moments[: -len(before)]
+    await append(store, [bought(time=moment, user="ann") for moment in after])
     while await folding.fold_page():
         continue
     first = int(Calendar(ZoneInfo("Asia/Kolkata")).day_at(now - 6 * DAY).starts_at)

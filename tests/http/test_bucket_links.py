@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from gateway.configuration.settings import Settings
 from gateway.imagefile.check import MEDIA_TYPES
@@ -152,6 +153,22 @@ async def test_a_link_redirects_to_the_bucket(
     assert (head.status, head.headers["ETag"]) == (200, redirecting.etag)
     assert (unchanged.status, other.status, again.status) == (304, 412, 302)
     assert reads.sizes == []
+
+
+@pytest.mark.parametrize("field", ["If_Match", "If_Range"])
+async def test_conditions_with_a_tag_of_the_gateway_are_not_sent_to_the_bucket(
+    redirecting: Album, field: str
+) -> None:
+    """Its tags are others: S3 would answer 412, or the whole image to who has most of it."""
+    shown = await redirecting.show(Range="bytes=3-9", **{field: redirecting.etag})
+    assert (shown.status, shown.body) == (206, redirecting.data[3:10])
+
+
+async def test_a_redirect_works_no_longer_than_the_link(redirecting: Album) -> None:
+    shown = await redirecting.show(redirecting.sign(ttl_seconds=9))
+    seconds = int(URL(shown.headers["Location"]).query["X-Amz-Expires"])
+    assert shown.status == 302
+    assert 1 <= seconds <= 9
 
 
 async def test_a_svg_is_never_redirected(redirecting: Album) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -20,16 +19,14 @@ from gateway.store.redis.keys import Keys
 from tests.gateways import (
     Client,
     InProcess,
-    Processes,
     Upstream,
     make_settings,
     run_gateway,
-    run_processes,
     run_upstream,
 )
 from tests.redis_cluster import Node, RedisCluster, run_redis_cluster
+from tests.store_traffic import show, traffic
 from tests.waiting import eventually
-from tests.wrk import Flood, find_wrk, flood
 
 KEYS = Keys("igw:")
 
@@ -82,108 +79,12 @@ async def test_an_image_by_link_is_served_by_the_other_gateway_until_a_purge(
 # ── while nodes change ──────────────────────────────────────────────────────────────────────────
 
 
-@dataclass
-class Buyers:
-    """Clients that buy one distinct image after the other."""
-
-    client: Client
-    replies: list[tuple[float, float, str, int]] = field(default_factory=list)
-    """When each was sent and answered, its prompt, and the status."""
-    _count: int = 0
-
-    async def buy(self) -> None:
-        while True:
-            self._count += 1
-            prompt, began = f"otter {self._count}", time.monotonic()
-            reply = await self.client.ask(prompt)
-            self.replies.append((began, time.monotonic(), prompt, reply.status))
-            await asyncio.sleep(0.02)
-
-    def first_after(self, moment: float) -> float:
-        """Seconds until the first answer with an image to a request that was sent after it."""
-        answered = [
-            end for began, end, _, status in self.replies if began > moment and status == 200
-        ]
-        return min(answered, default=float("inf")) - moment
-
-    @property
-    def acknowledged(self) -> set[str]:
-        return {prompt for _, _, prompt, status in self.replies if status == 200}
-
-    @property
-    def statuses(self) -> Counter[int]:
-        return Counter(status for *_, status in self.replies)
-
-
-@dataclass
-class Traffic:
-    """Gateways of two workers under hits by wrk and purchases by eight clients."""
-
-    processes: Processes
-    client: Client
-    upstream: Upstream
-    cluster: RedisCluster
-    buyers: Buyers
-    tasks: list[asyncio.Task[None]]
-    stop_hits: Callable[[], Awaitable[Flood]]
-
-    async def settle(self) -> str:
-        """Ends the traffic, and checks that nothing was lost or doubled; returns a summary."""
-        hits = await self.stop_hits()
-        for task in self.tasks:
-            task.cancel()
-        bought = self.buyers.acknowledged
-        await eventually(self._has_settled)
-        calls = Counter(body["prompt"] for body in await self.upstream.bodies())
-        records = [r for r in await self.processes.ledger() if r.outcome == "bought"]
-        again = [await self.client.ask(prompt) for prompt in sorted(bought)]
-        kept = sum("hit" in reply.cache_status for reply in again)
-        verified = await self.processes.run("ledger", "verify")
-        assert verified.returncode == 0, verified.stdout + verified.stderr
-        assert kept == len(bought)
-        assert all(calls[prompt] == 1 for prompt in bought)
-        assert len(records) == len({record.id for record in records}) >= len(bought)
-        return f"hits: {hits}; purchases by status: {dict(self.buyers.statuses)}"
-
-    async def _has_settled(self) -> bool:
-        records = [r for r in await self.processes.ledger() if r.outcome == "bought"]
-        return len(records) >= len(self.buyers.acknowledged)
-
-
-@asynccontextmanager
-async def traffic(folder: Path, cluster: RedisCluster) -> AsyncIterator[Traffic]:
-    async with AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(run_upstream())
-        processes, client = await stack.enter_async_context(
-            run_processes(folder, upstream.base_url, workers=2, redis_url=cluster.url)
-        )
-        # With a budget no request is answered without the store.
-        keyed = await client.with_key(limits={"usd_per_day": 1000})
-        await keyed.ask("a cached otter")
-        hits = flood(find_wrk(), keyed, {"model": "gpt-image-1", "prompt": "a cached otter"},
-                     keep_alive=True)  # fmt: skip
-        stop_hits = await stack.enter_async_context(hits)
-        buyers = Buyers(keyed)
-        tasks = [asyncio.create_task(buyers.buy()) for _ in range(8)]
-        await asyncio.sleep(1)
-        try:
-            yield Traffic(processes, keyed, upstream, cluster, buyers, tasks, stop_hits)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-
 @pytest.fixture
 def safe_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
     """A cluster that acknowledges no write without a replica, and keeps all of them."""
     options = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "2")
     with run_redis_cluster(tmp_path, *options, durable=True) as cluster:
         yield cluster
-
-
-def show(text: str) -> None:
-    print(f"\n{text}")  # noqa: T201 - the figures of this test
 
 
 @pytest.mark.long
@@ -193,7 +94,7 @@ class TestWhileNodesChange:
     async def test_a_master_is_killed_and_comes_back_as_a_replica(
         self, tmp_path: Path, safe_cluster: RedisCluster, which: str
     ) -> None:
-        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+        async with traffic(tmp_path / "gateway", safe_cluster.url) as now:
             books = safe_cluster.owner(KEYS.books)
             lost = books if which == "books" else _other(safe_cluster, books)
             killed_at = time.monotonic()
@@ -207,7 +108,7 @@ class TestWhileNodesChange:
             assert seconds < 5
 
     async def test_a_failover_by_hand(self, tmp_path: Path, safe_cluster: RedisCluster) -> None:
-        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+        async with traffic(tmp_path / "gateway", safe_cluster.url) as now:
             books = safe_cluster.owner(KEYS.books)
             began = time.monotonic()
             safe_cluster.replica_of(books).run("CLUSTER", "FAILOVER")
@@ -220,7 +121,7 @@ class TestWhileNodesChange:
     async def test_all_slots_of_a_node_but_the_books_move_key_by_key(
         self, tmp_path: Path, safe_cluster: RedisCluster
     ) -> None:
-        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+        async with traffic(tmp_path / "gateway", safe_cluster.url) as now:
             books = safe_cluster.owner(KEYS.books)
             target = _other(safe_cluster, books)
             first, last = _range_of(books)
@@ -235,7 +136,7 @@ class TestWhileNodesChange:
         self, tmp_path: Path, safe_cluster: RedisCluster
     ) -> None:
         """Requests that need the books wait, or get 503; nothing is half written."""
-        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+        async with traffic(tmp_path / "gateway", safe_cluster.url) as now:
             books = safe_cluster.owner(KEYS.books)
             slot = [key_slot(KEYS.books.encode())]
             began = time.monotonic()
@@ -254,7 +155,7 @@ class TestWhileNodesChange:
         """No request fails. Run with `REDIS_SERVER=…/valkey-server` of version 9 or newer."""
         if not _moves_in_one_step(safe_cluster):
             pytest.skip("this server has no CLUSTER MIGRATESLOTS: Valkey 9 has")
-        async with traffic(tmp_path / "gateway", safe_cluster) as now:
+        async with traffic(tmp_path / "gateway", safe_cluster.url) as now:
             books = safe_cluster.owner(KEYS.books)
             target = _other(safe_cluster, books)
             slot = key_slot(KEYS.books.encode())

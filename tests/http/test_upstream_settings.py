@@ -311,6 +311,19 @@ async def test_no_secret_of_these_settings_reaches_a_log_or_an_answer(
             assert secret not in text
 
 
+def test_the_demo_stores_nothing_where_the_gateway_does(tmp_path: Path) -> None:
+    """Neither its state nor its images."""
+    real = make_settings(
+        tmp_path,
+        "https://api.example.com/v1",
+        store={"blobs_url": "s3://images"},
+        cache={"links": "redirect"},
+    )
+    demo = demo_settings("http://127.0.0.1:9000/v1", real)
+    assert demo.store.blobs_url is demo.store.redis_url is None
+    assert demo.cache.links == "serve"
+
+
 def test_the_demo_uses_no_settings_of_the_real_upstream(tmp_path: Path) -> None:
     """Its simulated upstream is on this machine, where a proxy cannot reach it."""
     real = make_settings(

@@ -134,6 +134,39 @@ async def test_a_bucket_that_is_away_is_waited_for(tmp_path: Path, bucket_url: s
         "s3://images",
     )
     assert line["reason"] == "s3://images cannot be reached."
+    # `doctor` is asked whether images can be stored now.
+    (finding,) = await examine_bucket(url, signs=False)
+    assert (finding.level, finding.message) == ("fault", line["reason"])
+
+
+async def test_the_check_imports_nothing_from_the_working_directory(
+    tmp_path: Path, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    with capture_logs() as logs:
+        await check_bucket(make_settings(tmp_path, "http://x/v1", store={"blobs_url": bucket_url}))
+    assert logs == []
+
+
+def test_the_parent_of_the_workers_never_uses_the_bucket(
+    tmp_path: Path, bucket_url: str, redis_url: str
+) -> None:
+    """All that it does before it forks them. The threads of obstore do not survive that."""
+    code = f"""
+import asyncio, pathlib, sys
+from gateway.configuration.settings import Settings
+from gateway.process.bootstrap import check_store, prepare
+from gateway.process.checks import check_before_serving
+settings = Settings.model_validate({{"store": {{
+    "data_dir": {str(tmp_path / "data")!r}, "redis_url": {redis_url!r}, "blobs_url": {bucket_url!r}
+}}}})
+prepare(settings)
+asyncio.run(check_store(settings))
+asyncio.run(check_before_serving(settings))
+sys.exit("obstore" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 async def test_redirects_need_credentials_that_can_sign(
@@ -152,7 +185,9 @@ async def test_redirects_need_credentials_that_can_sign(
     assert "cannot sign URLs: use others, or set cache.links to serve." in redirects.message
 
 
-def test_a_plain_endpoint_in_public_is_named(tmp_path: Path) -> None:
+def test_a_plain_endpoint_in_public_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = "s3://images?endpoint=http://minio.example.com:9000"
     settings = make_settings(tmp_path, "https://x.internal/v1", store={"blobs_url": url})
     messages = {finding.name: finding.message for finding in judge_plaintext(settings)}
@@ -160,6 +195,9 @@ def test_a_plain_endpoint_in_public_is_named(tmp_path: Path) -> None:
     private = url.replace("minio.example.com", "minio")
     settings = make_settings(tmp_path, "https://x.internal/v1", store={"blobs_url": private})
     assert "store.blobs_url" not in {finding.name for finding in judge_plaintext(settings)}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio.example.com:9000")
+    settings = make_settings(tmp_path, "https://x/v1", store={"blobs_url": "s3://images"})
+    assert "store.blobs_url" in {finding.name for finding in judge_plaintext(settings)}
 
 
 async def test_two_workers_share_a_bucket(

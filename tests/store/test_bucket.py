@@ -16,13 +16,19 @@ import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.exceptions import GenericError
 from structlog.testing import capture_logs
 from yarl import URL
 
 from gateway.errors import StoreUnavailable
 from gateway.store.blobs import open_blob_store
-from gateway.store.blobs.bucket import MULTIPART_BYTES, SWEEP_GRACE_SECONDS, BucketBlobs
-from gateway.store.blobs.bucket_client import BucketMisconfigured
+from gateway.store.blobs.bucket import (
+    MAX_DELETIONS,
+    MULTIPART_BYTES,
+    SWEEP_GRACE_SECONDS,
+    BucketBlobs,
+)
+from gateway.store.blobs.bucket_client import BucketMisconfigured, describe
 from gateway.store.blobs.bucket_url import parse_bucket_url
 from tests.bucket_servers import CREDENTIALS, REGION, SECRET_KEY, BucketServer
 from tests.ports import closed_port
@@ -268,6 +274,109 @@ async def test_an_outage_is_one_condition_in_the_log(
     ]
 
 
+@pytest.mark.parametrize(
+    "name", ["s3://credentials", "s3://images/metadata", "s3://redirect", "s3://images/oauth"]
+)
+async def test_the_name_of_a_bucket_is_not_taken_for_the_cause(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages of obstore have addresses, and those have names. A bucket that is away may come
+    up by itself; one with wrong credentials keeps a gateway from starting.
+    """
+    for variable, value in CREDENTIALS.items():
+        monkeypatch.setenv(variable, value)
+    with closed_port() as port:
+        blobs = open_at(f"{name}?endpoint=http://127.0.0.1:{port}", Clock())
+        with pytest.raises(StoreUnavailable) as caught:
+            await blobs.get(digest(PNG))
+    assert caught.value.reason == f"{name} cannot be reached."
+    assert not isinstance(caught.value, BucketMisconfigured)
+
+
+@pytest.mark.parametrize(
+    ("text", "doing", "words"),
+    [
+        (
+            "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 1ms",
+            "writing",
+            "no credentials were found",
+        ),
+        (
+            "Generic MicrosoftAzure error: Error performing token request: Error performing GET x",
+            "writing",
+            "no credentials were found",
+        ),
+        ("Generic S3 error: Failed to read token file '/x'", "reading", "no credentials were"),
+        ("Generic S3 error: Received redirect without LOCATION", "reading", "region and endpoint"),
+        ("status code: 400\n<Code>ExpiredToken</Code>", "writing", "not accepted (ExpiredToken)"),
+        ("status code: 400\n<Code>RequestTimeout</Code>", "writing", "answered 400"),
+    ],
+)
+def test_the_cause_of_an_error_is_named(text: str, doing: str, words: str) -> None:
+    fault = describe(GenericError(text), parse_bucket_url("s3://metadata/oauth"), doing)
+    assert words in (fault.reason or "")
+    assert isinstance(fault, BucketMisconfigured) == ("answered" not in words)
+
+
+async def test_a_panic_of_obstore_is_an_unavailable_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was bought is stored again after it."""
+
+    class RustPanic(Exception):
+        pass
+
+    async def panic(*_: object, **__: object) -> None:
+        raise RustPanic
+
+    monkeypatch.setattr("obstore.put_async", panic)
+    with pytest.raises(BucketMisconfigured) as caught:
+        await open_at("s3://images", Clock()).put(digest(PNG), PNG, 60)
+    assert "check the endpoint" in (caught.value.reason or "")
+
+
+async def test_many_blobs_are_deleted_a_few_at_a_time(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An eviction names up to a thousand, and no server takes as many requests at once."""
+    blobs, deleting, highest = open_at(bucket_url, Clock()), 0, 0
+
+    async def none(_: object, digest: str) -> AsyncIterator[object]:
+        nonlocal deleting, highest
+        deleting += 1
+        highest = max(highest, deleting)
+        await asyncio.sleep(0)
+        deleting -= 1
+        for nothing in ():
+            yield nothing
+
+    monkeypatch.setattr(BucketBlobs, "_list", none)
+    await asyncio.gather(*(blobs.delete(digest(b"%d" % number)) for number in range(200)))
+    assert highest == MAX_DELETIONS
+
+
+async def test_the_environment_may_have_the_endpoint(
+    bucket_server: BucketServer, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one with http://, as obstore alone would refuse it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket_server.endpoint)
+    monkeypatch.setenv("AWS_REGION", REGION)
+    blobs = open_at(bucket_url.partition("?")[0], Clock())
+    await blobs.put(digest(PNG), PNG, 60)
+    assert await blobs.get(digest(PNG)) == PNG
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["https://u:hunter2@host", "http://127.0.0.1:99999", "http://hunter2 x:1", "hunter2"],
+)
+def test_an_endpoint_of_the_environment_is_checked(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ValueError, match="AWS_ENDPOINT_URL is no URL such as") as caught:
+        open_at("s3://images", Clock())
+    assert "hunter2" not in str(caught.value)
+
+
 async def test_a_cancelled_call_closes_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
@@ -351,6 +460,11 @@ def test_the_url_of_a_bucket_has_prefix_and_options(
         ("s3://bucket?regoin=hunter2", "did you mean region"),
         ("s3://bucket?endpoint=hunter2", "https://minio.example.com:9000"),
         ("s3://bucket?endpoint=http://u:hunter2@host", "no credentials"),
+        ("s3://bucket?endpoint=http://hunter2:99999", "https://minio.example.com:9000"),
+        ("s3://bucket?endpoint=http://[hunter2", "https://minio.example.com:9000"),
+        ("s3://bucket?endpoint=http://hunter2%20", "https://minio.example.com:9000"),
+        ("s3://bucket?endpoint=http://hunter2%C3%A9", "https://minio.example.com:9000"),
+        ("s3://bucket?endpoint=http://host/%3Ftoken=hunter2", "https://minio.example.com:9000"),
         ("s3://bucket?region=hunter2/x", "a region of letters"),
         ("s3://bucket?virtual_hosted=hunter2", "virtual_hosted=true"),
         ("s3://hunter2_/../x", "s3://bucket/prefix"),

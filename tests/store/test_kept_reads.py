@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +27,12 @@ from gateway.store.commands import (
     StoreImages,
     Write,
 )
+from gateway.store.kept_reads import ReadMemory
 from gateway.store.protocol import Command, Store
 from gateway.store.redis.store import open_redis_store
+from gateway.store.sqlite.connection import connect, create_sqlite_schema
+from gateway.store.sqlite.kept_reads import SqliteKeptReads
+from gateway.store.sqlite.store import open_sqlite_store
 from tests.conftest import OpenStore
 from tests.waiting import eventually, generous
 
@@ -108,6 +115,21 @@ async def test_a_watch_tells_of_a_change_that_another_process_made(open_store: O
         assert await execute_kept(here, VALUE) == b"1"
 
 
+async def test_a_watch_tells_of_a_write_that_nothing_was_kept_of_yet(open_store: OpenStore) -> None:
+    """Between a read and the one that is kept: Redis tells only of what was read to be kept."""
+    async with open_store() as here, open_store() as there:
+        changed = asyncio.Event()
+        here.kept.watch(VALUE, changed.set)
+        await kept(here, KEY)
+        assert await execute(here, VALUE) is None
+        await execute(there, SetValue(VALUE.space, VALUE.name, b"1", None))
+        changed.clear()
+        here.kept.fill([VALUE])
+        async with generous():
+            await changed.wait()
+        assert await execute_kept(here, VALUE) == b"1"
+
+
 async def test_what_is_absent_is_kept_until_it_is_there(open_store: OpenStore) -> None:
     async with open_store() as here, open_store() as there:
         assert (await kept(here, KEY)) == [None]
@@ -136,6 +158,53 @@ async def test_reads_that_cross_writes_never_leave_an_old_result(open_store: Ope
                 lambda value=value: here.kept.find([KEY]) in (None, [value]), seconds=1
             )
         assert await kept(here, KEY) == [before]
+
+
+# ── SQLite ──────────────────────────────────────────────────────────────────────────────────
+
+
+class PolledWhenRead(deque[str | None]):
+    """The names that the thread has found. It gets its turn when they are first looked at."""
+
+    def __init__(self, poll: Callable[[], None]) -> None:
+        super().__init__()
+        self._poll: Callable[[], None] | None = poll
+
+    def __bool__(self) -> bool:
+        has_any = len(self) > 0
+        if self._poll is not None:
+            poll, self._poll = self._poll, None
+            poll()
+        return has_any
+
+
+@pytest.mark.parametrize("late_seconds", [0.0, 10.0])
+async def test_a_late_poll_while_a_result_is_found_makes_nothing_old_trusted(
+    tmp_path: Path, late_seconds: float
+) -> None:
+    path = tmp_path / "store.db"
+    create_sqlite_schema(path)
+    async with open_sqlite_store(path) as store:
+        await execute(store, change(b"old", before=None))
+        memory, db = ReadMemory(), connect(path)
+        no_reader: Any = None
+        reads = SqliteKeptReads(
+            memory, no_reader, clocks=lambda: (0.0, 0.0), start_polling=lambda: None
+        )
+
+        def poll(started_at: float) -> None:
+            reads.poll(db, started_at=started_at, has_changed=True)
+
+        poll(time.monotonic() - late_seconds)
+        fill = memory.begin(KEY, reads)
+        assert fill is not None
+        memory.end(fill, b"old")
+        await execute(store, change(b"new", before=b"old"))
+        reads._written = PolledWhenRead(lambda: poll(time.monotonic()))
+        # The poll before this one says how old the result may be.
+        assert reads.find([KEY]) == (None if late_seconds else [b"old"])
+        assert reads.find([KEY]) is None
+        db.close()
 
 
 # ── Redis ───────────────────────────────────────────────────────────────────────────────────

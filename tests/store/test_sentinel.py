@@ -14,8 +14,8 @@ from gateway.store.batch import execute
 from gateway.store.handshake import StoreMisconfigured
 from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
+from gateway.store.redis.topology.opening import check_redis_url
 from gateway.store.redis.topology.sentinel_url import parse_sentinel_url
-from gateway.store.redis.topology.url_check import check_redis_url
 from tests.ports import closed_port
 from tests.sentinel_servers import SentinelServers, run_sentinel_servers
 from tests.waiting import eventually, generous

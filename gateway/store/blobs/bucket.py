@@ -45,6 +45,9 @@ SWEEP_GRACE_SECONDS: Final = 60.0
 IMAGES_LISTING_SECONDS: Final = 6 * 3600.0
 EPHEMERAL_LISTING_SECONDS: Final = 900.0
 
+MAX_DELETIONS: Final = 16
+"""Blobs that are deleted at the same time. An eviction names up to a thousand."""
+
 MAX_REMEMBERED: Final = 20_000
 """Digests whose objects a worker remembers: about 5 MB."""
 
@@ -92,6 +95,7 @@ class BucketBlobs:
         self._errors = errors or BucketErrors(url)
         self._expiries: OrderedDict[str, int] = OrderedDict()  # milliseconds, by digest
         self._copying = asyncio.Lock()
+        self._deletions = asyncio.Semaphore(MAX_DELETIONS)
         self._swept_before = ""
         """The object at which the last sweep has stopped; empty if it has reached the end."""
         self._ephemeral: BucketBlobs | None = None
@@ -125,12 +129,13 @@ class BucketBlobs:
         """Deletes every object of the bytes."""
         _check_digest(digest)
         self._expiries.pop(digest, None)
-        names = [meta["path"] async for meta in self._list(digest)]
-        for name in names:
-            # Some servers answer that an object is missing: another worker was faster.
-            with suppress(FileNotFoundError):
-                async with self._calling("deleting", may_be_missing=True):
-                    await obstore.delete_async(self._client, name)
+        async with self._deletions:
+            names = [meta["path"] async for meta in self._list(digest)]
+            for name in names:
+                # Some servers answer that an object is missing: another worker was faster.
+                with suppress(FileNotFoundError):
+                    async with self._calling("deleting", may_be_missing=True):
+                        await obstore.delete_async(self._client, name)
 
     async def scan(self, after: str, limit: int) -> tuple[str | None, Mapping[str, int]]:
         """As `BlobStore.scan`; the cursor is the name of an object."""

@@ -22,7 +22,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from gateway.conditions import Condition
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store.blobs.bucket_url import CREDENTIALS, BucketUrl
+from gateway.store.blobs.bucket_url import CREDENTIALS, BucketUrl, find_endpoint
 
 log = structlog.get_logger(__name__)
 
@@ -49,26 +49,28 @@ an interpreter that has gone aborts the process: its work is done, but its statu
 _CODE: Final = re.compile(
     r"<(?:Code|code)>([A-Za-z]{3,64})</|\"(?:reason|error)\": ?\"([A-Za-z_]+)\""
 )
+_PANIC: Final = "RustPanic"
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 
 _NO_BUCKET: Final = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"})
 _FULL: Final = frozenset(
     {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientCapacity"}
 )
-_CLOCK: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired", "ExpiredToken"})
+_CLOCK: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 _WRONG_KEYS: Final = frozenset(
-    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed", "InvalidToken"}
+    {
+        *("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed"),
+        *("InvalidToken", "ExpiredToken"),
+    }
 )
-_SOURCES: Final = (
-    "169.254.",
-    "metadata",
-    "latest/api/token",
-    "oauth",
-    "sts.",
-    "IDENTITY",
-    "credential",
+_TRANSIENT: Final = frozenset({"RequestTimeout", "IncompleteBody"})
+"""Codes of a 400 that the same request may not have again."""
+_SOURCE: Final = re.compile(
+    r"https?://(?:169\.254\.|\[fd00:ec2:|sts\.[a-z0-9.-]*amazonaws\.com|metadata\.google\.internal"
+    r"|login\.microsoftonline\.|oauth2\.googleapis\.com)"
 )
-"""Parts of the addresses that credentials are fetched from."""
+"""How the addresses begin that credentials are fetched from."""
+_CREDENTIAL_WORDS: Final = re.compile(r"token (?:request|file)|credential|IDENTITY")
 
 
 # Sleeping releases the interpreter's lock, for which those threads wait.
@@ -80,10 +82,10 @@ def create_client(url: BucketUrl, folder: str) -> Client:
 
     Raises `ValueError` for an environment that obstore cannot read.
     """
-    options = url.options
-    config: dict[str, Any] = {}
-    if "endpoint" in options:
-        config["base_url" if url.scheme == "gs" else "endpoint"] = options["endpoint"]
+    options, config = url.options, dict[str, Any]()
+    endpoint = find_endpoint(url)
+    if endpoint is not None:
+        config["base_url" if url.scheme == "gs" else "endpoint"] = endpoint
     if "region" in options:
         config["region"] = options["region"]
     if "account" in options:
@@ -92,17 +94,13 @@ def create_client(url: BucketUrl, folder: str) -> Client:
         config["virtual_hosted_style_request"] = options["virtual_hosted"] == "true"
     path = f"{url.prefix}/{folder}" if url.prefix else folder
     try:
-        client = _create(url, path, config, allow_http=False)
-        # The endpoint may come from the environment. One that is http:// was meant to be.
-        found: dict[str, Any] = dict(client.config)
-        endpoint = found.get("endpoint") or found.get("base_url") or ""
-        if urlsplit(str(endpoint)).scheme == "http":
-            client = _create(url, path, config, allow_http=True)
+        # An endpoint that is http:// was meant to be.
+        is_plain = endpoint is not None and urlsplit(endpoint).scheme == "http"
+        return _create(url, path, config, allow_http=is_plain)
     except BaseError as error:
         # Without the message's second part, which has the values.
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{url.location} cannot be used: {reason}") from None
-    return client
 
 
 def _create(url: BucketUrl, path: str, config: dict[str, Any], *, allow_http: bool) -> Client:
@@ -164,6 +162,14 @@ class BucketErrors:
             fault = describe(error, self._url, doing)
             self._outage.occurs(fault.reason or "", reason=fault.reason)
             raise fault from None
+        except Exception as error:
+            # What was bought must be stored again, also after a fault of obstore itself, which has
+            # written it to standard error. It exports no class of it.
+            if type(error).__name__ != _PANIC:
+                raise
+            reason = f"{self._url.location}: {doing} has failed in obstore: check the endpoint."
+            self._outage.occurs(reason, reason=reason)
+            raise BucketMisconfigured(reason=reason) from None
         if self._outage.lasts:
             self._outage.ends_if_quiet(QUIET_SECONDS)
 
@@ -186,7 +192,7 @@ def describe(error: Exception, url: BucketUrl, doing: str) -> StoreUnavailable:
     codes, status = _codes(text), _status(text)
     code = next(iter(sorted(codes)), "")
     head = text.partition("\n")[0]
-    has_no_credentials = not codes and status != "404" and any(each in head for each in _SOURCES)
+    has_no_credentials = not codes and status != "404" and _is_of_source(head)
     if isinstance(error, TimeoutError):
         return StoreUnavailable(reason=f"{at} did not answer within {CALL_SECONDS:.0f} s.")
     if codes & _NO_BUCKET:
@@ -201,13 +207,24 @@ def describe(error: Exception, url: BucketUrl, doing: str) -> StoreUnavailable:
         fix = "these credentials cannot sign URLs: use others, or set cache.links to serve."
     elif status in ("401", "403"):
         fix = f"{doing} objects is forbidden ({code or status}): allow it below the prefix."
-    elif status in ("301", "307", "400") or "redirect" in head.lower():
+    elif (status in ("301", "307", "400") and not codes & _TRANSIENT) or _is_redirect(head):
         fix = f"{doing} is refused ({code or status or 301}): check region and endpoint."
     elif status:
         return StoreUnavailable(reason=f"{at} answered {status}{f' ({code})' if code else ''}.")
     else:
         return StoreUnavailable(reason=f"{at} cannot be reached.")
     return BucketMisconfigured(reason=f"{at}: {fix}")
+
+
+def _is_of_source(head: str) -> bool:
+    """Whether an error came from where credentials are fetched."""
+    # Names of buckets and prefixes may be any of these words: they are in addresses only.
+    before, scheme, _ = head.partition("http")
+    return bool(_CREDENTIAL_WORDS.search(before)) or bool(scheme and _SOURCE.search(head))
+
+
+def _is_redirect(head: str) -> bool:
+    return "Received redirect" in head
 
 
 def _codes(text: str) -> set[str]:

@@ -7,6 +7,7 @@ and are never part of a URL, because URLs are logged.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,8 +31,18 @@ CREDENTIALS: Final[Mapping[str, str]] = {
 }
 """URL scheme → where its credentials come from."""
 
+_ENDPOINTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+"""URL scheme → variables of the environment that have an endpoint. The first one counts."""
+
 _BUCKET: Final = re.compile(r"[a-z0-9$][a-z0-9._-]{1,62}")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9!_.'()-]+(?:/[A-Za-z0-9!_.'()-]+)*")
+_ENDPOINT: Final = re.compile(
+    r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?"
+)
 _SECRETS: Final = re.compile(
     r"key|secret|token|password|credential|signature|^sig$|^sas", re.IGNORECASE
 )
@@ -55,6 +66,33 @@ class BucketUrl:
 def is_bucket(url: str) -> bool:
     """Whether the scheme of a URL is one of `OPTIONS`."""
     return url.partition("://")[0] in OPTIONS
+
+
+def find_endpoint(url: BucketUrl) -> str | None:
+    """The endpoint in a URL or in the environment; None: the provider's own.
+
+    Raises `ValueError` for a variable that has none.
+    """
+    if (given := url.options.get("endpoint")) is not None:
+        return given
+    # A client reads them too, but does not tell them, and refuses one that is http://.
+    for name in _ENDPOINTS[url.scheme]:
+        if endpoint := os.environ.get(name):
+            if not is_endpoint(endpoint):
+                raise ValueError(
+                    f"{url.location} cannot be used: {name} is no URL such as "
+                    "https://minio.example.com:9000."
+                )
+            return endpoint
+    return None
+
+
+def is_endpoint(value: str) -> bool:
+    """Whether requests can be sent there. obstore panics at the first request to others."""
+    try:
+        return bool(_ENDPOINT.fullmatch(value)) and urlsplit(value).port != 0
+    except ValueError:  # an address that is none, or a port above 65535
+        return False
 
 
 def parse_bucket_url(text: str) -> BucketUrl:
@@ -91,8 +129,7 @@ def _check_option(scheme: str, name: str, value: str) -> None:
         hint = f"; did you mean {meant}?" if meant else ""
         raise ValueError(f"a URL of {scheme}:// with no other options than {known}{hint}")
     if name == "endpoint":
-        endpoint = urlsplit(value)
-        if endpoint.scheme not in ("http", "https") or not endpoint.hostname or "@" in value:
+        if not is_endpoint(value):
             raise ValueError("an endpoint such as https://minio.example.com:9000, no credentials")
     elif name == "virtual_hosted":
         if value not in ("true", "false"):

@@ -78,6 +78,10 @@ class SqliteKeptReads:
 
     def find(self, commands: Sequence[Command[Any]]) -> list[Any] | None:
         """The results, if all of them are kept and hold now."""
+        # Before the next line: if the thread polls between the two after a long pause, its poll
+        # must not make trusted what has not been forgotten yet.
+        if not self.is_trusted:
+            return None
         # Not only after the turn of `call_soon_threadsafe`.
         self._forget_written()
         return find_all(self._memory, commands)

@@ -53,7 +53,7 @@ class Assumptions:
     """A million."""
     storage_reads_usd: float = 0.4
     """A million."""
-    storage_lists_usd: float = 1.2
+    storage_lists_usd: float = 1.8
     """A month for a million images in the bucket, which is listed every six hours."""
     traffic_tb_usd: float = 50.0
     """Answers to clients, if they are outside of the cloud."""

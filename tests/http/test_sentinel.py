@@ -1,0 +1,47 @@
+"""Gateways behind sentinels: hits and purchases while another master is promoted.
+
+`pytest -s -m long tests/http/test_sentinel.py` prints the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sentinel_servers import SentinelServers, run_sentinel_servers
+from tests.store_traffic import show, traffic
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[SentinelServers]:
+    with run_sentinel_servers(tmp_path / "redis") as started:
+        yield started
+
+
+@pytest.mark.long
+@pytest.mark.timed
+@pytest.mark.parametrize("fault", ["ordered", "killed", "paused"])
+async def test_no_acknowledged_purchase_is_lost_or_doubled_by_a_promotion(
+    fault: str, tmp_path: Path, servers: SentinelServers
+) -> None:
+    async with traffic(tmp_path / "gateway", servers.url) as now:
+        old, began = servers.master, time.monotonic()
+        if fault == "ordered":
+            await asyncio.to_thread(servers.fail_over)
+        elif fault == "killed":
+            old.kill()
+        else:
+            old.stop()
+        await eventually(lambda: servers.master is not old)
+        if fault == "paused":
+            # It wakes as a master, with the gateway's connections still open.
+            old.go_on()
+        await asyncio.sleep(6)
+        seconds = now.buyers.first_after(began + 0.1)
+        show(f"{fault}: first purchase after {seconds:.2f} s; {await now.settle()}")
+        assert seconds < 5
