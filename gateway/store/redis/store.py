@@ -32,8 +32,8 @@ MAX_ATTEMPTS: Final = 12
 keys of its own, and others write them meanwhile."""
 
 MAX_ASKED: Final = 3
-"""How often a script of a queue may ask. Then it does without further keys: it estimates a position,
-or takes the turns that it can."""
+"""How often a script of a queue may ask. Then it does without further keys: it estimates a
+position, or takes the turns that it can."""
 
 
 class RedisStore:
