@@ -29,7 +29,9 @@ _TLS = Path(__file__).parent / "tls"
 AUTHORITY = str(_TLS / "authority.pem")
 _TLS_OPTIONS = (
     "--tls-cert-file", str(_TLS / "server.pem"), "--tls-key-file", str(_TLS / "server-key.pem"),
-    "--tls-ca-cert-file", AUTHORITY, "--tls-auth-clients", "no",
+    # The nodes are clients of each other.
+    "--tls-client-cert-file", str(_TLS / "client.pem"),
+    "--tls-client-key-file", str(_TLS / "client-key.pem"), "--tls-auth-clients", "no",
     "--tls-cluster", "yes", "--tls-replication", "yes",
     "--cluster-announce-hostname", "localhost",
     "--cluster-preferred-endpoint-type", "hostname",
@@ -187,7 +189,9 @@ def run_redis_cluster(
     With `is_tls` it serves TLS alone, and announces its nodes as `localhost`.
     """
     if is_tls:
-        options = (*_TLS_OPTIONS, *options)
+        trusted = folder / "trusted.pem"
+        trusted.write_text((_TLS / "authority.pem").read_text() + (_TLS / "client.pem").read_text())
+        options = (*_TLS_OPTIONS, "--tls-ca-cert-file", str(trusted), *options)
     nodes: list[Node] = []
     persistence = ["--appendonly", "yes", "--appendfsync", "always"] if durable else []
     ports = [(free_port(), free_port()) for _ in range(6)]
