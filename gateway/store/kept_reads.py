@@ -37,8 +37,11 @@ MAX_KEPT: Final = 50_000
 MAX_KEPT_BYTES: Final = 32 << 20
 """Bytes of all of them together, about."""
 
-OVERHEAD_BYTES: Final = 400
+OVERHEAD_BYTES: Final = 900
 """Of a result in memory, besides its content."""
+
+SLOT_OVERHEAD_BYTES: Final = 450
+"""Of each slot of an entry, besides its data."""
 
 NOT_KEPT: Final = object()
 """What `ReadMemory.find` returns for a read that is not kept."""
@@ -245,5 +248,5 @@ def _size_of(value: Any) -> int:
     if isinstance(value, bytes):
         return len(value)
     if isinstance(value, Entry):
-        return sum(OVERHEAD_BYTES + len(slot.data) for slot in value.slots.values())
+        return sum(SLOT_OVERHEAD_BYTES + len(slot.data) for slot in value.slots.values())
     return OVERHEAD_BYTES

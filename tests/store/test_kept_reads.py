@@ -187,11 +187,9 @@ async def test_a_late_poll_while_a_result_is_found_makes_nothing_old_trusted(
     async with open_sqlite_store(path) as store:
         await execute(store, change(b"old", before=None))
         memory, db = ReadMemory(), connect(path)
+        no_reader: Any = None
         reads = SqliteKeptReads(
-            memory,
-            None,
-            clocks=lambda: (0.0, 0.0),
-            start_polling=lambda: None,  # type: ignore[arg-type]
+            memory, no_reader, clocks=lambda: (0.0, 0.0), start_polling=lambda: None
         )
 
         def poll(started_at: float) -> None:

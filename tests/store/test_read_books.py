@@ -66,7 +66,7 @@ async def test_books_have_what_is_reserved_and_by_which_purchase(store: Store) -
     assert books.windows == [WindowAmounts({}, AMOUNTS)] * 4 + [WindowAmounts({}, {"purchases": 1})]
     assert books.purchases is not None
     (purchase,) = books.purchases
-    assert (purchase.purchase, purchase.worker, purchase.state) == ("p", "w", "reserved")
+    assert (purchase.purchase, purchase.worker) == ("p", "w")
     assert purchase.reserved is not None
     asked = {window: purchase.reserved[window] for window in (*WINDOWS, OPEN)}
     assert asked == {**dict.fromkeys(WINDOWS, AMOUNTS), OPEN: {"purchases": 1}}

@@ -3,8 +3,10 @@ it finds is older than a write that it was told of."""
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,6 +146,24 @@ def test_bytes_and_results_are_bounded_and_the_oldest_use_goes_first() -> None:
     assert memory.find(Get("s", "large")) is NOT_KEPT
     memory.forget()
     assert (len(memory), memory.size_bytes, memory._by_name) == (0, 0, {})
+
+
+@pytest.mark.parametrize(("slots", "data_bytes"), [(0, 0), (1, 300), (64, 4000)])
+def test_what_is_counted_is_about_what_it_takes(slots: int, data_bytes: int) -> None:
+    source = Connection()
+    tracemalloc.start()
+    try:
+        memory = ReadMemory(max_bytes=2 << 20)
+        for number in range(4000 if slots < 2 else 20):
+            entry = {
+                slot: Slot(f"{number:024}-{slot}", 1.5 + number, bytes(data_bytes), 2.5 + number)
+                for slot in range(slots)
+            }
+            keep(memory, ReadEntry(f"{number:064x}"), Entry(0.0, entry), source)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.6 < taken / memory.size_bytes < 1.25
 
 
 def test_a_read_that_fails_leaves_nothing_behind() -> None:

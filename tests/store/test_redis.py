@@ -268,6 +268,7 @@ class TestKeys:
             f"{BOOKS}ledger:free:{now:%Y-%m-%d}": None,
             f"{BOOKS}ledger-days:charged": None,
             f"{BOOKS}ledger-days:free": None,
+            f"{BOOKS}reserved:w": None,
             f"{BOOKS}ledger": None,
             f"{BOOKS}writers": None,
             f"{BOOKS}writer-numbers": None,

@@ -35,7 +35,6 @@ class OpenPurchase:
 
     purchase: str
     worker: str
-    state: str
     reserved_at: float
     """The store's time in Unix seconds; 0 if it is not known."""
     reserved: Mapping[WindowName, Mapping[str, int]] | None

@@ -22,6 +22,10 @@ MAX_TOPICS: Final = 4096
 MAX_LEARNED: Final = 512
 """Keys of a topic; the oldest ones are forgotten first."""
 
+MAX_OF_QUEUE: Final = 64
+"""Of those that every reservation of a limited account is sent with. A script reads no tickets of
+more than 50 keys."""
+
 _ANSWER: Final = re.compile(r"(?:ERR )?(?:CALENDAR|KEYS) (\d+)(?: (\d+) (.*))?", re.DOTALL)
 
 
@@ -60,6 +64,9 @@ class LearnedKeys:
         if not command.recalls and not command.teaches:
             return command
         known = [key for topic in command.recalls for key in self._topics.get(topic, ())]
+        if known and command.offers and command.recalls[0] in self._topics:
+            # For those after it in the batch.
+            self.remember(command.recalls[0], command.offers)
         if command.teaches:
             self.remember(command.teaches, command.keys)
         return command.with_keys(known) if known else command
@@ -71,7 +78,8 @@ class LearnedKeys:
         for key in keys:
             known.pop(key, None)  # to the end
             known[key] = None
-        while len(known) > MAX_LEARNED:
+        most = MAX_OF_QUEUE if topic.startswith("queue ") else MAX_LEARNED
+        while len(known) > most:
             del known[next(iter(known))]
         while len(self._topics) > MAX_TOPICS:
             self._topics.popitem(last=False)

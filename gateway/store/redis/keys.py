@@ -15,6 +15,8 @@ Every key starts with one prefix, `igw:` by default:
 | `igw:{books}:running-totals` | hash | micro-dollars by `<name>:<kind>` | none |
 | `igw:{books}:open:<worker>` | sorted set | the worker's open purchases by time | none; deleted \
 when empty |
+| `igw:{books}:reserved:<worker>` | hash | what each of the worker's open purchases has reserved \
+| the same |
 | `igw:{books}:queue:account:<account>` | hash | the bucket of an account, and its queue's counts \
 | a day after its last use |
 | `igw:{books}:queue:keys:<account>`, `…:heads:<account>` | hash, sorted set | the keys that wait \
@@ -151,6 +153,9 @@ class Keys:
     def open_purchases(self, worker: str) -> str:
         return f"{self.books}open:{worker}"
 
+    def reserved(self, worker: str) -> str:
+        return f"{self.books}reserved:{worker}"
+
     def bucket(self, subject: str, unit: str) -> str:
         return f"{self.books}bucket:{subject}:{unit}"
 
@@ -174,6 +179,11 @@ class Keys:
 
     def taken_turns(self, account: str, worker: str) -> str:
         return f"{self.books}queue:taken:{account}:{worker}"
+
+    @property
+    def asked_often(self) -> str:
+        """No key: a script finds it declared if it has asked for keys `MAX_ASKED` times."""
+        return f"{self.books}asked-often"
 
     def tickets(self, account: str, key: str) -> str:
         return f"{self.books}queue:tickets:{account}:{key}"

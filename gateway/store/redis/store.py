@@ -31,6 +31,10 @@ MAX_ATTEMPTS: Final = 12
 """How often a script is sent that wants other days or further keys. Each step of a script may need
 keys of its own, and others write them meanwhile."""
 
+MAX_ASKED: Final = 3
+"""How often a script of a queue may ask. Then it does without further keys: it estimates a position,
+or takes the turns that it can."""
+
 
 class RedisStore:
     """A `protocol.Store` in one Redis server, opened by `open_redis_store`."""
@@ -104,7 +108,7 @@ class RedisStore:
         Only those: the others were executed, and none of them depends on one that did nothing.
         """
         further: dict[int, dict[str, None]] = defaultdict(dict)
-        for _ in range(1, MAX_ATTEMPTS):
+        for attempt in range(1, MAX_ATTEMPTS):
             repeats = {
                 i: repeat for i, reply in enumerate(replies) if (repeat := read_repeat(reply))
             }
@@ -112,7 +116,10 @@ class RedisStore:
                 return
             for i, repeat in repeats.items():
                 self._windows.use_server_time(repeat.now)
-                further[i] |= dict.fromkeys(repeat.keys)
+                # With those of the attempt before: what it knew may be forgotten by now.
+                further[i] |= dict.fromkeys((*encoded[i].keys, *repeat.keys))
+                if attempt >= MAX_ASKED and encoded[i].asked_often:
+                    further[i][encoded[i].asked_often] = None
                 for topic in encoded[i].recalls[:1]:
                     self._learned.remember(topic, repeat.keys)
             # In a cluster, what comes after such a script was not sent yet. It is not sent after

@@ -45,7 +45,9 @@ def _read_books(command: commands.ReadBooks, keys: Keys) -> RedisCommand:
         touched.append(keys.window(window.subject, _name(window)))
     for name in command.totals:
         arguments += (f"{name}:{kind}" for kind in RunningTotal._fields)
-    return script_command("read_books", touched, arguments, read=read)
+    # Of those with purchases the keys follow from the workers, which rarely change.
+    recalls = ("workers",) if command.max_purchases else ()
+    return script_command("read_books", touched, arguments, read=read, recalls=recalls)
 
 
 def _name(window: WindowName) -> str:
@@ -66,16 +68,14 @@ def _read_window(flat: Sequence[bytes]) -> WindowAmounts:
 def _read_purchases(reply: Any) -> Sequence[OpenPurchase] | None:
     if reply == b"":
         return None
-    fields = iter(reply)
     return [
         OpenPurchase(
             purchase.decode(),
             worker.decode(),
-            state.decode(),
             int(at or 0) / SECOND,
             _read_reserved(packed, scopes),
         )
-        for purchase, worker, state, at, packed, scopes in zip(*[fields] * 6, strict=True)
+        for purchase, worker, at, packed, scopes in reply
     ]
 
 

@@ -45,6 +45,10 @@ class RedisCommand:
     """Topics of `learned_keys`: keys that earlier commands had, or were asked for."""
     teaches: str = ""
     """The topic under which its keys are remembered."""
+    offers: tuple[str, ...] = ()
+    """Keys that others of its first topic will ask for, once one has asked."""
+    asked_often: str = ""
+    """A key that is nowhere. If it is declared, the script does without further keys."""
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None
     """Reply → further commands, of any slots. `read` then gets a list of the reply and theirs."""
     name: str = ""
@@ -88,6 +92,8 @@ def script_command(
     cursor_at: int | None = None,
     recalls: tuple[str, ...] = (),
     teaches: str = "",
+    offers: tuple[str, ...] = (),
+    asked_often: str = "",
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None,
 ) -> RedisCommand:
     """Runs a script of `lua/`. `keys` are all that it touches, as far as they are known."""
@@ -100,6 +106,8 @@ def script_command(
         arguments=rest,
         recalls=recalls,
         teaches=teaches,
+        offers=offers,
+        asked_often=asked_often,
         follow_up=follow_up,
         name=name,
         merge=merge,

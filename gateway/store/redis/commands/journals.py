@@ -78,12 +78,15 @@ def _reserving(
         read=read,
         recalls=(*_queue_topic(place), _purchase_topic(command.purchase)),
         teaches=_purchase_topic(command.purchase),
+        offers=() if place is None else (keys.tickets(place.account, place.key),),
+        asked_often=keys.asked_often,
     )
 
 
 def _journal_keys(command: commands.Reserve | commands.Reroute, keys: Keys) -> list[str]:
     """What a purchase's reservation touches, and with it its settlement."""
-    touched = [keys.journal(command.purchase), keys.open_purchases(command.worker)]
+    worker = command.worker
+    touched = [keys.journal(command.purchase), keys.open_purchases(worker), keys.reserved(worker)]
     touched += counter_keys((c.counter for c in command.consumptions), keys)
     for subject in command.subjects:
         touched += keys.calendar_windows(subject)
@@ -91,7 +94,7 @@ def _journal_keys(command: commands.Reserve | commands.Reroute, keys: Keys) -> l
     if place is not None and place.is_limited:
         touched += keys.account(place.account)
         touched.append(keys.tickets(place.account, place.key))
-        touched.append(keys.taken_turns(place.account, command.worker))
+        touched.append(keys.taken_turns(place.account, worker))
     return list(dict.fromkeys(touched))
 
 
@@ -276,9 +279,13 @@ def _take_turns(command: commands.TakeTurns, keys: Keys) -> RedisCommand:
         *keys.account(command.account),
         keys.slow_workers(command.account),
         keys.taken_turns(command.account, command.worker),
+        keys.reserved(command.worker),
     ]
-    topic = f"queue {command.account}"
-    return script_command("take_turns", touched, arguments, read=read, recalls=(topic,))
+    # What it asks for is much more than the others need: journals too.
+    topics = (f"turns {command.account}", f"queue {command.account}")
+    return script_command(
+        "take_turns", touched, arguments, read=read, recalls=topics, asked_often=keys.asked_often
+    )
 
 
 @encode.register
@@ -296,7 +303,9 @@ def _read_turns(command: commands.ReadTurns, keys: Keys) -> RedisCommand:
         *(keys.journal(purchase) for purchase in command.purchases),
     ]
     topic = f"queue {command.account}"
-    return script_command("read_turns", touched, arguments, read=read, recalls=(topic,))
+    return script_command(
+        "read_turns", touched, arguments, read=read, recalls=(topic,), asked_often=keys.asked_often
+    )
 
 
 @encode.register

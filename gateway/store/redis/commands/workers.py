@@ -27,5 +27,6 @@ def _expired_workers(command: commands.ExpiredWorkers, keys: Keys) -> RedisComma
 
 @encode.register
 def _deregister(command: commands.Deregister, keys: Keys) -> RedisCommand:
-    both = [keys.workers, keys.open_purchases(command.worker)]
-    return script_command("deregister", both, [command.worker], read=bool)
+    worker = command.worker
+    touched = [keys.workers, keys.open_purchases(worker), keys.reserved(worker)]
+    return script_command("deregister", touched, [worker], read=bool)

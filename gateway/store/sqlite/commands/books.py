@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gateway.store import commands
 from gateway.store.commands import OpenPurchase, WindowAmounts, WindowName
-from gateway.store.sqlite.commands.journals import SHOWN_STATE, read_windows
+from gateway.store.sqlite.commands.journals import read_windows
 from gateway.store.sqlite.commands.ledger import read_ledger_end
 from gateway.store.sqlite.commands.registry import reads
 from gateway.store.sqlite.commands.running_totals import read_total
@@ -41,7 +41,7 @@ def _read_window(tx: Transaction, window: WindowName) -> WindowAmounts:
 
 def _read_purchases(tx: Transaction, most: int) -> Sequence[OpenPurchase] | None:
     rows = tx.fetch_all(
-        f"SELECT purchase, worker, {SHOWN_STATE}, coalesce(reserved_at, 0), consumptions,"  # noqa: S608
+        "SELECT purchase, worker, coalesce(reserved_at, 0), consumptions,"
         " windows"
         " FROM journals WHERE state != 'settled' LIMIT ?",
         (most + 1,),
@@ -49,6 +49,6 @@ def _read_purchases(tx: Transaction, most: int) -> Sequence[OpenPurchase] | None
     if len(rows) > most:
         return None
     return [
-        OpenPurchase(purchase, worker, state, at, read_windows(packed, scopes))
-        for purchase, worker, state, at, packed, scopes in rows
+        OpenPurchase(purchase, worker, at, read_windows(packed, scopes))
+        for purchase, worker, at, packed, scopes in rows
     ]

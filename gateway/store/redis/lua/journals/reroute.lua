@@ -72,11 +72,14 @@ scopes.windows = pack_current_windows()
 add_reserved(reserved_counters(packed, scopes), 1)
 local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()
-redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
-  'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes), unpack(fields))
+local at, held, windows = digits(now), cjson.encode(packed), cjson.encode(scopes)
+redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', at,
+  'consumptions', held, 'windows', windows, unpack(fields))
+write_reserved(worker, purchase, at, held, windows)
 if journal.worker ~= worker then
   redis.write('ZREM', open_key(journal.worker), purchase)
+  redis.write('HDEL', reserved_key(journal.worker), purchase)
 end
-redis.write('ZADD', open_key(worker), digits(now), purchase)
-redis.write('ZADD', WORKERS, digits(now), worker)
+redis.write('ZADD', open_key(worker), at, purchase)
+redis.write('ZADD', WORKERS, at, worker)
 return { -1, states(consumptions), now, now, exceeded, turn }

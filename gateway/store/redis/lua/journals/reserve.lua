@@ -1,5 +1,5 @@
--- KEYS: the journal, the worker's open purchases, the workers, the counters, and of the account its
--- queue, with the tickets of all keys if others wait.
+-- KEYS: the journal, the worker's open purchases and what they reserve, the workers, the counters, and of
+-- the account its queue, with the tickets of all keys if others wait.
 -- ARGV: purchase, worker, payload, the calendar, the subjects and amounts as JSON, the place at an
 -- account as JSON ('' = none), the consumptions.
 -- Returns the index of the denied consumption (-1 = none), the states, now, the time of the
@@ -37,8 +37,10 @@ end
 write_buckets(consumptions)
 local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()
-redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', digits(now),
-  'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes), unpack(fields))
-redis.write('ZADD', open_key(worker), digits(now), purchase)
-redis.write('ZADD', WORKERS, digits(now), worker)
+local at, held, windows = digits(now), cjson.encode(packed), cjson.encode(scopes)
+redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', at,
+  'consumptions', held, 'windows', windows, unpack(fields))
+write_reserved(worker, purchase, at, held, windows)
+redis.write('ZADD', open_key(worker), at, purchase)
+redis.write('ZADD', WORKERS, at, worker)
 return { -1, states(consumptions), now, now, exceeded, turn }

@@ -119,6 +119,7 @@ local function close(journal)
   redis.write('HDEL', key, 'payload', 'place')
   if not is_lost then
     redis.write('ZREM', open_key(journal.worker), purchase)
+    redis.write('HDEL', reserved_key(journal.worker), purchase)
   end
   return result('settled', journal, consumptions)
 end

@@ -1,6 +1,7 @@
 -- KEYS: the account's queue with the tickets of its first keys, the journals of the first tickets, what
--- the worker was told, and the workers that are slow. ARGV: account, worker, the account's rate and
--- concurrency ('' = none), the purchases that the worker has seen.
+-- the worker was told and has reserved, and the workers that are slow.
+-- ARGV: account, worker, the account's rate and concurrency ('' = none), the purchases that the worker has
+-- seen.
 -- Returns the worker's purchases whose turn has come, the number that wait, microseconds until its
 -- next turn, and 1 if there are more turns to take, for which it needs further keys.
 local HEAD_TIME = 2 * SECOND -- commands.HEAD_SECONDS
@@ -16,12 +17,12 @@ local slow = {}
 local lacks_keys = false -- after a turn was taken: the rest is for the next command
 
 -- The script has to stop where it needs a key that is not declared. It asks for the key, unless it has
--- taken turns before.
+-- taken turns before or has asked often.
 local function may_read(name)
   if declared[name] then
     return true
   end
-  if not has_written then
+  if not has_written and not has_asked_often() then
     ask_for({ name })
   end
   lacks_keys = true
@@ -89,9 +90,12 @@ local function take(ticket)
   local held = take_account(account, ticket.images)
   local key = journal_key(ticket.purchase)
   if held then
-    local packed = cjson.decode(redis.call('HGET', key, 'consumptions'))
+    local at, windows, consumptions = unpack(redis.call('HMGET', key, 'at', 'windows', 'consumptions'))
+    local packed = cjson.decode(consumptions)
     packed[#packed + 1] = held
-    redis.write('HSET', key, 'consumptions', cjson.encode(packed))
+    local encoded = cjson.encode(packed)
+    redis.write('HSET', key, 'consumptions', encoded)
+    write_reserved(worker, ticket.purchase, at, encoded, windows)
   end
   redis.write('HSET', key, 'state', 'reserved')
   redis.write('SADD', told, ticket.purchase)

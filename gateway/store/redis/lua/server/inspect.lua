@@ -5,4 +5,4 @@ local memory, persistence = server_pcall('INFO', 'memory'), server_pcall('INFO',
 if type(memory) == 'table' then
   return { now, '', memory.err }
 end
-return { now, memory .. persistence .. redis.call('INFO', 'replication'), '' }
+return { now, memory .. persistence .. server_pcall('INFO', 'replication'), '' }

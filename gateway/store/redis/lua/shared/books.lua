@@ -14,6 +14,13 @@ local function open_key(worker)
   return BOOKS .. 'open:' .. worker
 end
 
+-- A hash: what each of the worker's open purchases has reserved, so that all of them can be read without
+-- the keys of their journals. A field is the time of the reservation, the consumptions and the windows.
+-- Gateways of earlier versions do not write it.
+local function reserved_key(worker)
+  return BOOKS .. 'reserved:' .. worker
+end
+
 -- All fields of a hash as a table; nil if there is no such hash.
 local function read_hash(key)
   local fields = redis.call('HGETALL', key)

@@ -21,6 +21,12 @@ local function pack_consumptions(consumptions)
   return packed
 end
 
+-- Writes what an open purchase has reserved, which its journal has too. `at` is text.
+local function write_reserved(worker, purchase, at, consumptions, windows)
+  redis.write('HSET', reserved_key(worker), purchase,
+    table.concat({ at, consumptions, windows }, '\n')) -- JSON has no line break
+end
+
 -- The calendar windows of now, as the field `windows` of a journal has them: name and end of each.
 local function pack_current_windows()
   local packed = {}

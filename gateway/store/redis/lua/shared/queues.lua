@@ -147,6 +147,19 @@ local function add_tickets_keys(names, account, packed)
   end
 end
 
+-- Whether the script has asked for keys so often that it has to do without further ones. While others
+-- join and leave a queue all the time, its keys are never the same for long.
+local function has_asked_often()
+  return declared[BOOKS .. 'asked-often']
+end
+
+-- A key of which the script may not read the tickets: `count_ahead` takes all of them for as large as
+-- the first one, whose end is known.
+local function guess_key(account, key, tag, rank)
+  local ends = redis.call('ZSCORE', queue_key('heads', account.name), head_member(rank, key))
+  return ends and { key = key, tag = tag, rank = rank, size = tonumber(ends) - tag }
+end
+
 -- The keys that wait with the first ticket of each, for `count_ahead`; nil if they are many.
 local function read_keys(account)
   account.others = redis.call('ZCARD', queue_key('heads', account.name))
@@ -156,12 +169,20 @@ local function read_keys(account)
   local keys, packed = {}, redis.call('HGETALL', queue_key('keys', account.name))
   local names = {}
   add_tickets_keys(names, account, packed)
-  need(names)
+  if not has_asked_often() then
+    need(names)
+  end
+  account.unknown = account.count -- tickets of the keys that are guessed
   for i = 1, #packed, 2 do
-    local name = tickets_key(account, packed[i])
-    local first = redis.call('ZRANGE', name, 0, 0, 'WITHSCORES')
-    if first[1] then
-      local tag, rank = packed[i + 1]:match('^(%d+) (%d+)$')
+    local name, tag, rank = names[(i + 1) / 2], packed[i + 1]:match('^(%d+) (%d+)$')
+    local is_known = declared[name]
+    local first = is_known and redis.call('ZRANGE', name, 0, 0, 'WITHSCORES') or {}
+    if not is_known then
+      table.insert(keys, guess_key(account, packed[i], tonumber(tag), rank))
+    elseif first[1] then
+      if has_asked_often() then
+        account.unknown = account.unknown - redis.call('ZCARD', name)
+      end
       local head = read_ticket(first[1], first[2])
       table.insert(keys, {
         key = packed[i], name = name, tag = tonumber(tag), rank = rank,
@@ -184,8 +205,15 @@ local function count_ahead(account, own_key, tag, own_rank, besides)
     images = math.min(images, math.max(0, account.images - besides))
     return math.min(account.count, images), images
   end
+  local guessed = 0
   for _, key in ipairs(account.keys) do
-    if key.key ~= own_key then
+    if key.key ~= own_key and key.size then
+      local found = math.max(0, math.floor((tag - key.tag) / key.size))
+      if found * key.size == tag - key.tag and key.rank >= own_rank then
+        found = found - 1
+      end
+      guessed = guessed + math.max(0, found)
+    elseif key.key ~= own_key then
       local last = digits(key.before + tag - key.tag)
       last = key.rank < own_rank and last or '(' .. last
       local found = redis.call('ZCOUNT', key.name, '-inf', last)
@@ -195,6 +223,11 @@ local function count_ahead(account, own_key, tag, own_rank, besides)
         images = images + (tonumber(score) - key.before) / key.per_image
       end
     end
+  end
+  if guessed > 0 then
+    guessed = math.min(guessed, math.max(0, account.unknown))
+    count = count + guessed
+    images = images + guessed * account.images / math.max(1, account.count)
   end
   return count, math.ceil(images)
 end
@@ -271,7 +304,7 @@ end
 local function need_journal(journal)
   local names = {}
   if journal.worker ~= '' then -- a lost one is of no worker
-    names[1] = open_key(journal.worker)
+    names[1], names[2] = open_key(journal.worker), reserved_key(journal.worker)
   end
   add_place_keys(names, journal)
   need(names)
