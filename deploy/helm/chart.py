@@ -27,7 +27,14 @@ GATEWAY_FILE = """\
 """
 
 REFERENCE_OR_EMPTY = {"type": "string", "pattern": r"^$|\$\{"}
-URL_WITHOUT_CREDENTIALS = {"type": "string", "pattern": r"^[^@]*$|\$\{"}
+URL_WITHOUT_CREDENTIALS = {
+    "type": "string",
+    # The password of sentinels, and of a socket's URL, is in the query.
+    "anyOf": [
+        {"pattern": r"\$\{"},
+        {"pattern": "^[^@]*$", "not": {"pattern": "[Pp][Aa][Ss][Ss][Ww][Oo][Rr][Dd]="}},
+    ],
+}
 URLS = {"redis_url", "blobs_url", "proxy"}
 
 

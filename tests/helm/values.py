@@ -78,6 +78,19 @@ WORKING: Final[Mapping[str, Case]] = {
             }
         }
     ),
+    "a cluster and a bucket": Case(
+        {
+            "secret": {"keys": {"redisUrl": ""}},
+            "env": {"GATEWAY_BLOBS_URL": "s3://images/team?region=eu-central-1"},
+            "config": {
+                "gateway": {
+                    "store": {"redis_url": "redis+cluster://n1:6379,n2,n3/0?ssl=true"},
+                    "cache": {"links": "redirect"},
+                }
+            },
+            "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:r"}},
+        }
+    ),
     "everything": Case(
         {
             "imagePullSecrets": [{"name": "registry"}],
@@ -178,6 +191,28 @@ REFUSED_BY_SCHEMA: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
         {"config": {"gateway": {"store": {"redis_url": "redis://:pw@redis:6379/0"}}}},
         "redis_url",
     ),
+    "a password of sentinels": (
+        {
+            "config": {
+                "gateway": {
+                    "store": {"redis_url": "redis+sentinel://s1,s2/main?sentinel_password=pw"}
+                }
+            }
+        },
+        "redis_url",
+    ),
+    "a variable with a password of sentinels": (
+        {"env": {"GATEWAY_BLOBS_URL": "redis+sentinel://s1/main?ssl=true&sentinel_password=pw"}},
+        "GATEWAY_BLOBS_URL",
+    ),
+    "a label of the chart": (
+        {"commonLabels": {"app.kubernetes.io/name": "x"}},
+        "app.kubernetes.io/name",
+    ),
+    "a pod's label of the chart": (
+        {"podLabels": {"app.kubernetes.io/instance": "x"}},
+        "app.kubernetes.io/instance",
+    ),
     "a digest that is none": ({"image": {"digest": "latest"}}, "digest"),
     "another job": ({"monitoring": {"serviceMonitor": {"job": "gateway"}}}, "job"),
     "a name that is too long": ({"fullnameOverride": "a" * 55}, "fullnameOverride"),
@@ -211,6 +246,21 @@ REFUSED_BY_CHART: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
     "no CPU to compare with": (
         {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}},
         "resources.requests.cpu",
+    ),
+    "a variable that the Secret sets": (
+        {"secret": {"keys": {"blobsUrl": "B"}}, "env": {"GATEWAY_BLOBS_URL": "s3://b/p"}},
+        "env.GATEWAY_BLOBS_URL: secret.keys",
+    ),
+    "a further variable that the Secret sets": (
+        {
+            "extraEnv": [
+                {
+                    "name": "GATEWAY_REDIS_URL",
+                    "valueFrom": {"secretKeyRef": {"name": "redis", "key": "url"}},
+                }
+            ]
+        },
+        "secret.keys sets the variable GATEWAY_REDIS_URL",
     ),
     "an ingress for all names": ({"ingress": {"enabled": True}}, "ingress.hosts"),
 }

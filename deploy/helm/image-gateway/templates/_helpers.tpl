@@ -91,6 +91,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end }}
 
+{{/* The key of the Secret of each variable that is read from it; some are empty. */}}
+{{- define "image-gateway.secretVariables" -}}
+{{- $keys := .Values.secret.keys -}}
+{{- $variables := dict
+      "UPSTREAM_API_KEY" $keys.upstreamApiKey
+      "GATEWAY_ADMIN_TOKEN" $keys.adminToken
+      "GATEWAY_METRICS_TOKEN" $keys.metricsToken
+      "GATEWAY_SIGNING_KEYS" $keys.signingKeys
+      "GATEWAY_BLOBS_URL" $keys.blobsUrl -}}
+{{- if eq .Values.store "redis" -}}
+{{- $_ := set $variables "GATEWAY_REDIS_URL" $keys.redisUrl -}}
+{{- end -}}
+{{- toYaml $variables }}
+{{- end }}
+
 {{/* What the schema cannot say. */}}
 {{- define "image-gateway.check" -}}
 {{- if and (eq .Values.store "embedded") (or (gt (int .Values.replicaCount) 1) .Values.autoscaling.enabled) -}}
@@ -109,6 +124,27 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $needed := add (int .Values.shutdown.preStopSeconds) 5 (include "image-gateway.drainSeconds" . | default "0" | int) -}}
 {{- if lt (int .Values.shutdown.graceSeconds) (int $needed) -}}
 {{- fail (printf "shutdown.graceSeconds: %d is too short: purchases that Kubernetes kills are paid for and lost. preStopSeconds, 5 s for load balancers and the longest purchase need %d." (int .Values.shutdown.graceSeconds) (int $needed)) -}}
+{{- end -}}
+{{- /* Kubernetes would take one of two variables with the same name, or refuse both. */ -}}
+{{- $taken := dict "GATEWAY_LISTEN" "the chart" "GATEWAY_ADMIN_LISTEN" "the chart" "GATEWAY_DATA_DIR" "the chart" -}}
+{{- if .Values.tls.secretName -}}
+{{- $_ := set $taken "GATEWAY_TLS_CERT" "tls.secretName" -}}
+{{- $_ := set $taken "GATEWAY_TLS_KEY" "tls.secretName" -}}
+{{- end -}}
+{{- range $name, $key := include "image-gateway.secretVariables" . | fromYaml -}}
+{{- if $key -}}{{- $_ := set $taken $name "secret.keys" -}}{{- end -}}
+{{- end -}}
+{{- range $name, $_ := .Values.env -}}
+{{- if hasKey $taken $name -}}
+{{- fail (printf "env.%s: %s sets that variable already. Remove one of the two." $name (get $taken $name)) -}}
+{{- end -}}
+{{- $_ := set $taken $name "env" -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if hasKey $taken .name -}}
+{{- fail (printf "extraEnv: %s sets the variable %s already. Remove one of the two." (get $taken .name) .name) -}}
+{{- end -}}
+{{- $_ := set $taken .name "extraEnv" -}}
 {{- end -}}
 {{- if and .Values.monitoring.serviceMonitor.enabled (not .Values.secret.keys.metricsToken) -}}
 {{- fail "monitoring.serviceMonitor needs secret.keys.metricsToken: Prometheus reads /metrics with that token." -}}
