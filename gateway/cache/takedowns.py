@@ -14,7 +14,7 @@ from typing import Final
 from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, UpstreamFailure
 from gateway.failure_report import FailureReport, Reason
 from gateway.images import Usage
-from gateway.store.batch import Batch, execute_kept
+from gateway.store.batch import Batch, execute, execute_kept
 from gateway.store.commands import AddToSet, GetValue, SetValue
 from gateway.store.pages import scan_set
 from gateway.store.protocol import Store
@@ -55,14 +55,17 @@ class Takedowns:
         batch.add(SetValue(SPACE, VERSION, secrets.token_bytes(12), None))
         self._digests |= frozenset(digests)
 
-    async def refresh(self) -> Collection[str]:
+    async def refresh(self, *, asks_store: bool = False) -> Collection[str]:
         """Reads the list if it has changed; returns the digests whose bytes are to be deleted.
 
-        The first refresh returns none of the list. Raises `StoreUnavailable`.
+        With `asks_store` it knows every take-down that was answered before; otherwise those that
+        the store has told this worker of. The first refresh returns none of the list. Raises
+        `StoreUnavailable`.
         """
         self.changed.clear()
+        read = execute if asks_store else execute_kept
         # The version before the list: a change in between is read at the next refresh.
-        version = await execute_kept(self._store, _READ_VERSION) or b""
+        version = await read(self._store, _READ_VERSION) or b""
         if version != self._version:
             digests = frozenset([digest async for digest in scan_set(self._store, SPACE, DIGESTS)])
             # At the first refresh: other workers have deleted the bytes of these.

