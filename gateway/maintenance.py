@@ -222,7 +222,8 @@ async def repeat(job: Job) -> None:
             await asyncio.sleep(pause)
         else:
             with suppress(TimeoutError):
-                await asyncio.wait_for(job.start_early.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await job.start_early.wait()
 
 
 # ── steps that no room owns ─────────────────────────────────────────────────────────────────

@@ -190,7 +190,8 @@ async def _wait_for_signal(signals: asyncio.Queue[int], parent: int) -> int:
     """SIGTERM or SIGUSR1. If the parent was killed, no signal will come: that counts as SIGTERM."""
     while os.getppid() == parent:
         with suppress(TimeoutError):
-            return await asyncio.wait_for(signals.get(), timeout=1.0)
+            async with asyncio.timeout(1.0):
+                return await signals.get()
     return signal.SIGTERM
 
 

@@ -298,7 +298,8 @@ class Simulator:
     async def _hang(self, request: web.Request) -> None:
         while is_connected(request) and not self._stopping.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), _POLL_SECONDS)
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._stopping.wait()
         raise Disconnected
 
     def _answer_options(self, request: web.Request, faults: Collection[Fault]) -> AnswerOptions:
