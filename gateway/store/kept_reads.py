@@ -98,7 +98,7 @@ class ReadMemory:
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody waits for news of a name."""
+        """Whether `watch` was called."""
         return bool(self._watches)
 
     def find(self, command: Command[Any]) -> Any:
@@ -159,7 +159,7 @@ class ReadMemory:
         self._notify(self._watches)
 
     def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
-        """Calls `notify` whenever the result of `command` may have changed, or is kept anew."""
+        """Calls `notify` when the result of `command` may have changed, and when it was read again."""
         for name in names_read(command):
             self._watches.setdefault(name, []).append(notify)
 

@@ -444,7 +444,7 @@ class RedisClient:
 
 
 def schema_mismatch_refusal(error: SchemaMismatch) -> StoreUnavailable:
-    """What clients are told; it does not name the store's location."""
+    """The error for clients. Its message leaves out the address of the store."""
     text = (
         f"The gateway's store has schema version {error.found};"
         f" this gateway reads version {error.supported}."

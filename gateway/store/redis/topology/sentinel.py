@@ -90,7 +90,7 @@ class SentinelMaster:
                 raise
             # It may have lost the sentinels together with us. Its role is asked in any case.
             return [self._master.address]
-        # Also one of an earlier election: whoever set up the sentinels anew began from 0.
+        # The epoch may be lower than before: an operator who sets sentinels up again begins at 0.
         self._use(found)
         return [found.address]
 
