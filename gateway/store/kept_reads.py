@@ -159,7 +159,7 @@ class ReadMemory:
         self._notify(self._watches)
 
     def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
-        """Calls `notify` when the result of `command` may have changed, and when it was read again."""
+        """Calls `notify` when the result of `command` may have changed, and after each read."""
         for name in names_read(command):
             self._watches.setdefault(name, []).append(notify)
 

@@ -2,9 +2,9 @@
 
 One server executes a pipeline in order. In a cluster, the commands of a batch go to several nodes,
 each of which may be slow, lost, or move its keys elsewhere while another one goes on. Yet a batch
-says by its order what has to be stored first: the bytes, the journal that names them, the entry, the
-settlement, and last the event for followers. So a command waits for the replies to those before it,
-and nothing more of a batch is sent after an error.
+says by its order what has to be stored first: the bytes, the journal that names them, the entry,
+the settlement, and last the event for followers. So a command waits for the replies to those before
+it, and nothing more of a batch is sent after an error.
 
 Only commands of one kind in a row are sent together: reads with reads, removals with removals, or
 several of the very same command. No caller needs an order among those.

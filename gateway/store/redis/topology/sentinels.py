@@ -1,8 +1,8 @@
 """The sentinels of one service: which master they have elected, and when they elect another.
 
 All are asked at once, and the answer of the latest election counts: a sentinel that a partition
-cuts off still names the old master. The gateway subscribes to each, because any of them may lead the
-next election.
+cuts off still names the old master. The gateway subscribes to each, because any of them may lead
+the next election.
 """
 
 from __future__ import annotations
