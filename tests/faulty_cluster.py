@@ -61,7 +61,8 @@ class FaultyCluster:
     faults: list[deque[Fault]] = field(default_factory=list)
     executed: list[bytes] = field(default_factory=list)
     """The ids in the order of their execution."""
-    connections: set[asyncio.BaseTransport] = field(default_factory=set)
+    connections: dict[asyncio.BaseTransport, int] = field(default_factory=dict)
+    """Those that are open, each with its node."""
     owners: list[int] = field(default_factory=lambda: [s * 3 // SLOTS for s in range(SLOTS)])
 
     @property
@@ -92,10 +93,10 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._cluster.connections.add(transport)
+        self._cluster.connections[transport] = self._node
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cluster.connections.discard(self._transport)
+        self._cluster.connections.pop(self._transport, None)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -171,7 +172,7 @@ async def run_faulty_cluster(
     finally:
         for server in servers:
             server.close()
-        for transport in cluster.connections:
+        for transport in list(cluster.connections):
             transport.close()
         for server in servers:
             await server.wait_closed()

@@ -34,7 +34,6 @@ FAULTS = st.dictionaries(
     st.lists(
         st.builds(
             Fault,
-            # Half of them: faults that are rare alone are rarer together.
             st.sampled_from(["none", "moves", "lies", "asks", *UNEXECUTED, *FINAL, *BREAKS]),
             NODES,
         ),
@@ -73,7 +72,7 @@ def check_reply(reply: Any, one: bytes, executed: Counter[bytes]) -> None:
         assert (reply, executed[one]) == (one, 1)
 
 
-@settings(max_examples=examples(300), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(120), deadline=None, suppress_health_check=list(HealthCheck))
 @given(COMMANDS, FAULTS)
 @example([("a", "settle")] * 3, {0: [Fault("asks", 1)] * 3, 1: [Fault("noscript")] * 3})
 async def test_commands_sent_together(
@@ -102,7 +101,7 @@ async def test_commands_sent_together(
         await eventually(lambda: not cluster.connections)
 
 
-@settings(max_examples=examples(300), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(120), deadline=None, suppress_health_check=list(HealthCheck))
 @given(COMMANDS, FAULTS)
 async def test_a_batch_in_order(
     commands: Sequence[tuple[str, str]], faults: dict[int, list[Fault]]
@@ -146,3 +145,17 @@ async def test_a_batch_in_order(
             for stage in stages[: failed[0] + 1] if failed else stages:
                 assert not any(isinstance(by_id[one], NotReached) for one in stage)
         await eventually(lambda: not cluster.connections)
+
+
+async def test_the_connection_to_a_node_without_slots_is_closed() -> None:
+    commands = [(b"DO", b"%d" % i, b"%d" % i) for i in range(30)]
+    async with run_faulty_cluster({}) as cluster:
+        opened = ClusterClient(cluster.url, keys=Keys("igw:"))
+        async with opened.open():
+            await opened.execute(commands)
+            assert set(cluster.connections.values()) == {0, 1, 2}
+            cluster.owners = [min(owner, 1) for owner in cluster.owners]
+            await opened.execute(commands)
+            await eventually(lambda: 2 not in cluster.connections.values())
+            assert set(opened.nodes()) == {f"127.0.0.1:{port}" for port in cluster.ports[:2]}
+            assert set(cluster.connections.values()) == {0, 1}
