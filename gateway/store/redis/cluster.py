@@ -136,6 +136,10 @@ class ClusterClient:
         await self._prepare(_deadline())
         return await ClusterScan(self.topology, self._execute_on).read(command, cursor_at)
 
+    def may_be_on(self, key: bytes, node: str) -> bool:
+        """Whether the node has the slot of the key; True if it has no slot of this cluster."""
+        return node not in self.topology.primaries or self.topology.owner(slot_of(key)) == node
+
     def translate(self, reply: Exception, command: str) -> Exception:
         """As `RedisClient.translate`."""
         return self._nodes.any().translate(reply, command)
