@@ -693,13 +693,19 @@ class TestFull:
             await store.execute([commands.Track(digest, 10, 60, 100) for digest in "abcd"])
             with server.client() as client:
                 client.config_set("maxmemory", 1)
-            assert await execute(store, commands.EvictionCandidates(15)) == ["a", "b"]
+            assert await execute(store, commands.EvictionCandidates(15)) == {
+                "a": 10,
+                "b": 10,
+            }
             assert await execute(store, commands.AreTracked(("a", "x"))) == [True, False]
             await execute(store, commands.Touch(("a", "b")))
             await execute(store, commands.Untrack(("c",)))
             assert await execute(store, commands.EvictTo(20)) == ["d"]
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
-            assert await execute(store, commands.EvictionCandidates(20)) == ["a", "b"]
+            assert await execute(store, commands.EvictionCandidates(20)) == {
+                "a": 10,
+                "b": 10,
+            }
 
     async def test_a_digest_that_replaces_another_needs_no_room(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
@@ -730,7 +736,7 @@ class TestFull:
             with pytest.raises(StoreFull):
                 await blobs.put(*last, 60)
             candidates = await execute(store, commands.EvictionCandidates(1_500_000))
-            assert candidates == list(images)[:3]
+            assert candidates == dict.fromkeys(list(images)[:3], 500_000)
             for digest in candidates:
                 await blobs.delete(digest)
             await execute(store, commands.Untrack(tuple(candidates)))

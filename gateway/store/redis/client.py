@@ -74,6 +74,14 @@ class NotReached(redis_errors.RedisError):
     """The reply to a command that was not sent, because one before it was answered by an error."""
 
 
+class NodeFull(redis_errors.OutOfMemoryError):
+    """The reply of a node of a cluster whose memory is full."""
+
+    def __init__(self, error: Exception, node: str) -> None:
+        super().__init__(str(error), status_code="OOM")
+        self.node = node
+
+
 @dataclass(frozen=True, slots=True)
 class NodeReplies:
     """The replies of all primaries of a cluster, that of the books' node first."""
@@ -281,10 +289,14 @@ class RedisClient:
         finally:
             pipeline.abort(redis_errors.ConnectionError("the check has ended"))
 
+    def may_be_on(self, key: bytes, node: str) -> bool:
+        """True: all keys are on the one server. In a cluster, whether `node` has this one."""
+        return True
+
     def translate(self, reply: Exception, command: str) -> Exception:
         """A reply as `StoreFull`, `StoreUnavailable`, or `RuntimeError` for a bug of ours."""
         if code_of(reply) == "OOM":
-            return StoreFull()
+            return StoreFull(node=reply.node if isinstance(reply, NodeFull) else None)
         if (fault := self._find_fault(reply)) is None:
             return RuntimeError(f"Redis refused {command}: {reply}")
         reason = f"The Redis {fault.text}"

@@ -7,9 +7,10 @@ all nodes page by page. The connections are `cluster_nodes`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from redis import exceptions as redis_errors
 
@@ -36,6 +37,12 @@ from gateway.store.redis.topology.cluster import ClusterMap, slot_of
 from gateway.store.redis.topology.cluster_addresses import ClusterAddresses
 from gateway.store.redis.topology.single import SingleServer
 from gateway.store.redis.urls import TIMEOUT_SECONDS
+
+MAX_PUBLISHERS: Final = 3
+"""How many nodes are given the same notification."""
+
+PUBLISH_SECONDS: Final = 0.5
+"""How long one of them is waited for that does not answer."""
 
 
 class ClusterClient:
@@ -135,6 +142,24 @@ class ClusterClient:
         """As `RedisClient.scan`, over all primaries one after the other."""
         await self._prepare(_deadline())
         return await ClusterScan(self.topology, self._execute_on).read(command, cursor_at)
+
+    def may_be_on(self, key: bytes, node: str) -> bool:
+        """Whether the node has the slot of the key; True if it has no slot of this cluster."""
+        return node not in self.topology.primaries or self.topology.owner(slot_of(key)) == node
+
+    async def publish(self, channel: str, message: bytes) -> None:
+        """Notifies the subscribers of a channel at all nodes, as far as these can be reached.
+
+        Through several nodes, because one of them may be cut off from others without knowing it.
+        """
+        primaries = self.topology.primaries
+        names = sorted(primaries, key=lambda name: self._nodes.get(name).is_down)[:MAX_PUBLISHERS]
+        command = (b"PUBLISH", channel, message)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                await asyncio.gather(
+                    *(self._execute_on(name, [command]) for name in names), return_exceptions=True
+                )
 
     def translate(self, reply: Exception, command: str) -> Exception:
         """As `RedisClient.translate`."""
