@@ -1,4 +1,4 @@
-"""Python packages that some tests need, each set in a virtual environment outside the repository."""
+"""Python packages that some tests need, in virtual environments outside the repository."""
 
 from __future__ import annotations
 

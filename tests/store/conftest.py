@@ -1,4 +1,4 @@
-"""The two stores as fixtures: every test with `store` runs on both."""
+"""The stores as fixtures: every test with `store` runs on each of them."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "folder",
         "redis",
         "bucket",
-        pytest.param("moto", marks=pytest.mark.long),
-        pytest.param("azurite", marks=pytest.mark.long),
+        # Their first test installs them.
+        pytest.param("moto", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+        pytest.param("azurite", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
     ]
 )
 async def blobs(
