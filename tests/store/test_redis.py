@@ -34,8 +34,10 @@ from gateway.store.commands import Consumption, Counter, Slot, Write
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.protocol import Command, Store
 from gateway.store.redis.commands import encode
+from gateway.store.redis.connection import PipelinedConnection
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import RedisStore, open_redis_store
+from gateway.store.redis.topology.single import SingleServer
 from gateway.store.redis.urls import TIMEOUT_SECONDS, redacted_url
 from gateway.store.wrappers import InstrumentedStore
 from tests.redis_server import binary, skip_without_tls
@@ -592,6 +594,25 @@ class TestOutages:
             with pytest.raises(StoreUnavailable):
                 await execute(store, read("a"))
             assert 1.8 < time.monotonic() - started < 2.3
+
+    async def test_a_request_sent_just_before_its_deadline_ends_no_other(
+        self, redis_url: str
+    ) -> None:
+        """As the last stages of a batch in a cluster, of which another node was slow."""
+        server = SingleServer(redis_url)
+        pipeline = PipelinedConnection(await server.connect((await server.resolve())[0]))
+        loop = asyncio.get_running_loop()
+        try:
+            with redis.Redis.from_url(redis_url) as client:
+                client.client_pause(300)
+            patient = asyncio.create_task(pipeline.execute([(b"PING",)], deadline=loop.time() + 2))
+            await asyncio.sleep(0)
+            with pytest.raises(TimeoutError):
+                await pipeline.execute([(b"PING",)], deadline=loop.time() + 0.02)
+            assert await patient == [b"PONG"]
+            assert await pipeline.execute([(b"ECHO", b"a")], deadline=loop.time() + 2) == [b"a"]
+        finally:
+            pipeline.abort(redis.ConnectionError("the test has ended"))
 
     async def test_a_late_reply_is_never_the_reply_to_another_batch(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:

@@ -107,6 +107,8 @@ class RedisClient:
 
     _retires: Callable[[BaseException], bool] = staticmethod(retires)
 
+    _subject = "The Redis"
+
     def __init__(
         self,
         addresses: Addresses,
@@ -299,7 +301,7 @@ class RedisClient:
             return StoreFull(node=reply.node if isinstance(reply, NodeFull) else None)
         if (fault := self._find_fault(reply)) is None:
             return RuntimeError(f"Redis refused {command}: {reply}")
-        reason = f"The Redis {fault.text}"
+        reason = f"{self._subject} {fault.text}"
         self._outage.occurs(reason, reason=reason)
         return StoreUnavailable(reason=reason)
 

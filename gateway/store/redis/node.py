@@ -54,6 +54,7 @@ class NodeClient(RedisClient):
     ) -> None:
         super().__init__(server, keys=keys, scripts=scripts, holds_books=holds_books)
         self.name = name
+        self._subject = f"The node {name} of the Redis Cluster"
         self.server = server
         self.probe_key: str | None = None
         """A key in one of its slots, which no other command uses."""
