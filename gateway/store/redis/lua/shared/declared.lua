@@ -65,11 +65,3 @@ local redis = {
     return server_call(command, key, ...)
   end,
 }
-
--- Makes a key expire at `time` or later: never before the expiry that it already has.
-local function expire_at_least(key, time)
-  local expiry = milliseconds(time)
-  if redis.call('PEXPIRETIME', key) < tonumber(expiry) then
-    redis.write('PEXPIREAT', key, expiry)
-  end
-end
