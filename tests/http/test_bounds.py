@@ -20,6 +20,7 @@ from tests.gateways import Client, InProcess, Upstream, make_settings, run_gatew
 from tests.http.conftest import OpenGateway
 from tests.local_server import serve
 from tests.pngs import write_png
+from tests.redis_masters import open_masters
 from tests.redis_server import run_redis_server
 
 MIB = 1 << 20
@@ -60,8 +61,12 @@ def stored_bytes(url: str | None, folder: Path) -> int:
     """The bytes of all images, measured in the store itself."""
     if url is None:
         return sum(map(size_of, folder.glob("blobs/??/*")))
-    with redis.Redis.from_url(url) as client:
-        return sum(client.strlen(key) for key in client.scan_iter("igw:blob:*", count=1000))
+    with open_masters(url) as masters:
+        return sum(
+            master.strlen(key)
+            for master in masters
+            for key in master.scan_iter("igw:blob:*", count=1000)
+        )
 
 
 @asynccontextmanager
@@ -230,9 +235,10 @@ def damage(url: str | None, folder: Path) -> None:
             path.write_bytes(flip(path.read_bytes()))
             os.utime(path, (stat.st_atime, stat.st_mtime))
         return
-    with redis.Redis.from_url(url) as client:
-        for key in client.scan_iter("igw:blob:*"):
-            client.set(key, flip(client.get(key)), keepttl=True)
+    with open_masters(url) as masters:
+        for master in masters:
+            for key in master.scan_iter("igw:blob:*"):
+                master.set(key, flip(master.get(key)), keepttl=True)
 
 
 async def test_a_damaged_image_is_bought_again_and_never_served(

@@ -40,6 +40,7 @@ def _machine(figures: Figures) -> Iterable[str]:
 
 def _requests(figures: Figures) -> Iterable[str]:
     loads = {
+        "hit from memory, 2 KB": figures.hit_kept,
         "hit, 2 KB": figures.hit_small,
         "hit, 2 MB": figures.hit_large,
         "purchase, 2 KB": figures.purchase_small,
@@ -171,6 +172,11 @@ def _costs(figures: Figures) -> Iterable[str]:
     yield from _table(header, rows)
 
 
+def _recovery(figures: Figures) -> Iterable[str]:
+    rows = [[fault, f"{seconds:.1f} s"] for fault, seconds in figures.recovery_seconds.items()]
+    yield from _table(["what happens", "longest time without a purchase"], rows)
+
+
 def _assumptions(_: Figures) -> Iterable[str]:
     given = GIVEN
     rows = [
@@ -207,6 +213,7 @@ BLOCKS: dict[str, Callable[[Figures], Iterable[str]]] = {
     "plans": _plans,
     "costs": _costs,
     "assumptions": _assumptions,
+    "recovery": _recovery,
 }
 
 
