@@ -7,8 +7,10 @@ are put in front of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Final
 
@@ -105,11 +107,51 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
 """Aggregate → script → the parts of `lua/shared` in front of it."""
 
 
-def _read_script(aggregate: str, name: str, *shared: str) -> Script:
+_BLANK_LINES: Final = re.compile(r"\n\s*\n")
+
+_COMMENT: Final = re.compile(r" *--.*")
+
+_FUNCTION: Final = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
+
+_NAME: Final = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A function of a part, or what is between two of them."""
+
+    source: str
+    names: frozenset[str]
+    """All words in it, hence what it calls."""
+    function: str = ""
+
+
+@cache
+def _read_pieces(path: str) -> Sequence[_Piece]:
+    """A file below `lua/`, without comments."""
     folder = resources.files("gateway.store.redis") / "lua"
-    parts = [folder / "shared" / f"{part}.lua" for part in shared]
-    parts.append(folder / aggregate / f"{name}.lua")
-    source = "\n".join(part.read_text("utf-8") for part in parts)
+    source, at, pieces = _COMMENT.sub("", (folder / path).read_text("utf-8")), 0, []
+    for found in _FUNCTION.finditer(source):
+        pieces.append(_piece(source[at : found.start()]))
+        pieces.append(_piece(found[0], found[1]))
+        at = found.end()
+    return [*pieces, _piece(source[at:] + "\n")]
+
+
+def _piece(source: str, function: str = "") -> _Piece:
+    return _Piece(source, frozenset(_NAME.findall(source)), function)
+
+
+def _read_script(aggregate: str, name: str, *shared: str) -> Script:
+    """Leaves out the functions that nothing calls: the server makes each of them in every run."""
+    paths = [*(f"shared/{part}.lua" for part in shared), f"{aggregate}/{name}.lua"]
+    pieces = [piece for path in paths for piece in _read_pieces(path)]
+    kept, used = [], set[str]()
+    for piece in reversed(pieces):  # a function can only be called by what comes after it
+        if not piece.function or piece.function in used:
+            kept.append(piece.source)
+            used |= piece.names
+    source = _BLANK_LINES.sub("\n", "".join(reversed(kept)))
     # Redis names a script by its SHA-1. Without the flag, a Python in FIPS mode refuses SHA-1.
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
