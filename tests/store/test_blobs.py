@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.configuration.fields import parse_blobs_url
 from gateway.store.batch import Batch
 from gateway.store.blobs import OPENERS, open_blob_store
 from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
@@ -141,7 +142,8 @@ async def test_a_scan_finds_all_blobs_that_exist_throughout_it(blobs: BlobStore)
 
 
 async def test_the_capacity_is_a_number_or_unlimited(blobs: BlobStore) -> None:
-    assert await blobs.capacity_bytes() in (None, 1 << 30)
+    # Of a cluster the sum of its masters.
+    assert await blobs.capacity_bytes() in (None, 1 << 30, 3 << 30)
 
 
 async def test_ephemeral_blobs_are_separate_and_no_scan_finds_them(blobs: BlobStore) -> None:
@@ -172,6 +174,19 @@ async def test_a_blob_store_is_opened_by_the_scheme_of_its_url(
             await blobs.put(digest(BINARY), BINARY, 60)
     assert (tmp_path / "of images").exists() == (scheme == "file")
     assert scheme in OPENERS
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://h/0", "rediss://h/0", "unix:///h", "redis+sentinel://h/images/0"),
+        *("redis+cluster://h/0", "file:///h", "s3://bucket", "gs://bucket", "az://bucket"),
+    ],
+)
+async def test_every_url_that_the_setting_takes_can_be_opened(url: str) -> None:
+    """Nothing is sent before the first use."""
+    assert parse_blobs_url(url) == url
+    open_blob_store(url)
 
 
 @pytest.mark.parametrize("url", ["ftp://:hunter2@host/", "hunter2", ""])

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from gateway.store.blobs.bucket_url import OPTIONS
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.protocol import BlobStore
+from gateway.store.redis.urls import REDIS_SCHEMES
 
 
 def folder_of(url: str) -> Path:
@@ -41,9 +42,7 @@ def _open_bucket(url: str) -> AbstractAsyncContextManager[BlobStore]:
 
 
 OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStore]]]] = {
-    "redis": _open_redis,
-    "rediss": _open_redis,
-    "redis+cluster": _open_redis,
+    **{scheme: _open_redis for scheme in REDIS_SCHEMES if scheme != "unix"},
     "file": _open_folder,
     **dict.fromkeys(OPTIONS, _open_bucket),
 }
