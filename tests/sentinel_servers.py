@@ -16,6 +16,7 @@ import redis
 from gateway.store.redis.rights import acl_rule
 from tests.ports import free_port
 from tests.redis_server import binary
+from tests.slow_link import SlowLink, run_slow_link
 from tests.waiting import until
 
 SERVICE: Final = "images"
@@ -24,6 +25,9 @@ SENTINELS: Final = 3
 
 DOWN_AFTER_MS: Final = 500
 """A master that is silent for this long is replaced."""
+
+
+FAILOVER_TIMEOUT_MS: Final = 4000
 
 
 @dataclass
@@ -58,6 +62,8 @@ class SentinelServers:
     sentinels: Sequence[Node]
     userinfo: str = ""
     options: str = ""
+    link: SlowLink | None = None
+    """From the first master to its replicas."""
 
     @property
     def url(self) -> str:
@@ -121,12 +127,22 @@ def run_sentinel_servers(
     sentinel_lines: Sequence[str] = (),
     password: str = "",
     sentinel_password: str = "",
+    replication_seconds: float | None = None,
 ) -> Iterator[SentinelServers]:
-    """Runs them in `folder`. A master needs one replica that has not been silent for 2 s."""
+    """Runs them in `folder`. A master needs one replica that has not been silent for 2 s.
+
+    With `replication_seconds` what the first master sends to its replicas takes so long.
+    """
     with ExitStack() as stack:
         servers: list[Node] = []
+        link: SlowLink | None = None
         for i in range(3):
             master = servers[0].port if servers else None
+            if master is not None and replication_seconds is not None:
+                link = link or stack.enter_context(
+                    run_slow_link(master, delay_seconds=replication_seconds)
+                )
+                master = link.port
             servers.append(_start_server(folder / f"server{i}", master, password, server_options))
             stack.callback(_end, servers[-1])
         sentinels: list[Node] = []
@@ -141,7 +157,7 @@ def run_sentinel_servers(
                 )
             )
             stack.callback(_end, sentinels[-1])
-        found = SentinelServers(servers, sentinels)
+        found = SentinelServers(servers, sentinels, link=link)
         until(lambda: all(_answers(each) for each in (*servers, *sentinels)))
         until(lambda: all(_knows_all(each) for each in sentinels))
         found.until_replicas()
@@ -180,7 +196,7 @@ def _start_sentinel(
                 f"dir {folder}",
                 f"sentinel monitor {SERVICE} 127.0.0.1 {master} 2",
                 f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
-                f"sentinel failover-timeout {SERVICE} 4000",
+                f"sentinel failover-timeout {SERVICE} {FAILOVER_TIMEOUT_MS}",
                 f"sentinel parallel-syncs {SERVICE} 2",
                 *([f"sentinel auth-pass {SERVICE} {password}"] if password else []),
                 *([f"requirepass {own_password}"] if own_password else []),

@@ -35,7 +35,11 @@ def counted_in_store(gateway: InProcess) -> int:
     url = gateway.settings.store.redis_url
     if url is not None:
         with open_masters(url.get_secret_value()) as masters:
-            counted = [master.hgetall(f"{BOOKS}refusals") for master in masters]
+            counted = [
+                master.hgetall(key)
+                for master in masters
+                for key in master.keys(f"{BOOKS}refusals")  # other nodes would redirect
+            ]
         return sum(
             int(value)
             for node in counted

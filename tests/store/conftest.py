@@ -15,6 +15,7 @@ from gateway.store.protocol import BlobStore, Store
 from tests.conftest import OpenStore
 from tests.providers import AZURITE_KEY, run_azurite, run_moto
 from tests.redis_server import restricted
+from tests.stores import TOPOLOGIES
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "folder",
         "redis",
         "bucket",
+        *TOPOLOGIES,
         # Their first test installs them.
         pytest.param("moto", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
         pytest.param("azurite", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
@@ -61,6 +63,10 @@ async def blobs(
     """An empty blob store of each kind."""
     if request.param == "folder":
         yield FolderBlobs(tmp_path / "blobs")
+        return
+    if request.param in ("sentinel", "cluster"):
+        async with open_blob_store(request.getfixturevalue(f"{request.param}_url")) as opened:
+            yield opened
         return
     if request.param != "redis":
         url = request.getfixturevalue("bucket_url")

@@ -51,7 +51,11 @@ class RedisBlobs:
         key = self._key(digest)
         ttl = str(math.ceil(ttl_seconds * 1000)).encode()
         # Extend first: otherwise a blob could stop `SET` from writing and then expire.
+        mark = self._client.mark()
         await self._execute((b"PEXPIRE", key, ttl, b"GT"), (b"SET", key, data, b"NX", b"PX", ttl))
+        if self._kind == "blob":
+            # The books may be on another server, and wait for the replicas of that one alone.
+            await self._client.confirm(mark, [key.decode()])
 
     def put_command(self, digest: str, data: bytes, ttl_seconds: float) -> PutBlob | None:
         """The command that stores small bytes, if the store is in the same server."""

@@ -131,6 +131,21 @@ class ClusterClient:
                     return replies
         return replies
 
+    def mark(self) -> Mapping[str, int]:
+        """As `RedisClient.mark`, by the names of the nodes."""
+        return self._nodes.marks()
+
+    async def confirm(self, mark: Any, keys: Sequence[str]) -> None:
+        """As `RedisClient.confirm`, on the nodes that have the keys."""
+        names = dict.fromkeys(self._nodes.owner(slot_of(key)) for key in keys)
+        try:
+            await asyncio.gather(
+                *(self._nodes.get(name).confirm(mark.get(name, 1), keys) for name in names)
+            )
+        except StoreUnavailable:
+            self.topology.want_refresh()
+            raise
+
     async def execute_everywhere(self, command: RawCommand) -> list[Any]:
         """The replies of all primaries, that of the books' node first.
 

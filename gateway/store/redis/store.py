@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
+from gateway.store.commands import Receive, Settle
 from gateway.store.kept_reads import WRITERS, ReadMemory, names_announced, names_written
 from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
@@ -82,6 +83,7 @@ class RedisStore:
                 await self._tracked.announce(names)
 
     async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        mark = self._client.mark() if any(map(_must_be_replicated, commands)) else None
         encoded = self._encode(commands)
         replies = await self._client.run(encoded)
         if any(isinstance(reply, RedisError) for reply in replies):
@@ -91,6 +93,8 @@ class RedisStore:
                 raise self._refusal(command, reply) from reply
         if any(each.follow_up for each in encoded):
             await self._follow_up(commands, encoded, replies)
+        if any(map(_must_be_replicated, commands)):
+            await self._client.confirm(mark, [each.keys[0] for each in encoded if each.keys])
         return [
             self._read(command, each, reply)
             for command, each, reply in zip(commands, encoded, replies, strict=True)
@@ -183,6 +187,11 @@ class RedisStore:
             (*SCRIPT_COMMANDS, *STORE_COMMANDS),
             subscribe=lambda: self._notifications.check(channel),
         )
+
+
+def _must_be_replicated(command: Command[Any]) -> bool:
+    """Whether a purchase that was paid for is lost if a promotion loses the command."""
+    return isinstance(command, Receive) or (isinstance(command, Settle) and bool(command.record))
 
 
 def _has_failed(reply: Any) -> bool:
