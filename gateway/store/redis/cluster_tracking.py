@@ -123,7 +123,7 @@ class TrackedNode(TrackedServer):
         self._is_over.set()
 
     def _forget(self) -> None:
-        self._seen_slots = None
+        self._seen_slots = self._probe_key = None
         self.lose(tuple(self._sources))
         self._memory.notify_watches()
 
@@ -147,23 +147,30 @@ class TrackedNode(TrackedServer):
 
     def _judge(self, answers: Sequence[Any]) -> None:
         self._has_answered = True
+        slots = answers[0]
         for answer in answers:
-            # Of keys that are being moved: the node still has the slot. A node that was demoted
-            # or cut off says MOVED or CLUSTERDOWN.
-            is_moving = type(answer) is redis_errors.AskError
-            if isinstance(answer, redis_errors.RedisError) and not is_moving:
-                self._probe_key = None
+            if isinstance(answer, redis_errors.MovedError):
+                # It may have lost the other slots too, as a master that was demoted.
+                self._forget()
+                self._follow(answer)
+            elif isinstance(answer, redis_errors.AskError):
+                pass  # keys of the slot are being moved: the node still has it
+            elif isinstance(answer, redis_errors.RedisError):  # of a node that is cut off
                 raise answer
-        if self._seen_slots not in (None, answers[0]):
+        if self._seen_slots not in (None, slots):
             self._topology.want_refresh()
-        self._seen_slots = answers[0]
+        self._seen_slots = slots
 
     def _note_refusal(self, command: RedisCommand, reply: redis_errors.RedisError) -> None:
         if isinstance(reply, redis_errors.MovedError):
-            host = reply.host or self._name.rpartition(":")[0]
-            self._topology.move(reply.slot_id, f"{host}:{reply.port}")
-            self._topology.want_refresh()
+            self._follow(reply)
         super()._note_refusal(command, reply)
+
+    def _follow(self, moved: redis_errors.MovedError) -> None:
+        # Without a host, it is the one of the node that says so.
+        host = moved.host or self._name.rpartition(":")[0]
+        self._topology.move(moved.slot_id, f"{host}:{moved.port}")
+        self._topology.want_refresh()
 
 
 class TrackedCluster:
