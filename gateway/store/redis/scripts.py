@@ -58,7 +58,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "read_ledger_back": ("books", "ledger"),
         "search_ledger": ("books", "ledger"),
         "search_refusals": ("books", "refusals"),
-        "trim_ledger": ("books", "ledger"),
+        "trim_ledger": ("books", "ledger", "totals"),
     },
     "lru_index": {
         "track": ("lru_index",),
