@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import redis.asyncio
 
-from tests.gateways import Client, InProcess, Reply, Upstream, open_to_each, run_processes
+from tests.gateways import (
+    Client,
+    InProcess,
+    Reply,
+    Upstream,
+    make_settings,
+    open_to_each,
+    run_gateway,
+    run_processes,
+)
 from tests.http.conftest import OpenGateway
 from tests.waiting import eventually
 
@@ -137,6 +147,70 @@ async def test_bytes_that_are_lost_are_bought_although_the_entry_is_in_memory(
     await gateway.gateway.blob_store.delete(indexed.digest)
     assert (await gateway.client.ask()).cache_status == "fwd=miss; stored"
     assert len(await upstream.calls()) == 2
+
+
+# ── links ───────────────────────────────────────────────────────────────────────────────────
+
+LINK: dict[str, Any] = {"model": "dall-e-3", "response_format": "url"}
+
+
+async def follow(client: Client, reply: Reply) -> int:
+    """The status that the link of a reply answers with."""
+    async with client.session.get(reply.json["data"][0]["url"]) as response:
+        return response.status
+
+
+def calls_of_scripts(url: str) -> int:
+    with redis.Redis.from_url(url) as client:
+        return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+async def test_links_of_hits_from_memory_ask_the_store_nothing(
+    tmp_path: Path, upstream: Upstream, redis_url: str
+) -> None:
+    settings = make_settings(tmp_path, upstream.base_url, redis_url)
+    async with run_gateway(settings) as gateway:
+        alice = await gateway.client.with_key("alice")
+
+        async def are_linked_from_memory() -> bool:
+            before = await asyncio.to_thread(calls_of_scripts, redis_url)
+            hits = (await alice.metrics()).get(HITS, 0.0)
+            replies = [await alice.ask(**LINK) for _ in range(50)]
+            assert {reply.status for reply in replies} == {200}
+            assert await follow(alice, replies[-1]) == 200
+            calls = await asyncio.to_thread(calls_of_scripts, redis_url) - before
+            # Background jobs, and the link that was followed, run a few.
+            return (await alice.metrics()).get(HITS, 0.0) - hits == 50 and calls < 25
+
+        assert await eventually(are_linked_from_memory)
+
+
+async def test_a_link_that_was_given_from_memory_ends_with_a_take_down(gateway: InProcess) -> None:
+    client = gateway.client
+    for _ in range(4):
+        reply = await client.ask(**LINK)
+    reply, count = await counted_hit(gateway, **LINK)
+    assert (await follow(client, reply), count) == (200, 1)
+    image = {"image": reply.headers["x-gateway-image-ids"]}
+    assert (await client.admin("POST", "/admin/cache/takedown", image)).status == 200
+    assert await follow(client, reply) == 410
+    again = await client.ask(**LINK)
+    assert again.cache_status == "fwd=miss; stored"
+    assert await follow(client, again) == 200
+
+
+async def test_an_image_that_was_evicted_is_linked_only_once_it_is_there_again(
+    gateway: InProcess,
+) -> None:
+    client, blobs = gateway.client, gateway.gateway.cache.blobs
+    for _ in range(5):
+        await client.ask(**LINK)
+    blobs.yield_to_books(0)
+    await blobs.evict_to_bound()
+    blobs.yield_to_books(None)
+    again = await client.ask(**LINK)
+    assert again.cache_status == "fwd=miss; stored"
+    assert await follow(client, again) == 200
 
 
 # ── several workers and gateways ────────────────────────────────────────────────────────────
