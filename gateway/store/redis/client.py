@@ -193,7 +193,9 @@ class RedisClient:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
         deadline = _deadline()
         replies = await self._execute(
-            [each.command for each in commands], lambda replies: _find_repeats(commands, replies)
+            [each.command for each in commands],
+            lambda replies: _find_repeats(commands, replies),
+            has_reads=any(each.script not in ALWAYS_WRITE for each in commands),
         )
         for each, reply in zip(commands, replies, strict=True):
             # As good as the probe.
@@ -236,11 +238,13 @@ class RedisClient:
         self,
         commands: Sequence[RawCommand],
         find_repeats: Callable[[Sequence[Any]], Sequence[int]],
+        *,
+        has_reads: bool = True,
     ) -> list[Any]:
         deadline, handshakes = _deadline(), self._handshakes
         try:
             pipeline = await self._ready_pipeline(deadline)
-            if deadline < self._next_probe_at:
+            if deadline < self._next_probe_at or not has_reads:
                 replies = await pipeline.execute(commands, deadline=deadline)
                 repeats = find_repeats(replies)
             else:
