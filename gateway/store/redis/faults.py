@@ -28,6 +28,16 @@ CLUSTER: Final = (
 
 NOT_REDIS: Final = "does not speak Redis' protocol: check host and port."
 
+NO_TLS: Final = (
+    "does not speak TLS: the URL should begin with redis://, or not have ssl=true behind sentinels"
+    " and in a cluster."
+)
+
+TLS: Final = (
+    "speaks TLS: the URL should begin with rediss://, or have ssl=true behind sentinels and in a"
+    " cluster."
+)
+
 _RETIRING: Final = {
     "READONLY": "is a read-only replica: give the address of its master, or promote it"
     " (REPLICAOF NO ONE).",
@@ -35,7 +45,7 @@ _RETIRING: Final = {
     "MASTERDOWN": "is a replica that has lost its master.",
     "CLUSTERDOWN": "is in a cluster that is down.",
     "NOREPLICAS": "has fewer replicas than min-replicas-to-write: it may have been replaced.",
-    "NOAUTH": "needs a password (NOAUTH): redis://USER:PASSWORD@host:6379/0.",
+    "NOAUTH": "needs a password (NOAUTH): put USER:PASSWORD@ into the URL, before the host.",
     "UNBLOCKED": "has become a replica.",
 }
 """Codes of a server that takes no writes of ours now, though another at the same address may.
@@ -217,7 +227,7 @@ def find_connection_fault(error: BaseException, *, is_tls: bool) -> Fault:
         reason = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0]
         return Fault(
             f"has a certificate that is not trusted ({reason or 'verify failed'}): name its"
-            " authority in the URL, rediss://…/0?ssl_ca_certs=/path/ca.pem.",
+            " authority in the URL's options, ssl_ca_certs=/path/ca.pem.",
             lasts=True,
         )
     if "CERTIFICATE_REQUIRED" in text or "HANDSHAKE_FAILURE" in text:
@@ -227,7 +237,7 @@ def find_connection_fault(error: BaseException, *, is_tls: bool) -> Fault:
             lasts=True,
         )
     if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
-        return Fault("does not speak TLS: the URL should begin with redis://.", lasts=True)
+        return Fault(NO_TLS, lasts=True)
     if is_tls and ("No such file" in text or "[SSL]" in text or "PEM lib" in text):
         return Fault(
             "cannot be reached with TLS: a file of ssl_ca_certs, ssl_certfile or ssl_keyfile in"
