@@ -138,6 +138,29 @@ async def _confirms(store: Store, logs: list[dict[str, object]]) -> bool:
     return any(line["event"] == "replication_confirmed" for line in logs)
 
 
+@pytest.mark.long
+async def test_a_master_that_has_lost_its_replicas_says_what_to_do(
+    servers: SentinelServers,
+) -> None:
+    """It refuses the purchase, which is repeated until a replica is back."""
+    async with open_redis_store(servers.url) as store:
+        await has_connected(store)
+        with servers.master.client() as client:
+            client.config_set("min-replicas-to-write", 1)
+        reasons: set[str] = set()
+        with replicas_paused(servers):
+
+            async def is_refused() -> bool:
+                try:
+                    await execute(store, RECEIVE)
+                except StoreUnavailable as error:
+                    reasons.add(error.reason or "")
+                return any("min-replicas-to-write: start a replica" in each for each in reasons)
+
+            await eventually(is_refused)
+        await eventually(lambda: _succeeds(store))
+
+
 async def test_a_user_who_may_not_wait_is_named_with_the_rule(servers: SentinelServers) -> None:
     url = servers.restricted()
     with servers.master.client() as client:
