@@ -478,7 +478,12 @@ class RedisClient:
 
     def _find_fault(self, error: BaseException) -> Fault | None:
         return find_fault(
-            error, user=self.addresses.user, prefix=self._keys.prefix, is_tls=self.addresses.is_tls
+            error,
+            user=self.addresses.user,
+            prefix=self._keys.prefix,
+            is_tls=self.addresses.is_tls,
+            # Those of a cluster's node are fixed, but its slots may get another one.
+            is_elected=self._replication is not None,
         )
 
     def _refusal(self, fault: Fault, code: str = "") -> Exception:
