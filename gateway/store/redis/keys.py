@@ -64,6 +64,7 @@ ephemeral blobs | the same |
 | `igw:ephemeral:<sha256>` | string | the bytes of a partial image | minutes, as requested |
 | `igw:probe` | – | never there: deleted to see whether the server takes writes | – |
 | `igw:events:<flight>` | channel | a notification for each event | – |
+| `igw:events:changes` | channel | what was changed, see `cluster_tracking` | – |
 
 Every script declares all keys that it touches, and they are in one hash slot, so it works in a
 cluster: the books are one slot, the LRU index is one, the bounded sets, the ordered sets and the
