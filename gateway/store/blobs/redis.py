@@ -111,7 +111,7 @@ class RedisBlobs:
         return 0
 
     def remote(self) -> None:
-        """None: the bytes are near."""
+        """None: reading all bytes is as cheap as reading a part."""
 
     def ephemeral(self) -> RedisBlobs:
         """The same server under other keys, for bytes that live for minutes."""
