@@ -35,7 +35,7 @@ CHECK_SECONDS: Final = 60.0
 
 def bucket_of(settings: Settings) -> str | None:
     """The URL of the bucket that has the images; None if they are elsewhere."""
-    url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+    url = settings.store.plain_blobs_url
     return url if is_bucket(url) else None
 
 

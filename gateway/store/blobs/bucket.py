@@ -28,6 +28,7 @@ from gateway.errors import StoreUnavailable
 from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES, detect_format
 from gateway.store.blobs.bucket_client import BucketErrors, bounded, create_client
 from gateway.store.blobs.bucket_url import BucketUrl, parse_bucket_url
+from gateway.store.blobs.digests import check_digest
 
 MULTIPART_BYTES: Final = 8 << 20
 """Larger blobs are written in parts of this size."""
@@ -57,7 +58,6 @@ CHECK_TTL_SECONDS: Final = 600.0
 LIST_PAGE: Final = 1000
 """Objects of one page of S3."""
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _OBJECT: Final = re.compile(r"([0-9a-f]{64})/([0-9a-f]{12})")
 _AFTER: Final = re.compile(r"|[0-9a-f]{64}/[0-9a-f]{12}")
 
@@ -104,7 +104,7 @@ class BucketBlobs:
 
     async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """Stores bytes for at least `ttl_seconds`; putting them again can only extend that."""
-        _check_digest(digest)
+        check_digest(digest)
         expires_at = self._expiry(ttl_seconds)
         async with self._calling("writing"):
             await obstore.put_async(
@@ -127,7 +127,7 @@ class BucketBlobs:
 
     async def delete(self, digest: str) -> None:
         """Deletes every object of the bytes."""
-        _check_digest(digest)
+        check_digest(digest)
         self._expiries.pop(digest, None)
         async with self._deletions:
             names = [meta["path"] async for meta in self._list(digest)]
@@ -223,7 +223,7 @@ class BucketBlobs:
     # ── objects ─────────────────────────────────────────────────────────────────────────────
 
     async def _read(self, digest: str, options: Any) -> bytes | None:
-        _check_digest(digest)
+        check_digest(digest)
         known = self._known(digest)
         if known is not None and (data := await self._get(digest, known, options)) is not None:
             return data
@@ -247,7 +247,7 @@ class BucketBlobs:
 
     async def _locate(self, digest: str) -> tuple[int, int] | None:
         """The expiry and size of the object that lives longest; None if there is none."""
-        _check_digest(digest)
+        check_digest(digest)
         known = self._known(digest)
         if known is not None:
             # HEAD has no body, so only the list below can tell that the whole bucket is missing.
@@ -348,12 +348,6 @@ def _attributes(digest: str, data: bytes) -> dict[str, str]:
         "Content-Disposition": f'{disposition}; filename="img-{digest[:12]}.{kind}"',
         "Cache-Control": "private, max-age=60",
     }
-
-
-def _check_digest(digest: str) -> None:
-    # A digest becomes part of an object's name, so anything else could name another object.
-    if not _DIGEST.fullmatch(digest):
-        raise ValueError("a blob's name is a SHA-256 in lower-case hex")
 
 
 @asynccontextmanager
