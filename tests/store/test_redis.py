@@ -990,9 +990,9 @@ class TestScripts:
         assert kinds <= set(encode.registry)
 
     def test_the_scripts_compute_the_day_as_python_does(self, redis_url: str) -> None:
-        clock = (LUA / "shared" / "clock.lua").read_text()
+        parts = ("clock", "calendar")
         script = (
-            clock
+            "".join((LUA / "shared" / f"{part}.lua").read_text() for part in parts)
             + """
             local found = {}
             for _, time in ipairs(ARGV) do

@@ -7,9 +7,10 @@ nodes, and `cluster_scan` reads them page by page. The connections are `cluster_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from redis import exceptions as redis_errors
 
@@ -36,6 +37,12 @@ from gateway.store.redis.topology.cluster import ClusterMap, slot_of
 from gateway.store.redis.topology.cluster_addresses import ClusterAddresses
 from gateway.store.redis.topology.single import SingleServer
 from gateway.store.redis.urls import TIMEOUT_SECONDS
+
+MAX_PUBLISHERS: Final = 3
+"""How many nodes are given the same notification."""
+
+PUBLISH_SECONDS: Final = 0.5
+"""How long one of them is waited for that does not answer."""
 
 
 class ClusterClient:
@@ -124,6 +131,21 @@ class ClusterClient:
                     return replies
         return replies
 
+    def mark(self) -> Mapping[str, int]:
+        """As `RedisClient.mark`, by the names of the nodes."""
+        return self._nodes.marks()
+
+    async def confirm(self, mark: Any, keys: Sequence[str]) -> None:
+        """As `RedisClient.confirm`, on the nodes that have the keys."""
+        names = dict.fromkeys(self._nodes.owner(slot_of(key)) for key in keys)
+        try:
+            await asyncio.gather(
+                *(self._nodes.get(name).confirm(mark.get(name, 1), keys) for name in names)
+            )
+        except StoreUnavailable:
+            self.topology.want_refresh()
+            raise
+
     async def execute_everywhere(self, command: RawCommand) -> list[Any]:
         """The replies of all primaries, that of the books' node first.
 
@@ -144,6 +166,20 @@ class ClusterClient:
     def may_be_on(self, key: bytes, node: str) -> bool:
         """Whether the node has the slot of the key; True if it has no slot of this cluster."""
         return node not in self.topology.primaries or self.topology.owner(slot_of(key)) == node
+
+    async def publish(self, channel: str, message: bytes) -> None:
+        """Notifies the subscribers of a channel at all nodes, as far as these can be reached.
+
+        Through several nodes, because one of them may be cut off from others without knowing it.
+        """
+        primaries = self.topology.primaries
+        names = sorted(primaries, key=lambda name: self._nodes.get(name).is_down)[:MAX_PUBLISHERS]
+        command, deadline = (b"PUBLISH", channel, message), _deadline()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                await asyncio.gather(
+                    *(self._reads.attempt(name, [command], deadline=deadline) for name in names)
+                )
 
     def translate(self, reply: Exception, command: str) -> Exception:
         """As `RedisClient.translate`."""

@@ -31,11 +31,11 @@ local function untrack(digest)
   if not size then
     return
   end
-  redis.write('ZREM', USED, digest)
-  redis.write('ZREM', EXPIRES, digest)
-  redis.write('HDEL', SIZES, digest)
-  if redis.write('DECRBY', TOTAL, size) == 0 then
-    redis.write('DEL', TOTAL)
+  redis.call('ZREM', USED, digest)
+  redis.call('ZREM', EXPIRES, digest)
+  redis.call('HDEL', SIZES, digest)
+  if redis.call('DECRBY', TOTAL, size) == 0 then
+    redis.call('DEL', TOTAL)
   end
 end
 
