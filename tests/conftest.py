@@ -86,6 +86,8 @@ def sqlite_path(tmp_path: Path) -> Path:
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
     """A cluster of this test process."""
     with run_redis_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        # No test stops its nodes. On a machine under load, a node that is late is not down.
+        cluster.everywhere("CONFIG", "SET", "cluster-node-timeout", 20_000)
         yield cluster
 
 
