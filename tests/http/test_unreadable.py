@@ -285,8 +285,8 @@ def make_silent(settings: Settings, worker: str) -> None:
     if settings.store.redis_url is not None:
         with open_masters(settings.store.redis_url.get_secret_value()) as masters:
             for master in masters:
-                if master.exists(workers := f"{Keys(DEFAULT_PREFIX).books}workers"):
-                    master.zadd(workers, {worker: 1})
+                for key in master.keys(f"{Keys(DEFAULT_PREFIX).books}workers"):
+                    master.zadd(key, {worker: 1})
         return
     with sqlite3.connect(settings.store.data_dir / DATABASE) as database:
         database.execute("UPDATE workers SET heartbeat_at = 1 WHERE worker = ?", (worker,))

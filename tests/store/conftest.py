@@ -1,4 +1,4 @@
-"""The two stores as fixtures: every test with `store` runs on both."""
+"""The stores as fixtures: every test with `store` runs on each of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.conftest import OpenStore
 from tests.declared_keys import can_monitor, monitored
 from tests.providers import AZURITE_KEY, run_azurite, run_moto
 from tests.redis_server import restricted
+from tests.stores import TOPOLOGIES
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -67,8 +68,10 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "folder",
         "redis",
         "bucket",
-        pytest.param("moto", marks=pytest.mark.long),
-        pytest.param("azurite", marks=pytest.mark.long),
+        *TOPOLOGIES,
+        # Their first test installs them.
+        pytest.param("moto", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+        pytest.param("azurite", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
     ]
 )
 async def blobs(
@@ -77,6 +80,10 @@ async def blobs(
     """An empty blob store of each kind."""
     if request.param == "folder":
         yield FolderBlobs(tmp_path / "blobs")
+        return
+    if request.param in ("sentinel", "cluster"):
+        async with open_blob_store(request.getfixturevalue(f"{request.param}_url")) as opened:
+            yield opened
         return
     if request.param != "redis":
         url = request.getfixturevalue("bucket_url")

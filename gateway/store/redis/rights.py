@@ -27,9 +27,10 @@ CONNECTION_COMMANDS: Final = ("EVAL", "PING", "ROLE", "SUBSCRIBE", "UNSUBSCRIBE"
 """Of every connection. `ROLE` is needed only behind sentinels, and `SELECT` too if the URL names
 another database than 0."""
 
-OPTIONAL_COMMANDS: Final = ("CLIENT|TRACKING", "INFO")
+OPTIONAL_COMMANDS: Final = ("CLIENT|TRACKING", "INFO", "WAIT")
 """Without `INFO`, `maxmemory`, the eviction policy and persistence cannot be checked. Without
-`CLIENT|TRACKING`, no worker keeps what it has read (`tracking`)."""
+`CLIENT|TRACKING`, no worker keeps what it has read (`tracking`). Without `WAIT`, purchases do not
+wait for replicas (`replication`)."""
 
 BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLEN", "UNLINK")
 """Of a server that has only images; with `EVAL`, for the handshake."""

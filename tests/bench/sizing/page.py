@@ -72,12 +72,15 @@ def _others(figures: Figures) -> Iterable[str]:
     yield from _table(["figure", ""], rows)
 
 
+_GROUPS = {"lru": "LRU index", "others": "the rest"}
+
+
 def _books(figures: Figures) -> Iterable[str]:
     shares = figures.purchase_shares
     rows = [
         ["Redis' processor time for a purchase", _ms(figures.purchase_small.redis_ms)],
         *(
-            [f"… of this: {group}", _percent(share)]
+            [f"… of this: {_GROUPS.get(group, group)}", _percent(share)]
             for group, share in sorted(shares.items(), key=lambda item: -item[1])
         ),
         ["the books, for a purchase", _ms(figures.purchase_books_ms)],
