@@ -16,7 +16,7 @@ Every key starts with one prefix, `igw:` by default:
 | `igw:{books}:open:<worker>` | sorted set | the worker's open purchases by time | none; deleted \
 when empty |
 | `igw:{books}:reserved:<worker>` | hash | what each of the worker's open purchases has reserved \
-| the same |
+| 7 days after the worker's last heartbeat |
 | `igw:{books}:queue:account:<account>` | hash | the bucket of an account, and its queue's counts \
 | a day after its last use |
 | `igw:{books}:queue:keys:<account>`, `…:heads:<account>` | hash, sorted set | the keys that wait \
