@@ -19,6 +19,7 @@ from gateway.store.commands import MAX_REFUSAL_REASONS, Append, SetValue
 from gateway.wiring.stores import DATABASE
 from tests.gateways import InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
+from tests.redis_masters import open_masters
 from tests.waiting import eventually
 
 BOOKS = "igw:{books}:"
@@ -41,9 +42,18 @@ def counted_in_store(gateway: InProcess) -> int:
     """The refusals that the store has counted in this minute, without the ledger's records."""
     url = gateway.settings.store.redis_url
     if url is not None:
-        with redis.Redis.from_url(url.get_secret_value()) as client:
-            counted = client.hgetall(f"{BOOKS}refusals")
-            return sum(int(value) for name, value in counted.items() if name.startswith(b"count "))
+        with open_masters(url.get_secret_value()) as masters:
+            counted = [
+                master.hgetall(key)
+                for master in masters
+                for key in master.keys(f"{BOOKS}refusals")  # other nodes would redirect
+            ]
+        return sum(
+            int(value)
+            for node in counted
+            for name, value in node.items()
+            if name.startswith(b"count ")
+        )
     db = sqlite3.connect(gateway.settings.store.data_dir / DATABASE)
     try:
         return int(db.execute("SELECT coalesce(sum(count), 0) FROM refusals").fetchone()[0])

@@ -13,18 +13,20 @@ from redis.exceptions import RedisError
 
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
-from gateway.store.kept_reads import WRITERS, ReadMemory, names_written
+from gateway.store.commands import Receive, Settle
+from gateway.store.kept_reads import WRITERS, ReadMemory, names_announced, names_written
 from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
 from gateway.store.redis.client import NodeReplies, NotReached
 from gateway.store.redis.clients import Client, create_client
 from gateway.store.redis.cluster import ClusterClient
+from gateway.store.redis.cluster_tracking import TrackedCluster
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
 from gateway.store.redis.rights import SCRIPT_COMMANDS, STORE_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS
-from gateway.store.redis.tracking import RedisKeptReads, TrackedServer
+from gateway.store.redis.tracking import RedisKeptReads, Tracked, TrackedServer
 from gateway.store.redis.windows import CurrentDays, CurrentWindows
 
 MAX_ATTEMPTS: Final = 12
@@ -48,10 +50,11 @@ class RedisStore:
         notifications: Notifications,
         windows: CurrentWindows,
         memory: ReadMemory,
-        kept: KeptReads,
+        tracked: Tracked,
     ) -> None:
         self.name = name
-        self.kept = kept
+        self.kept: KeptReads = RedisKeptReads(memory, tracked)
+        self._tracked = tracked
         self._memory = memory
         self._keys = keys
         self._client = client
@@ -76,8 +79,11 @@ class RedisStore:
         finally:
             # The server will say so too. But for this worker a change holds once it is answered.
             self._memory.invalidate(names_written(commands))
+            if names := names_announced(commands):
+                await self._tracked.announce(names)
 
     async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        mark = self._client.mark() if any(map(_must_be_replicated, commands)) else None
         encoded = self._encode(commands)
         replies = await self._client.run(encoded)
         if any(isinstance(reply, RedisError) for reply in replies):
@@ -87,6 +93,8 @@ class RedisStore:
                 raise self._refusal(command, reply) from reply
         if any(each.follow_up for each in encoded):
             await self._follow_up(commands, encoded, replies)
+        if any(map(_must_be_replicated, commands)):
+            await self._client.confirm(mark, [each.keys[0] for each in encoded if each.keys])
         return [
             self._read(command, each, reply)
             for command, each, reply in zip(commands, encoded, replies, strict=True)
@@ -181,6 +189,11 @@ class RedisStore:
         )
 
 
+def _must_be_replicated(command: Command[Any]) -> bool:
+    """Whether a purchase that was paid for is lost if a promotion loses the command."""
+    return isinstance(command, Receive) or (isinstance(command, Settle) and bool(command.record))
+
+
 def _has_failed(reply: Any) -> bool:
     """Whether the command was sent, and refused."""
     return isinstance(reply, RedisError) and not isinstance(reply, NotReached)
@@ -195,7 +208,7 @@ async def open_redis_store(
     calendar: Calendar = UTC_CALENDAR,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[RedisStore]:
-    """The store at a `redis://`, `rediss://`, `unix://` or `redis+cluster://` URL.
+    """The store at a URL with one of `urls.REDIS_SCHEMES`.
 
     Sends nothing yet, so a worker can start while Redis is down; the store connects, and
     reconnects, by itself. At the first contact an empty server becomes a store. With `may_create`
@@ -218,12 +231,15 @@ async def open_redis_store(
     notifications = Notifications(client.addresses)
     # What is kept too: another server would not tell of its writes.
     memory = ReadMemory()
-    tracked = TrackedServer(client.addresses, memory, keys=keys)
+    tracked: TrackedServer | TrackedCluster
+    if isinstance(client, ClusterClient):
+        tracked = TrackedCluster(client, memory, keys=keys)
+    else:
+        tracked = TrackedServer(client.addresses, memory, keys=keys)
 
     def reconnect() -> None:
         notifications.reconnect()
-        # One connection sees the writes of one node alone. So nothing is kept of a cluster.
-        if not isinstance(client, ClusterClient):
+        if isinstance(tracked, TrackedServer):  # `TrackedCluster` follows the map by itself
             tracked.reconnect()
 
     client.on_connected = reconnect
@@ -236,5 +252,5 @@ async def open_redis_store(
             notifications=notifications,
             windows=CurrentWindows(calendar, clock),
             memory=memory,
-            kept=RedisKeptReads(memory, tracked),
+            tracked=tracked,
         )

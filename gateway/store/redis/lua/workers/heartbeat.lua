@@ -4,12 +4,12 @@ local MAX_MOVED = 1000
 local expired = {}
 if ARGV[2] ~= '' then
   local before = digits(now - tonumber(ARGV[2]))
-  expired = redis.call('ZRANGEBYSCORE', WORKERS, '-inf', before, 'LIMIT', 0, ARGV[3])
+  expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', before, 'LIMIT', 0, ARGV[3])
 end
 -- Heartbeats from the future, of a clock that was set back, count as of now.
-local future = redis.call('ZRANGEBYSCORE', WORKERS, '(' .. digits(now), '+inf', 'LIMIT', 0, MAX_MOVED)
+local future = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. digits(now), '+inf', 'LIMIT', 0, MAX_MOVED)
 for _, worker in ipairs(future) do
-  redis.write('ZADD', WORKERS, digits(now), worker)
+  redis.call('ZADD', KEYS[1], digits(now), worker)
 end
-redis.write('ZADD', WORKERS, digits(now), ARGV[1])
+redis.call('ZADD', KEYS[1], digits(now), ARGV[1])
 return expired
