@@ -380,13 +380,16 @@ class Blobs:
         # First what has expired, so that nothing else is evicted for it.
         while await execute(self._store, Sweep(SWEEP_LIMIT)) == SWEEP_LIMIT:
             continue
-        while evicted := await execute(self._store, EvictTo(max_bytes)):  # limited to 1000
-            await self._evict(evicted)
-            await self._remove_rest(evicted)
+        totals = await self.totals()
+        if totals.size_bytes > max_bytes:
+            while evicted := await execute(self._store, EvictTo(max_bytes)):  # limited to 1000
+                await self._evict(evicted)
+                await self._remove_rest(evicted)
+            totals = await self.totals()
         partials = EvictTo(partials_bound(max_bytes), index="partials")
         while evicted := await execute(self._store, partials):
             await asyncio.gather(*map(self._blob_store.ephemeral().delete, evicted))
-        self._observer.lru_measured(await self.totals(), max_bytes=max_bytes)
+        self._observer.lru_measured(totals, max_bytes=max_bytes)
 
     async def totals(self) -> LruTotals:
         """How many images are stored, and their bytes. Raises `StoreUnavailable`."""

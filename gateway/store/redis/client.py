@@ -193,7 +193,9 @@ class RedisClient:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
         deadline = _deadline()
         replies = await self._execute(
-            [each.command for each in commands], lambda replies: _find_repeats(commands, replies)
+            [each.command for each in commands],
+            lambda replies: _find_repeats(commands, replies),
+            has_reads=any(each.script not in ALWAYS_WRITE for each in commands),
         )
         for each, reply in zip(commands, replies, strict=True):
             # As good as the probe.
@@ -236,11 +238,13 @@ class RedisClient:
         self,
         commands: Sequence[RawCommand],
         find_repeats: Callable[[Sequence[Any]], Sequence[int]],
+        *,
+        has_reads: bool = True,
     ) -> list[Any]:
         deadline, handshakes = _deadline(), self._handshakes
         try:
             pipeline = await self._ready_pipeline(deadline)
-            if deadline < self._next_probe_at:
+            if deadline < self._next_probe_at or not has_reads:
                 replies = await pipeline.execute(commands, deadline=deadline)
                 repeats = find_repeats(replies)
             else:
@@ -474,7 +478,12 @@ class RedisClient:
 
     def _find_fault(self, error: BaseException) -> Fault | None:
         return find_fault(
-            error, user=self.addresses.user, prefix=self._keys.prefix, is_tls=self.addresses.is_tls
+            error,
+            user=self.addresses.user,
+            prefix=self._keys.prefix,
+            is_tls=self.addresses.is_tls,
+            # Those of a cluster's node are fixed, but its slots may get another one.
+            is_elected=self._replication is not None,
         )
 
     def _refusal(self, fault: Fault, code: str = "") -> Exception:

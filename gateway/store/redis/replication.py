@@ -191,7 +191,7 @@ class _Fence:
             if address is None:
                 raise redis_errors.ConnectionError("another server is being elected")
             self._pipeline = PipelinedConnection(await self._addresses.connect(address))
-            self._address = address
+            self._address, self._replicas, self._lagging_until = address, 1, 0.0
         return self._pipeline
 
 

@@ -66,7 +66,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "read_ledger_back": (*_BOOKS, *_LEDGER),
         "search_ledger": (*_BOOKS, *_LEDGER),
         "search_refusals": (*_BOOKS, "refusals"),
-        "trim_ledger": (*_BOOKS, *_LEDGER),
+        "trim_ledger": (*_BOOKS, *_LEDGER, "totals"),
     },
     "lru_index": {
         "track": _INDEX,

@@ -1,12 +1,16 @@
--- KEYS: the ledger, the days, and the streams of the oldest ones.
+-- KEYS: the checkpoint of the totals, the ledger, the days, and the streams of the oldest ones.
 -- ARGV: how long charged and free records are kept; the bytes of free records, and those from which on
--- also unfolded ones are removed; the last folded position as milliseconds and count; the limit.
+-- also unfolded ones are removed; the limit; if it is not the checkpoint, the last folded position as
+-- milliseconds and count.
 -- Returns how many records were removed, how many of them were not folded, 1 if the limit was reached
 -- or the streams of further days have to be declared, and the bytes of the free records.
 -- A full server lets this script remove, as it never begins with a write that needs memory.
 local max_free, max_unfolded = tonumber(ARGV[3]), tonumber(ARGV[4])
-local folded_ms, folded_count = tonumber(ARGV[5]), tonumber(ARGV[6])
-local left = tonumber(ARGV[7])
+local left = tonumber(ARGV[5])
+local folded_ms, folded_count = tonumber(ARGV[6]), tonumber(ARGV[7])
+if not folded_ms then
+  folded_ms, folded_count = parse_id(checkpoint():match('/(.*)$') or '0-0')
+end
 local FIRST_PAGE, PAGE = 1, 250
 
 local folded_day = day_of_ms(folded_ms)
