@@ -169,7 +169,7 @@ class Totals:
         """
         if not self._folded_to:
             await self.folded_to()
-        # Others may have folded more, but nothing that is not there.
+        # Without a record after this position, other workers have folded nothing further either.
         if not self._has_folded and not await execute(self._store, ReadLedger(self._folded_to, 1)):
             return 0
         # Two folding workers would be correct too, but the work of one would be wasted.
