@@ -52,7 +52,7 @@ class Takedowns:
         digests = tuple(digests)
         batch.add(AddToSet(SPACE, DIGESTS, digests, FOREVER_SECONDS))
         # The version after the list: a worker that sees the new version also reads the new list.
-        batch.add(SetValue(SPACE, VERSION, secrets.token_bytes(12), None))
+        batch.add(SetValue(SPACE, VERSION, secrets.token_bytes(12), None, is_kept=True))
         self._digests |= frozenset(digests)
 
     async def refresh(self, *, asks_store: bool = False) -> Collection[str]:

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from gateway.net.guard import Network, parse_allow_list
-from gateway.store.blobs.bucket_url import is_bucket, parse_bucket_url
+from gateway.store.blobs.bucket_url import BUCKET_SCHEMES, is_bucket, parse_bucket_url
 from gateway.store.redis.urls import REDIS_SCHEMES
 from gateway.values import (
     DURATION,
@@ -508,6 +508,11 @@ def _as_text(pattern: str = "") -> WithJsonSchema:
     return WithJsonSchema({"type": "string"} | ({"pattern": pattern} if pattern else {}))
 
 
+def _any_of(*schemes: str) -> str:
+    """The pattern of how a URL with one of the schemes begins."""
+    return f"(?:{'|'.join(map(re.escape, schemes))})://"
+
+
 def _as_number_or(pattern: re.Pattern[str]) -> WithJsonSchema:
     """The JSON Schema of a positive number, bare or with a unit."""
     text = {"type": "string", "pattern": f"^(?:{pattern.pattern})$"}
@@ -582,11 +587,13 @@ Budget = Annotated[
     _DECIMAL,
 ]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url), _as_text("^https?://")]
-RedisUrl = Annotated[SecretStr, BeforeValidator(parse_redis_url), _as_text("^(?:rediss?|unix)://")]
+RedisUrl = Annotated[
+    SecretStr, BeforeValidator(parse_redis_url), _as_text(f"^{_any_of(*REDIS_SCHEMES)}")
+]
 BlobsUrl = Annotated[
     SecretStr,
     BeforeValidator(parse_blobs_url),
-    _as_text("^(?:(?:s3|gs|az|rediss?|unix)://|file:///)"),
+    _as_text(f"^(?:{_any_of(*BUCKET_SCHEMES, *REDIS_SCHEMES)}|file:///)"),
 ]
 SigningKeys = Annotated[
     tuple[tuple[str, SecretStr], ...], BeforeValidator(parse_signing_keys), _as_text(":")

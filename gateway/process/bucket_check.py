@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import secrets
 import sys
 from collections.abc import Sequence
@@ -117,6 +118,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Only the answer goes to standard output.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    # The parent logs what the answer says.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     main()

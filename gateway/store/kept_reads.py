@@ -156,6 +156,12 @@ class ReadMemory:
         for fill in fills:
             if source is None or fill.source is source:
                 self._cancel(fill.command)
+        self.notify_watches()
+
+    def notify_watches(self) -> None:
+        """What came from a source that is not trusted any more is not forgotten, but not found.
+        Those who watch it read it again.
+        """
         self._notify(self._watches)
 
     def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
@@ -230,6 +236,19 @@ def names_written(commands: Iterable[Command[Any]]) -> Collection[str]:
                 names.append(f"entry:{command.fingerprint}")
             case SetValue() | DeleteValue():
                 names.append(f"value:{command.space}:{command.name}")
+    return names
+
+
+def names_announced(commands: Iterable[Command[Any]]) -> Collection[str]:
+    """What a process itself tells the others, of `names_written`: see `redis.cluster_tracking`.
+
+    Changes for which an administrator waits, and nothing that every purchase writes.
+    """
+    names: dict[str, None] = {}
+    for command in commands:
+        match command:
+            case CompareAndSet() | EmptySlots() | SetValue(is_kept=True):
+                names |= dict.fromkeys(names_written([command]))
     return names
 
 

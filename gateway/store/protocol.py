@@ -138,6 +138,9 @@ class BlobStore(Protocol):
         In Redis half of `maxmemory`, or 1 GiB without one (docs/reference/cache.md#bytes).
         """
 
+    def may_be_on(self, digest: str, node: str) -> bool:
+        """Whether deleting the bytes may free room on this node of a cluster; see `StoreFull`."""
+
     async def sweep(self, limit: int) -> int:
         """Removes up to `limit` expired blobs; 0 in a store that expires them itself."""
 

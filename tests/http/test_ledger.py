@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway import maintenance
 from gateway.billing.totals import Totals
 from gateway.errors import StoreFull
 from gateway.images import Record
@@ -23,6 +24,13 @@ from tests.waiting import eventually
 
 BOOKS = "igw:{books}:"
 NO_REQUESTS = {"requests_per_minute": 0}
+
+
+@pytest.fixture(autouse=True)
+def quick_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs that remove and append records run every second."""
+    monkeypatch.setattr(maintenance, "TRIM_LEDGER_SECONDS", 1.0)
+    monkeypatch.setattr(maintenance, "REFUSALS_SECONDS", 1.0)
 
 
 async def in_store(gateway: InProcess) -> list[Record]:

@@ -169,6 +169,24 @@ sys.exit("obstore" in sys.modules)
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_start_that_is_refused_says_why_in_one_line(tmp_path: Path, bucket_url: str) -> None:
+    file = tmp_path / "gateway.yaml"
+    store = {"data_dir": str(tmp_path / "data"), "blobs_url": bucket_url.replace("images", "none")}
+    admin = {"listen": "127.0.0.1:0", "admin_token": ADMIN_TOKEN}
+    file.write_text(yaml.safe_dump({"server": admin, "store": store, "upstream": {"api_key": "k"}}))
+    served = subprocess.run(
+        [sys.executable, "-m", "gateway", "serve", "--config", str(file)],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    (line,) = served.stderr.splitlines()
+    assert line.startswith("Error: s3://")
+    assert "there is no such bucket" in line
+    assert (served.returncode, served.stdout) == (1, "")
+
+
 async def test_redirects_need_credentials_that_can_sign(
     bucket_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -284,7 +284,7 @@ class Play:
         """The buyer is taken for dead; it may settle all the same afterwards."""
         while True:
             try:
-                await self.recovery.recover_expired()
+                await self.recovery.recover_dead()
                 await self.recovery.recover(self.name)
                 break
             except StoreUnavailable:

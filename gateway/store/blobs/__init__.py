@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from gateway.store.blobs.bucket_url import OPTIONS
+from gateway.store.blobs.bucket_url import BUCKET_SCHEMES
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.protocol import BlobStore
 from gateway.store.redis.urls import REDIS_SCHEMES
@@ -42,22 +42,17 @@ def _open_bucket(url: str) -> AbstractAsyncContextManager[BlobStore]:
 
 
 OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStore]]]] = {
-    **{scheme: _open_redis for scheme in REDIS_SCHEMES if scheme != "unix"},
+    **dict.fromkeys(REDIS_SCHEMES, _open_redis),
     "file": _open_folder,
-    **dict.fromkeys(OPTIONS, _open_bucket),
+    **dict.fromkeys(BUCKET_SCHEMES, _open_bucket),
 }
 """URL scheme → opener. An opener takes the URL and connects lazily."""
 
 
 def open_blob_store(url: str) -> AbstractAsyncContextManager[BlobStore]:
     """The blob store at a URL. Raises `ValueError` for a scheme without an opener."""
-    scheme = url.partition("://")[0]
-    if scheme == "unix":  # a Redis too, on this machine
-        return _open_redis(url)
-    opener = OPENERS.get(scheme)
+    opener = OPENERS.get(url.partition("://")[0])
     if opener is None:
         schemes = ", ".join(f"{scheme}://" for scheme in OPENERS)
-        raise ValueError(
-            f"The URL of a blob store, unless it is unix:///path, begins with one of {schemes}."
-        )
+        raise ValueError(f"The URL of a blob store begins with one of {schemes}.")
     return opener(url)

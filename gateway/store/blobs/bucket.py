@@ -156,6 +156,10 @@ class BucketBlobs:
     async def capacity_bytes(self) -> None:
         """None: a bucket has no limit of its own."""
 
+    def may_be_on(self, digest: str, node: str) -> bool:
+        """True: what goes with the bytes may be on any node."""
+        return True
+
     async def sweep(self, limit: int) -> int:
         """Deletes up to `limit` expired objects. Goes on where the last call has stopped."""
         until = (self._clock() - SWEEP_GRACE_SECONDS) * 1000

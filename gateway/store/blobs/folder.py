@@ -110,6 +110,10 @@ class FolderBlobs:
         """A folder inside this one, for bytes that live for minutes. It has its own sweep."""
         return FolderBlobs(self._root / _EPHEMERAL, self._clock, data_dir=self._data_dir)
 
+    def may_be_on(self, digest: str, node: str) -> bool:
+        """True: what goes with the bytes may be on any node."""
+        return True
+
     async def sweep(self, limit: int) -> int:
         """Removes up to `limit` expired or abandoned files. Returns how many.
 

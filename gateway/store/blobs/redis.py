@@ -102,6 +102,10 @@ class RedisBlobs:
         infos = await self._client.execute_everywhere((b"INFO", b"memory"))
         return min(map(_capacity_of, infos)) * len(infos)
 
+    def may_be_on(self, digest: str, node: str) -> bool:
+        """Whether the node has them; True if it is none of this cluster."""
+        return self._client.may_be_on(self._key(digest), node)
+
     async def sweep(self, limit: int) -> int:
         """0: Redis expires them itself."""
         return 0

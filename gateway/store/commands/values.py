@@ -12,7 +12,8 @@ class SetValue(Command[bool]):
     """Sets a small value. False, and no change, if a condition is not met.
 
     With `only_if_absent` there must be none, with `expected` it must be one of those; with both,
-    either. The value expires after `ttl_seconds`; None: never.
+    either. The value expires after `ttl_seconds`; None: never. With `is_kept`, processes keep the
+    value in memory (`kept_reads`), and are told at once that it has changed.
     """
 
     space: str
@@ -21,6 +22,7 @@ class SetValue(Command[bool]):
     ttl_seconds: float | None
     only_if_absent: bool = False
     expected: tuple[bytes, ...] = ()
+    is_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,14 @@ class NotReached(redis_errors.RedisError):
     """The reply to a command that was not sent, because one before it was answered by an error."""
 
 
+class NodeFull(redis_errors.OutOfMemoryError):
+    """The reply of a node of a cluster whose memory is full."""
+
+    def __init__(self, error: Exception, node: str) -> None:
+        super().__init__(str(error), status_code="OOM")
+        self.node = node
+
+
 @dataclass(frozen=True, slots=True)
 class NodeReplies:
     """The replies of all primaries of a cluster, that of the books' node first."""
@@ -105,6 +113,8 @@ class RedisClient:
     """
 
     _retires: Callable[[BaseException], bool] = staticmethod(retires)
+
+    _subject = "The Redis"
 
     def __init__(
         self,
@@ -189,7 +199,9 @@ class RedisClient:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
         deadline = _deadline()
         replies = await self._execute(
-            [each.command for each in commands], lambda replies: _find_repeats(commands, replies)
+            [each.command for each in commands],
+            lambda replies: _find_repeats(commands, replies),
+            has_reads=any(each.script not in ALWAYS_WRITE for each in commands),
         )
         for each, reply in zip(commands, replies, strict=True):
             # As good as the probe.
@@ -232,11 +244,13 @@ class RedisClient:
         self,
         commands: Sequence[RawCommand],
         find_repeats: Callable[[Sequence[Any]], Sequence[int]],
+        *,
+        has_reads: bool = True,
     ) -> list[Any]:
         deadline, handshakes = _deadline(), self._handshakes
         try:
             pipeline = await self._ready_pipeline(deadline)
-            if deadline < self._next_probe_at:
+            if deadline < self._next_probe_at or not has_reads:
                 replies = await pipeline.execute(commands, deadline=deadline)
                 repeats = find_repeats(replies)
             else:
@@ -319,13 +333,17 @@ class RedisClient:
         finally:
             pipeline.abort(redis_errors.ConnectionError("the check has ended"))
 
+    def may_be_on(self, key: bytes, node: str) -> bool:
+        """True: all keys are on the one server. In a cluster, whether `node` has this one."""
+        return True
+
     def translate(self, reply: Exception, command: str) -> Exception:
         """A reply as `StoreFull`, `StoreUnavailable`, or `RuntimeError` for a bug of ours."""
         if code_of(reply) == "OOM":
-            return StoreFull()
+            return StoreFull(node=reply.node if isinstance(reply, NodeFull) else None)
         if (fault := self._find_fault(reply)) is None:
             return RuntimeError(f"Redis refused {command}: {reply}")
-        reason = f"The Redis {fault.text}"
+        reason = f"{self._subject} {fault.text}"
         self._outage.occurs(reason, reason=reason)
         return StoreUnavailable(reason=reason)
 

@@ -57,6 +57,7 @@ class NodeClient(RedisClient):
         """`find_fence` returns a key in one of its slots that no other command uses."""
         super().__init__(server, keys=keys, scripts=scripts, holds_books=holds_books)
         self.name = name
+        self._subject = f"The node {name} of the Redis Cluster"
         self.server = server
         self._replication = Replication(server, find_key=find_fence, find_fault=self._find_fault)
         self.probe_key: str | None = None

@@ -14,18 +14,19 @@ from redis.exceptions import RedisError
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
 from gateway.store.commands import Receive, Settle
-from gateway.store.kept_reads import WRITERS, ReadMemory, names_written
+from gateway.store.kept_reads import WRITERS, ReadMemory, names_announced, names_written
 from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
 from gateway.store.redis.client import NodeReplies, NotReached
 from gateway.store.redis.clients import Client, create_client
 from gateway.store.redis.cluster import ClusterClient
+from gateway.store.redis.cluster_tracking import TrackedCluster
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
 from gateway.store.redis.rights import SCRIPT_COMMANDS, STORE_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS
-from gateway.store.redis.tracking import RedisKeptReads, TrackedServer
+from gateway.store.redis.tracking import RedisKeptReads, Tracked, TrackedServer
 from gateway.store.redis.windows import CurrentDays, CurrentWindows
 
 MAX_ATTEMPTS: Final = 12
@@ -49,10 +50,11 @@ class RedisStore:
         notifications: Notifications,
         windows: CurrentWindows,
         memory: ReadMemory,
-        kept: KeptReads,
+        tracked: Tracked,
     ) -> None:
         self.name = name
-        self.kept = kept
+        self.kept: KeptReads = RedisKeptReads(memory, tracked)
+        self._tracked = tracked
         self._memory = memory
         self._keys = keys
         self._client = client
@@ -77,6 +79,8 @@ class RedisStore:
         finally:
             # The server will say so too. But for this worker a change holds once it is answered.
             self._memory.invalidate(names_written(commands))
+            if names := names_announced(commands):
+                await self._tracked.announce(names)
 
     async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         mark = self._client.mark() if any(map(_must_be_replicated, commands)) else None
@@ -227,12 +231,15 @@ async def open_redis_store(
     notifications = Notifications(client.addresses)
     # What is kept too: another server would not tell of its writes.
     memory = ReadMemory()
-    tracked = TrackedServer(client.addresses, memory, keys=keys)
+    tracked: TrackedServer | TrackedCluster
+    if isinstance(client, ClusterClient):
+        tracked = TrackedCluster(client, memory, keys=keys)
+    else:
+        tracked = TrackedServer(client.addresses, memory, keys=keys)
 
     def reconnect() -> None:
         notifications.reconnect()
-        # One connection sees the writes of one node alone. So nothing is kept of a cluster.
-        if not isinstance(client, ClusterClient):
+        if isinstance(tracked, TrackedServer):  # `TrackedCluster` follows the map by itself
             tracked.reconnect()
 
     client.on_connected = reconnect
@@ -245,5 +252,5 @@ async def open_redis_store(
             notifications=notifications,
             windows=CurrentWindows(calendar, clock),
             memory=memory,
-            kept=RedisKeptReads(memory, tracked),
+            tracked=tracked,
         )

@@ -6,6 +6,7 @@ them. A key that a script reads is tracked if it is declared.
 
 The connection leads to the server that takes the commands. It is pinged every second with `TIME`,
 which also tells the server's clock. When it is lost, everything that was read over it is forgotten.
+For the nodes of a cluster see `cluster_tracking`.
 """
 
 from __future__ import annotations
@@ -13,25 +14,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-import hiredis
 import structlog
 from redis import exceptions as redis_errors
-from redis.asyncio.connection import AbstractConnection
 
 from gateway.conditions import Condition
 from gateway.store.kept_reads import Fill, ReadMemory, find_all
 from gateway.store.protocol import Command
 from gateway.store.redis.commands import encode
 from gateway.store.redis.commands.encoding import SECOND, RedisCommand
-from gateway.store.redis.connection import PipelinedConnection, RawCommand
-from gateway.store.redis.faults import CONNECTION_ERRORS, retires
+from gateway.store.redis.connection import RawCommand
+from gateway.store.redis.faults import CONNECTION_ERRORS
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.topology.addresses import Addresses
+from gateway.store.redis.tracked_connection import TrackedConnection, TrackingRefused
 from gateway.store.redis.urls import TIMEOUT_SECONDS
 
 PING_SECONDS: Final = 1.0
@@ -45,52 +45,7 @@ RECONNECT_SECONDS: Final = 0.1
 REFUSED_SECONDS: Final = 60.0
 """The pause after the server refused to track: an operator has to change something."""
 
-TRACK: Final[Sequence[RawCommand]] = ((b"HELLO", b"3"), (b"CLIENT", b"TRACKING", b"ON"))
-
 log = structlog.get_logger(__name__)
-
-
-class TrackingRefused(Exception):
-    """The server, or a proxy before it, does not track what a connection reads."""
-
-
-class TrackedConnection(PipelinedConnection):
-    """A connection whose server pushes the names of keys that were written since it read them.
-
-    `on_invalidated` gets them, or None for all keys. `on_lost` is called when it is lost.
-    """
-
-    def __init__(
-        self,
-        connection: AbstractConnection,
-        *,
-        on_invalidated: Callable[[Sequence[bytes] | None], None],
-        on_lost: Callable[[], None],
-    ) -> None:
-        super().__init__(connection)
-        self._on_invalidated = on_invalidated
-        self._on_lost = on_lost
-
-    async def track(self, *, deadline: float) -> None:
-        """Begins to track. Raises `TrackingRefused`, and as `execute`."""
-        for reply in await self.execute(TRACK, deadline=deadline):
-            if isinstance(reply, redis_errors.RedisError):
-                raise reply if retires(reply) else TrackingRefused(str(reply))
-
-    def send(self, commands: Sequence[RawCommand], *, deadline: float) -> asyncio.Future[list[Any]]:
-        """As `execute`, for a caller that does not wait."""
-        return self._send(commands, deadline=deadline)
-
-    def connection_lost(self, reason: Exception | None) -> None:
-        """Fails the pending requests, and says so."""
-        super().connection_lost(reason)
-        self._on_lost()
-
-    def _receive(self, reply: Any) -> None:
-        if not isinstance(reply, hiredis.PushNotification):
-            super()._receive(reply)
-        elif reply[0] == b"invalidate":
-            self._on_invalidated(reply[1])
 
 
 class TrackedServer:
@@ -102,6 +57,8 @@ class TrackedServer:
         self._keys = keys
         self._time: Callable[[], float] = time.monotonic
         """The clock of the event loop."""
+        self._channel: str | None = None
+        """A channel to listen to, for `_hear`."""
         self._connection: TrackedConnection | None = None
         self._trusted_until = 0.0
         self._ahead_seconds = 0.0
@@ -127,8 +84,7 @@ class TrackedServer:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Stays connected until exit, once something is to be kept."""
-        self._time = asyncio.get_running_loop().time
-        task = asyncio.create_task(self._stay_connected(), name="redis-tracking")
+        task = asyncio.create_task(self.stay_connected(), name="redis-tracking")
         try:
             yield
         finally:
@@ -143,17 +99,16 @@ class TrackedServer:
     def fill(self, commands: Sequence[Command[Any]]) -> None:
         """Reads what is not kept yet."""
         self._is_needed.set()
-        connection = self._connection
-        if connection is None or not self.is_trusted:
+        if not self.is_trusted:
             return
         fills = [fill for command in commands if (fill := self._memory.begin(command, self))]
-        if not fills:
-            return
         # By class in the registry, as in `RedisStore`.
-        encoded = [encode.registry[type(fill.command)](fill.command, self._keys) for fill in fills]
-        deadline = self._time() + TIMEOUT_SECONDS
-        sent = connection.send([each.command for each in encoded], deadline=deadline)
-        sent.add_done_callback(partial(self._end_fills, fills, encoded))
+        self._send(
+            fills, [encode.registry[type(fill.command)](fill.command, self._keys) for fill in fills]
+        )
+
+    async def announce(self, names: Collection[str]) -> None:
+        """Tells other processes of a write: the server does."""
 
     async def find_refusal(self) -> str | None:
         """What the server answers that does not track; over a connection of its own."""
@@ -162,7 +117,7 @@ class TrackedServer:
         except (*CONNECTION_ERRORS, redis_errors.ResponseError):
             return None
         try:
-            await connection.track(deadline=self._time() + TIMEOUT_SECONDS)
+            await self._track(connection)
         except TrackingRefused as refusal:
             return str(refusal)
         except (*CONNECTION_ERRORS, redis_errors.ResponseError):
@@ -170,6 +125,13 @@ class TrackedServer:
         finally:
             connection.abort(redis_errors.ConnectionError("the check has ended"))
         return None
+
+    def _send(self, fills: Sequence[Fill], encoded: Sequence[RedisCommand]) -> None:
+        connection = self._connection
+        if connection is not None and fills:
+            deadline = self._time() + TIMEOUT_SECONDS
+            sent = connection.send([each.command for each in encoded], deadline=deadline)
+            sent.add_done_callback(partial(self._end_fills, fills, encoded))
 
     def _end_fills(
         self,
@@ -180,15 +142,33 @@ class TrackedServer:
         has_failed = sent.cancelled() or sent.exception() is not None
         replies = [None] * len(fills) if has_failed else sent.result()
         for fill, command, reply in zip(fills, encoded, replies, strict=True):
-            # A script that the server has lost is loaded by the connection of the commands.
             if has_failed or isinstance(reply, redis_errors.RedisError):
                 self._memory.end(fill)
             else:
                 self._memory.end(fill, command.read(reply))
+            if isinstance(reply, redis_errors.RedisError):
+                self._note_refusal(command, reply)
+
+    def _note_refusal(self, command: RedisCommand, reply: redis_errors.RedisError) -> None:
+        """A read that was to be kept has failed."""
+        # The connection of the commands loads the scripts. They may have been lost since.
+        if isinstance(reply, redis_errors.NoScriptError) and command.script and self._connection:
+            load = (b"SCRIPT", b"LOAD", command.script.source)
+            loaded = self._connection.send([load], deadline=self._time() + TIMEOUT_SECONDS)
+            loaded.add_done_callback(_drop)
+
+    def _forget(self) -> None:
+        """Forgets everything that was read over the connection."""
+        self._memory.forget(self)
+
+    def _hear(self, message: bytes) -> None:
+        """Gets the messages of the channel."""
 
     # ── the connection ──────────────────────────────────────────────────────────────────────
 
-    async def _stay_connected(self) -> None:
+    async def stay_connected(self) -> None:
+        """Connects again and again, once something is to be kept."""
+        self._time = asyncio.get_running_loop().time
         await self._is_needed.wait()
         while True:
             # Not to a server that no handshake has checked.
@@ -212,14 +192,14 @@ class TrackedServer:
         """Connects, and pings until the connection is lost or leads to the wrong server."""
         connection = await self._connect(on_lost=self._is_over.set)
         try:
-            await connection.track(deadline=self._time() + TIMEOUT_SECONDS)
+            await self._track(connection)
             while not self._is_over.is_set():
                 await self._ping(connection)
                 if self._connection is None:
                     self._connection = connection
                     self._outage.ends()
                     # What is watched was not read over this connection yet.
-                    self._memory.forget(self)
+                    self._forget()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PING_SECONDS):
                         await self._is_over.wait()
@@ -227,37 +207,70 @@ class TrackedServer:
                 raise redis_errors.ConnectionError("the server has closed the connection")
         finally:
             self._connection = None
-            self._memory.forget(self)
+            self._forget()
             connection.abort(redis_errors.ConnectionError("the connection is over"))
 
     async def _connect(self, *, on_lost: Callable[[], None]) -> TrackedConnection:
         async with asyncio.timeout(TIMEOUT_SECONDS):
             address = self._addresses.current or (await self._addresses.resolve())[0]
             opened = await self._addresses.connect(address)
-        return TrackedConnection(opened, on_invalidated=self._invalidate, on_lost=on_lost)
+        return TrackedConnection(
+            opened, on_invalidated=self._invalidate, on_lost=on_lost, on_announced=self._hear
+        )
+
+    async def _track(self, connection: TrackedConnection) -> None:
+        await connection.track(deadline=self._time() + TIMEOUT_SECONDS, channel=self._channel)
 
     async def _ping(self, connection: TrackedConnection) -> None:
         sent_at = self._time()
-        (found,) = await connection.execute([(b"TIME",)], deadline=sent_at + TIMEOUT_SECONDS)
+        questions = [(b"TIME",), *self._questions()]
+        found, *answers = await connection.execute(questions, deadline=sent_at + TIMEOUT_SECONDS)
         if isinstance(found, redis_errors.RedisError):
             raise found
+        self._judge(answers)
         seconds, microseconds = found
         self._ahead_seconds = int(seconds) + int(microseconds) / SECOND - self._time()
         self._trusted_until = sent_at + TRUSTED_SECONDS
 
+    def _questions(self) -> Sequence[RawCommand]:
+        """What else to ask with each ping."""
+        return ()
+
+    def _judge(self, answers: Sequence[Any]) -> None:
+        """Raises redis-py's errors if by these answers the server is not to be trusted."""
+
     def _invalidate(self, keys: Sequence[bytes] | None) -> None:
         if keys is None:  # all keys were deleted
-            self._memory.forget(self)
+            self._forget()
         else:
             self._memory.invalidate(map(self._keys.name_of, keys))
 
 
-class RedisKeptReads:
-    """The `protocol.KeptReads` of a server."""
+def _drop(sent: asyncio.Future[list[Any]]) -> None:
+    """Looks at an outcome that nothing depends on, or asyncio logs it."""
+    if not sent.cancelled():
+        sent.exception()
 
-    def __init__(self, memory: ReadMemory, server: TrackedServer) -> None:
+
+class Tracked(Protocol):
+    """Fills a memory, and tells others what has changed: `TrackedServer` or `TrackedCluster`."""
+
+    def fill(self, commands: Sequence[Command[Any]]) -> None:
+        """Reads what is not kept yet."""
+
+    async def announce(self, names: Collection[str]) -> None:
+        """Tells other processes of a write, if the store does not."""
+
+    async def find_refusal(self) -> str | None:
+        """What the server answers that does not track."""
+
+
+class RedisKeptReads:
+    """The `protocol.KeptReads` of a server or a cluster."""
+
+    def __init__(self, memory: ReadMemory, tracked: Tracked) -> None:
         self._memory = memory
-        self._server = server
+        self._tracked = tracked
 
     def find(self, commands: Sequence[Command[Any]]) -> list[Any] | None:
         """The results, if all of them are kept and hold now."""
@@ -265,7 +278,7 @@ class RedisKeptReads:
 
     def fill(self, commands: Sequence[Command[Any]]) -> None:
         """Reads what is not kept yet."""
-        self._server.fill(commands)
+        self._tracked.fill(commands)
 
     def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
         """Calls `notify` when the result of `command` may have changed."""
@@ -273,4 +286,4 @@ class RedisKeptReads:
 
     async def find_refusal(self) -> str | None:
         """What the server answers that does not track."""
-        return await self._server.find_refusal()
+        return await self._tracked.find_refusal()

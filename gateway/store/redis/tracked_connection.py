@@ -1,0 +1,69 @@
+"""A connection whose server tells of the writes to what was read over it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import hiredis
+from redis import exceptions as redis_errors
+from redis.asyncio.connection import AbstractConnection
+
+from gateway.store.redis.connection import PipelinedConnection, RawCommand
+from gateway.store.redis.faults import retires
+
+TRACK: Final[Sequence[RawCommand]] = ((b"HELLO", b"3"), (b"CLIENT", b"TRACKING", b"ON"))
+
+
+class TrackingRefused(Exception):
+    """The server, or a proxy before it, does not track what a connection reads."""
+
+
+class TrackedConnection(PipelinedConnection):
+    """A connection whose server pushes the names of keys that were written since it read them.
+
+    `on_invalidated` gets them, or None for all keys. `on_announced` gets the messages of a channel
+    that it may also subscribe to. `on_lost` is called when it is lost.
+    """
+
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        *,
+        on_invalidated: Callable[[Sequence[bytes] | None], None],
+        on_lost: Callable[[], None],
+        on_announced: Callable[[bytes], None] = lambda _message: None,
+    ) -> None:
+        super().__init__(connection)
+        self._on_invalidated = on_invalidated
+        self._on_lost = on_lost
+        self._on_announced = on_announced
+
+    async def track(self, *, deadline: float, channel: str | None = None) -> None:
+        """Begins to track, and subscribes to a channel.
+
+        Raises `TrackingRefused`, and as `execute`.
+        """
+        subscribe = [(b"SUBSCRIBE", channel)] if channel is not None else []
+        for reply in await self.execute([*TRACK, *subscribe], deadline=deadline):
+            if isinstance(reply, redis_errors.RedisError):
+                raise reply if retires(reply) else TrackingRefused(str(reply))
+
+    def send(self, commands: Sequence[RawCommand], *, deadline: float) -> asyncio.Future[list[Any]]:
+        """As `execute`, for a caller that does not wait."""
+        return self._send(commands, deadline=deadline)
+
+    def connection_lost(self, reason: Exception | None) -> None:
+        """Fails the pending requests, and says so."""
+        super().connection_lost(reason)
+        self._on_lost()
+
+    def _receive(self, reply: Any) -> None:
+        # The answer to SUBSCRIBE is a push too, in the place of a reply.
+        if not isinstance(reply, hiredis.PushNotification) or reply[0] == b"subscribe":
+            super()._receive(reply)
+        elif reply[0] == b"invalidate":
+            self._on_invalidated(reply[1])
+        elif reply[0] == b"message":
+            self._on_announced(reply[2])
