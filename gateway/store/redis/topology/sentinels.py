@@ -27,7 +27,8 @@ from gateway.store.redis.faults import (
 )
 from gateway.store.redis.topology.addresses import Address, Connector
 from gateway.store.redis.topology.diagnosis import diagnose
-from gateway.store.redis.topology.sentinel_url import SENTINEL_PORT
+from gateway.store.redis.topology.multi_host_url import FORMS
+from gateway.store.redis.urls import SENTINEL_SCHEME
 
 log = structlog.get_logger(__name__)
 
@@ -197,7 +198,7 @@ class Sentinels:
         if any("unknown command" in str(fault).lower() for fault in faults):
             return Fault(
                 f"cannot be found: one of {names} is no sentinel but a Redis: the URL names the"
-                f" hosts and ports of the sentinels, usually {SENTINEL_PORT}.",
+                f" hosts and ports of the sentinels, usually {FORMS[SENTINEL_SCHEME].default_port}.",
                 lasts=True,
             )
         for fault in faults:
