@@ -182,11 +182,11 @@ class Blobs:
         data = self._memory.peek(digest, "raw") or await self._read(digest)
         return None if digest in self._takedowns else data
 
-    # ── bytes that are far away ─────────────────────────────────────────────────────────────
+    # ── remote bytes ────────────────────────────────────────────────────────────────────────
 
     @property
     def are_remote(self) -> bool:
-        """Whether `measure` and `load_part` save reading all bytes, and `presign` is possible."""
+        """Whether `measure` and `load_part` read less than all bytes, and `presign` works."""
         return self._blob_store.remote() is not None
 
     async def measure(self, digest: str) -> int | None:
@@ -206,7 +206,7 @@ class Blobs:
     async def load_part(self, digest: str, part: range) -> bytes | memoryview | None:
         """Some of the raw bytes; None if they are lost or taken down. Raises `StoreUnavailable`.
 
-        A part that is read from far away cannot be compared with the hash of the whole.
+        A part of remote bytes cannot be compared with the hash of the whole.
         """
         cached = self._memory.get(digest, "raw")
         if cached is None and (remote := self._blob_store.remote()) is not None:
@@ -217,9 +217,9 @@ class Blobs:
         return None if data is None else memoryview(data)[part.start : part.stop]
 
     async def presign(self, digest: str, seconds: int) -> str | None:
-        """A URL of the raw bytes for so long; None if they are lost or taken down.
+        """A URL of the raw bytes that works for `seconds`; None if they are lost or taken down.
 
-        Raises `StoreUnavailable`, also if there can be none.
+        Raises `StoreUnavailable`, also if the store can give no URL.
         """
         remote = self._blob_store.remote()
         if remote is None:

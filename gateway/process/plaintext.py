@@ -25,7 +25,7 @@ from gateway.net.guard import (
 )
 from gateway.process.findings import Finding
 from gateway.store.blobs.bucket_url import find_endpoint, is_bucket, parse_bucket_url
-from gateway.store.redis.urls import CLUSTER_SCHEME, SENTINEL_SCHEME
+from gateway.store.redis.urls import is_multi_host_url
 
 _PRIVATE_NAMES: Final = (
     *("localhost", "local", "internal", "intranet", "private", "lan", "home", "corp"),
@@ -143,8 +143,7 @@ def _stores(settings: Settings) -> Found:
 
 def _plain_redis(secret: SecretStr | None, contents: str, variable: str) -> Iterator[str]:
     text = secret.get_secret_value() if secret is not None else ""
-    scheme = text.partition("://")[0]
-    if scheme in (SENTINEL_SCHEME, CLUSTER_SCHEME):
+    if is_multi_host_url(text):
         # Imported only here: redis-py takes longer than most commands on an embedded store.
         from gateway.store.redis.topology.multi_host_url import (  # noqa: PLC0415
             parse_multi_host_url,
@@ -155,7 +154,7 @@ def _plain_redis(secret: SecretStr | None, contents: str, variable: str) -> Iter
         has_password, fix = bool(parts.userinfo), f"add the option ssl=true to {variable}"
     else:
         url = urlsplit(text)
-        hosts = [url.hostname or ""] if scheme == "redis" else []
+        hosts = [url.hostname or ""] if url.scheme == "redis" else []
         has_password, fix = bool(url.password), f"set {variable} to a rediss:// URL"
     if public := [host for host in hosts if is_public_host(host)]:
         also = ", and its password," if has_password else ""

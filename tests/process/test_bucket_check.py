@@ -122,7 +122,9 @@ async def test_a_clock_that_differs_is_a_fault(
     assert re.search(r"differs from this machine's by 3[56][0-9] s: .* NTP", finding.message)
 
 
-async def test_a_bucket_that_is_away_is_waited_for(tmp_path: Path, bucket_url: str) -> None:
+async def test_a_gateway_starts_while_its_bucket_is_unavailable(
+    tmp_path: Path, bucket_url: str
+) -> None:
     """It may come up by itself, so a start only says so."""
     with closed_port() as port, capture_logs() as logs:
         url = f"s3://images?endpoint=http://127.0.0.1:{port}"

@@ -208,7 +208,7 @@ async def open_redis_store(
     calendar: Calendar = UTC_CALENDAR,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[RedisStore]:
-    """The store at a `redis://`, `rediss://`, `unix://` or `redis+cluster://` URL.
+    """The store at a URL with one of `urls.REDIS_SCHEMES`.
 
     Sends nothing yet, so a worker can start while Redis is down; the store connects, and
     reconnects, by itself. At the first contact an empty server becomes a store. With `may_create`
