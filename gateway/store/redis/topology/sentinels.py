@@ -197,8 +197,8 @@ class Sentinels:
             )
         if any("unknown command" in str(fault).lower() for fault in faults):
             return Fault(
-                f"cannot be found: one of {names} is no sentinel but a Redis: the URL names the"
-                f" hosts and ports of the sentinels, usually {FORMS[SENTINEL_SCHEME].default_port}.",
+                f"cannot be found: one of {names} is no sentinel but a Redis. The URL names hosts"
+                f" and ports of the sentinels, usually {FORMS[SENTINEL_SCHEME].default_port}.",
                 lasts=True,
             )
         for fault in faults:
