@@ -404,7 +404,9 @@ class RedisClient:
                 pipeline = await self._connect_once(deadline)
             except _CANNOT_CONNECT as error:
                 is_early = loop.time() + ELECTION_SECONDS < deadline
-                if not (self.addresses.is_elected and retires(error) and is_early):
+                # An election changes no password.
+                may_change = retires(error) and code_of(error) != "NOAUTH"
+                if not (self.addresses.is_elected and may_change and is_early):
                     raise
                 await asyncio.sleep(ELECTION_SECONDS)
                 continue
