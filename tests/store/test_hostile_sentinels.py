@@ -21,6 +21,7 @@ from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.redis.topology.addresses import Address
 from gateway.store.redis.topology.sentinel import SentinelMaster
+from gateway.store.redis.topology.sentinels import PROMOTES
 from tests.ports import closed_port
 from tests.redis_server import run_redis_server
 from tests.waiting import eventually
@@ -158,6 +159,31 @@ async def test_the_latest_election_counts_although_most_do_not_know_of_it(scene:
             return await port() == scene.two
 
         await eventually(has_moved)
+
+
+async def test_a_promotion_of_which_no_announcement_arrived_is_noticed(scene: Scene) -> None:
+    master, was_replaced = SentinelMaster(scene.url), asyncio.Event()
+    master.on_replaced.append(was_replaced.set)
+    async with master.open():
+        await master.resolve()
+        scene.all_name(scene.two, epoch=2)
+        await eventually(was_replaced.is_set)
+
+
+@pytest.mark.parametrize("text", [b":1\r\n", b"*0\r\n", b"$-1\r\n"])
+async def test_announcements_that_are_nonsense_stop_no_others(scene: Scene, text: bytes) -> None:
+    master, was_replaced = SentinelMaster(scene.url), asyncio.Event()
+    master.on_replaced.append(was_replaced.set)
+    sentinel = scene.sentinels[0]
+    async with master.open():
+        await master.resolve()
+        await eventually(lambda: bool(sentinel._subscribers))
+        subscribed = set(sentinel._subscribers)
+        for writer in subscribed:
+            writer.write(b"*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n" + text)
+        await eventually(lambda: bool(sentinel._subscribers - subscribed))
+        sentinel.announce(PROMOTES, b"slave r 127.0.0.1 2 @ images 127.0.0.1 1")
+        await eventually(was_replaced.is_set)
 
 
 async def test_sentinels_that_are_cut_off_lead_nobody_back(scene: Scene) -> None:

@@ -165,8 +165,10 @@ class Sentinels:
             await connection.disconnect(nowait=True)
 
     def _handle(self, message: Any) -> None:
-        if not isinstance(message, list) or message[0] != b"message":
+        if not isinstance(message, list) or message[:1] != [b"message"]:
             return
+        if len(message) != 3 or not isinstance(message[2], bytes):
+            raise redis_errors.InvalidResponse("the text of an announcement was expected")
         # `+switch-master` begins with the service, and the others end with an instance and
         # "@ service host port".
         if self._service.encode() in message[2].split():
