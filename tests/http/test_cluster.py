@@ -24,7 +24,7 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
-from tests.redis_cluster import Node, RedisCluster, run_redis_cluster
+from tests.redis_cluster import Node, RedisCluster, moves_in_one_step, run_redis_cluster
 from tests.store_traffic import show, traffic
 from tests.waiting import eventually
 
@@ -153,7 +153,7 @@ class TestWhileNodesChange:
         self, tmp_path: Path, safe_cluster: RedisCluster
     ) -> None:
         """No request fails. Run with `REDIS_SERVER=…/valkey-server` of version 9 or newer."""
-        if not _moves_in_one_step(safe_cluster):
+        if not moves_in_one_step(safe_cluster):
             pytest.skip("this server has no CLUSTER MIGRATESLOTS: Valkey 9 has")
         async with traffic(tmp_path / "gateway", safe_cluster.url) as now:
             books = safe_cluster.owner(KEYS.books)
@@ -168,10 +168,6 @@ class TestWhileNodesChange:
             show(f"books moved in {moved_at - began:.2f} s, a purchase {seconds:.2f} s later;"
                  f" {await now.settle()}")  # fmt: skip
             assert now.buyers.statuses.keys() == {200}
-
-
-def _moves_in_one_step(cluster: RedisCluster) -> bool:
-    return b"MIGRATESLOTS" in b" ".join(cluster.nodes[0].run("CLUSTER", "HELP"))
 
 
 def _other(cluster: RedisCluster, node: Node) -> Node:
