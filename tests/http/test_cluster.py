@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.http.test_hits_from_memory import until_from_memory
 from tests.redis_cluster import Node, RedisCluster, moves_in_one_step, run_redis_cluster
 from tests.store_traffic import show, traffic
 from tests.waiting import eventually
@@ -74,6 +76,25 @@ async def test_an_image_by_link_is_served_by_the_other_gateway_until_a_purge(
     assert purged.status in (200, 202)
     again = await client.ask("an otter", model="dall-e-2", size="256x256")
     assert "hit" not in again.cache_status
+
+
+async def test_hits_come_from_memory_until_the_other_gateway_changes_something(
+    pair: tuple[InProcess, InProcess, Upstream],
+) -> None:
+    one, other, upstream = pair
+    client = await one.client.with_key()
+    admin = replace(client, url=other.client.url, session=other.client.session, admin_url="")
+    reply = await until_from_memory(client)
+    image = {"image": reply.headers["x-gateway-image-ids"]}
+    assert (await admin.admin("POST", "/admin/cache/takedown", image)).status == 200
+    assert (await client.ask()).cache_status == "fwd=miss; stored"
+    await until_from_memory(client)
+    assert (await admin.admin("POST", "/admin/cache/purge", {"all": True})).status == 200
+    assert (await client.ask()).cache_status == "fwd=miss; stored"
+    await until_from_memory(client)
+    assert (await admin.admin("DELETE", f"/admin/keys/{client.key_id}")).status == 204
+    assert (await client.ask()).status == 401
+    assert len(await upstream.calls()) == 3
 
 
 # ── while nodes change ──────────────────────────────────────────────────────────────────────────
