@@ -354,8 +354,10 @@ class StoreUnavailable(GatewayError):
 class StoreFull(StoreUnavailable):
     """The store has no room left. The evicting store makes room and tries again."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, node: str | None = None) -> None:
         super().__init__("The gateway's store is full.")
+        self.node = node
+        """The node of a cluster that has no room left. The other nodes may have some."""
 
 
 class Charge(StrEnum):

@@ -51,10 +51,11 @@ REVOKED_KEYS_SECONDS: Final = 3600.0
 AUDIT_RETENTION_SECONDS: Final = 3600.0
 ALERT_CLAIMS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
-TEND_LEDGER_SECONDS: Final = 5.0
+TRIM_LEDGER_SECONDS: Final = 10.0
+REFUSALS_SECONDS: Final = 10.0
 PROCESS_SECONDS: Final = 5.0
-LRU_USES_SECONDS: Final = 10.0
-EVICTION_SECONDS: Final = 15.0
+LRU_USES_SECONDS: Final = 20.0
+EVICTION_SECONDS: Final = 30.0
 """Storing an image evicts too. This finds what has expired, and a bound that was lowered."""
 MAX_SWEPT: Final = 500
 HEARTBEAT_RETRY_SECONDS: Final = 1.0
@@ -86,12 +87,18 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job(
             "heartbeat",
             heartbeat_seconds,
-            lambda: send_heartbeat(gateway),
+            gateway.recovery.send_heartbeat,
             retry_seconds=HEARTBEAT_RETRY_SECONDS,
         ),
-        Job("recovery", heartbeat_seconds, gateway.recovery.recover_expired),
+        Job(
+            "recovery",
+            heartbeat_seconds,
+            gateway.recovery.recover_dead,
+            gateway.recovery.has_dead,
+        ),
         Job("ledger", WRITE_EVERY_SECONDS, gateway.ledger.write),
-        Job("ledger_retention", TEND_LEDGER_SECONDS, lambda: tend_ledger(gateway)),
+        Job("ledger_retention", TRIM_LEDGER_SECONDS, lambda: trim_ledger(gateway)),
+        Job("refusals", REFUSALS_SECONDS, lambda: append_refusals(gateway)),
         Job("totals", FOLD_EVERY_SECONDS, gateway.totals.fold),
         Job("totals_retention", REMOVE_EVERY_SECONDS, gateway.totals.remove_expired),
         Job("verification", 60.0, lambda: verify(settings, gateway)),
@@ -144,7 +151,7 @@ async def open_running_gateway(
         # Before the first request: other workers must know this one, and it the take-downs. A
         # gateway also starts without its store.
         with suppress(StoreUnavailable):
-            await send_heartbeat(gateway)
+            await execute(gateway.store, Heartbeat(gateway.worker))
             await gateway.cache.takedowns.refresh()
             await gateway.services.upstream_switches.refresh()
             # Until then no key has a label of its own in the metrics.
@@ -229,11 +236,6 @@ async def repeat(job: Job) -> None:
 # ── steps that no room owns ─────────────────────────────────────────────────────────────────
 
 
-async def send_heartbeat(gateway: Gateway) -> None:
-    """Registers this worker, or tells the others that it is alive."""
-    await execute(gateway.store, Heartbeat(gateway.worker))
-
-
 async def reload_files(gateway: Gateway) -> None:
     """Reads policy and certificate again if their files have changed, or on request."""
     is_requested = gateway.reload_requested.is_set()
@@ -300,15 +302,19 @@ async def keep_retired(gateway: Gateway) -> None:
         await retired_entries.prolong(models)
 
 
-async def tend_ledger(gateway: Gateway) -> None:
-    """Removes old records of the ledger, and appends the refusals of the minute that is over."""
+async def trim_ledger(gateway: Gateway) -> None:
+    """Removes old records of the ledger."""
     # One worker does it for all. Two at a time would only do the same work twice.
     try:
-        if not await has_turn(gateway, "ledger_retention", TEND_LEDGER_SECONDS):
+        if not await has_turn(gateway, "ledger_retention", TRIM_LEDGER_SECONDS):
             return
     except StoreFull:
         pass  # the turn cannot be stored; trimming works in a full store, and makes room
-    await gateway.ledger.trim(await gateway.totals.folded_to())
+    await gateway.ledger.trim()
+
+
+async def append_refusals(gateway: Gateway) -> None:
+    """Appends the refusals of the minute that is over to the ledger."""
     await gateway.ledger.append_refusals()
 
 

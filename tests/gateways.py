@@ -243,8 +243,9 @@ class InProcess:
         """Recovers the open purchases of all other workers; each counts as expired at once."""
         recovery = self.gateway.recovery
         recovery._expires_after_seconds = 0.0
-        await recovery.recover_expired()  # workers expire with the second missed check
-        return await recovery.recover_expired()
+        for _ in range(2):  # workers expire with the second missed check
+            await recovery.send_heartbeat()
+        return await recovery.recover_dead()
 
 
 def leases_at(*gateways: InProcess) -> Leases:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import base64
 import hmac
-import os
 import subprocess
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,10 +15,8 @@ from email.utils import format_datetime
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-import pytest
-
+from tests import npm, python_packages
 from tests.bucket_servers import wait_for_answer
-from tests.npm import install_packages
 from tests.ports import free_port
 
 MOTO = "moto[server]==5.2.5"
@@ -30,14 +26,15 @@ AZURITE_ACCOUNT = "devstoreaccount1"
 AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
-"""What Azurite has unless it is told another; anybody knows it."""
+"""The default key of Azurite, which its documentation names."""
 
 
 @contextmanager
 def run_moto(folder: Path) -> Iterator[str]:
     """The URL of a bucket at moto. It accepts any secret."""
     port = free_port()
-    command = [str(_moto()), "-p", str(port)]
+    program = python_packages.install_packages(MOTO) / "bin" / "moto_server"
+    command = [str(program), "-p", str(port)]
     with _running(command, folder, f"http://127.0.0.1:{port}") as endpoint:
         urlopen(Request(f"{endpoint}/images", method="PUT"), timeout=10).close()
         yield f"s3://images/a/prefix?endpoint={endpoint}&region=us-east-1"
@@ -47,7 +44,7 @@ def run_moto(folder: Path) -> Iterator[str]:
 def run_azurite(folder: Path) -> Iterator[str]:
     """The URL of a container at Azurite, for its own account."""
     port = free_port()
-    script = install_packages(AZURITE) / "node_modules/azurite/dist/src/blob/main.js"
+    script = npm.install_packages(AZURITE) / "node_modules/azurite/dist/src/blob/main.js"
     command = ["node", str(script), "--blobPort", str(port), "--location", str(folder)]
     command += ["--skipApiVersionCheck", "--silent"]
     with _running(command, folder, f"http://127.0.0.1:{port}") as endpoint:
@@ -80,18 +77,3 @@ def _running(command: list[str], folder: Path, endpoint: str) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-
-
-def _moto() -> Path:
-    """The program, installed once, outside the repository."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache) / "image-gateway-tests" / MOTO.replace("[server]", "")
-    if not (folder / "installed").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        pip = [str(folder / "bin/pip"), "install", "--quiet", MOTO]
-        done = subprocess.run(pip, capture_output=True, check=False, text=True)
-        if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1:]
-            pytest.skip(f"pip cannot install {MOTO}: {reason}")
-        (folder / "installed").touch()
-    return folder / "bin/moto_server"

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import redis
 from gateway.store.redis.rights import acl_rule
 from tests.ports import free_port
 from tests.redis_server import binary
+from tests.slow_link import SlowLink, run_slow_link
 from tests.waiting import until
 
 SERVICE: Final = "images"
@@ -26,6 +28,20 @@ DOWN_AFTER_MS: Final = 500
 """A master that is silent for this long is replaced."""
 
 
+FAILOVER_TIMEOUT_MS: Final = 4000
+
+_TLS: Final = Path(__file__).parent / "tls"
+AUTHORITY: Final = str(_TLS / "authority.pem")
+TLS_LINES: Final = (
+    f"tls-cert-file {_TLS / 'server.pem'}",
+    f"tls-key-file {_TLS / 'server-key.pem'}",
+    f"tls-ca-cert-file {AUTHORITY}",
+    "tls-auth-clients no",
+    # To each other too; a sentinel goes by it as well.
+    "tls-replication yes",
+)
+
+
 @dataclass
 class Node:
     """A server or a sentinel."""
@@ -33,10 +49,14 @@ class Node:
     process: subprocess.Popen[bytes]
     port: int
     password: str = ""
+    is_tls: bool = False
 
     def client(self) -> Any:
         """A connection for a test, with the default user."""
-        return redis.Redis(port=self.port, password=self.password or None, protocol=2)
+        trust: dict[str, Any] = {"ssl": True, "ssl_ca_certs": AUTHORITY} if self.is_tls else {}
+        return redis.Redis(
+            "127.0.0.1", self.port, password=self.password or None, protocol=2, **trust
+        )
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
@@ -58,6 +78,8 @@ class SentinelServers:
     sentinels: Sequence[Node]
     userinfo: str = ""
     options: str = ""
+    link: SlowLink | None = None
+    """From the first master to its replicas."""
 
     @property
     def url(self) -> str:
@@ -103,14 +125,7 @@ class SentinelServers:
 
     def until_replicas(self, count: int = 2) -> None:
         """Returns once the master has so many replicas that follow it."""
-
-        def has_replicas() -> bool:
-            with self.master.client() as client:
-                info = client.info("replication")
-            online = [info.get(f"slave{i}", {}).get("state") == "online" for i in range(3)]
-            return sum(online) >= count
-
-        until(has_replicas)
+        until(lambda: _has_replicas(self.master, count))
 
 
 @contextmanager
@@ -121,14 +136,33 @@ def run_sentinel_servers(
     sentinel_lines: Sequence[str] = (),
     password: str = "",
     sentinel_password: str = "",
+    replication_seconds: float | None = None,
+    is_tls: bool = False,
 ) -> Iterator[SentinelServers]:
-    """Runs them in `folder`. A master needs one replica that has not been silent for 2 s."""
+    """Runs them in `folder`. A master needs one replica that has not been silent for 2 s.
+
+    With `is_tls` they serve TLS alone, to clients without a certificate too.
+    With `replication_seconds` what the first master sends to its replicas takes so long.
+    """
     with ExitStack() as stack:
         servers: list[Node] = []
+        link: SlowLink | None = None
         for i in range(3):
             master = servers[0].port if servers else None
-            servers.append(_start_server(folder / f"server{i}", master, password, server_options))
+            if master is not None and replication_seconds is not None:
+                link = link or stack.enter_context(
+                    run_slow_link(master, delay_seconds=replication_seconds)
+                )
+                master = link.port
+            options = [*server_options, *(_as_options(TLS_LINES) if is_tls else [])]
+            servers.append(
+                _start_server(folder / f"server{i}", master, password, options, is_tls=is_tls)
+            )
             stack.callback(_end, servers[-1])
+            # A replica that finds no master tries again a second later.
+            until(partial(_answers, servers[-1]))
+        # A sentinel learns of replicas at its first look, or ten seconds later.
+        until(lambda: _has_replicas(servers[0], 2))
         sentinels: list[Node] = []
         for i in range(SENTINELS):
             sentinels.append(
@@ -137,18 +171,24 @@ def run_sentinel_servers(
                     servers[0].port,
                     password,
                     sentinel_password,
-                    sentinel_lines,
+                    [*(TLS_LINES if is_tls else []), *sentinel_lines],
+                    is_tls=is_tls,
                 )
             )
             stack.callback(_end, sentinels[-1])
-        found = SentinelServers(servers, sentinels)
+        found = SentinelServers(servers, sentinels, link=link)
         until(lambda: all(_answers(each) for each in (*servers, *sentinels)))
         until(lambda: all(_knows_all(each) for each in sentinels))
-        found.until_replicas()
         yield found
 
 
-def _start_server(folder: Path, master: int | None, password: str, options: Sequence[str]) -> Node:
+def _as_options(lines: Sequence[str]) -> list[str]:
+    return [word for line in lines for word in f"--{line}".split(" ", 1)]
+
+
+def _start_server(
+    folder: Path, master: int | None, password: str, options: Sequence[str], *, is_tls: bool
+) -> Node:
     folder.mkdir(parents=True)
     port = free_port()
     given = ["--replicaof", "127.0.0.1", str(master)] if master is not None else []
@@ -156,18 +196,25 @@ def _start_server(folder: Path, master: int | None, password: str, options: Sequ
         given += ["--requirepass", password, "--masterauth", password]
     process = subprocess.Popen(
         [
-            binary(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder),
+            binary(), "--bind", "127.0.0.1", "--dir", str(folder),
+            *(["--port", "0", "--tls-port"] if is_tls else ["--port"]), str(port),
             "--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0",
             "--repl-ping-replica-period", "1", "--min-replicas-to-write", "1",
             "--min-replicas-max-lag", "2", *given, *options,
         ],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    return Node(process, port, password)
+    return Node(process, port, password, is_tls)
 
 
 def _start_sentinel(
-    folder: Path, master: int, password: str, own_password: str, lines: Sequence[str]
+    folder: Path,
+    master: int,
+    password: str,
+    own_password: str,
+    lines: Sequence[str],
+    *,
+    is_tls: bool,
 ) -> Node:
     folder.mkdir(parents=True)
     port = free_port()
@@ -175,12 +222,12 @@ def _start_sentinel(
     configuration.write_text(
         "\n".join(
             [
-                f"port {port}",
+                *(["port 0", f"tls-port {port}"] if is_tls else [f"port {port}"]),
                 "bind 127.0.0.1",
                 f"dir {folder}",
                 f"sentinel monitor {SERVICE} 127.0.0.1 {master} 2",
                 f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
-                f"sentinel failover-timeout {SERVICE} 4000",
+                f"sentinel failover-timeout {SERVICE} {FAILOVER_TIMEOUT_MS}",
                 f"sentinel parallel-syncs {SERVICE} 2",
                 *([f"sentinel auth-pass {SERVICE} {password}"] if password else []),
                 *([f"requirepass {own_password}"] if own_password else []),
@@ -193,7 +240,7 @@ def _start_sentinel(
     process = subprocess.Popen(
         [binary(), str(configuration), "--sentinel"], stdout=subprocess.DEVNULL
     )
-    return Node(process, port, own_password)
+    return Node(process, port, own_password, is_tls)
 
 
 def _answers(node: Node) -> bool:
@@ -203,6 +250,13 @@ def _answers(node: Node) -> bool:
             return bool(client.ping())
     except redis.RedisError:
         return False
+
+
+def _has_replicas(master: Node, count: int) -> bool:
+    with master.client() as client:
+        info = client.info("replication")
+    online = [info.get(f"slave{i}", {}).get("state") == "online" for i in range(3)]
+    return sum(online) >= count
 
 
 def _knows_all(sentinel: Node) -> bool:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from tests.gateways import Client, Processes, Upstream, run_processes, run_upstream
@@ -38,6 +39,11 @@ class Buyers:
             end for began, end, _, status in self.replies if began > moment and status == 200
         ]
         return min(answered, default=float("inf")) - moment
+
+    def longest_gap(self, since: float) -> float:
+        """The longest time, in seconds, in which no purchase was answered with an image."""
+        ends = sorted(end for _, end, _, status in self.replies if end > since and status == 200)
+        return max((after - before for before, after in pairwise([since, *ends])), default=0.0)
 
     @property
     def acknowledged(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""On which of the two stores a test runs."""
+"""On which stores a test runs."""
 
 from __future__ import annotations
 

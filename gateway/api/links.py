@@ -21,14 +21,14 @@ CROSS_ORIGIN: Final = {"Cross-Origin-Resource-Policy": "cross-origin"}
 """Any page may show the image of a link."""
 
 PARTIAL: Final = frozenset({hdrs.RANGE, hdrs.IF_MATCH, hdrs.IF_NONE_MATCH})
-"""Fields with which a GET may need only some of the bytes, or none."""
+"""Headers with which a GET may need only some of the bytes, or none."""
 
 REDIRECT_SECONDS: Final = 60
-"""How long the URL works to which a client is redirected, and no longer than the link."""
+"""How long a presigned URL works, unless the link expires sooner."""
 
 OWN_TAGS: Final = frozenset({hdrs.IF_MATCH, hdrs.IF_RANGE})
-"""Fields with an `ETag` of the gateway. A client repeats them at the bucket, which has other tags
-and would answer 412, or the whole image to a client that has most of it."""
+"""Headers with an `ETag` of the gateway. A redirected client would repeat them at the bucket, whose
+tags differ: it would answer 412, or send the whole image to a client that has most of it."""
 
 
 async def show_image(request: web.Request) -> web.StreamResponse:
@@ -58,7 +58,7 @@ async def _serve(request: web.Request) -> web.StreamResponse:
         hdrs.CACHE_CONTROL: f"private, max-age={max_age}, immutable",
     }
     headers = validators | representation_headers(image.format, name) | CROSS_ORIGIN
-    # A browser opens a document with the headers that protect it, which a bucket does not send.
+    # A browser may open a document, such as an SVG, only with headers that a bucket does not send.
     is_redirected = (
         services.settings.redirects_links
         and image.format not in DOCUMENTS
@@ -86,7 +86,7 @@ async def _serve(request: web.Request) -> web.StreamResponse:
 async def _redirect(
     request: web.Request, digest: str, validators: Mapping[str, str], seconds: int
 ) -> web.StreamResponse:
-    """Sends the client to a URL that works for so long. Clients repeat a `Range` there."""
+    """Redirects to a URL that works for `seconds`. Clients repeat a `Range` there."""
     url = await request.app[SERVICES].cache.blobs.presign(digest, seconds)
     if url is None:
         raise image_gone()
@@ -116,7 +116,7 @@ async def _send_part(
     piece: bytes | memoryview | None = b""
     if request.method != hdrs.METH_HEAD:
         piece = await (blobs.load(digest, "raw") if part is None else blobs.load_part(digest, part))
-    # Also if the object was replaced meanwhile: no response may have other bytes than it says.
+    # The object may have been replaced meanwhile: the bytes must be as many as the headers say.
     if piece is None or (piece and len(piece) != len(part or range(size))):
         raise image_gone()
     return await send_part(request, piece, part, size=size, headers=headers)

@@ -29,8 +29,9 @@ from gateway.store.turns import end_turn, take_turn
 HOLD_SECONDS: Final = 2.0
 """How long folding waits at a time."""
 PAUSE_SECONDS: Final = 0.05
-WAIT_SECONDS: Final = 20.0
-"""How long to wait for the turn. Folding has it for at most 5 s, and then pauses for 2 s."""
+LOOK_SECONDS: Final = 0.2
+WAIT_SECONDS: Final = 40.0
+"""How long to wait for the turn. A worker that folds has it for 6.3 s."""
 ATTEMPTS: Final = 5
 PAGE_ROWS: Final = 200
 SLICE_KEYS: Final = 500
@@ -121,7 +122,7 @@ async def _take_turn(store: Store, worker: str) -> None:
     while not await take_turn(store, TURN, worker, seconds=TURN_SECONDS):
         if time.monotonic() > stops_at:
             raise FoldingBusy
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _read_period(store: Store, period: str, checkpoint: str, worker: str) -> Rows | None:

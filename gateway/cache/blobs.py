@@ -58,6 +58,12 @@ ROOM_FACTOR: Final = 4
 
 MIN_ROOM_BYTES: Final = 1 << 20
 
+NODES_FACTOR: Final = 4
+"""To find bytes on one node, a page of the index has so many times as many of all nodes."""
+
+MAX_CANDIDATE_PAGES: Final = 20
+"""How many of these pages are read at most. Without bytes of that node, nothing is evicted."""
+
 MAX_CONCURRENT_PUTS: Final = 4
 """Images that are sent to the store at the same time. More would queue there and time out."""
 
@@ -176,11 +182,11 @@ class Blobs:
         data = self._memory.peek(digest, "raw") or await self._read(digest)
         return None if digest in self._takedowns else data
 
-    # ── bytes that are far away ─────────────────────────────────────────────────────────────
+    # ── remote bytes ────────────────────────────────────────────────────────────────────────
 
     @property
     def are_remote(self) -> bool:
-        """Whether `measure` and `load_part` save reading all bytes, and `presign` is possible."""
+        """Whether `measure` and `load_part` read less than all bytes, and `presign` works."""
         return self._blob_store.remote() is not None
 
     async def measure(self, digest: str) -> int | None:
@@ -200,7 +206,7 @@ class Blobs:
     async def load_part(self, digest: str, part: range) -> bytes | memoryview | None:
         """Some of the raw bytes; None if they are lost or taken down. Raises `StoreUnavailable`.
 
-        A part that is read from far away cannot be compared with the hash of the whole.
+        A part of remote bytes cannot be compared with the hash of the whole.
         """
         cached = self._memory.get(digest, "raw")
         if cached is None and (remote := self._blob_store.remote()) is not None:
@@ -211,9 +217,9 @@ class Blobs:
         return None if data is None else memoryview(data)[part.start : part.stop]
 
     async def presign(self, digest: str, seconds: int) -> str | None:
-        """A URL of the raw bytes for so long; None if they are lost or taken down.
+        """A URL of the raw bytes that works for `seconds`; None if they are lost or taken down.
 
-        Raises `StoreUnavailable`, also if there can be none.
+        Raises `StoreUnavailable`, also if the store can give no URL.
         """
         remote = self._blob_store.remote()
         if remote is None:
@@ -263,8 +269,8 @@ class Blobs:
         async with self._put_permits:
             try:
                 await self._blob_store.put(digest, data, self._settings.ttl_seconds)
-            except StoreFull:
-                await self.make_room(len(data))
+            except StoreFull as full:
+                await self.make_room(full, wanted_bytes=len(data))
                 await self._blob_store.put(digest, data, self._settings.ttl_seconds)
         await self.withdraw([digest])
 
@@ -374,13 +380,16 @@ class Blobs:
         # First what has expired, so that nothing else is evicted for it.
         while await execute(self._store, Sweep(SWEEP_LIMIT)) == SWEEP_LIMIT:
             continue
-        while evicted := await execute(self._store, EvictTo(max_bytes)):  # limited to 1000
-            await self._evict(evicted)
-            await self._remove_rest(evicted)
+        totals = await self.totals()
+        if totals.size_bytes > max_bytes:
+            while evicted := await execute(self._store, EvictTo(max_bytes)):  # limited to 1000
+                await self._evict(evicted)
+                await self._remove_rest(evicted)
+            totals = await self.totals()
         partials = EvictTo(partials_bound(max_bytes), index="partials")
         while evicted := await execute(self._store, partials):
             await asyncio.gather(*map(self._blob_store.ephemeral().delete, evicted))
-        self._observer.lru_measured(await self.totals(), max_bytes=max_bytes)
+        self._observer.lru_measured(totals, max_bytes=max_bytes)
 
     async def totals(self) -> LruTotals:
         """How many images are stored, and their bytes. Raises `StoreUnavailable`."""
@@ -400,15 +409,40 @@ class Blobs:
         left = self._left_by_books
         return max_bytes if left is None else min(max_bytes, left)
 
-    async def make_room(self, wanted_bytes: int = MIN_ROOM_BYTES) -> None:
-        """Evicts the least recently used bytes at once, because the store is full."""
+    async def make_room(self, full: StoreFull, *, wanted_bytes: int = MIN_ROOM_BYTES) -> None:
+        """Evicts the least recently used bytes at once, because the store is full.
+
+        If one node of a cluster is full, evicts bytes on this node alone.
+        """
         size_bytes = ROOM_FACTOR * max(wanted_bytes, MIN_ROOM_BYTES)
-        candidates = await execute(self._store, EvictionCandidates(size_bytes))
+        if full.node is None:
+            found = await execute(self._store, EvictionCandidates(size_bytes))
+            candidates = list(found)
+        else:
+            candidates = await self._find_candidates(full.node, size_bytes)
         self._full.occurs(evicted=len(candidates))
         # The bytes first: until they are deleted, a full store takes no other change.
         await self._evict(candidates)
         await execute(self._store, Untrack(tuple(candidates)))
         await self._remove_rest(candidates, is_full=True)
+
+    async def _find_candidates(self, node: str, size_bytes: int) -> list[str]:
+        """The least recently used digests on one node that together have `size_bytes`."""
+        found: list[str] = []
+        missing_bytes, skip = size_bytes, 0
+        for _ in range(MAX_CANDIDATE_PAGES):
+            # Of all nodes: the index does not know where bytes are.
+            page = await execute(
+                self._store, EvictionCandidates(missing_bytes * NODES_FACTOR, skip)
+            )
+            for digest, digest_bytes in page.items():
+                if missing_bytes > 0 and self._blob_store.may_be_on(digest, node):
+                    found.append(digest)
+                    missing_bytes -= digest_bytes
+            if missing_bytes <= 0 or not page:
+                break
+            skip += len(page)
+        return found
 
     async def track_untracked(self) -> int:
         """Tracks bytes that the LRU index does not know; returns how many.

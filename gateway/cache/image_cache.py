@@ -22,6 +22,7 @@ from gateway.cache.entries import (
 )
 from gateway.cache.image_index import ImageIndex, image_path
 from gateway.cache.indexed_image import ImageOrigin
+from gateway.cache.linkable import LinkableImages
 from gateway.cache.purge_markers import MARKERS, PurgeMarkers
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import is_taken_down
@@ -83,6 +84,7 @@ class ImageCache:
         self._purge_markers = purge_markers
         self._image_index = image_index
         self._blobs = blobs
+        self._linkable = LinkableImages()
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 
@@ -163,8 +165,21 @@ class ImageCache:
             await self.empty(fingerprint, lost)
         return loaded
 
-    async def link(self, fingerprint: str, images: LoadedImages, sign: Sign) -> LoadedImages:
-        """The images with signed paths in place of their bytes. Raises `StoreUnavailable`."""
+    async def link(
+        self, fingerprint: str, images: LoadedImages, sign: Sign, *, has_entry: bool = False
+    ) -> LoadedImages:
+        """The images with signed paths in place of their bytes. Raises `StoreUnavailable`.
+
+        `has_entry`: the entry has these images now. Then the store is asked once for each image.
+        """
+        by_slot = {slot: image for slot, (image, _) in images.items()}
+        image_ids = [image.id for image in by_slot.values()]
+        if not (has_entry and self._linkable.has_all(image_ids)):
+            await self._make_linkable(fingerprint, images)
+            self._linkable.add(image_ids)
+        return {slot: (i, (await sign(image_path(i))).encode()) for slot, i in by_slot.items()}
+
+    async def _make_linkable(self, fingerprint: str, images: LoadedImages) -> None:
         batch = Batch(self._store)
         by_slot = {slot: image for slot, (image, _) in images.items()}
         self._image_index.add(batch, fingerprint, by_slot)
@@ -174,7 +189,6 @@ class ImageCache:
             if not is_tracked:
                 # Evicted since: only this worker has the bytes, but any worker may serve the link.
                 await self._blobs.restore(image, data)
-        return {slot: (i, (await sign(image_path(i))).encode()) for slot, i in by_slot.items()}
 
     def is_taken_down(self, digest: str) -> bool:
         """Whether these bytes may neither be stored nor served."""

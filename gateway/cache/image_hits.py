@@ -13,7 +13,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import MAX_HITS, CountHits
 from gateway.store.protocol import Store
 
-WRITE_EVERY_SECONDS: Final = 10.0
+WRITE_EVERY_SECONDS: Final = 20.0
 
 MAX_WAITING: Final = 10_000
 """Images whose hits wait to be written. While the store is unavailable, others are not counted."""

@@ -27,8 +27,8 @@ from pydantic import (
 )
 
 from gateway.net.guard import Network, parse_allow_list
-from gateway.store.blobs.bucket_url import is_bucket, parse_bucket_url
-from gateway.store.redis.urls import REDIS_SCHEMES
+from gateway.store.blobs.bucket_url import BUCKET_SCHEMES, is_bucket, parse_bucket_url
+from gateway.store.redis.urls import REDIS_SCHEMES, is_redis_url
 from gateway.values import (
     DURATION,
     SIZE,
@@ -312,7 +312,7 @@ def _read_decimal(value: object) -> Decimal:
 def parse_redis_url(value: object) -> str:
     """`redis://`, `rediss://` for TLS or `unix://`, also with user, password and database."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(text, str) or text.strip().partition("://")[0] not in REDIS_SCHEMES:
+    if not isinstance(text, str) or not is_redis_url(text.strip()):
         raise UnshownValueError(
             "redis://host:6379/0, rediss://… for TLS, redis+sentinel://host1,host2/service/0, or"
             " redis+cluster://host1,host2/0"
@@ -338,7 +338,7 @@ def parse_blobs_url(value: object) -> str:
         return text.strip()
     if isinstance(text, str) and re.fullmatch(r"file:///[^?#\s]+", text.strip()):
         return text.strip()
-    if not isinstance(text, str) or text.strip().partition("://")[0] not in REDIS_SCHEMES:
+    if not isinstance(text, str) or not is_redis_url(text.strip()):
         raise UnshownValueError(
             "s3://bucket/prefix, gs://…, az://…, redis://host:6379/0, rediss://… for TLS, or "
             "file:///a/folder"
@@ -508,6 +508,11 @@ def _as_text(pattern: str = "") -> WithJsonSchema:
     return WithJsonSchema({"type": "string"} | ({"pattern": pattern} if pattern else {}))
 
 
+def _any_of(*schemes: str) -> str:
+    """The pattern of how a URL with one of the schemes begins."""
+    return f"(?:{'|'.join(map(re.escape, schemes))})://"
+
+
 def _as_number_or(pattern: re.Pattern[str]) -> WithJsonSchema:
     """The JSON Schema of a positive number, bare or with a unit."""
     text = {"type": "string", "pattern": f"^(?:{pattern.pattern})$"}
@@ -582,11 +587,13 @@ Budget = Annotated[
     _DECIMAL,
 ]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url), _as_text("^https?://")]
-RedisUrl = Annotated[SecretStr, BeforeValidator(parse_redis_url), _as_text("^(?:rediss?|unix)://")]
+RedisUrl = Annotated[
+    SecretStr, BeforeValidator(parse_redis_url), _as_text(f"^{_any_of(*REDIS_SCHEMES)}")
+]
 BlobsUrl = Annotated[
     SecretStr,
     BeforeValidator(parse_blobs_url),
-    _as_text("^(?:(?:s3|gs|az|rediss?|unix)://|file:///)"),
+    _as_text(f"^(?:{_any_of(*BUCKET_SCHEMES, *REDIS_SCHEMES)}|file:///)"),
 ]
 SigningKeys = Annotated[
     tuple[tuple[str, SecretStr], ...], BeforeValidator(parse_signing_keys), _as_text(":")

@@ -121,6 +121,7 @@ def _empty_or_reference_or(rule: dict[str, Any]) -> dict[str, Any]:
     if rule.get("type") == "object":
         names = {k: rule[k] for k in ("type", "additionalProperties")}
         return about | {"anyOf": [names, {"type": "null"}]}
-    kinds = rule.get("anyOf", [{k: rule[k] for k in ("type", "pattern", "minimum") if k in rule}])
+    bare = {k: v for k, v in rule.items() if k not in ("title", "description", "default")}
+    kinds = rule.get("anyOf", [bare])
     also = [{"$ref": "#/$defs/FromEnvironment"}, {"type": "null"}]
     return about | {"anyOf": [*kinds, *(kind for kind in also if kind not in kinds)]}

@@ -234,6 +234,11 @@ class StoreSettings(Section):
     allow_eviction: Switch = False
     """Whether the main Redis may have an eviction policy, although it then loses counted money."""
 
+    @property
+    def plain_blobs_url(self) -> str:
+        """`blobs_url` with its password, which is never logged; empty without one."""
+        return "" if self.blobs_url is None else self.blobs_url.get_secret_value()
+
 
 class BreakerSettings(Section):
     """The circuit breaker in front of upstream."""
@@ -451,8 +456,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _redirects_to_a_bucket(self) -> Settings:
-        url = self.store.blobs_url
-        if self.cache.links == "redirect" and not (url and is_bucket(url.get_secret_value())):
+        if self.cache.links == "redirect" and not is_bucket(self.store.plain_blobs_url):
             raise ValueError(
                 "cache.links: serve, unless the images are in a bucket: redirect needs a "
                 "GATEWAY_BLOBS_URL of s3://, gs:// or az://"

@@ -26,7 +26,6 @@ from gateway.process.unusable_folder import FolderUnusable
 from gateway.room_settings import TOKEN_FILE, read_admin_token
 from gateway.store.batch import execute
 from gateway.store.blobs import folder_of
-from gateway.store.blobs.bucket_url import is_bucket
 from gateway.store.blobs.folder import find_shared_blobs, is_full_of_blobs
 from gateway.store.blobs.redis import RedisBlobs, open_redis_blobs
 from gateway.store.commands import Inspect, StoreFacts
@@ -39,6 +38,7 @@ from gateway.store.private_files import (
     make_private,
 )
 from gateway.store.redis.store import RedisStore, open_redis_store
+from gateway.store.redis.urls import is_redis_url
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.wiring.stores import DATABASE
 
@@ -79,7 +79,7 @@ def prepare(settings: Settings) -> None:
 
 def _prepare_blobs_folder(settings: Settings) -> None:
     """Creates the folder of a `file:` URL. Otherwise the first image would find it unusable."""
-    url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+    url = settings.store.plain_blobs_url
     if not url.startswith("file:"):
         return
     folder = folder_of(url)
@@ -132,7 +132,7 @@ def find_shared_files(settings: Settings) -> Iterator[Path]:
     if folder.is_dir() and folder.stat().st_mode & OTHERS:
         yield folder
     yield from find_shared(folder, is_large=is_full_of_blobs)
-    url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+    url = settings.store.plain_blobs_url
     if url.startswith("file:") and not folder_of(url).is_relative_to(folder.absolute()):
         yield from find_shared_blobs(folder_of(url))
 
@@ -176,10 +176,9 @@ async def check_store(settings: Settings) -> None:
             if await _is_usable(store):
                 with suppress(StoreUnavailable):
                     refuse_eviction(settings, await execute(store, Inspect()), store=store.name)
-    blobs_url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
     await check_bucket(settings)
-    if blobs_url and not blobs_url.startswith("file:") and not is_bucket(blobs_url):
-        async with open_redis_blobs(blobs_url) as blobs:
+    if is_redis_url(settings.store.plain_blobs_url):
+        async with open_redis_blobs(settings.store.plain_blobs_url) as blobs:
             await _is_usable(blobs)
 
 

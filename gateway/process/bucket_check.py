@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import secrets
 import sys
 from collections.abc import Sequence
@@ -25,23 +26,23 @@ from gateway.store.handshake import StoreMisconfigured
 log = structlog.get_logger(__name__)
 
 MAX_CLOCK_DIFFERENCE_SECONDS: Final = 5.0
-"""Between a bucket, which tells whole seconds, and this machine. Images would expire early or late,
-and beyond some minutes a bucket refuses every request."""
+"""Between a bucket, whose clock has whole seconds, and this machine. With more, images expire early
+or late; with some minutes, a bucket refuses every request."""
 
 CHECK_SECONDS: Final = 60.0
-"""After which a start goes on without an answer of the bucket."""
+"""A start waits at most this long for the check of a bucket."""
 
 
 def bucket_of(settings: Settings) -> str | None:
     """The URL of the bucket that has the images; None if they are elsewhere."""
-    url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+    url = settings.store.plain_blobs_url
     return url if is_bucket(url) else None
 
 
 async def examine_bucket(url: str, *, signs: bool, starts: bool = False) -> Sequence[Finding]:
-    """What is wrong with a bucket, or that it can be used.
+    """The faults of a bucket, or one finding that it can be used.
 
-    A bucket that is unavailable may come up by itself, so it is no fault where a gateway `starts`.
+    An unavailable bucket may come up by itself, so when a gateway `starts` it is only a warning.
     """
     # Imported only by the process that uses the bucket: see `bucket_client`.
     from gateway.store.blobs.bucket import open_bucket_blobs  # noqa: PLC0415
@@ -76,9 +77,9 @@ async def examine_bucket(url: str, *, signs: bool, starts: bool = False) -> Sequ
 
 
 async def check_bucket(settings: Settings) -> None:
-    """Refuses a bucket that an operator has to change. One that is unavailable may still come up.
+    """Raises `StoreMisconfigured` for a bucket that an operator has to change.
 
-    Raises `StoreMisconfigured`.
+    An unavailable one may still come up, so it is only logged.
     """
     url = bucket_of(settings)
     if url is None:
@@ -117,6 +118,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Only the answer goes to standard output.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    # The parent logs what the answer says.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     main()

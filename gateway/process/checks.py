@@ -48,6 +48,7 @@ from gateway.store.handshake import (
 )
 from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
+from gateway.store.redis.urls import is_multi_host_url, is_redis_url
 from gateway.upstream.accounts import different_names
 from gateway.upstream.fetch import FetchSettings, open_link_fetcher
 from gateway.wiring.accounts import create_accounts
@@ -215,8 +216,8 @@ async def _examine_images(settings: Settings) -> Sequence[Finding]:
     """Whether a bucket or a Redis of the images' own can be used."""
     if (bucket := bucket_of(settings)) is not None:
         return await examine_bucket(bucket, signs=settings.cache.links == "redirect")
-    url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else "file:"
-    if url.startswith("file:"):
+    url = settings.store.plain_blobs_url
+    if not is_redis_url(url):
         return []
     try:
         async with open_redis_blobs(url, may_create=False) as blobs:
@@ -310,7 +311,7 @@ def judge_replicas(settings: Settings, facts: StoreFacts) -> Sequence[Finding]:
     Nothing for a single Redis, which neither sentinels nor a cluster replace.
     """
     url = settings.store.redis_url
-    if url is None or not url.get_secret_value().startswith(("redis+sentinel:", "redis+cluster:")):
+    if url is None or not is_multi_host_url(url.get_secret_value()):
         return []
     if facts.needs_replica:
         message = (

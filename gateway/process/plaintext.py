@@ -25,6 +25,7 @@ from gateway.net.guard import (
 )
 from gateway.process.findings import Finding
 from gateway.store.blobs.bucket_url import find_endpoint, is_bucket, parse_bucket_url
+from gateway.store.redis.urls import is_multi_host_url
 
 _PRIVATE_NAMES: Final = (
     *("localhost", "local", "internal", "intranet", "private", "lan", "home", "corp"),
@@ -130,7 +131,6 @@ def _stores(settings: Settings) -> Found:
         ("store.blobs_url", "GATEWAY_BLOBS_URL", "Images"): settings.store.blobs_url,
     }
     for (name, variable, contents), secret in given.items():
-        url = _parts(secret)
         endpoint = urlsplit(_endpoint(secret))
         if endpoint.scheme == "http" and is_public_host(endpoint.hostname or ""):
             message = (
@@ -138,13 +138,27 @@ def _stores(settings: Settings) -> Found:
                 f"{variable}, or the environment, an https:// endpoint."
             )
             yield name, message
-        if url is not None and url.scheme == "redis" and is_public_host(url.hostname or ""):
-            also = ", and its password," if url.password else ""
-            message = (
-                f"{contents}{also} travel in plain text to the Redis at {url.hostname}: set "
-                f"{variable} to a rediss:// URL."
-            )
-            yield name, message
+        yield from ((name, text) for text in _plain_redis(secret, contents, variable))
+
+
+def _plain_redis(secret: SecretStr | None, contents: str, variable: str) -> Iterator[str]:
+    text = secret.get_secret_value() if secret is not None else ""
+    if is_multi_host_url(text):
+        # Imported only here: redis-py takes longer than most commands on an embedded store.
+        from gateway.store.redis.topology.multi_host_url import (  # noqa: PLC0415
+            parse_multi_host_url,
+        )
+
+        parts = parse_multi_host_url(text)
+        hosts = [] if parts.is_tls else [address.host for address in parts.hosts]
+        has_password, fix = bool(parts.userinfo), f"add the option ssl=true to {variable}"
+    else:
+        url = urlsplit(text)
+        hosts = [url.hostname or ""] if url.scheme == "redis" else []
+        has_password, fix = bool(url.password), f"set {variable} to a rediss:// URL"
+    if public := [host for host in hosts if is_public_host(host)]:
+        also = ", and its password," if has_password else ""
+        yield (f"{contents}{also} travel in plain text to the Redis at {', '.join(public)}: {fix}.")
 
 
 def _endpoint(secret: SecretStr | None) -> str:

@@ -120,7 +120,9 @@ class Images:
         images = await self.load(query, cached, unstored=unstored)
         detail = "derived" if transcoded.keys() & images.keys() else None
         if not missing_from(query, images):
-            answer = await self.serve(query, images, cached=cached, detail=detail)
+            answer = await self.serve(
+                query, images, cached=cached, detail=detail, has_entry=context.is_from_memory
+            )
             await self.tag(context, query)
             return answer
 
@@ -212,8 +214,12 @@ class Images:
         cached: Mapping[int, CachedImage],
         result: FlightResult | None = None,
         detail: str | None = None,
+        has_entry: bool = False,
     ) -> Answer:
-        """The answer with these images. Raises the flight's error if there are none."""
+        """The answer with these images. Raises the flight's error if there are none.
+
+        `has_entry`: the entry, as this worker keeps it, has them.
+        """
         result = result or FlightResult(missing=set())
         if not images:
             # A copy, because all requests of a flight have the same error.
@@ -223,7 +229,9 @@ class Images:
             slot = next((slot for slot in query.request.slots if slot in images), min(images))
             images = {slot: images[slot]}
         if query.request.response_format == "url":
-            images = await self._cache.link(query.fingerprint, images, self._sign)
+            images = await self._cache.link(
+                query.fingerprint, images, self._sign, has_entry=has_entry
+            )
         free = [image for slot, (image, _) in images.items() if slot not in result.bought]
         self._hits.note([image.id for image in free])
         return Answer(

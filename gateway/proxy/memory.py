@@ -1,8 +1,8 @@
-"""Hits from memory: what a worker has kept answers a hit without a round trip to the store.
+"""Hits from memory: answers from what a worker has kept, without a round trip to the store.
 
 A worker keeps the records that a key and its limits were made of, the entries of fingerprints, and
 the markers of purges, until the store says that they have changed (`store.kept_reads`). A request
-that has to be counted, or written down at once, goes to the store. So does every miss.
+that the store has to count or record before its answer goes to the store. So does every miss.
 
 Described in `docs/reference/cache.md#hits-from-memory`.
 """
@@ -24,13 +24,13 @@ from gateway.store.commands import Entry
 from gateway.store.protocol import Command, KeptReads
 
 MAX_SEEN: Final = 8192
-"""Fingerprints of late hits. An entry is kept at its second one: most have none."""
+"""Fingerprints of recent hits. An entry is kept at its second hit: most entries have none."""
 
 MAX_LIMITS: Final = 10_000
 """Keys whose limits are remembered."""
 
 LIMITS_SECONDS: Final = 60.0
-"""How old limits may be that an answer still shows."""
+"""How old the limits in an answer may be."""
 
 
 class _KnownLimits(NamedTuple):

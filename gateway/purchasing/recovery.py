@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from gateway.purchasing.journal import Received, Reserved, UnreadableJournal, de
 from gateway.purchasing.settlement import Settlements, new_attempt
 from gateway.purchasing.unreadable import UNFINISHED, UNREADABLE, close_at_reserved
 from gateway.store.batch import Batch, execute
-from gateway.store.commands import Deregister, ExpiredWorkers, Journal, OpenJournals
+from gateway.store.commands import Deregister, Heartbeat, Journal, OpenJournals
 from gateway.store.protocol import Store
 from gateway.tracing import NO_TRACER, Tracer
 
@@ -51,6 +52,10 @@ class Recovery:
         self._expires_after_seconds = expires_after_seconds
         self._tracer = tracer
         self._missed_once: frozenset[str] = frozenset()
+        self._dead: dict[str, None] = {}
+        """Workers to recover, in the order in which they were found dead."""
+        self.has_dead = asyncio.Event()
+        """Set while there may be such a worker; `recover_dead` clears it."""
         self._clock = clock
         self._unavailable_at = -math.inf
         """When the store was last unavailable, or this worker's own heartbeat late."""
@@ -59,19 +64,17 @@ class Recovery:
         self._attempts: Counter[str] = Counter()
         """Failed attempts by purchase; those that stay open are few."""
 
-    async def recover_expired(self) -> int:
-        """Finishes the purchases of every dead worker; returns how many it closed.
+    async def send_heartbeat(self) -> None:
+        """Tells the others that this worker is alive, and checks which of them are dead.
 
         A worker is dead after two missed checks in a row, during which the store was available.
+        Raises `StoreUnavailable`.
         """
-        for attempt, repeat in list(self._unanswered.items()):
-            with suppress(StoreFull):
-                await repeat()
-                del self._unanswered[attempt]
+        heartbeat = Heartbeat(self._worker, expired_after_seconds=self._expires_after_seconds)
         # If the store does not answer now, the misses before it no longer count.
         missed_before, self._missed_once = self._missed_once, frozenset()
         try:
-            expired = await execute(self._store, ExpiredWorkers(self._expires_after_seconds))
+            expired = await execute(self._store, heartbeat)
         except StoreUnavailable:
             self._unavailable_at = self._clock()
             raise
@@ -81,10 +84,25 @@ class Recovery:
             self._unavailable_at = self._clock()
         # The others could not send heartbeats either. They get the usual time to do so.
         if self._clock() - self._unavailable_at < self._expires_after_seconds:
-            return 0
+            return
         self._missed_once = frozenset(expired) - {self._worker}
-        missed_twice = missed_before & self._missed_once
-        return sum([await self.recover(worker) for worker in missed_twice])
+        self._dead |= dict.fromkeys(sorted(missed_before & self._missed_once))
+        if self._dead:
+            self.has_dead.set()
+
+    async def recover_dead(self) -> int:
+        """Finishes the purchases of every dead worker; returns how many it closed.
+
+        It may take long, and this worker's heartbeats go on meanwhile. Raises `StoreUnavailable`.
+        """
+        self.has_dead.clear()
+        for attempt, repeat in list(self._unanswered.items()):
+            with suppress(StoreFull):
+                await repeat()
+                del self._unanswered[attempt]
+        # After a failure, the next heartbeats find them dead again.
+        dead, self._dead = self._dead, {}
+        return sum([await self.recover(worker) for worker in dead])
 
     async def recover(self, worker: str) -> int:
         """Finishes the open journals of a dead worker and deregisters it."""

@@ -175,7 +175,7 @@ class RequestSearch:
         search, journals = await self._search(name, at, since=since)
         owner = _owner(name, search.found.values(), journals)
         if owner is None and at is not None and self._clock() - at < YOUNG_SECONDS:
-            # Workers write the records of hits, followers and refusals twice a second.
+            # Workers write the records of hits, followers and refusals in batches.
             await asyncio.sleep(WRITE_EVERY_SECONDS * 2)
             search, journals = await self._search(name, at, since=since)
             owner = _owner(name, search.found.values(), journals)

@@ -56,7 +56,7 @@ class Batch:
 async def execute_kept(store: Store, command: Command[R]) -> R:
     """As `execute`, from memory if this process has kept the result, which may be 100 ms old.
 
-    For what is read again and again and rarely changes; see `kept_reads`.
+    For data that is read often and rarely changes; see `kept_reads`.
     """
     if (found := store.kept.find([command])) is not None:
         return cast(R, found[0])

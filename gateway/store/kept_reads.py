@@ -1,12 +1,12 @@
 """Kept reads: results that a process keeps in memory until the store says that they have changed.
 
-This module is the memory, and knows no server. A store tells it which names were written; what is
-kept of them is forgotten. Each result came from a *source*, such as a connection, that also brings
-the news of later writes. A source that may have missed one is not trusted, and neither is what came
-from it.
+This module keeps the results, and knows no server. The store reports the names that were written,
+and the memory drops the results that depend on them. Each result has a *source*, such as a
+connection, which also reports later writes. A source that may have missed a write is not trusted,
+and neither are its results.
 
-A read and a write may cross. So a read is registered before it is sent, as a `Fill`, and a write
-of one of its names that becomes known before the result is kept cancels it.
+A read and a write may cross. So a read is registered as a `Fill` before it is sent. If the store
+reports a write of one of its names before the result arrives, the result is not kept.
 """
 
 from __future__ import annotations
@@ -96,11 +96,6 @@ class ReadMemory:
         """The bytes of all of them together, about."""
         return self._size_bytes
 
-    @property
-    def is_watched(self) -> bool:
-        """Whether `watch` was called."""
-        return bool(self._watches)
-
     def find(self, command: Command[Any]) -> Any:
         """The result as it would be now; `NOT_KEPT` without one that can be trusted."""
         kept = self._kept.get(command)
@@ -137,8 +132,8 @@ class ReadMemory:
         while self._size_bytes > self._max_bytes or len(self._kept) > self._max_count:
             self._drop(next(iter(self._kept)))
         if self._watches:
-            # Who watches it has read it before, perhaps before a write that no source told of,
-            # because nothing had been read over it yet.
+            # A watcher may have read it earlier, before a write that no source reported, because
+            # nothing had been read over that source yet.
             self._notify(fill.names)
 
     # ── news of writes ──────────────────────────────────────────────────────────────────────
@@ -195,18 +190,11 @@ class ReadMemory:
                     del self._by_name[name]
 
 
-def may_be_kept(command: Command[Any]) -> bool:
-    """Whether the result of a read changes only by writes that `names_written` knows.
-
-    A value with a time to live also ends by itself. Its reader must not mind that.
-    """
-    return isinstance(command, Get | GetValue | ReadEntry) or (
-        isinstance(command, ScanRecords) and not command.after
-    )
-
-
 def names_read(command: Command[Any]) -> tuple[str, ...]:
-    """What a read depends on. Raises `TypeError` for a command that cannot be kept."""
+    """The names that a read depends on. Raises `TypeError` for a command that cannot be kept.
+
+    A value with a time to live also ends without a write. Keep one only if that does no harm.
+    """
     match command:
         case Get(space=space, index=None) | ScanRecords(space=space, after=""):
             return (f"records:{space}",)

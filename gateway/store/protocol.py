@@ -46,7 +46,7 @@ class KeptReads(Protocol):
     def watch(self, command: Command[Any], notify: Callable[[], None]) -> None:
         """Calls `notify` on the event loop when the result of `command` may have changed.
 
-        Not without `fill`: the store tells only of what was read.
+        Only after `fill`: the store reports only writes of names that were read.
         """
 
     async def find_refusal(self) -> str | None:
@@ -75,7 +75,7 @@ class Store(Protocol):
 
 
 class RemoteBlobs(Protocol):
-    """What a blob store can do whose bytes are far away: read parts, and send clients there.
+    """What a remote blob store can do as well: read parts of bytes, and give clients their URL.
 
     Every method raises `errors.StoreUnavailable` if the store cannot be reached.
     """
@@ -103,8 +103,8 @@ class BlobStore(Protocol):
     """
 
     listing_seconds: float | None
-    """How often one worker of all gateways may scan and sweep, because each list costs money; None:
-    every worker does when it likes."""
+    """How often one worker of all gateways may scan and sweep, because each list costs money. None:
+    every worker may at any time."""
 
     async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """Stores bytes for at least `ttl_seconds`; putting them again can only extend that.
@@ -138,11 +138,14 @@ class BlobStore(Protocol):
         In Redis half of `maxmemory`, or 1 GiB without one (docs/reference/cache.md#bytes).
         """
 
+    def may_be_on(self, digest: str, node: str) -> bool:
+        """Whether deleting the bytes may free room on this node of a cluster; see `StoreFull`."""
+
     async def sweep(self, limit: int) -> int:
         """Removes up to `limit` expired blobs; 0 in a store that expires them itself."""
 
     def remote(self) -> RemoteBlobs | None:
-        """The same bytes, read in parts or by clients; None: they are near, so read them whole."""
+        """The same bytes with further methods, if the store is remote; None: read them whole."""
 
     def ephemeral(self) -> BlobStore:
         """A separate blob store in the same place for bytes that live for minutes.

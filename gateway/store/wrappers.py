@@ -26,6 +26,9 @@ WRITE_COMMANDS: Final = (Append, Heartbeat, Reserve, Settle)
 ROOM_SECONDS: Final = 10.0
 """Without a call that found the store full, after which it counts as having room again."""
 
+MAX_RELIEVED: Final = 3
+"""For how many full nodes of a cluster one batch makes room."""
+
 MAX_CONCURRENT_BATCHES: Final = 128
 """The requests of so many results continue within some 20 ms of the event loop."""
 
@@ -135,14 +138,15 @@ class LimitedStore:
 class EvictingStore:
     """On `StoreFull` awaits `make_room` and executes the batch once more.
 
-    `assembly` sets `make_room` after the cache is wired; it evicts images. Without it `StoreFull`
-    is raised at once.
+    In a cluster, once for each full node that the batch needs. `assembly` sets `make_room` after
+    the cache is wired; it evicts images of the node that is full. Without it `StoreFull` is raised
+    at once.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.name, self.kept = store.name, store.kept
-        self.make_room: Callable[[], Awaitable[None]] | None = None
+        self.make_room: Callable[[StoreFull], Awaitable[None]] | None = None
         self._full = Condition(
             log,
             "store_full",
@@ -154,13 +158,7 @@ class EvictingStore:
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As `Store.execute`."""
         try:
-            try:
-                results = await self._store.execute(commands)
-            except StoreFull:
-                if self.make_room is None:
-                    raise
-                await self.make_room()
-                results = await self._store.execute(commands)
+            results = await self._execute(commands)
         except StoreFull:
             self._full.occurs()
             raise
@@ -168,6 +166,17 @@ class EvictingStore:
         if self._full.lasts:
             self._full.ends_if_quiet(ROOM_SECONDS)
         return results
+
+    async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        relieved: set[str | None] = set()
+        while True:
+            try:
+                return await self._store.execute(commands)
+            except StoreFull as full:
+                if self.make_room is None or full.node in relieved or len(relieved) == MAX_RELIEVED:
+                    raise
+                relieved.add(full.node)
+                await self.make_room(full)
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """As `Store.watch`."""

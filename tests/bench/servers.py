@@ -112,6 +112,7 @@ def run_gateway(
     *,
     memory_bytes: int | None = None,
     workers: int = 1,
+    limits: Mapping[str, int] = LIMITS,
 ) -> Iterator[Target]:
     """A gateway with all features: key, limits, ledger, metrics, and the log in a file."""
     folder = setup.folder / name
@@ -127,16 +128,16 @@ def run_gateway(
         options=options,
         may_fork=False,
     ) as processes:
-        secret = _create_key(processes.url, f"{name} {setup.size}")
+        secret = _create_key(processes.url, f"{name} {setup.size}", limits)
         worker, *_ = processes.workers()
         headers = {"Authorization": f"Bearer {secret}"}
         yield Target(name, f"{processes.url}/{PATH}", headers, worker)
 
 
-def _create_key(url: str, name: str) -> str:
+def _create_key(url: str, name: str, limits: Mapping[str, int]) -> str:
     request = urllib.request.Request(
         f"{url}/admin/keys",
-        data=json.dumps({"name": name, "limits": LIMITS}).encode(),
+        data=json.dumps({"name": name, "limits": limits}).encode(),
         headers={"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request) as response:

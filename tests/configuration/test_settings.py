@@ -2,14 +2,17 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator, FormatChecker
 from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
+from gateway.configuration import settings as settings_module
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.fields import Address, parse_address, parse_proxy
 from gateway.configuration.files import find_config, load_settings, read_config
@@ -141,6 +144,50 @@ def test_the_schema_of_the_model_table_refuses(change: Callable[[dict[str, Any]]
     assert not fits_models_schema(change)
 
 
+@pytest.mark.parametrize(
+    ("text", "good", "bad"),
+    [
+        ("cache: {links: VALUE}", "serve", "Redirect"),
+        ("cache: {scope: VALUE}", "team", "teams"),
+        ("store: {limits_when_unavailable: VALUE}", "ignore", "serve"),
+        ("store: {blobs_url: 'VALUE'}", "redis+sentinel://h1,h2/images/0", "http://h1/0"),
+        ("store: {redis_url: 'VALUE'}", "redis+cluster://h1,h2/0", "s3://bucket"),
+        ("tracing: {sample_ratio: VALUE}", "0.1", "2"),
+        ("upstream: {breaker: {failures: VALUE}}", "0", "-1"),
+        ("validation: VALUE", "lenient", "loose"),
+        ("log_format: VALUE", "json", "yaml"),
+    ],
+)
+def test_the_schema_of_the_settings_accepts_what_the_gateway_accepts(
+    tmp_path: Path, text: str, good: str, bad: str
+):
+    def fits_schema(value: str) -> bool:
+        return Draft202012Validator(json_schema()).is_valid(
+            yaml.safe_load(text.replace("VALUE", value))
+        )
+
+    load(tmp_path, text.replace("VALUE", good))
+    with pytest.raises(ConfigError):
+        load(tmp_path, text.replace("VALUE", bad))
+    assert fits_schema(good)
+    assert fits_schema("'${NAME}'" if "'" not in text else "${NAME}")
+    assert not fits_schema(bad)
+
+
+def test_the_schema_lists_the_values_of_every_choice():
+    """So that an editor offers them."""
+    schema = json_schema()
+    for title, section in {"Settings": schema, **schema["$defs"]}.items():
+        fields: Mapping[str, FieldInfo] = getattr(
+            getattr(settings_module, title, None), "model_fields", {}
+        )
+        for name, field in fields.items():
+            kinds = [field.annotation, *get_args(field.annotation)]
+            choices = [[*get_args(kind)] for kind in kinds if get_origin(kind) is Literal]
+            rules = section["properties"][field.alias or name].get("anyOf", [])
+            assert [rule["enum"] for rule in rules if "enum" in rule] == choices, name
+
+
 def test_the_schema_describes_every_key_and_lets_each_value_come_from_the_environment():
     """Sections and mappings cannot come from the environment; their values can."""
     schema = json_schema()
@@ -212,6 +259,8 @@ def test_no_secret_is_in_the_printed_settings(tmp_path: Path):
 @pytest.mark.parametrize(
     "url",
     [
+        "redis+sentinel://:word@h1:26379,h2,h3/images/0?sentinel_password=word",
+        "redis+cluster://:word@h1:6379,h2,h3/0",
         "unix:///run/redis/redis.sock",
         "unix:///run/redis/redis.sock?db=2&password=word",
         "unix://user:word@/run/redis/redis.sock",

@@ -16,6 +16,7 @@ ROUND = Figures(
     processors=2,
     versions="",
     image_bytes=2_000_000,
+    hit_kept=Load(3000, worker_ms=0.25, redis_ms=0.01, commands=0.002, redis_bytes=500),
     hit_small=Load(1000, worker_ms=0.3, redis_ms=0.1, commands=2, redis_bytes=1000),
     hit_large=Load(500, worker_ms=1.0, redis_ms=0.1, commands=2, redis_bytes=1000),
     purchase_small=Load(300, worker_ms=2.0, redis_ms=1.0, commands=15, redis_bytes=10_000),
@@ -36,6 +37,7 @@ ROUND = Figures(
     start_seconds=1.0,
     both_per_second=400.0,
     both_redis_busy=0.4,
+    recovery_seconds={"a fault": 1.5},
 )
 """Figures with which a person can calculate."""
 

@@ -5,20 +5,15 @@ What renders it is installed once, in a cache outside the repository: 390 MB.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.npm import install_packages
+from tests import npm, python_packages
 
 HERE = Path(__file__).parent
 CHART = HERE.parents[1] / "deploy" / "helm" / "image-gateway"
@@ -70,7 +65,7 @@ def render(cases: Mapping[str, Case]) -> Mapping[str, Rendered]:
         },
     }
     done = subprocess.run(
-        [_install() / "bin" / "python", HERE / "runner.py"],
+        [python_packages.install_packages(*PACKAGES) / "bin" / "python", HERE / "runner.py"],
         input=json.dumps(asked),
         capture_output=True,
         check=False,
@@ -92,7 +87,7 @@ def render(cases: Mapping[str, Case]) -> Mapping[str, Rendered]:
 
 def operator_errors(objects: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is wrong with each object of the Prometheus Operator; empty texts if nothing is."""
-    folder = install_packages(OPERATOR)
+    folder = npm.install_packages(OPERATOR)
     # Node finds packages beside the script that imports them.
     script = folder / "operator.mjs"
     shutil.copyfile(HERE / "operator.mjs", script)
@@ -107,25 +102,3 @@ def operator_errors(objects: Sequence[Mapping[str, Any]]) -> list[str]:
     assert done.returncode == 0, done.stderr
     found: list[str] = json.loads(done.stdout)
     return found
-
-
-def _install() -> Path:
-    """The virtual environment with Helm. Skips the test if it cannot be installed."""
-    digest = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "image-gateway-tests" / f"helm-{digest}"
-    done = folder / "installed"
-    if done.exists():
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
-    for command in (
-        [sys.executable, "-m", "venv", folder],
-        [*pip, "--disable-pip-version-check", "--no-input", "--retries=1", *PACKAGES],
-    ):
-        finished = subprocess.run(command, capture_output=True, check=False, text=True)
-        if finished.returncode:
-            shutil.rmtree(folder, ignore_errors=True)
-            pytest.skip(f"Helm cannot be installed: {finished.stderr.strip()[-200:]}")
-    done.touch()
-    return folder

@@ -14,6 +14,7 @@ import redis
 
 from gateway.simulator.drawing import draw_image
 from tests.gateways import InProcess
+from tests.redis_masters import open_masters
 from tests.scripted_upstream import http
 
 PNG = draw_image("an otter", width=16, height=16, format="png", seed=1)
@@ -82,8 +83,12 @@ async def stored(gateway: InProcess) -> str:
     await gateway.gateway.ledger.write()
     url = gateway.settings.store.redis_url
     if url is not None:
-        with redis.Redis.from_url(url.get_secret_value()) as client:
-            return "".join(f"{key} {_redis_value(client, key)}" for key in client.scan_iter())
+        with open_masters(url.get_secret_value()) as masters:
+            return "".join(
+                f"{key} {_redis_value(master, key)}"
+                for master in masters
+                for key in master.scan_iter()
+            )
     folder = gateway.settings.store.data_dir
     with closing(sqlite3.connect(next(folder.glob("*.sqlite")))) as database:
         tables = database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()

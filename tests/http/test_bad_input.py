@@ -44,6 +44,7 @@ from tests.gateways import (
 from tests.hints import without_hint
 from tests.http.conftest import OpenGateway, Shared
 from tests.raw_http import split_replies, talk
+from tests.redis_masters import open_masters
 from tests.rows import each_row
 from tests.waiting import GENEROUS_SECONDS, eventually, turns
 
@@ -1323,8 +1324,10 @@ def _stored_bytes(gateway: InProcess, store_url: str | None) -> bytes:
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.close()
         return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    with redis.Redis.from_url(store_url) as client:
-        return b"".join(key + _value(client, key) for key in client.scan_iter())
+    with open_masters(store_url) as masters:
+        return b"".join(
+            key + _value(master, key) for master in masters for key in master.scan_iter()
+        )
 
 
 def _value(client: redis.Redis, key: bytes) -> bytes:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from gateway.billing.pricing import Cost
 from gateway.calendar import Calendar
@@ -38,6 +37,7 @@ from tests.http.test_recovery import QUICK, SLOW, LosesResult, until_purchases
 from tests.journals import estimate, leave_purchase
 from tests.moved_calendar import MovedCalendar, before_new_year
 from tests.nothing_kept import NothingKept
+from tests.redis_masters import delete_matching
 from tests.waiting import GENEROUS_SECONDS, eventually, generous
 
 
@@ -74,8 +74,7 @@ def cost(records: Sequence[Record]) -> int:
 def lose_journals(gateway: InProcess) -> None:
     """As a store does that was restored from an older copy."""
     if (url := gateway.settings.store.redis_url) is not None:
-        with redis.Redis.from_url(url.get_secret_value()) as client:
-            client.delete(*client.keys("*:journal:*"), *client.keys("*:open:*"))
+        delete_matching(url.get_secret_value(), "*:journal:*", "*:open:*")
         return
     db = connect(gateway.settings.store.data_dir / DATABASE, read_only=False)
     db.execute("DELETE FROM journals")

@@ -20,7 +20,9 @@ from tests.gateways import Client, InProcess, Upstream, make_settings, run_gatew
 from tests.http.conftest import OpenGateway
 from tests.local_server import serve
 from tests.pngs import write_png
+from tests.redis_masters import open_masters
 from tests.redis_server import run_redis_server
+from tests.stores import TOPOLOGIES
 
 MIB = 1 << 20
 IMAGE_BYTES = MIB
@@ -60,8 +62,12 @@ def stored_bytes(url: str | None, folder: Path) -> int:
     """The bytes of all images, measured in the store itself."""
     if url is None:
         return sum(map(size_of, folder.glob("blobs/??/*")))
-    with redis.Redis.from_url(url) as client:
-        return sum(client.strlen(key) for key in client.scan_iter("igw:blob:*", count=1000))
+    with open_masters(url) as masters:
+        return sum(
+            master.strlen(key)
+            for master in masters
+            for key in master.scan_iter("igw:blob:*", count=1000)
+        )
 
 
 @asynccontextmanager
@@ -171,23 +177,32 @@ async def test_if_redis_is_full_only_images_are_evicted(tmp_path: Path) -> None:
     assert [r.outcome for r in records].count("bought") == 40
 
 
-async def test_images_may_have_a_redis_of_their_own(
-    tmp_path: Path, upstream: Upstream, redis_url: str
-) -> None:
-    with run_redis_server(tmp_path) as blobs_url:
-        with redis.Redis.from_url(blobs_url) as client:
+@pytest.fixture(params=["redis", *TOPOLOGIES])
+def blobs_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A Redis for images alone, which may evict them."""
+    if request.param != "redis":
+        yield request.getfixturevalue(f"{request.param}_url")
+        return
+    with run_redis_server(tmp_path) as url:
+        with redis.Redis.from_url(url) as client:
             client.config_set("maxmemory-policy", "allkeys-lru")
-        settings = make_settings(tmp_path / "data", upstream.base_url, redis_url)
-        store = settings.store.model_validate(
-            {"redis_url": redis_url, "data_dir": tmp_path / "data", "blobs_url": blobs_url}
-        )
-        async with run_gateway(settings.model_copy(update={"store": store})) as here:
-            alice = await here.client.with_key()
-            first, second = await alice.ask(), await alice.ask()
-            with redis.Redis.from_url(blobs_url) as client:
-                keys = list(client.scan_iter("*"))
-                client.flushall()
-            again = await alice.ask(headers={"Cache-Control": "max-age=1000"})
+        yield url
+
+
+async def test_images_may_have_a_redis_of_their_own(
+    tmp_path: Path, upstream: Upstream, redis_url: str, blobs_url: str
+) -> None:
+    settings = make_settings(
+        tmp_path / "data", upstream.base_url, redis_url, store={"blobs_url": blobs_url}
+    )
+    async with run_gateway(settings) as here:
+        alice = await here.client.with_key()
+        first, second = await alice.ask(), await alice.ask()
+        with open_masters(blobs_url) as masters:
+            keys = [key for master in masters for key in master.scan_iter("*")]
+            for master in masters:
+                master.flushall()
+        again = await alice.ask(headers={"Cache-Control": "max-age=1000"})
 
     assert (first.status, second.cache_status[:3]) == (200, "hit")
     assert any(key.startswith(b"igw:blob:") for key in keys)
@@ -230,9 +245,10 @@ def damage(url: str | None, folder: Path) -> None:
             path.write_bytes(flip(path.read_bytes()))
             os.utime(path, (stat.st_atime, stat.st_mtime))
         return
-    with redis.Redis.from_url(url) as client:
-        for key in client.scan_iter("igw:blob:*"):
-            client.set(key, flip(client.get(key)), keepttl=True)
+    with open_masters(url) as masters:
+        for master in masters:
+            for key in master.scan_iter("igw:blob:*"):
+                master.set(key, flip(master.get(key)), keepttl=True)
 
 
 async def test_a_damaged_image_is_bought_again_and_never_served(

@@ -100,7 +100,7 @@ async def test_a_link_is_served_from_the_bucket_by_range(
     [("GET", {}), ("HEAD", {}), ("GET", {"Range": "bytes=0-1"}), ("GET", {"If-None-Match": "*"})],
     ids=["whole", "HEAD", "range", "condition"],
 )
-async def test_links_to_bytes_that_are_gone_answer_410(
+async def test_links_to_lost_bytes_answer_410(
     either: Album, method: str, headers: dict[str, str]
 ) -> None:
     """After a take-down, and after an eviction, which only the bucket knows of."""
@@ -199,7 +199,7 @@ async def test_a_take_down_is_complete_when_the_object_is_deleted(redirecting: A
     assert redirecting.data not in after.body
 
 
-async def test_an_image_in_memory_is_served_while_the_bucket_is_away(
+async def test_an_image_in_memory_is_served_while_the_bucket_is_unavailable(
     redirecting: Album, monkeypatch: pytest.MonkeyPatch, bucket_url: str
 ) -> None:
     blobs = redirecting.gateway.gateway.cache.blobs

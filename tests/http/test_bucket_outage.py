@@ -1,4 +1,4 @@
-"""A bucket that is away while images are bought: nothing that was answered is lost."""
+"""An unavailable bucket while images are bought: no answered purchase is lost."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ MICROS = 20_000
 
 @dataclass(frozen=True)
 class Load:
-    """How much is bought, and how long the bucket is away."""
+    """The purchases, and how long the bucket is unavailable meanwhile."""
 
     purchases: int
     image_bytes: int
-    away_seconds: float
+    outage_seconds: float
     clients: int
 
 
-SMALL = Load(purchases=24, image_bytes=200_000, away_seconds=1.0, clients=8)
-LARGE = Load(purchases=500, image_bytes=2_000_000, away_seconds=30.0, clients=16)
+SMALL = Load(purchases=24, image_bytes=200_000, outage_seconds=1.0, clients=8)
+LARGE = Load(purchases=500, image_bytes=2_000_000, outage_seconds=30.0, clients=16)
 
 
 def upstream_of(size_bytes: int) -> web.Application:
@@ -68,7 +68,7 @@ def digests_of(reply: Reply) -> str:
 @pytest.mark.parametrize("load", [SMALL, pytest.param(LARGE, marks=pytest.mark.long)])
 @pytest.mark.timed
 @pytest.mark.timeout(600)
-async def test_nothing_that_was_answered_is_lost_while_the_bucket_is_away(
+async def test_no_answered_purchase_is_lost_while_the_bucket_is_unavailable(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Purchases are answered meanwhile, without `stored`, and settled when the bucket is back."""
@@ -102,7 +102,7 @@ async def test_nothing_that_was_answered_is_lost_while_the_bucket_is_away(
                 server.stop()
                 is_away = True
                 before = len(replies)
-                await asyncio.sleep(load.away_seconds)
+                await asyncio.sleep(load.outage_seconds)
                 during = len(replies) - before
                 hits = [
                     await buy(alice, n, response_format="b64_json") for n in sorted(replies)[-3:]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,7 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.http.test_bounds import fat_png, run_fat_upstream
 from tests.http.test_hits_from_memory import until_from_memory
 from tests.redis_cluster import Node, RedisCluster, moves_in_one_step, run_redis_cluster
 from tests.store_traffic import show, traffic
@@ -95,6 +97,50 @@ async def test_hits_come_from_memory_until_the_other_gateway_changes_something(
     assert (await admin.admin("DELETE", f"/admin/keys/{client.key_id}")).status == 204
     assert (await client.ask()).status == 401
     assert len(await upstream.calls()) == 3
+
+
+# ── while a node is full ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("full", ["other", pytest.param("books", marks=pytest.mark.long)])
+async def test_if_one_node_is_full_only_its_images_are_evicted(
+    tmp_path: Path, cluster_url: str, redis_cluster: RedisCluster, full: str
+) -> None:
+    books = redis_cluster.owner(KEYS.books)
+    node = books if full == "books" else _other(redis_cluster, books)
+    count, image_bytes = 36, 512 << 10
+    images = {
+        hashlib.sha256(fat_png(image_bytes, number)).hexdigest(): str(number)
+        for number in range(count)
+    }
+    async with run_fat_upstream(image_bytes) as upstream:
+        settings = make_settings(
+            tmp_path / "data",
+            upstream,
+            cluster_url,
+            cache={"total_bytes": 1 << 30, "memory_bytes": 0},
+        )
+        async with run_gateway(settings) as here:
+            alice = await here.client.with_key()
+            room = node.run("INFO", "memory")["used_memory"] + 6 * image_bytes
+            try:
+                # The others have no bound, and the oldest image is on one of them.
+                node.run("CONFIG", "SET", "maxmemory", room)
+                replies = [await alice.ask(number) for number in images.values()]
+                records = await here.ledger()
+            finally:
+                node.run("CONFIG", "SET", "maxmemory", 0)
+
+    assert Counter((reply.status, reply.cache_status) for reply in replies) == {
+        (200, "fwd=miss; stored"): count
+    }
+    assert [record.outcome for record in records] == ["bought"] * count
+    owners = {digest: redis_cluster.owner(KEYS.blob(digest)) for digest in images}
+    stored = {d for d, owner in owners.items() if owner.run("EXISTS", KEYS.blob(d))}
+    evicted = images.keys() - stored
+    assert {owners[digest].name for digest in evicted} == {node.name}
+    assert 2 <= len(evicted) < sum(owner is node for owner in owners.values())
 
 
 # ── while nodes change ──────────────────────────────────────────────────────────────────────────

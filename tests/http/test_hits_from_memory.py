@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import redis
 import redis.asyncio
 
-from tests.gateways import Client, InProcess, Reply, Upstream, open_to_each, run_processes
+from tests.gateways import (
+    Client,
+    InProcess,
+    Reply,
+    Upstream,
+    make_settings,
+    open_to_each,
+    run_gateway,
+    run_processes,
+)
 from tests.http.conftest import OpenGateway
 from tests.waiting import eventually
 
@@ -139,6 +150,70 @@ async def test_bytes_that_are_lost_are_bought_although_the_entry_is_in_memory(
     assert len(await upstream.calls()) == 2
 
 
+# ── links ───────────────────────────────────────────────────────────────────────────────────
+
+LINK: dict[str, Any] = {"model": "dall-e-3", "response_format": "url"}
+
+
+async def follow(client: Client, reply: Reply) -> int:
+    """The status that the link of a reply answers with."""
+    async with client.session.get(reply.json["data"][0]["url"]) as response:
+        return response.status
+
+
+def calls_of_scripts(url: str) -> int:
+    with redis.Redis.from_url(url) as client:
+        return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+async def test_links_of_hits_from_memory_ask_the_store_nothing(
+    tmp_path: Path, upstream: Upstream, redis_url: str
+) -> None:
+    settings = make_settings(tmp_path, upstream.base_url, redis_url)
+    async with run_gateway(settings) as gateway:
+        alice = await gateway.client.with_key("alice")
+
+        async def are_linked_from_memory() -> bool:
+            before = await asyncio.to_thread(calls_of_scripts, redis_url)
+            hits = (await alice.metrics()).get(HITS, 0.0)
+            replies = [await alice.ask(**LINK) for _ in range(50)]
+            assert {reply.status for reply in replies} == {200}
+            assert await follow(alice, replies[-1]) == 200
+            calls = await asyncio.to_thread(calls_of_scripts, redis_url) - before
+            # Background jobs, and the link that was followed, run a few.
+            return (await alice.metrics()).get(HITS, 0.0) - hits == 50 and calls < 25
+
+        assert await eventually(are_linked_from_memory)
+
+
+async def test_a_link_that_was_given_from_memory_ends_with_a_take_down(gateway: InProcess) -> None:
+    client = gateway.client
+    for _ in range(4):
+        reply = await client.ask(**LINK)
+    reply, count = await counted_hit(gateway, **LINK)
+    assert (await follow(client, reply), count) == (200, 1)
+    image = {"image": reply.headers["x-gateway-image-ids"]}
+    assert (await client.admin("POST", "/admin/cache/takedown", image)).status == 200
+    assert await follow(client, reply) == 410
+    again = await client.ask(**LINK)
+    assert again.cache_status == "fwd=miss; stored"
+    assert await follow(client, again) == 200
+
+
+async def test_an_image_that_was_evicted_is_linked_only_once_it_is_there_again(
+    gateway: InProcess,
+) -> None:
+    client, blobs = gateway.client, gateway.gateway.cache.blobs
+    for _ in range(5):
+        await client.ask(**LINK)
+    blobs.yield_to_books(0)
+    await blobs.evict_to_bound()
+    blobs.yield_to_books(None)
+    again = await client.ask(**LINK)
+    assert again.cache_status == "fwd=miss; stored"
+    assert await follow(client, again) == 200
+
+
 # ── several workers and gateways ────────────────────────────────────────────────────────────
 
 
@@ -154,7 +229,13 @@ async def open_workers(
             folder = tmp_path / (f"gateway{number}" if url else "gateway")
             folder.mkdir()
             processes, client = await stack.enter_async_context(
-                run_processes(folder, upstream.base_url, workers=count, redis_url=url)
+                run_processes(
+                    folder,
+                    upstream.base_url,
+                    workers=count,
+                    redis_url=url,
+                    options={"server": {"trusted_proxies": ["127.0.0.1"]}},
+                )
             )
             by_worker = await stack.enter_async_context(
                 open_to_each(processes, client, workers=count)
@@ -163,65 +244,33 @@ async def open_workers(
         yield clients
 
 
-async def last_stale(
-    clients: list[Client], is_new: Callable[[Reply], bool], *, since: float
-) -> float:
-    """How late the last of the workers still answered as before the change, in seconds."""
-    latest = 0.0
+Kind = Literal["limit", "purge", "takedown", "revoke"]
 
-    async def watch(client: Client) -> None:
-        nonlocal latest
-        streak = 0
-        while streak < 3:
-            asked_at = time.monotonic()
-            if is_new(await client.ask()):
-                streak += 1
-            else:
-                streak, latest = 0, max(latest, asked_at - since)
-
-    await asyncio.gather(*map(watch, clients))
-    return latest
+KINDS: tuple[Kind, ...] = ("limit", "purge", "takedown", "revoke")
 
 
-async def change_everything(
-    clients: list[Client], *, times: int, disturb: Callable[[], Awaitable[None]] | None = None
-) -> dict[str, list[float]]:
-    """For each kind of change, how late the last worker still answered as before it."""
-    late: dict[str, list[float]] = {"limit": [], "purge": [], "takedown": [], "revoke": []}
-    for number in range(times):
-        key = await clients[0].with_key(f"key{number}")
-        users = [replace(one, secret=key.secret, key_id=key.key_id) for one in clients]
-        for kind, found in late.items():
-            image = await fill_memories(users)
-            disturbing = asyncio.ensure_future(disturb()) if disturb else None
-            await change(users[0], kind, image)
-            since = time.monotonic()
-            look = partial(is_changed, image=image)
-            found.append(await last_stale(users, look, since=since))
-            if disturbing:
-                await disturbing
-            if kind == "limit":
-                await change(users[0], "lift", image)
-                await asyncio.sleep(HOLDS_SECONDS)
-    return late
+@dataclass(frozen=True)
+class Before:
+    """What a worker answers until it knows of a change: an image, and a link to it."""
+
+    image: str
+    link: str
 
 
-async def fill_memories(users: list[Client]) -> str:
-    """Asks each worker until it has the entry in memory; returns the image that all answer."""
-    found = set()
-    for user in users:
-        for _ in range(4):
-            reply = await user.ask()
-            assert reply.status == 200, reply.body
-        await asyncio.sleep(0.005)
-        reply = await user.ask()
-        assert reply.status == 200, reply.body
-        found.add(reply.headers["x-gateway-image-ids"])
-    (image,) = found
-    return image
+async def fill_memories(users: list[Client]) -> Before:
+    """Asks each worker until it has the entry in memory."""
+    replies = [await user.ask(**LINK) for user in users]
+    for _ in range(3):
+        replies += await asyncio.gather(*(user.ask(**LINK) for user in users))
+    await asyncio.sleep(0.005)
+    replies += await asyncio.gather(*(user.ask(**LINK) for user in users))
+    assert {reply.status for reply in replies} == {200}, replies
+    (image,) = {reply.headers["x-gateway-image-ids"] for reply in replies}
+    assert replies[-1].cache_status.startswith("hit")
+    return Before(image, replies[-1].json["data"][0]["url"])
 
 
-async def change(admin: Client, kind: str, image: str) -> None:
+async def change(admin: Client, kind: Kind | Literal["lift"], image: str) -> None:
     """Changes what a hit depends on, and returns once the gateway has answered."""
     key = f"/admin/keys/{admin.key_id}"
     method, path, body = {
@@ -235,8 +284,78 @@ async def change(admin: Client, kind: str, image: str) -> None:
     assert reply.status in (200, 202, 204), reply.body
 
 
-def is_changed(reply: Reply, *, image: str) -> bool:
-    return reply.status in (401, 429) or reply.headers.get("x-gateway-image-ids") != image
+def is_new(reply: Reply, kind: Kind, before: Before) -> bool:
+    """Whether an answer shows the change; it is as before, or as after this change."""
+    if kind == "revoke":
+        assert reply.status in (200, 401), reply.body
+        return reply.status == 401
+    if kind == "limit":
+        assert reply.status in (200, 429), reply.body
+        assert reply.status == 200 or reply.json["error"]["code"] == "rate_limit_exceeded"
+        assert reply.status == 200 or "requests_per_minute" in reply.json["error"]["message"]
+        return reply.status == 429
+    # One worker missed, and bought another image. The others missed too, or have a hit of that one.
+    assert reply.status == 200, reply.body
+    return reply.headers["x-gateway-image-ids"] != before.image
+
+
+async def last_stale(users: list[Client], kind: Kind, before: Before, *, since: float) -> float:
+    """How late the last of the workers still answered as before the change, in seconds."""
+    latest = 0.0
+    # Failed authentication is bounded for each address, so each change is watched from another.
+    headers = {"X-Forwarded-For": f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"}
+
+    async def watch(user: Client) -> None:
+        nonlocal latest
+        streak = 0
+        while streak < 3:
+            asked_at = time.monotonic()
+            reply = await user.ask(**LINK, headers=headers)
+            if is_new(reply, kind, before):
+                streak += 1
+            else:
+                streak, latest = 0, max(latest, asked_at - since)
+            if kind == "takedown" and streak < 2:
+                # However stale the worker is, no link leads to the image any more.
+                async with user.session.get(before.link) as response:
+                    assert response.status in (404, 410)
+
+    await asyncio.gather(*map(watch, users))
+    return latest
+
+
+async def change_everything(
+    clients: list[Client],
+    *,
+    times: int,
+    kinds: Sequence[Kind] = KINDS,
+    disturb: Callable[[], Awaitable[None]] | None = None,
+) -> dict[Kind, list[float]]:
+    """For each kind of change, how late the last worker still answered as before it."""
+    late: dict[Kind, list[float]] = {kind: [] for kind in kinds}
+    for number in range(times):
+        key = await clients[0].with_key(f"key{number}")
+        users = [replace(one, secret=key.secret, key_id=key.key_id) for one in clients]
+        for kind, found in late.items():
+            before = await fill_memories(users)
+            disturbing = asyncio.ensure_future(disturb()) if disturb else None
+            await change(users[0], kind, before.image)
+            since = time.monotonic()
+            found.append(await last_stale(users, kind, before, since=since))
+            if disturbing:
+                await disturbing
+            if kind == "limit":
+                await change(users[0], "lift", before.image)
+                await asyncio.sleep(HOLDS_SECONDS)
+    return late
+
+
+def in_milliseconds(late: Mapping[Kind, list[float]]) -> dict[Kind, str]:
+    """How late, for a message: of each kind the 99th percentile and the worst."""
+    return {
+        kind: f"p99 {1000 * sorted(found)[int(len(found) * 0.99)]:.1f}, {1000 * max(found):.1f}"
+        for kind, found in late.items()
+    }
 
 
 @pytest.mark.timed
@@ -250,15 +369,16 @@ async def test_every_change_holds_on_every_worker_within_100_ms(
     url = request.getfixturevalue("redis_url") if kind == "redis" else None
     async with open_workers(tmp_path, upstream, url, gateways=2 if url else 1) as clients:
         late = await change_everything(clients, times=times)
-        assert {len(found) for found in late.values()} == {times}
-        assert max(map(max, late.values())) < HOLDS_SECONDS, late
+        assert {kind: len(found) for kind, found in late.items()} == dict.fromkeys(KINDS, times)
+        print(in_milliseconds(late))  # noqa: T201 - the figures
+        assert max(map(max, late.values())) < HOLDS_SECONDS, in_milliseconds(late)
         metrics = await clients[0].metrics()
         assert metrics[HITS] >= times
 
 
 @pytest.mark.timed
 @pytest.mark.parametrize(
-    "times", [10, pytest.param(250, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+    "times", [10, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
 )
 async def test_nothing_is_stale_although_invalidation_connections_are_killed(
     tmp_path: Path, upstream: Upstream, redis_url: str, times: int
@@ -269,9 +389,14 @@ async def test_nothing_is_stale_although_invalidation_connections_are_killed(
     ):
 
         async def kill() -> None:
-            for client in await admin.client_list():
-                if "t" in client["flags"]:
-                    await admin.client_kill_filter(_id=client["id"])
+            """Kills some of the connections, before, during or after the change."""
+            tracked = [one for one in await admin.client_list() if "t" in one["flags"]]
+            for client in random.sample(
+                tracked, random.randint(min(1, len(tracked)), len(tracked))
+            ):
+                await asyncio.sleep(random.random() * 0.01)
+                await admin.client_kill_filter(_id=client["id"])
 
         late = await change_everything(clients, times=times, disturb=kill)
-        assert max(map(max, late.values())) < HOLDS_SECONDS, late
+        print(in_milliseconds(late))  # noqa: T201 - the figures
+        assert max(map(max, late.values())) < HOLDS_SECONDS, in_milliseconds(late)

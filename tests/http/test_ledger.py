@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway import maintenance
 from gateway.billing.totals import Totals
 from gateway.errors import StoreFull
 from gateway.images import Record
@@ -18,10 +19,18 @@ from gateway.store.commands import MAX_REFUSAL_REASONS, Append, SetValue
 from gateway.wiring.stores import DATABASE
 from tests.gateways import InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
+from tests.redis_masters import open_masters
 from tests.waiting import eventually
 
 BOOKS = "igw:{books}:"
 NO_REQUESTS = {"requests_per_minute": 0}
+
+
+@pytest.fixture(autouse=True)
+def quick_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs that remove and append records run every second."""
+    monkeypatch.setattr(maintenance, "TRIM_LEDGER_SECONDS", 1.0)
+    monkeypatch.setattr(maintenance, "REFUSALS_SECONDS", 1.0)
 
 
 async def in_store(gateway: InProcess) -> list[Record]:
@@ -33,9 +42,18 @@ def counted_in_store(gateway: InProcess) -> int:
     """The refusals that the store has counted in this minute, without the ledger's records."""
     url = gateway.settings.store.redis_url
     if url is not None:
-        with redis.Redis.from_url(url.get_secret_value()) as client:
-            counted = client.hgetall(f"{BOOKS}refusals")
-            return sum(int(value) for name, value in counted.items() if name.startswith(b"count "))
+        with open_masters(url.get_secret_value()) as masters:
+            counted = [
+                master.hgetall(key)
+                for master in masters
+                for key in master.keys(f"{BOOKS}refusals")  # other nodes would redirect
+            ]
+        return sum(
+            int(value)
+            for node in counted
+            for name, value in node.items()
+            if name.startswith(b"count ")
+        )
     db = sqlite3.connect(gateway.settings.store.data_dir / DATABASE)
     try:
         return int(db.execute("SELECT coalesce(sum(count), 0) FROM refusals").fetchone()[0])

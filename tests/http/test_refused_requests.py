@@ -22,6 +22,7 @@ from gateway.store.protocol import Command, Store
 from gateway.wiring.stores import DATABASE
 from tests.gateways import Client, InProcess, Reply, Upstream, leases_at
 from tests.http.conftest import OpenGateway
+from tests.redis_masters import open_masters
 
 MARK = "marked-by-the-client"
 """Part of everything that a refused request sends."""
@@ -37,22 +38,27 @@ MODERATED = "[[sim:moderation]] an otter"
 
 def _redis_rows(url: str) -> Iterator[tuple[str, bytes]]:
     """The keys of a server with their contents, without those that live for seconds."""
-    with redis.Redis.from_url(url) as client:
-        for key in client.scan_iter(count=1000):
-            if 0 <= client.ttl(key) <= 120:
-                continue
-            kind = client.type(key)
-            read: dict[bytes, Callable[[bytes], Any]] = {
-                b"string": client.get,
-                b"hash": client.hgetall,
-                b"set": client.smembers,
-                b"list": lambda name: client.lrange(name, 0, -1),
-                b"zset": lambda name: client.zrange(name, 0, -1),
-                b"stream": client.xrange,
-            }
-            found = read[kind](key)
-            rows = list(found) if isinstance(found, list | set) else [found]
-            yield from ((key.decode(), repr(row).encode()) for row in rows)
+    with open_masters(url) as masters:
+        for client in masters:
+            yield from _rows_of(client)
+
+
+def _rows_of(client: redis.Redis) -> Iterator[tuple[str, bytes]]:
+    for key in client.scan_iter(count=1000):
+        if 0 <= client.ttl(key) <= 120:
+            continue
+        kind = client.type(key)
+        read: dict[bytes, Callable[[bytes], Any]] = {
+            b"string": client.get,
+            b"hash": client.hgetall,
+            b"set": client.smembers,
+            b"list": lambda name: client.lrange(name, 0, -1),
+            b"zset": lambda name: client.zrange(name, 0, -1),
+            b"stream": client.xrange,
+        }
+        found = read[kind](key)
+        rows = list(found) if isinstance(found, list | set) else [found]
+        yield from ((key.decode(), repr(row).encode()) for row in rows)
 
 
 def _sqlite_rows(gateway: InProcess) -> Iterator[tuple[str, bytes]]:

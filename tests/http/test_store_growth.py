@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import redis
 
 from gateway.store.commands import CLOSED_JOURNAL_SECONDS, FREE_JOURNAL_SECONDS
 from tests.gateways import Client, InProcess, Upstream
 from tests.http.conftest import OpenGateway
+from tests.redis_masters import open_masters
 from tests.rows import each_row
 
 END_SECONDS = 120
@@ -22,8 +22,12 @@ def flights_left(gateway: InProcess) -> Mapping[str, float]:
     """The time to live of everything that flights have left in the store, by its name."""
     settings = gateway.settings.store
     if settings.redis_url is not None:
-        with redis.Redis.from_url(settings.redis_url.get_secret_value()) as raw:
-            return {key.decode(): raw.pttl(key) / 1000 for key in raw.keys("igw:flight*")}
+        with open_masters(settings.redis_url.get_secret_value()) as masters:
+            return {
+                key.decode(): master.pttl(key) / 1000
+                for master in masters
+                for key in master.keys("igw:flight*")
+            }
     with sqlite3.connect(settings.data_dir / "gateway.sqlite") as db:
         rows = db.execute("SELECT event_id || id, remove_after - unixepoch() FROM events")
         found = dict(rows.fetchall())
@@ -67,8 +71,12 @@ def closed_journals(gateway: InProcess) -> list[float]:
     """The time to live of every closed journal."""
     settings = gateway.settings.store
     if settings.redis_url is not None:
-        with redis.Redis.from_url(settings.redis_url.get_secret_value()) as raw:
-            return [raw.pttl(key) / 1000 for key in raw.keys("igw:{books}:journal:*")]
+        with open_masters(settings.redis_url.get_secret_value()) as masters:
+            return [
+                master.pttl(key) / 1000
+                for master in masters
+                for key in master.keys("igw:{books}:journal:*")
+            ]
     with sqlite3.connect(settings.data_dir / "gateway.sqlite") as db:
         found = db.execute("SELECT remove_after - unixepoch() FROM journals").fetchall()
     db.close()
@@ -124,8 +132,10 @@ async def test_partial_images_are_bounded_beside_the_images(
 def ephemeral_bytes(gateway: InProcess) -> int:
     settings = gateway.settings.store
     if settings.redis_url is not None:
-        with redis.Redis.from_url(settings.redis_url.get_secret_value()) as raw:
-            return sum(raw.strlen(key) for key in raw.keys("igw:ephemeral:*"))
+        with open_masters(settings.redis_url.get_secret_value()) as masters:
+            return sum(
+                master.strlen(key) for master in masters for key in master.keys("igw:ephemeral:*")
+            )
     files = (settings.data_dir / "blobs" / "ephemeral").glob("??/*")
     return sum(file.stat().st_size for file in files)
 

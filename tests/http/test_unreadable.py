@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 import pytest
-import redis
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
@@ -52,6 +51,7 @@ from tests.http.conftest import OpenGateway
 from tests.http.test_idempotency import FRESH, fingerprint_of
 from tests.http.test_recovery import SLOW, purchases_of
 from tests.journals import OpenPurchase, leave_purchase
+from tests.redis_masters import open_masters
 from tests.stores import usually_on
 from tests.test_month import write_config
 from tests.waiting import generous
@@ -283,8 +283,10 @@ def run_command(config: Path, *words: str) -> Result:
 def make_silent(settings: Settings, worker: str) -> None:
     """Its last heartbeat was in 1970."""
     if settings.store.redis_url is not None:
-        with redis.Redis.from_url(settings.store.redis_url.get_secret_value()) as client:
-            client.zadd(f"{Keys(DEFAULT_PREFIX).books}workers", {worker: 1})
+        with open_masters(settings.store.redis_url.get_secret_value()) as masters:
+            for master in masters:
+                for key in master.keys(f"{Keys(DEFAULT_PREFIX).books}workers"):
+                    master.zadd(key, {worker: 1})
         return
     with sqlite3.connect(settings.store.data_dir / DATABASE) as database:
         database.execute("UPDATE workers SET heartbeat_at = 1 WHERE worker = ?", (worker,))

@@ -122,7 +122,9 @@ async def test_a_clock_that_differs_is_a_fault(
     assert re.search(r"differs from this machine's by 3[56][0-9] s: .* NTP", finding.message)
 
 
-async def test_a_bucket_that_is_away_is_waited_for(tmp_path: Path, bucket_url: str) -> None:
+async def test_a_gateway_starts_while_its_bucket_is_unavailable(
+    tmp_path: Path, bucket_url: str
+) -> None:
     """It may come up by itself, so a start only says so."""
     with closed_port() as port, capture_logs() as logs:
         url = f"s3://images?endpoint=http://127.0.0.1:{port}"
@@ -167,6 +169,24 @@ asyncio.run(check_before_serving(settings))
 sys.exit("obstore" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_start_that_is_refused_says_why_in_one_line(tmp_path: Path, bucket_url: str) -> None:
+    file = tmp_path / "gateway.yaml"
+    store = {"data_dir": str(tmp_path / "data"), "blobs_url": bucket_url.replace("images", "none")}
+    admin = {"listen": "127.0.0.1:0", "admin_token": ADMIN_TOKEN}
+    file.write_text(yaml.safe_dump({"server": admin, "store": store, "upstream": {"api_key": "k"}}))
+    served = subprocess.run(
+        [sys.executable, "-m", "gateway", "serve", "--config", str(file)],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    (line,) = served.stderr.splitlines()
+    assert line.startswith("Error: s3://")
+    assert "there is no such bucket" in line
+    assert (served.returncode, served.stdout) == (1, "")
 
 
 async def test_redirects_need_credentials_that_can_sign(

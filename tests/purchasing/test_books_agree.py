@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import redis
 import structlog.testing
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -53,6 +52,7 @@ from gateway.store.protocol import Command, Store
 from gateway.store.sqlite.connection import connect
 from tests.conftest import OpenStore
 from tests.principals import make_principal
+from tests.redis_masters import open_masters
 
 UNITS = ("images", "tokens", "usd_micros")
 BUCKETS: Any = ("quarter", "day_in_zone", "day_in_utc")
@@ -94,11 +94,13 @@ def lose_journal(store: Store, request: pytest.FixtureRequest) -> LoseJournal:
             db.execute("DELETE FROM journals WHERE purchase = ?", (purchase,))
             db.close()
             return
-        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
-            for name in client.keys(f"*:journal:{purchase}"):  # none if it is lost already
-                client.delete(name)
-            for name in client.keys("*:open:*"):
-                client.zrem(name, purchase)
+        topology = request.node.callspec.params["open_store"]
+        with open_masters(request.getfixturevalue(f"{topology}_url")) as masters:
+            for master in masters:
+                for name in master.keys(f"*:journal:{purchase}"):  # none if it is lost already
+                    master.delete(name)
+                for name in master.keys("*:open:*"):
+                    master.zrem(name, purchase)
 
     return lose
 
@@ -282,7 +284,7 @@ class Play:
         """The buyer is taken for dead; it may settle all the same afterwards."""
         while True:
             try:
-                await self.recovery.recover_expired()
+                await self.recovery.recover_dead()
                 await self.recovery.recover(self.name)
                 break
             except StoreUnavailable:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.errors import StoreUnavailable
 from gateway.purchasing.recovery import Recovery
-from gateway.store.commands import Deregister, ExpiredWorkers, OpenJournals
+from gateway.store.commands import Deregister, Heartbeat, OpenJournals
 from gateway.store.protocol import Command, Watch
 from tests.nothing_kept import NothingKept
 
@@ -35,7 +35,7 @@ class Workers:
 
     def _execute(self, command: Command[Any]) -> Any:
         match command:
-            case ExpiredWorkers():
+            case Heartbeat():
                 return sorted(self.late or ())
             case OpenJournals():
                 return []
@@ -66,7 +66,8 @@ def judge(workers: Workers) -> Recovery:
 async def check(recovery: Recovery, workers: Workers, *late: str, after: float = 5.0) -> None:
     workers.now += after
     workers.late = frozenset(late)
-    await recovery.recover_expired()
+    await recovery.send_heartbeat()
+    await recovery.recover_dead()
 
 
 async def test_a_worker_is_dead_after_two_late_heartbeats(workers: Workers) -> None:
@@ -83,7 +84,7 @@ async def test_after_an_outage_nobody_is_dead_until_all_have_had_time_for_a_hear
     recovery = judge(workers)
     workers.late = None
     with pytest.raises(StoreUnavailable):
-        await recovery.recover_expired()
+        await recovery.send_heartbeat()
     for _ in range(2):
         await check(recovery, workers, "other")
     assert workers.recovered == []

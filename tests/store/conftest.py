@@ -1,4 +1,4 @@
-"""The two stores as fixtures: every test with `store` runs on both."""
+"""The stores as fixtures: every test with `store` runs on each of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,26 @@ from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore, Store
 from tests.conftest import OpenStore
+from tests.declared_keys import can_monitor, monitored
 from tests.providers import AZURITE_KEY, run_azurite, run_moto
 from tests.redis_server import restricted
+from tests.stores import TOPOLOGIES
+
+
+@pytest.fixture(scope="package", autouse=True)
+def only_declared_keys(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """In all these tests, no script touches a key that it has not declared."""
+    if not can_monitor():  # those of the embedded store run without a server
+        yield
+        return
+    url, file = request.getfixturevalue("redis_server"), tmp_path_factory.mktemp("monitor") / "log"
+    with monitored(url, file) as executed:
+        yield
+    # The clock of `tests.clocked_store`, which its scripts read instead of the server's.
+    undeclared = {use for use in executed.undeclared if not use.key.endswith(":test-clock")}
+    assert not undeclared
 
 
 @pytest.fixture
@@ -50,8 +68,10 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "folder",
         "redis",
         "bucket",
-        pytest.param("moto", marks=pytest.mark.long),
-        pytest.param("azurite", marks=pytest.mark.long),
+        *TOPOLOGIES,
+        # Their first test installs them.
+        pytest.param("moto", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+        pytest.param("azurite", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
     ]
 )
 async def blobs(
@@ -60,6 +80,10 @@ async def blobs(
     """An empty blob store of each kind."""
     if request.param == "folder":
         yield FolderBlobs(tmp_path / "blobs")
+        return
+    if request.param in ("sentinel", "cluster"):
+        async with open_blob_store(request.getfixturevalue(f"{request.param}_url")) as opened:
+            yield opened
         return
     if request.param != "redis":
         url = request.getfixturevalue("bucket_url")

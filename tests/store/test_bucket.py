@@ -101,7 +101,7 @@ async def test_a_sweep_never_deletes_bytes_that_were_extended(
     assert len(objects_of(bucket_server, bucket_url)) == 1
 
 
-async def test_a_sweep_goes_on_where_it_has_stopped_and_leaves_what_has_just_expired(
+async def test_a_sweep_goes_on_where_it_has_stopped_and_leaves_objects_that_have_just_expired(
     bucket_url: str,
 ) -> None:
     clock = Clock()
@@ -119,7 +119,7 @@ async def test_a_sweep_goes_on_where_it_has_stopped_and_leaves_what_has_just_exp
     assert (await blobs.scan("", 10))[1] == {digest(b"new"): 0}
 
 
-async def test_what_others_have_stored_is_found_extended_and_deleted(bucket_url: str) -> None:
+async def test_blobs_of_other_workers_are_found_extended_and_deleted(bucket_url: str) -> None:
     """Also if this worker remembers an object that is no longer there."""
     clock, name = Clock(), digest(PNG)
     here, there = open_at(bucket_url, clock), open_at(bucket_url, clock)
@@ -280,7 +280,7 @@ async def test_an_outage_is_one_condition_in_the_log(
 async def test_the_name_of_a_bucket_is_not_taken_for_the_cause(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Messages of obstore have addresses, and those have names. A bucket that is away may come
+    """Messages of obstore have addresses, and those have names. An unavailable bucket may come
     up by itself; one with wrong credentials keeps a gateway from starting.
     """
     for variable, value in CREDENTIALS.items():

@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from gateway.errors import StoreFull, StoreUnavailable
@@ -24,6 +26,7 @@ from gateway.store.handshake import StoreMisconfigured
 from gateway.store.protocol import Store
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.store import open_redis_store
+from gateway.store.redis.topology.cluster import ClusterMap
 from tests.redis_cluster import AUTHORITY, Node, RedisCluster, run_redis_cluster
 from tests.redis_server import skip_without_tls
 from tests.waiting import eventually
@@ -199,6 +202,16 @@ async def store_ready(*stores: Store) -> None:
         await execute(store, get_value("any"))
 
 
+async def scan_all(blobs: RedisBlobs) -> set[str]:
+    """The digests on all pages."""
+    found: set[str] = set()
+    after: str | None = ""
+    while after is not None:
+        after, page = await blobs.scan(after, 50)
+        found |= page.keys()
+    return found
+
+
 async def test_blobs_are_spread_and_scanned(cluster: RedisCluster) -> None:
     data = {hashlib.sha256(b"%d" % i).hexdigest(): b"%d" % i for i in range(100)}
     async with open_redis_blobs(cluster.url) as blobs:
@@ -262,6 +275,25 @@ class TestFaults:
             async with open_redis_store(url):
                 pass
         assert "p/w" not in str(refused.value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc"))))
+def test_redirections_change_the_primaries_and_say_which_slots_moved(
+    moves: list[tuple[int, str]],
+) -> None:
+    topology = ClusterMap("redis+cluster://a:1")
+    changed: list[frozenset[int]] = []
+    topology.on_changed.append(changed.append)
+    owners: dict[int, str] = {}
+    expected = []
+    for slot, host in moves:
+        if owners.get(slot) != (name := f"{host}:1"):
+            expected.append(frozenset({slot}))
+        owners[slot] = name
+        topology.move(slot, name)
+        assert topology.primaries == sorted(set(owners.values()))
+        assert topology.owner(slot) == name
+    assert changed == expected
 
 
 def has_good_replica(node: Node) -> bool:
@@ -372,6 +404,57 @@ class TestLostNodes:
             assert all(ok for _, ok in other_calls)
             slowest = max(b[0] - a[0] for a, b in pairwise(other_calls))
             assert slowest < 1
+
+    async def test_what_is_asked_of_all_nodes_waits_for_one_that_is_back_soon(
+        self, own_cluster: RedisCluster
+    ) -> None:
+        own_cluster.everywhere("CONFIG", "SET", "cluster-replica-no-failover", "yes")
+        own_cluster.everywhere("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        lost = max(own_cluster.masters(), key=lambda node: node.name)
+        async with (
+            open_redis_store(own_cluster.url) as store,
+            open_redis_blobs(own_cluster.url) as blobs,
+        ):
+            await execute(store, commands.Inspect())
+            digests = {hashlib.sha256(b"%d" % i).hexdigest() for i in range(20)}
+            for digest in digests:
+                await blobs.put(digest, b"data", LONG)
+            on_it = {one for one in digests if own_cluster.owner(KEYS.blob(one)) is lost}
+            lost.kill()
+            reads = [
+                asyncio.create_task(execute(store, commands.Inspect())),
+                asyncio.create_task(blobs.capacity_bytes()),
+                asyncio.create_task(scan_all(blobs)),
+            ]
+            await asyncio.sleep(0.5)
+            assert not any(read.done() for read in reads)
+            lost.start()
+            facts, capacity, found = await asyncio.gather(*reads)
+            assert (facts.is_known, capacity) == (True, 3 << 30)
+            assert found == digests - on_it  # it keeps nothing
+
+            lost.kill()
+            for read in (execute(store, commands.Inspect()), scan_all(blobs)):
+                with pytest.raises(StoreUnavailable) as unavailable:
+                    await read
+                assert f"The node {lost.name} of the Redis Cluster" in str(unavailable.value.reason)
+
+    async def test_a_scan_goes_on_while_a_replica_takes_over(
+        self, own_cluster: RedisCluster
+    ) -> None:
+        wanted = {hashlib.sha256(b"%d" % i).hexdigest() for i in range(200)}
+        lost = own_cluster.masters()[1]
+        async with open_redis_blobs(own_cluster.url) as blobs:
+            for digest in wanted:
+                await blobs.put(digest, b"data", LONG)
+            for master in own_cluster.masters():
+                assert master.run("WAIT", 1, 1000) == 1
+            assert await scan_all(blobs) == wanted
+            own_cluster.replica_of(lost).run("CLUSTER", "FAILOVER")
+            while lost.is_master():
+                assert await scan_all(blobs) == wanted
+            lost.kill()
+            assert await scan_all(blobs) == wanted
 
     async def test_a_failover_by_hand_fails_no_request(self, own_cluster: RedisCluster) -> None:
         master = own_cluster.masters()[0]

@@ -23,6 +23,7 @@ from gateway.store.commands import Consumption, Counter, LostReservation, Place
 from gateway.store.protocol import Command, Store
 from gateway.store.redis.answers import read_repeat
 from gateway.store.redis.commands import encode
+from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import open_redis_store
 from tests.ports import free_port
 from tests.redis_server import run_redis_server
@@ -40,16 +41,26 @@ LIMITED: Final = (
 # ── the rule ────────────────────────────────────────────────────────────────────────────────
 
 
-def sources() -> dict[str, str]:
-    lua = resources.files("gateway.store.redis") / "lua"
+CALL: Final = re.compile(
+    r"\b(redis\.(?:p?call|write)|server_call)\b(?:\(\s*'(\w+)'(?:,\s*([\w\[\]]+))?)?([^\n]*)"
+)
+"""Function, command, the key if it is a name, and the rest of the line."""
+
+PRELUDE: Final = "local declared = {}"
+
+
+def checked_scripts() -> dict[str, str]:
+    """Scripts whose `redis` checks each key, from where it begins to do so."""
     return {
-        f"{folder.name}/{file.name}": re.sub(r"--.*", "", file.read_text("utf-8"))
-        for folder in lua.iterdir()
-        for file in folder.iterdir()
+        name: script.source[script.source.index("local BOOKS") :]
+        for name, script in SCRIPTS.items()
+        if PRELUDE in script.source
     }
 
 
-CALL: Final = re.compile(r"\b(redis\.\w+|server_\w+)\b(?:\(\s*'(\w+)')?([^\n]*)")
+def unchecked_scripts() -> dict[str, str]:
+    return {name: script.source for name, script in SCRIPTS.items() if PRELUDE not in script.source}
+
 
 SECOND_KEY: Final = re.compile(r"\s*,[^,()]*(\([^)]*\))?[^,()]*,")
 
@@ -66,21 +77,15 @@ def test_scripts_reach_the_server_only_through_the_functions_that_check(
     """And those know which commands write, and look at the only key of each."""
     known = client.command()
     used: dict[str, set[str]] = {}
-    for name, whole in sources().items():
-        source = whole
-        if name == "shared/declared.lua":
-            source = whole[whole.index("local function expire_at_least") :]
-        for function, command, rest in CALL.findall(source):
+    for name, source in checked_scripts().items():
+        for function, command, _, rest in CALL.findall(source):
             assert command, f"{name}: {function}{rest}"
             used.setdefault(function, set()).add(command)
             if command in ("DEL", "EXISTS", "UNLINK"):
                 assert not SECOND_KEY.match(rest), (name, rest)
-        if name != "shared/clock.lua":
-            assert "redis.call('TIME'" not in source
-    assert set(used) == {"redis.call", "redis.write", "server_call", "server_pcall"}
-    assert used["server_call"] == {"SCAN", "PUBLISH"}
-    assert used["server_pcall"] == {"INFO"}
-    for command in used["redis.call"] - {"TIME"}:
+        assert "redis.call('TIME'" not in source
+    assert set(used) == {"redis.call", "redis.write"}
+    for command in used["redis.call"]:
         facts = known[command.lower()]
         assert "readonly" in facts["flags"], command
         assert facts["first_key_pos"] == 1, command
@@ -88,8 +93,39 @@ def test_scripts_reach_the_server_only_through_the_functions_that_check(
         facts = known[command.lower()]
         assert "write" in facts["flags"], command
         assert facts["first_key_pos"] == 1, command
-    for command in (used["redis.call"] | used["redis.write"]) - {"TIME", "DEL", "EXISTS", "UNLINK"}:
+    for command in (used["redis.call"] | used["redis.write"]) - {"DEL", "EXISTS", "UNLINK"}:
         assert known[command.lower()]["last_key_pos"] == 1, command
+
+
+WITHOUT_KEY: Final = {"INFO", "PUBLISH", "SCAN", "TIME"}
+
+OF_A_KEY: Final = re.compile(r"local function (\w+)\(key\b")
+
+
+def test_scripts_without_the_check_know_no_keys_but_those_of_their_command(
+    client: redis.Redis,
+) -> None:
+    known = client.command()
+    scripts = unchecked_scripts()
+    assert len(scripts) > 20
+    for name, source in scripts.items():
+        bound = {
+            *re.findall(r"local (\w+) = KEYS\[\d\]\n", source),
+            *re.findall(r"for \w+, (\w+) in ipairs\(KEYS\) do", source),
+        }
+        for each in bound:  # nothing else is ever assigned to these
+            assert len(re.findall(rf"\b{each} = ", source)) <= 1, (name, each)
+        for function in OF_A_KEY.findall(source):
+            calls = set(re.findall(rf"(?<!function ){function}\((\w+)", source))
+            assert calls <= {"KEYS", *bound}, (name, function, calls)
+            bound.add("key")
+        for function, command, key, rest in CALL.findall(source):
+            assert command, f"{name}: {function}{rest}"
+            if command not in WITHOUT_KEY:
+                assert key.startswith("KEYS[") or key in bound, (name, command, key)
+                assert known[command.lower()]["first_key_pos"] == 1, command
+            if command in ("DEL", "EXISTS", "UNLINK"):
+                assert rest.startswith(")"), (name, rest)
 
 
 def run_script(client: redis.Redis, body: str, *keys: str) -> Any:

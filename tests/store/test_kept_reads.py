@@ -130,7 +130,7 @@ async def test_a_watch_tells_of_a_write_that_nothing_was_kept_of_yet(open_store:
         assert await execute_kept(here, VALUE) == b"1"
 
 
-async def test_what_is_absent_is_kept_until_it_is_there(open_store: OpenStore) -> None:
+async def test_an_absent_value_is_kept_until_it_is_written(open_store: OpenStore) -> None:
     async with open_store() as here, open_store() as there:
         assert (await kept(here, KEY)) == [None]
         (entry,) = await kept(here, ENTRY)

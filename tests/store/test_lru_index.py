@@ -30,7 +30,7 @@ def track(
 
 async def by_last_use(store: Store) -> Sequence[str]:
     """All digests, least recently used first."""
-    return await execute(store, commands.EvictionCandidates(PLENTY))
+    return list(await execute(store, commands.EvictionCandidates(PLENTY)))
 
 
 async def lru_totals(store: Store) -> tuple[int, int]:
@@ -111,17 +111,23 @@ class TestLruIndex:
         assert await lru_totals(store) == (1, 10)
 
     async def test_there_are_only_as_many_candidates_as_necessary(self, store: Store) -> None:
-        await store.execute([track(digest) for digest in "abc"])
-        assert await execute(store, commands.EvictionCandidates(0)) == []
-        assert await execute(store, commands.EvictionCandidates(10)) == ["a"]
-        assert await execute(store, commands.EvictionCandidates(11)) == ["a", "b"]
+        await store.execute([track("a"), track("b", 20), track("c", 30)])
+        assert await execute(store, commands.EvictionCandidates(0)) == {}
+        assert await execute(store, commands.EvictionCandidates(10)) == {"a": 10}
+        assert await execute(store, commands.EvictionCandidates(11)) == {"a": 10, "b": 20}
+        assert await execute(store, commands.EvictionCandidates(11, skip=1)) == {"b": 20}
+        assert await execute(store, commands.EvictionCandidates(21, skip=1)) == {"b": 20, "c": 30}
+        assert await execute(store, commands.EvictionCandidates(PLENTY, skip=3)) == {}
         assert await by_last_use(store) == ["a", "b", "c"]
 
     async def test_a_command_evicts_at_most_a_thousand(self, store: Store) -> None:
         digests = [f"{i:064x}" for i in range(MAX_EVICTIONS + 5)]
         for first in range(0, len(digests), 200):
             await store.execute([track(digest) for digest in digests[first : first + 200]])
-        assert await execute(store, commands.EvictionCandidates(PLENTY)) == digests[:MAX_EVICTIONS]
+        candidates = await execute(store, commands.EvictionCandidates(PLENTY))
+        assert list(candidates) == digests[:MAX_EVICTIONS]
+        rest = await execute(store, commands.EvictionCandidates(PLENTY, skip=MAX_EVICTIONS))
+        assert list(rest) == digests[MAX_EVICTIONS:]
         assert await execute(store, track("new", max_bytes=10)) == digests[:MAX_EVICTIONS]
         assert await execute(store, commands.EvictTo(10)) == digests[MAX_EVICTIONS:]
         assert await lru_totals(store) == (1, 10)

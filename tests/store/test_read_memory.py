@@ -149,7 +149,7 @@ def test_bytes_and_results_are_bounded_and_the_oldest_use_goes_first() -> None:
 
 
 @pytest.mark.parametrize(("slots", "data_bytes"), [(0, 0), (1, 300), (64, 4000)])
-def test_what_is_counted_is_about_what_it_takes(slots: int, data_bytes: int) -> None:
+def test_the_counted_bytes_are_about_those_in_use(slots: int, data_bytes: int) -> None:
     source = Connection()
     tracemalloc.start()
     try:

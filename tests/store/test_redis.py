@@ -34,8 +34,10 @@ from gateway.store.commands import Consumption, Counter, Slot, Write
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.protocol import Command, Store
 from gateway.store.redis.commands import encode
+from gateway.store.redis.connection import PipelinedConnection
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import RedisStore, open_redis_store
+from gateway.store.redis.topology.single import SingleServer
 from gateway.store.redis.urls import TIMEOUT_SECONDS, redacted_url
 from gateway.store.wrappers import InstrumentedStore
 from tests.redis_server import binary, skip_without_tls
@@ -593,6 +595,25 @@ class TestOutages:
                 await execute(store, read("a"))
             assert 1.8 < time.monotonic() - started < 2.3
 
+    async def test_a_request_sent_just_before_its_deadline_ends_no_other(
+        self, redis_url: str
+    ) -> None:
+        """As the last stages of a batch in a cluster, of which another node was slow."""
+        server = SingleServer(redis_url)
+        pipeline = PipelinedConnection(await server.connect((await server.resolve())[0]))
+        loop = asyncio.get_running_loop()
+        try:
+            with redis.Redis.from_url(redis_url) as client:
+                client.client_pause(300)
+            patient = asyncio.create_task(pipeline.execute([(b"PING",)], deadline=loop.time() + 2))
+            await asyncio.sleep(0)
+            with pytest.raises(TimeoutError):
+                await pipeline.execute([(b"PING",)], deadline=loop.time() + 0.02)
+            assert await patient == [b"PONG"]
+            assert await pipeline.execute([(b"ECHO", b"a")], deadline=loop.time() + 2) == [b"a"]
+        finally:
+            pipeline.abort(redis.ConnectionError("the test has ended"))
+
     async def test_a_late_reply_is_never_the_reply_to_another_batch(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await store.execute([write("a", b"a"), write("b", b"b")])
@@ -693,13 +714,19 @@ class TestFull:
             await store.execute([commands.Track(digest, 10, 60, 100) for digest in "abcd"])
             with server.client() as client:
                 client.config_set("maxmemory", 1)
-            assert await execute(store, commands.EvictionCandidates(15)) == ["a", "b"]
+            assert await execute(store, commands.EvictionCandidates(15)) == {
+                "a": 10,
+                "b": 10,
+            }
             assert await execute(store, commands.AreTracked(("a", "x"))) == [True, False]
             await execute(store, commands.Touch(("a", "b")))
             await execute(store, commands.Untrack(("c",)))
             assert await execute(store, commands.EvictTo(20)) == ["d"]
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
-            assert await execute(store, commands.EvictionCandidates(20)) == ["a", "b"]
+            assert await execute(store, commands.EvictionCandidates(20)) == {
+                "a": 10,
+                "b": 10,
+            }
 
     async def test_a_digest_that_replaces_another_needs_no_room(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
@@ -730,7 +757,7 @@ class TestFull:
             with pytest.raises(StoreFull):
                 await blobs.put(*last, 60)
             candidates = await execute(store, commands.EvictionCandidates(1_500_000))
-            assert candidates == list(images)[:3]
+            assert candidates == dict.fromkeys(list(images)[:3], 500_000)
             for digest in candidates:
                 await blobs.delete(digest)
             await execute(store, commands.Untrack(tuple(candidates)))
@@ -963,9 +990,9 @@ class TestScripts:
         assert kinds <= set(encode.registry)
 
     def test_the_scripts_compute_the_day_as_python_does(self, redis_url: str) -> None:
-        clock = (LUA / "shared" / "clock.lua").read_text()
+        parts = ("clock", "calendar")
         script = (
-            clock
+            "".join((LUA / "shared" / f"{part}.lua").read_text() for part in parts)
             + """
             local found = {}
             for _, time in ipairs(ARGV) do

@@ -24,7 +24,7 @@ from gateway.store.batch import execute
 from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.handshake import StoreMisconfigured, StoreReadOnly
 from gateway.store.redis.client import PROBE_SECONDS
-from gateway.store.redis.faults import code_of
+from gateway.store.redis.faults import code_of, find_fault
 from gateway.store.redis.rights import BLOB_COMMANDS, STORE_COMMANDS, acl_rule
 from gateway.store.redis.store import open_redis_store
 from gateway.store.redis.topology.addresses import Address
@@ -399,3 +399,28 @@ async def _beats(store: object) -> bool:
 )
 def test_the_code_of_an_error_is_found_in_a_script_too(text: str, code: str) -> None:
     assert code_of(redis.exceptions.ResponseError(text)) == code
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_elected", "to_do"),
+    [
+        ("READONLY You can't write against a read only replica.", False, "REPLICAOF NO ONE"),
+        ("READONLY You can't write against a read only replica.", True, "looks for the master"),
+        ("MASTERDOWN Link with MASTER is down", False, "start that master"),
+        ("MASTERDOWN Link with MASTER is down", True, "looks for the next one"),
+        ("NOREPLICAS Not enough good replicas to write.", False, "start a replica, or give"),
+        ("NOREPLICAS Not enough good replicas to write.", True, "start a replica. If it was"),
+        ("LOADING Redis is loading the dataset in memory", False, "takes commands once it has"),
+        ("LOADING Redis is loading the dataset in memory", True, "takes commands once it has"),
+        ("UNBLOCKED force unblock from blocking operation", False, "address of its master"),
+        ("CLUSTERDOWN The cluster is down", True, "CLUSTER NODES"),
+    ],
+)
+def test_a_server_that_takes_no_writes_is_told_with_what_to_do(
+    reply: str, is_elected: bool, to_do: str
+) -> None:
+    error = redis.ResponseError(reply)
+    fault = find_fault(error, user="u", prefix="igw:", is_tls=False, is_elected=is_elected)
+    assert fault is not None
+    assert to_do in fault.text
+    assert not fault.lasts

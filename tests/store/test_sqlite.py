@@ -198,7 +198,7 @@ class TestFailures:
             full = [execute(store, write(f"b{i}", b"x" * 200_000)) for i in range(3)]
             for outcome in await asyncio.gather(*full, return_exceptions=True):
                 assert isinstance(outcome, StoreFull)
-            assert await execute(store, commands.EvictionCandidates(10)) == ["d"]
+            assert await execute(store, commands.EvictionCandidates(10)) == {"d": 10}
             await execute(store, commands.Untrack(("d",)))
             await execute(store, commands.CompareAndSet((Write("s", "a", None, b"x" * 100_000),)))
             assert await execute(store, write("c", b"x" * 50_000)) is None
@@ -381,7 +381,10 @@ class TestTime:
             await execute(store, commands.Track("a", 1, 1e6, 100))
             clock.now -= 5000
             await store.execute([commands.Track("b", 1, 1e6, 100), commands.Touch(("a",))])
-            assert await execute(store, commands.EvictionCandidates(100)) == ["b", "a"]
+            assert await execute(store, commands.EvictionCandidates(100)) == {
+                "b": 1,
+                "a": 1,
+            }
 
 
 Scenario = Callable[[Store, int], Any]

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from gateway.store.blobs.bucket_url import OPTIONS
+from gateway.store.blobs.bucket_url import BUCKET_SCHEMES
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.protocol import BlobStore
+from gateway.store.redis.urls import REDIS_SCHEMES
 
 
 def folder_of(url: str) -> Path:
@@ -41,24 +42,17 @@ def _open_bucket(url: str) -> AbstractAsyncContextManager[BlobStore]:
 
 
 OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStore]]]] = {
-    "redis": _open_redis,
-    "rediss": _open_redis,
-    "redis+cluster": _open_redis,
+    **dict.fromkeys(REDIS_SCHEMES, _open_redis),
     "file": _open_folder,
-    **dict.fromkeys(OPTIONS, _open_bucket),
+    **dict.fromkeys(BUCKET_SCHEMES, _open_bucket),
 }
 """URL scheme → opener. An opener takes the URL and connects lazily."""
 
 
 def open_blob_store(url: str) -> AbstractAsyncContextManager[BlobStore]:
     """The blob store at a URL. Raises `ValueError` for a scheme without an opener."""
-    scheme = url.partition("://")[0]
-    if scheme == "unix":  # a Redis too, on this machine
-        return _open_redis(url)
-    opener = OPENERS.get(scheme)
+    opener = OPENERS.get(url.partition("://")[0])
     if opener is None:
         schemes = ", ".join(f"{scheme}://" for scheme in OPENERS)
-        raise ValueError(
-            f"The URL of a blob store, unless it is unix:///path, begins with one of {schemes}."
-        )
+        raise ValueError(f"The URL of a blob store begins with one of {schemes}.")
     return opener(url)

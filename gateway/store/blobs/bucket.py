@@ -1,12 +1,12 @@
 """Blobs in a bucket of S3, Google Cloud Storage or Azure, through obstore.
 
 The object of a blob is named `<prefix>/images/<digest>/<expiry>`: its SHA-256, and the moment at
-which it expires. An object is written once and is never extended. To extend a blob is to write it
-again under a later expiry, so that a sweep, or a lifecycle rule of the bucket, may delete whatever
-has expired: no other gateway can have extended that object meanwhile, and no lock is needed.
+which it expires. An object is written once and never extended. To extend a blob, a gateway writes
+it again with a later expiry. So a sweep, or a lifecycle rule of the bucket, can delete an expired
+object without a lock: no gateway can have extended it meanwhile.
 
-Which object a blob has is remembered for those that this worker has written or read. For others
-the bucket lists the few objects of the digest.
+A worker remembers the object of each blob that it has written or read. For another blob it lists
+the few objects of the digest.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from gateway.errors import StoreUnavailable
 from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES, detect_format
 from gateway.store.blobs.bucket_client import BucketErrors, bounded, create_client
 from gateway.store.blobs.bucket_url import BucketUrl, parse_bucket_url
+from gateway.store.blobs.digests import check_digest
 
 MULTIPART_BYTES: Final = 8 << 20
 """Larger blobs are written in parts of this size."""
@@ -57,19 +58,18 @@ CHECK_TTL_SECONDS: Final = 600.0
 LIST_PAGE: Final = 1000
 """Objects of one page of S3."""
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _OBJECT: Final = re.compile(r"([0-9a-f]{64})/([0-9a-f]{12})")
 _AFTER: Final = re.compile(r"|[0-9a-f]{64}/[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedBucket:
-    """What `BucketBlobs.check` has found of a bucket that can be used."""
+    """What `BucketBlobs.check` has measured of a usable bucket."""
 
     clock_difference_seconds: float
-    """Of the bucket's clock, which tells whole seconds, from this machine's."""
+    """The bucket's clock, which has whole seconds, less this machine's."""
     keeps_versions: bool
-    """What is deleted stays in the bucket as an old version."""
+    """Whether a deleted object stays in the bucket as an old version."""
 
 
 class BucketBlobs:
@@ -104,7 +104,7 @@ class BucketBlobs:
 
     async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """Stores bytes for at least `ttl_seconds`; putting them again can only extend that."""
-        _check_digest(digest)
+        check_digest(digest)
         expires_at = self._expiry(ttl_seconds)
         async with self._calling("writing"):
             await obstore.put_async(
@@ -127,7 +127,7 @@ class BucketBlobs:
 
     async def delete(self, digest: str) -> None:
         """Deletes every object of the bytes."""
-        _check_digest(digest)
+        check_digest(digest)
         self._expiries.pop(digest, None)
         async with self._deletions:
             names = [meta["path"] async for meta in self._list(digest)]
@@ -147,7 +147,7 @@ class BucketBlobs:
             found = _OBJECT.fullmatch(after)
             if found is not None and int(found[2], 16) > now:
                 page[found[1]] = meta["size"]
-            # Also objects that have expired: a page must not take all the time that there is.
+            # Expired objects count too: otherwise one page might list the whole bucket.
             listed += 1
             if found is not None and (len(page) == limit or listed >= max(limit, LIST_PAGE)):
                 return after, page
@@ -155,6 +155,10 @@ class BucketBlobs:
 
     async def capacity_bytes(self) -> None:
         """None: a bucket has no limit of its own."""
+
+    def may_be_on(self, digest: str, node: str) -> bool:
+        """True: what goes with the bytes may be on any node."""
+        return True
 
     async def sweep(self, limit: int) -> int:
         """Deletes up to `limit` expired objects. Goes on where the last call has stopped."""
@@ -219,7 +223,7 @@ class BucketBlobs:
     # ── objects ─────────────────────────────────────────────────────────────────────────────
 
     async def _read(self, digest: str, options: Any) -> bytes | None:
-        _check_digest(digest)
+        check_digest(digest)
         known = self._known(digest)
         if known is not None and (data := await self._get(digest, known, options)) is not None:
             return data
@@ -237,13 +241,13 @@ class BucketBlobs:
             return None
         async with self._copying:
             copied = bytes(data)
-            # Many reads may end at once. Other tasks have their turn between the copies.
+            # Many reads may end at once. Other tasks run between the copies.
             await asyncio.sleep(0)
         return copied
 
     async def _locate(self, digest: str) -> tuple[int, int] | None:
         """The expiry and size of the object that lives longest; None if there is none."""
-        _check_digest(digest)
+        check_digest(digest)
         known = self._known(digest)
         if known is not None:
             # HEAD has no body, so only the list below can tell that the whole bucket is missing.
@@ -305,9 +309,9 @@ class BucketBlobs:
     # ── checks ──────────────────────────────────────────────────────────────────────────────
 
     async def check(self, data: bytes, digest: str, *, signs: bool = False) -> CheckedBucket:
-        """Writes, reads, lists and deletes a blob, and signs its URL if the gateway is to.
+        """Writes, reads, lists and deletes a blob; with `signs`, also signs its URL.
 
-        Raises `StoreUnavailable`, whose reason names what is wrong.
+        Raises `StoreUnavailable`, whose reason names the fault.
         """
         written_at = self._clock()
         await self.put(digest, data, CHECK_TTL_SECONDS)
@@ -315,7 +319,7 @@ class BucketBlobs:
         try:
             async with self._calling("reading"):
                 meta = await obstore.head_async(self._client, name)
-            self._expiries.pop(digest, None)  # so that the bucket is asked for its list
+            self._expiries.pop(digest, None)  # so that `get` has to list the objects
             if await self.get(digest) != data:
                 raise StoreUnavailable(
                     reason=f"{self.name} did not return the bytes that were written to it."
@@ -324,7 +328,7 @@ class BucketBlobs:
                 await self.presign(digest, 1)
         finally:
             await self.delete(digest)
-        # Other providers give every object a version, also where no old ones are kept.
+        # Other providers give every object a version, even if they keep no old ones.
         has_version = self._url.scheme == "s3" and meta["version"] not in (None, "null")
         return CheckedBucket(meta["last_modified"].timestamp() - written_at, has_version)
 
@@ -344,12 +348,6 @@ def _attributes(digest: str, data: bytes) -> dict[str, str]:
         "Content-Disposition": f'{disposition}; filename="img-{digest[:12]}.{kind}"',
         "Cache-Control": "private, max-age=60",
     }
-
-
-def _check_digest(digest: str) -> None:
-    # A digest becomes part of an object's name, so anything else could name another object.
-    if not _DIGEST.fullmatch(digest):
-        raise ValueError("a blob's name is a SHA-256 in lower-case hex")
 
 
 @asynccontextmanager

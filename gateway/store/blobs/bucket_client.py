@@ -34,17 +34,17 @@ CALL_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 3.0
 
 MAX_RETRIES: Final = 2
-"""Of one request. What was bought is stored again by its purchase until the bucket has it."""
+"""Of one request. A purchase stores its image again until the bucket has it."""
 
 RETRY_SECONDS: Final = 5.0
-"""After so long, a request that failed is not sent again."""
+"""A request that fails later than this after its start is not sent again."""
 
 QUIET_SECONDS: Final = 2.0
-"""Without a failed call, after which an outage is over."""
+"""An outage is over after so many seconds without a failed call."""
 
 END_SECONDS: Final = 0.1
-"""How long the end of the process leaves to the threads of obstore. One that returns its result to
-an interpreter that has gone aborts the process: its work is done, but its status is not 0."""
+"""How long the process waits for obstore's threads at its end. A thread that returns its result
+after the interpreter has ended aborts the process, whose exit status is then not 0."""
 
 _CODE: Final = re.compile(
     r"<(?:Code|code)>([A-Za-z]{3,64})</|\"(?:reason|error)\": ?\"([A-Za-z_]+)\""
@@ -64,7 +64,7 @@ _WRONG_KEYS: Final = frozenset(
     }
 )
 _TRANSIENT: Final = frozenset({"RequestTimeout", "IncompleteBody"})
-"""Codes of a 400 that the same request may not have again."""
+"""Codes of a 400 that the same request may not get a second time."""
 _SOURCE: Final = re.compile(
     r"https?://(?:169\.254\.|\[fd00:ec2:|sts\.[a-z0-9.-]*amazonaws\.com|metadata\.google\.internal"
     r"|login\.microsoftonline\.|oauth2\.googleapis\.com)"
@@ -94,7 +94,7 @@ def create_client(url: BucketUrl, folder: str) -> Client:
         config["virtual_hosted_style_request"] = options["virtual_hosted"] == "true"
     path = f"{url.prefix}/{folder}" if url.prefix else folder
     try:
-        # An endpoint that is http:// was meant to be.
+        # obstore refuses http:// unless it is allowed. An operator who writes it means it.
         is_plain = endpoint is not None and urlsplit(endpoint).scheme == "http"
         return _create(url, path, config, allow_http=is_plain)
     except BaseError as error:
@@ -147,8 +147,8 @@ class BucketErrors:
     def translated(self, doing: str, *, may_be_missing: bool = False) -> Iterator[None]:
         """Raises `StoreUnavailable` or `StoreFull`, also if the bucket is missing.
 
-        With `may_be_missing`, `FileNotFoundError` for an object that is. A missing bucket is an
-        unavailable store: no image may be taken for lost because of it.
+        With `may_be_missing`, lets the `FileNotFoundError` of a missing object through. A missing
+        bucket counts as an unavailable store, so that no image is taken for lost because of it.
         """
         try:
             yield
@@ -163,8 +163,8 @@ class BucketErrors:
             self._outage.occurs(fault.reason or "", reason=fault.reason)
             raise fault from None
         except Exception as error:
-            # What was bought must be stored again, also after a fault of obstore itself, which has
-            # written it to standard error. It exports no class of it.
+            # A fault of obstore itself, which it has written to standard error and whose class it
+            # does not export. A purchase must store its image again after that too.
             if type(error).__name__ != _PANIC:
                 raise
             reason = f"{self._url.location}: {doing} has failed in obstore: check the endpoint."

@@ -17,12 +17,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from gateway.values import nearest
 
-OPTIONS: Final[Mapping[str, frozenset[str]]] = {
+_OPTIONS: Final[Mapping[str, frozenset[str]]] = {
     "s3": frozenset({"endpoint", "region", "virtual_hosted"}),
     "gs": frozenset({"endpoint"}),
     "az": frozenset({"account", "endpoint"}),
 }
 """URL scheme → what its query may have."""
+
+BUCKET_SCHEMES: Final = tuple(_OPTIONS)
 
 CREDENTIALS: Final[Mapping[str, str]] = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role of the machine",
@@ -50,7 +52,7 @@ _SECRETS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BucketUrl:
-    """A bucket of one of the `OPTIONS`, and the prefix of everything that is stored there."""
+    """A bucket, and the prefix of everything that is stored there."""
 
     scheme: str
     bucket: str
@@ -64,8 +66,8 @@ class BucketUrl:
 
 
 def is_bucket(url: str) -> bool:
-    """Whether the scheme of a URL is one of `OPTIONS`."""
-    return url.partition("://")[0] in OPTIONS
+    """Whether the scheme of a URL is one of `BUCKET_SCHEMES`."""
+    return url.partition("://")[0] in BUCKET_SCHEMES
 
 
 def find_endpoint(url: BucketUrl) -> str | None:
@@ -121,11 +123,11 @@ def parse_bucket_url(text: str) -> BucketUrl:
 
 
 def _check_option(scheme: str, name: str, value: str) -> None:
-    if name not in OPTIONS[scheme]:
+    if name not in _OPTIONS[scheme]:
         if _SECRETS.search(name):
             raise ValueError(f"a URL without credentials: they are read from {CREDENTIALS[scheme]}")
-        known = ", ".join(sorted(OPTIONS[scheme]))
-        meant = nearest(name, OPTIONS[scheme], min_similarity=0.6)
+        known = ", ".join(sorted(_OPTIONS[scheme]))
+        meant = nearest(name, _OPTIONS[scheme], min_similarity=0.6)
         hint = f"; did you mean {meant}?" if meant else ""
         raise ValueError(f"a URL of {scheme}:// with no other options than {known}{hint}")
     if name == "endpoint":

@@ -24,6 +24,7 @@ import structlog
 
 from gateway.conditions import Condition
 from gateway.errors import StoreFull, StoreUnavailable
+from gateway.store.blobs.digests import DIGEST, check_digest
 from gateway.store.private_files import (
     OTHERS,
     PRIVATE_FILE,
@@ -40,7 +41,6 @@ QUIET_SECONDS: Final = 2.0
 ABANDONED_SECONDS: Final = 3600.0
 """A temporary file this old was left by a process that died."""
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _SUBFOLDER: Final = re.compile(r"[0-9a-f]{2}")
 _TEMPORARY: Final = "tmp-"
 _LOCK: Final = "lock"
@@ -110,6 +110,10 @@ class FolderBlobs:
         """A folder inside this one, for bytes that live for minutes. It has its own sweep."""
         return FolderBlobs(self._root / _EPHEMERAL, self._clock, data_dir=self._data_dir)
 
+    def may_be_on(self, digest: str, node: str) -> bool:
+        """True: what goes with the bytes may be on any node."""
+        return True
+
     async def sweep(self, limit: int) -> int:
         """Removes up to `limit` expired or abandoned files. Returns how many.
 
@@ -126,9 +130,7 @@ class FolderBlobs:
         return removed
 
     def _path(self, digest: str) -> Path:
-        # Digests come from requests and from the store: nothing else may become a path.
-        if not _DIGEST.fullmatch(digest):
-            raise ValueError("a blob's name is a SHA-256 in lower-case hex")
+        check_digest(digest)
         return self._root / digest[:2] / digest
 
     def _put(self, path: Path, data: bytes, *, expires_at: float) -> None:
@@ -204,7 +206,7 @@ class FolderBlobs:
     def _unexpired_size(self, path: Path) -> int | None:
         with contextlib.suppress(FileNotFoundError):  # deleted since
             found = path.stat()
-            if _DIGEST.fullmatch(path.name) and found.st_mtime > self._clock():
+            if DIGEST.fullmatch(path.name) and found.st_mtime > self._clock():
                 return found.st_size
         return None
 

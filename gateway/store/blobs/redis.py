@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
+from gateway.store.blobs.digests import check_digest
 from gateway.store.commands import PutBlob
 from gateway.store.redis.clients import Client, create_client
 from gateway.store.redis.commands import read_cursor
@@ -21,8 +22,6 @@ DEFAULT_CAPACITY_BYTES: Final = 1 << 30
 
 SMALL_BYTES: Final = 64 * 1024
 """The most bytes that travel in a batch of commands: more would delay other requests."""
-
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class RedisBlobs:
@@ -51,13 +50,17 @@ class RedisBlobs:
         key = self._key(digest)
         ttl = str(math.ceil(ttl_seconds * 1000)).encode()
         # Extend first: otherwise a blob could stop `SET` from writing and then expire.
+        mark = self._client.mark()
         await self._execute((b"PEXPIRE", key, ttl, b"GT"), (b"SET", key, data, b"NX", b"PX", ttl))
+        if self._kind == "blob":
+            # The books may be on another server, and wait for the replicas of that one alone.
+            await self._client.confirm(mark, [key.decode()])
 
     def put_command(self, digest: str, data: bytes, ttl_seconds: float) -> PutBlob | None:
         """The command that stores small bytes, if the store is in the same server."""
         if not self._shares_server or len(data) > SMALL_BYTES:
             return None
-        _check_digest(digest)
+        check_digest(digest)
         return PutBlob(digest, data, ttl_seconds)
 
     async def get(self, digest: str) -> bytes | None:
@@ -98,12 +101,16 @@ class RedisBlobs:
         infos = await self._client.execute_everywhere((b"INFO", b"memory"))
         return min(map(_capacity_of, infos)) * len(infos)
 
+    def may_be_on(self, digest: str, node: str) -> bool:
+        """Whether the node has them; True if it is none of this cluster."""
+        return self._client.may_be_on(self._key(digest), node)
+
     async def sweep(self, limit: int) -> int:
         """0: Redis expires them itself."""
         return 0
 
     def remote(self) -> None:
-        """None: the bytes are near."""
+        """None: reading all bytes is as cheap as reading a part."""
 
     def ephemeral(self) -> RedisBlobs:
         """The same server under other keys, for bytes that live for minutes."""
@@ -114,7 +121,7 @@ class RedisBlobs:
         await self._client.check(BLOB_COMMANDS)
 
     def _key(self, digest: str) -> bytes:
-        _check_digest(digest)
+        check_digest(digest)
         return self._keys.blob(digest, kind=self._kind).encode()
 
     async def _execute(self, *commands: tuple[bytes, ...]) -> list[Any]:
@@ -128,12 +135,6 @@ class RedisBlobs:
 def _capacity_of(info: Any) -> int:
     found = re.search(rb"^maxmemory:(\d+)", info, re.MULTILINE) if isinstance(info, bytes) else None
     return (int(found[1]) // 2 if found is not None else 0) or DEFAULT_CAPACITY_BYTES
-
-
-def _check_digest(digest: str) -> None:
-    # A digest becomes part of a key's name, so anything else could name another key.
-    if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"This is no SHA-256 in lower-case hex: {digest!r}.")
 
 
 @asynccontextmanager

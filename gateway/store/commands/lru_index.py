@@ -7,7 +7,7 @@ more have expired. Until then its bytes count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -63,13 +63,15 @@ class Untrack(Command[None]):
 
 
 @dataclass(frozen=True, slots=True)
-class EvictionCandidates(Command[Sequence[str]]):
+class EvictionCandidates(Command[Mapping[str, int]]):
     """The least recently used digests that together have at least `size_bytes`, oldest first.
 
-    At most `MAX_EVICTIONS`. Writes nothing, so it also works in a full store.
+    Returns the bytes of each, of `MAX_EVICTIONS` digests at most, without the `skip` oldest ones.
+    Writes nothing, so it also works in a full store.
     """
 
     size_bytes: int
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True)

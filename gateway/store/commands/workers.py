@@ -9,10 +9,15 @@ from gateway.store.protocol import Command
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat(Command[None]):
-    """Records that the worker is alive."""
+class Heartbeat(Command[Sequence[str]]):
+    """Records that the worker is alive, and returns the `ExpiredWorkers` from before it.
+
+    None are looked for, and none returned, without `expired_after_seconds`.
+    """
 
     worker: str
+    expired_after_seconds: float | None = None
+    limit: int = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from gateway.store.redis.faults import (
     retires,
 )
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.replication import Replication
 from gateway.store.redis.rights import find_missing_rights
 from gateway.store.redis.scripts import SCRIPTS, Script
 from gateway.store.redis.topology.addresses import Address, Addresses
@@ -74,6 +75,14 @@ class NotReached(redis_errors.RedisError):
     """The reply to a command that was not sent, because one before it was answered by an error."""
 
 
+class NodeFull(redis_errors.OutOfMemoryError):
+    """The reply of a node of a cluster whose memory is full."""
+
+    def __init__(self, error: Exception, node: str) -> None:
+        super().__init__(str(error), status_code="OOM")
+        self.node = node
+
+
 @dataclass(frozen=True, slots=True)
 class NodeReplies:
     """The replies of all primaries of a cluster, that of the books' node first."""
@@ -99,6 +108,8 @@ class RedisClient:
 
     _retires: Callable[[BaseException], bool] = staticmethod(retires)
 
+    _subject = "The Redis"
+
     def __init__(
         self,
         addresses: Addresses,
@@ -111,6 +122,11 @@ class RedisClient:
         self.location = addresses.location
         self.addresses = addresses
         addresses.on_replaced.append(self.drop)
+        self._replication: Replication | None = None
+        if addresses.is_elected:
+            self._replication = Replication(
+                addresses, find_key=lambda: keys.fence, find_fault=self._find_fault
+            )
         self._keys = keys
         self._scripts = scripts
         self._may_create = may_create
@@ -124,6 +140,7 @@ class RedisClient:
         self._next_attempt_at = 0.0
         self._shaking_hands = asyncio.Lock()
         self._handshakes = 0
+        self._connections = 0
         self._drops = 0
         self._is_closed = False
         self._outage = Condition(
@@ -142,12 +159,18 @@ class RedisClient:
             try:
                 yield
             finally:
-                self._is_closed = True
-                if self._attempt is not None:
-                    self._attempt.cancel()
-                    await asyncio.wait([self._attempt])
-                if self._pipeline is not None:
-                    self._pipeline.abort(redis_errors.ConnectionError("the store is closed"))
+                await self.close()
+
+    async def close(self) -> None:
+        """Pending requests fail with `StoreUnavailable`."""
+        self._is_closed = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait([self._attempt])
+        if self._replication is not None:
+            self._replication.close()
+        if self._pipeline is not None:
+            self._pipeline.abort(redis_errors.ConnectionError("the store is closed"))
 
     def drop(self) -> None:
         """Closes the connection although it may answer: another server takes the commands now.
@@ -170,13 +193,34 @@ class RedisClient:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
         deadline = _deadline()
         replies = await self._execute(
-            [each.command for each in commands], lambda replies: _find_repeats(commands, replies)
+            [each.command for each in commands],
+            lambda replies: _find_repeats(commands, replies),
+            has_reads=any(each.script not in ALWAYS_WRITE for each in commands),
         )
         for each, reply in zip(commands, replies, strict=True):
             # As good as the probe.
             if each.script in ALWAYS_WRITE and not isinstance(reply, redis_errors.RedisError):
                 self._next_probe_at = max(self._next_probe_at, deadline + PROBE_SECONDS)
         return replies
+
+    def mark(self) -> int:
+        """The number of the connection that the next commands go over, for `confirm`."""
+        is_open = self._pipeline is not None and self._pipeline.is_open
+        return self._connections + (not is_open)
+
+    async def confirm(self, mark: Any, keys: Sequence[str]) -> None:
+        """Waits until replicas have what was executed since `mark`, if one may be promoted.
+
+        Raises `StoreUnavailable` if another server has taken over, which may lack it: repeat it.
+        If no replica answers, the log says so (`replication`).
+        """
+        if self._replication is None:
+            return
+        used = self._pipeline if self._connections == mark else None
+        if used is None or not await self._replication.confirm(
+            used, lambda: self._pipeline is used
+        ):
+            raise self._translate(redis_errors.ConnectionError("another server has taken over"))
 
     async def execute_everywhere(self, command: RawCommand) -> list[Any]:
         """The reply of the server, as the only one. A cluster has one of each primary."""
@@ -194,11 +238,13 @@ class RedisClient:
         self,
         commands: Sequence[RawCommand],
         find_repeats: Callable[[Sequence[Any]], Sequence[int]],
+        *,
+        has_reads: bool = True,
     ) -> list[Any]:
         deadline, handshakes = _deadline(), self._handshakes
         try:
             pipeline = await self._ready_pipeline(deadline)
-            if deadline < self._next_probe_at:
+            if deadline < self._next_probe_at or not has_reads:
                 replies = await pipeline.execute(commands, deadline=deadline)
                 repeats = find_repeats(replies)
             else:
@@ -281,13 +327,17 @@ class RedisClient:
         finally:
             pipeline.abort(redis_errors.ConnectionError("the check has ended"))
 
+    def may_be_on(self, key: bytes, node: str) -> bool:
+        """True: all keys are on the one server. In a cluster, whether `node` has this one."""
+        return True
+
     def translate(self, reply: Exception, command: str) -> Exception:
         """A reply as `StoreFull`, `StoreUnavailable`, or `RuntimeError` for a bug of ours."""
         if code_of(reply) == "OOM":
-            return StoreFull()
+            return StoreFull(node=reply.node if isinstance(reply, NodeFull) else None)
         if (fault := self._find_fault(reply)) is None:
             return RuntimeError(f"Redis refused {command}: {reply}")
-        reason = f"The Redis {fault.text}"
+        reason = f"{self._subject} {fault.text}"
         self._outage.occurs(reason, reason=reason)
         return StoreUnavailable(reason=reason)
 
@@ -335,6 +385,7 @@ class RedisClient:
             if is_reply(error):
                 self._next_attempt_at = loop.time() + RETRY_SECONDS
             return _Failure(detach(error))
+        self._connections += 1
         self.on_connected()
         return self._pipeline
 
@@ -427,7 +478,12 @@ class RedisClient:
 
     def _find_fault(self, error: BaseException) -> Fault | None:
         return find_fault(
-            error, user=self.addresses.user, prefix=self._keys.prefix, is_tls=self.addresses.is_tls
+            error,
+            user=self.addresses.user,
+            prefix=self._keys.prefix,
+            is_tls=self.addresses.is_tls,
+            # Those of a cluster's node are fixed, but its slots may get another one.
+            is_elected=self._replication is not None,
         )
 
     def _refusal(self, fault: Fault, code: str = "") -> Exception:

@@ -1,7 +1,7 @@
 """The client of a Redis Cluster: the batches of its callers, and the check of the whole.
 
-`order` divides a batch into stages, `cluster_stage` executes one of them, and `cluster_scan` reads
-all nodes page by page. The connections are `cluster_nodes`.
+`order` divides a batch into stages, `cluster_stage` executes one of them, `cluster_reads` asks all
+nodes, and `cluster_scan` reads them page by page. The connections are `cluster_nodes`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from gateway.store.handshake import (
 )
 from gateway.store.redis.client import NodeReplies, NotReached, schema_mismatch_refusal
 from gateway.store.redis.cluster_nodes import NO_SLOTS, ClusterNodes
+from gateway.store.redis.cluster_reads import ClusterReads
 from gateway.store.redis.cluster_scan import ClusterScan
-from gateway.store.redis.cluster_stage import UNEXECUTED, ClusterStage, Routed
+from gateway.store.redis.cluster_stage import ClusterStage, Routed
 from gateway.store.redis.commands.encoding import RedisCommand
 from gateway.store.redis.connection import RawCommand
-from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, code_of, find_fault
+from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, find_fault
 from gateway.store.redis.keys import Keys
-from gateway.store.redis.node import NotSent
 from gateway.store.redis.order import find_stages
 from gateway.store.redis.rights import CLUSTER_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS, Script
@@ -78,6 +78,7 @@ class ClusterClient:
             holds_books=holds_books,
             on_connected=self._after_connect,
         )
+        self._reads = ClusterReads(self.topology, self._nodes)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -113,9 +114,10 @@ class ClusterClient:
             first = commands[stage.start]
             if first.merge is not None:
                 for i in stage:
-                    replies[i] = await self._execute_everywhere(routed[i].command, deadline)
+                    found = await self._execute_everywhere(routed[i].command, deadline)
+                    replies[i] = NodeReplies(found)
             elif first.cursor_at is not None:
-                scan = ClusterScan(self.topology, self._execute_on)
+                scan = ClusterScan(self.topology, self._reads, deadline=deadline)
                 for i in stage:
                     raw = cast(Sequence[Any], commands[i].command)
                     replies[i] = await scan.read(raw, first.cursor_at)
@@ -129,6 +131,21 @@ class ClusterClient:
                     return replies
         return replies
 
+    def mark(self) -> Mapping[str, int]:
+        """As `RedisClient.mark`, by the names of the nodes."""
+        return self._nodes.marks()
+
+    async def confirm(self, mark: Any, keys: Sequence[str]) -> None:
+        """As `RedisClient.confirm`, on the nodes that have the keys."""
+        names = dict.fromkeys(self._nodes.owner(slot_of(key)) for key in keys)
+        try:
+            await asyncio.gather(
+                *(self._nodes.get(name).confirm(mark.get(name, 1), keys) for name in names)
+            )
+        except StoreUnavailable:
+            self.topology.want_refresh()
+            raise
+
     async def execute_everywhere(self, command: RawCommand) -> list[Any]:
         """The replies of all primaries, that of the books' node first.
 
@@ -136,12 +153,19 @@ class ClusterClient:
         """
         deadline = _deadline()
         await self._prepare(deadline)
-        return list((await self._execute_everywhere(command, deadline)).replies)
+        return await self._execute_everywhere(command, deadline)
 
     async def scan(self, command: Sequence[Any], *, cursor_at: int) -> Any:
         """As `RedisClient.scan`, over all primaries one after the other."""
-        await self._prepare(_deadline())
-        return await ClusterScan(self.topology, self._execute_on).read(command, cursor_at)
+        deadline = _deadline()
+        await self._prepare(deadline)
+        return await ClusterScan(self.topology, self._reads, deadline=deadline).read(
+            command, cursor_at
+        )
+
+    def may_be_on(self, key: bytes, node: str) -> bool:
+        """Whether the node has the slot of the key; True if it has no slot of this cluster."""
+        return node not in self.topology.primaries or self.topology.owner(slot_of(key)) == node
 
     async def publish(self, channel: str, message: bytes) -> None:
         """Notifies the subscribers of a channel at all nodes, as far as these can be reached.
@@ -150,11 +174,11 @@ class ClusterClient:
         """
         primaries = self.topology.primaries
         names = sorted(primaries, key=lambda name: self._nodes.get(name).is_down)[:MAX_PUBLISHERS]
-        command = (b"PUBLISH", channel, message)
+        command, deadline = (b"PUBLISH", channel, message), _deadline()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PUBLISH_SECONDS):
                 await asyncio.gather(
-                    *(self._execute_on(name, [command]) for name in names), return_exceptions=True
+                    *(self._reads.attempt(name, [command], deadline=deadline) for name in names)
                 )
 
     def translate(self, reply: Exception, command: str) -> Exception:
@@ -191,35 +215,10 @@ class ClusterClient:
 
     # ── a batch ─────────────────────────────────────────────────────────────────────────────
 
-    async def _execute_everywhere(self, command: RawCommand, deadline: float) -> NodeReplies:
-        books = self.topology.owner(self._books_slot)
-        names = sorted(self.topology.primaries, key=lambda name: name != books)
-        if not names:
-            raise StoreUnavailable(reason=NO_SLOTS)
-        replies = await asyncio.gather(
-            *(self._execute_on(name, [command], deadline=deadline) for name in names)
+    async def _execute_everywhere(self, command: RawCommand, deadline: float) -> list[Any]:
+        return await self._reads.execute_everywhere(
+            command, first_slot=self._books_slot, deadline=deadline
         )
-        return NodeReplies([reply for (reply,) in replies])
-
-    async def _execute_on(
-        self,
-        name: str,
-        commands: Sequence[RawCommand],
-        *,
-        deadline: float | None = None,
-    ) -> list[Any]:
-        """Executes commands without keys on one node. Raises `StoreUnavailable`."""
-        node = self._nodes.get(name)
-        try:
-            replies = await node.send(commands, deadline=deadline or _deadline())
-        except NotSent as error:
-            raise self._nodes.unavailable(node, error.error) from error
-        except CONNECTION_ERRORS as error:
-            raise self._nodes.unavailable(node, error) from error
-        for reply in replies:
-            if isinstance(reply, redis_errors.RedisError) and code_of(reply) in UNEXECUTED:
-                raise self._nodes.unavailable(node, reply) from reply
-        return replies
 
     def _stage(self, deadline: float) -> ClusterStage:
         return ClusterStage(self.topology, self._nodes, deadline=deadline)
@@ -248,7 +247,7 @@ class ClusterClient:
                 raise schema_mismatch_refusal(error) from error
 
     async def _check_schema(self, deadline: float) -> None:
-        async with self._checking_schema:
+        async with self._lock_schema(deadline):
             if self._has_schema:
                 return
             source, version = SCRIPTS["handshake"].source, str(SCHEMA_VERSION).encode()
@@ -262,6 +261,20 @@ class ClusterClient:
             if found != version:
                 raise SchemaMismatch(self.location, str(found, errors="replace"))
             self._has_schema = True
+
+    @asynccontextmanager
+    async def _lock_schema(self, deadline: float) -> AsyncIterator[None]:
+        """Requests at the same time share the check, and its failures."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._checking_schema.acquire()
+        except TimeoutError as error:
+            node = self._nodes.get(self._nodes.owner(self._schema_slot))
+            raise self._nodes.unavailable(node, error) from error
+        try:
+            yield
+        finally:
+            self._checking_schema.release()
 
     def _refusal(self, error: Exception) -> Exception:
         """Why the cluster cannot be used, for the start and `doctor`."""

@@ -38,6 +38,7 @@ class ClusterNodes:
         self._holds_books = holds_books
         self._on_connected = on_connected
         self._nodes: dict[str, NodeClient] = {}
+        self._fences: dict[str, str] = {}
         self._left: list[NodeClient] = []
         """Nodes without slots that still owe replies."""
         topology.on_changed.append(self._leave_others)
@@ -53,6 +54,7 @@ class ClusterNodes:
                 keys=self._keys,
                 scripts=self._scripts,
                 holds_books=self._holds_books,
+                find_fence=partial(self._find_fence, name),
             )
             node.on_connected = partial(self._on_connected, name)
         return node
@@ -82,8 +84,12 @@ class ClusterNodes:
         found = {}
         for name in self._topology.slots():
             found[name] = node = self.get(name)
-            node.probe_key = self._find_probe_key(name)
+            node.probe_key = self._find_key(self._keys.probe, name)
         return found
+
+    def marks(self) -> Mapping[str, int]:
+        """The mark of each node, by its name."""
+        return {name: node.mark() for name, node in self._nodes.items()}
 
     def unavailable(self, node: NodeClient, error: Exception) -> Exception:
         """The error for callers; the map is read again, because the node may have a successor."""
@@ -104,9 +110,16 @@ class ClusterNodes:
             node.leave()
             self._left.append(node)
 
-    def _find_probe_key(self, name: str) -> str:
+    def _find_fence(self, name: str) -> str:
+        key = self._fences.get(name)
+        if key is None or self._topology.owner(slot_of(key)) != name:
+            key = self._fences[name] = self._find_key(self._keys.fence, name)
+        return key
+
+    def _find_key(self, start: str, name: str) -> str:
+        """A key in a slot of the node; one of another node if it has none."""
         for number in range(1 << 17):
-            key = f"{self._keys.probe}:{{{number}}}"
+            key = f"{start}:{{{number}}}"
             if self._topology.owner(slot_of(key)) == name:
-                return key
-        raise AssertionError(f"no key in a slot of {name}")
+                break
+        return key

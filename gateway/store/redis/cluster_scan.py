@@ -9,8 +9,9 @@ long time, so all nodes are then read a second time: a key that moves once is fo
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -19,7 +20,7 @@ from redis import exceptions as redis_errors
 
 from gateway.errors import StoreUnavailable
 from gateway.store.redis.cluster_nodes import NO_SLOTS
-from gateway.store.redis.connection import RawCommand
+from gateway.store.redis.cluster_reads import ClusterReads, NodeFailure
 from gateway.store.redis.topology.cluster import ClusterMap
 
 _CURSOR: Final = re.compile(r"(\d+) (\d+) ([0-9a-f]+) (\S+) (.*)")
@@ -45,25 +46,32 @@ class _Position:
 
 
 class ClusterScan:
-    """Reads pages; `execute_on(node, commands)` returns the replies or raises."""
+    """Reads pages until the deadline, a time of the event loop's clock."""
 
-    def __init__(
-        self,
-        topology: ClusterMap,
-        execute_on: Callable[[str, Sequence[RawCommand]], Awaitable[list[Any]]],
-    ) -> None:
+    def __init__(self, topology: ClusterMap, reads: ClusterReads, *, deadline: float) -> None:
         self._topology = topology
-        self._execute_on = execute_on
+        self._reads = reads
+        self._deadline = deadline
 
     async def read(self, command: Sequence[Any], cursor_at: int) -> Any:
         """The reply to a scan with such a cursor: the next one, `0` at the end, and what it found.
 
-        An error of the node, such as one of its ACL, is the reply.
+        An error of the node, such as one of its ACL, is the reply. Raises `StoreUnavailable`, which
+        names the node, if neither it nor a successor answers.
         """
-        cursor = command[cursor_at]
-        position = self._continue(cursor.decode() if isinstance(cursor, bytes) else str(cursor))
-        scan = (*command[:cursor_at], position.cursor, *command[cursor_at + 1 :])
-        page, nodes = await self._execute_on(position.node, [scan, (b"CLUSTER", b"NODES")])
+        found = command[cursor_at]
+        cursor = found.decode() if isinstance(found, bytes) else str(found)
+        while True:
+            # Once a replica has taken over, the scan starts over.
+            position = self._continue(cursor)
+            scan = (*command[:cursor_at], position.cursor, *command[cursor_at + 1 :])
+            replies = await self._reads.attempt(
+                position.node, [scan, (b"CLUSTER", b"NODES")], deadline=self._deadline
+            )
+            if not isinstance(replies, NodeFailure):
+                break
+            await self._reads.pause([replies], deadline=self._deadline)
+        page, nodes = replies
         if isinstance(page, redis_errors.RedisError):
             return page
         if isinstance(nodes, bytes) and _MOVING.search(nodes):
@@ -90,7 +98,8 @@ class ClusterScan:
         """The start of the next node; None after the last one."""
         # Requests may not have noticed yet that slots have moved.
         with suppress(redis_errors.RedisError, OSError):
-            await self._topology.refresh()
+            async with asyncio.timeout_at(self._deadline):
+                await self._topology.refresh()
         names = self._topology.primaries
         if position.version != self._topology.version:
             return self._start()

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from redis import exceptions as redis_errors
 
+from gateway.store.redis.client import NodeFull
 from gateway.store.redis.cluster_nodes import ClusterNodes
 from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS, code_of
@@ -123,12 +124,11 @@ class ClusterStage:
                 next(received)
             replies[i] = reply = next(received)
             if isinstance(reply, redis_errors.RedisError):
-                self._judge(i, reply, node, has_keys=commands[i].slot is not None)
+                self._judge(i, node, replies, has_keys=commands[i].slot is not None)
 
-    def _judge(
-        self, index: int, reply: redis_errors.RedisError, node: NodeClient, *, has_keys: bool
-    ) -> None:
+    def _judge(self, index: int, node: NodeClient, replies: list[Any], *, has_keys: bool) -> None:
         """Makes the command pending again if the node has not executed it and another one may."""
+        reply = replies[index]
         code = code_of(reply)
         if isinstance(reply, redis_errors.AskError):  # or moved
             self._redirect(index, reply, node)
@@ -138,6 +138,8 @@ class ClusterStage:
             self._postpone([index], node, reply, pause_seconds=ELECTION_SECONDS)
         elif code in UNEXECUTED and has_keys:
             self._wait_for_successor([index], node, reply)
+        elif code == "OOM":
+            replies[index] = NodeFull(reply, node.name)
 
     def _redirect(self, index: int, reply: redis_errors.AskError, node: NodeClient) -> None:
         # Without a host, it is the one of the node that says so.

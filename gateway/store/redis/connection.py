@@ -28,6 +28,10 @@ RawCommand = tuple[Any, ...] | bytes
 STALL_SECONDS: Final = 0.1
 """If a deadline is noticed later than this, the process stalled and the server may have replied."""
 
+SILENT_SECONDS: Final = 0.4
+"""How long a server must be silent before a request that expires ends the connection. One that was
+sent just before its deadline says nothing about the server."""
+
 _INCOMPLETE: Final = object()
 """hiredis returns it until a whole reply has arrived."""
 
@@ -150,7 +154,9 @@ class PipelinedConnection(asyncio.Protocol):
                     self._call_at(request.deadline, self._check_deadlines)
             elif not request.done.done():
                 request.done.set_exception(TimeoutError())
-                if self._last_received <= request.sent_at:
+                silent_since = max(self._last_received, self._pending[0].sent_at)
+                is_silent = now - silent_since >= SILENT_SECONDS
+                if is_silent and self._last_received <= request.sent_at:
                     # The server sent nothing in all that time: no other request should wait for it.
                     self.abort(TimeoutError())
                     return

@@ -28,19 +28,44 @@ CLUSTER: Final = (
 
 NOT_REDIS: Final = "does not speak Redis' protocol: check host and port."
 
+NO_TLS: Final = (
+    "does not speak TLS: the URL should begin with redis://, or not have ssl=true behind sentinels"
+    " and in a cluster."
+)
+
+TLS: Final = (
+    "speaks TLS: the URL should begin with rediss://, or have ssl=true behind sentinels and in a"
+    " cluster."
+)
+
 _RETIRING: Final = {
     "READONLY": "is a read-only replica: give the address of its master, or promote it"
     " (REPLICAOF NO ONE).",
-    "LOADING": "is loading its data.",
-    "MASTERDOWN": "is a replica that has lost its master.",
-    "CLUSTERDOWN": "is in a cluster that is down.",
-    "NOREPLICAS": "has fewer replicas than min-replicas-to-write: it may have been replaced.",
-    "NOAUTH": "needs a password (NOAUTH): redis://USER:PASSWORD@host:6379/0.",
-    "UNBLOCKED": "has become a replica.",
+    "LOADING": "is loading its data, and takes commands once it has (`INFO persistence` shows how"
+    " far it is).",
+    "MASTERDOWN": "is a replica that has lost its master: start that master, or promote the replica"
+    " (REPLICAOF NO ONE).",
+    "CLUSTERDOWN": "is in a cluster that is down: CLUSTER INFO and CLUSTER NODES say which slots"
+    " have no master.",
+    "NOREPLICAS": "refuses writes, because it has fewer replicas than min-replicas-to-write: start"
+    " a replica, or give the address of the server that has replaced it.",
+    "NOAUTH": "needs a password (NOAUTH): put USER:PASSWORD@ into the URL, before the host.",
+    "UNBLOCKED": "has become a replica: give the address of its master.",
 }
 """Codes of a server that takes no writes of ours now, though another at the same address may.
 
 It has executed nothing of the command that it answers so."""
+
+_RETIRING_ELECTED: Final = {
+    **dict.fromkeys(
+        ("READONLY", "UNBLOCKED"),
+        "is a replica now: the gateway looks for the master that was elected instead.",
+    ),
+    "MASTERDOWN": "is a replica that has lost its master: the gateway looks for the next one.",
+    "NOREPLICAS": "refuses writes, because it has fewer replicas than min-replicas-to-write: start"
+    " a replica. If it was cut off, the gateway looks for the master that is elected instead.",
+}
+"""The same where others decide which server is the master, and tell the gateway."""
 
 OTHER_CODES: Final = {
     "MISCONF": "cannot save its data to disk (MISCONF), so it refuses writes: see its log.",
@@ -120,16 +145,19 @@ def refuses_in_script(error: BaseException) -> bool:
     return "The user executing the script" in text or "ACL failure in script" in text
 
 
-def find_fault(error: BaseException, *, user: str, prefix: str, is_tls: bool) -> Fault | None:
+def find_fault(
+    error: BaseException, *, user: str, prefix: str, is_tls: bool, is_elected: bool = False
+) -> Fault | None:
     """What an operator should know of `error`; None for a reply that is a bug of ours.
 
-    `user` is the one of the URL, and `prefix` that of all keys.
+    `user` is the one of the URL, and `prefix` that of all keys. `is_elected` is as in `Addresses`.
     """
     if isinstance(error, (NoMaster, NotMaster)):
         return error.fault
     code, text = code_of(error), str(error)
     if code in _RETIRING or code in OTHER_CODES:
-        known = _RETIRING.get(code) or OTHER_CODES[code]
+        elected = _RETIRING_ELECTED.get(code) if is_elected else None
+        known = elected or _RETIRING.get(code) or OTHER_CODES[code]
         return Fault(known, lasts=code in _UNTIL_CHANGED)
     if (missing := missing_right(error, user=user, prefix=prefix)) is not None:
         return Fault(missing, lasts=True)
@@ -217,7 +245,7 @@ def find_connection_fault(error: BaseException, *, is_tls: bool) -> Fault:
         reason = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0]
         return Fault(
             f"has a certificate that is not trusted ({reason or 'verify failed'}): name its"
-            " authority in the URL, rediss://…/0?ssl_ca_certs=/path/ca.pem.",
+            " authority in the URL's options, ssl_ca_certs=/path/ca.pem.",
             lasts=True,
         )
     if "CERTIFICATE_REQUIRED" in text or "HANDSHAKE_FAILURE" in text:
@@ -227,7 +255,7 @@ def find_connection_fault(error: BaseException, *, is_tls: bool) -> Fault:
             lasts=True,
         )
     if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
-        return Fault("does not speak TLS: the URL should begin with redis://.", lasts=True)
+        return Fault(NO_TLS, lasts=True)
     if is_tls and ("No such file" in text or "[SSL]" in text or "PEM lib" in text):
         return Fault(
             "cannot be reached with TLS: a file of ssl_ca_certs, ssl_certfile or ssl_keyfile in"

@@ -63,6 +63,8 @@ ephemeral blobs | the same |
 | `igw:blob:<sha256>` | string | the bytes of an image | the longest requested |
 | `igw:ephemeral:<sha256>` | string | the bytes of a partial image | minutes, as requested |
 | `igw:probe` | – | never there: deleted to see whether the server takes writes | – |
+| `igw:fence` | string | written before `WAIT`, see `replication`; in a cluster `igw:fence:{…}` | \
+60 s |
 | `igw:events:<flight>` | channel | a notification for each event | – |
 | `igw:events:changes` | channel | what was changed, see `cluster_tracking` | – |
 
@@ -111,6 +113,11 @@ class Keys:
     def probe(self) -> str:
         """A key that never exists for longer than a script runs."""
         return f"{self.prefix}probe"
+
+    @property
+    def fence(self) -> str:
+        """A key that is written to wait for replicas."""
+        return f"{self.prefix}fence"
 
     @property
     def books(self) -> str:

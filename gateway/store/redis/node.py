@@ -7,7 +7,7 @@ says with each reply, so there is no probe. The schema version is checked where 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from redis import exceptions as redis_errors
@@ -16,6 +16,7 @@ from gateway.store.redis.client import RedisClient
 from gateway.store.redis.connection import PipelinedConnection, RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, code_of
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.replication import Replication
 from gateway.store.redis.rights import find_missing_rights
 from gateway.store.redis.scripts import Script
 from gateway.store.redis.topology.single import SingleServer
@@ -51,10 +52,14 @@ class NodeClient(RedisClient):
         keys: Keys,
         scripts: Sequence[Script],
         holds_books: bool,
+        find_fence: Callable[[], str],
     ) -> None:
+        """`find_fence` returns a key in one of its slots that no other command uses."""
         super().__init__(server, keys=keys, scripts=scripts, holds_books=holds_books)
         self.name = name
+        self._subject = f"The node {name} of the Redis Cluster"
         self.server = server
+        self._replication = Replication(server, find_key=find_fence, find_fault=self._find_fault)
         self.probe_key: str | None = None
         """A key in one of its slots, which no other command uses."""
         self._down_since: float | None = None
@@ -127,17 +132,10 @@ class NodeClient(RedisClient):
         if self._attempt is not None:
             # Otherwise it would open a connection that nothing closes.
             self._attempt.cancel()
+        if self._replication is not None:
+            self._replication.close()
         if self._pipeline is not None:
             self._pipeline.retire()
-
-    async def close(self) -> None:
-        """Pending commands fail."""
-        self._is_closed = True
-        if self._attempt is not None:
-            self._attempt.cancel()
-            await asyncio.wait([self._attempt])
-        if self._pipeline is not None:
-            self._pipeline.abort(redis_errors.ConnectionError("the store is closed"))
 
     def unavailable(self, error: Exception) -> Exception:
         """`StoreUnavailable` with the reason, which is logged."""

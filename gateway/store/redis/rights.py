@@ -27,9 +27,10 @@ CONNECTION_COMMANDS: Final = ("EVAL", "PING", "ROLE", "SUBSCRIBE", "UNSUBSCRIBE"
 """Of every connection. `ROLE` is needed only behind sentinels, and `SELECT` too if the URL names
 another database than 0."""
 
-OPTIONAL_COMMANDS: Final = ("CLIENT|TRACKING", "INFO")
+OPTIONAL_COMMANDS: Final = ("CLIENT|TRACKING", "INFO", "WAIT")
 """Without `INFO`, `maxmemory`, the eviction policy and persistence cannot be checked. Without
-`CLIENT|TRACKING`, no worker keeps what it has read (`tracking`)."""
+`CLIENT|TRACKING`, no worker keeps what it has read (`tracking`). Without `WAIT`, purchases do not
+wait for replicas (`replication`)."""
 
 BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLEN", "UNLINK")
 """Of a server that has only images; with `EVAL`, for the handshake."""
@@ -37,7 +38,7 @@ BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLE
 _PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBER")
 """Commands of the store that are no scripts. None of them writes."""
 
-_CALL: Final = re.compile(r"(?:redis\.(?:call|write)|server_p?call)\(\s*['\"](\w+)['\"]")
+_CALL: Final = re.compile(r"redis\.(?:call|pcall|write)\(\s*['\"](\w+)['\"]")
 
 CLUSTER_COMMANDS: Final = ("ASKING", "CLUSTER|NODES", "CLUSTER|SLOTS")
 """Of a node of a Redis Cluster."""

@@ -7,8 +7,10 @@ are put in front of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Final
 
@@ -21,89 +23,135 @@ class Script:
     sha: str
 
 
-_COUNTERS: Final = ("books", "counters")
-_JOURNALS: Final = ("books", "counters", "journals", "queues")
+# A script that finds further keys in what it reads needs `declared`. One whose keys are all in its
+# command calls the server directly: the check would take time and find nothing.
+_BOOKS: Final = ("clock", "declared", "books")
+_COUNTERS: Final = (*_BOOKS, "counters")
+_JOURNALS: Final = (*_COUNTERS, "journals", "queues")
+_LEDGER: Final = ("calendar", "ledger")
+_INDEX: Final = ("clock", "lru_index")
+_SLOTS: Final = ("clock", "expiry", "slots")
 
 _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "blobs": {"put_blob": ()},
-    "books": {"read_books": ("books", "ledger")},
+    "books": {"read_books": (*_BOOKS, *_LEDGER)},
     "counters": {"admit": _COUNTERS, "peek_counters": _COUNTERS},
     "entries": {
-        "read_entry": (),
+        "read_entry": ("clock",),
         "scan_entries": ("scan",),
-        "acquire_lease": ("slots",),
-        "renew_lease": ("slots",),
-        "release_lease": ("slots",),
-        "store_images": ("slots",),
-        "empty_slots": ("slots",),
-        "prolong_slots": ("slots",),
+        "acquire_lease": _SLOTS,
+        "renew_lease": _SLOTS,
+        "release_lease": _SLOTS,
+        "store_images": _SLOTS,
+        "empty_slots": _SLOTS,
+        "prolong_slots": _SLOTS,
     },
-    "events": {"publish": ()},
-    "hits": {"count_hits": (), "read_hits": (), "delete_hits": ()},
+    "events": {"publish": ("clock",)},
+    "hits": {"count_hits": ("clock",), "read_hits": (), "delete_hits": ()},
     "journals": {
         "reserve": _JOURNALS,
         "reroute": _JOURNALS,
-        "receive": ("books",),
+        "receive": (),
         "take_turns": _JOURNALS,
         "read_turns": _JOURNALS,
         "correct_account": _JOURNALS,
-        "settle": (*_JOURNALS, "ledger"),
-        "open_journals": ("books",),
+        "settle": (*_JOURNALS, *_LEDGER),
+        "open_journals": _BOOKS,
         "read_journals": (),
     },
     "ledger": {
-        "append": ("books", "ledger", "refusals"),
-        "append_refusals": ("books", "ledger", "refusals"),
-        "read_ledger": ("books", "ledger"),
-        "read_ledger_back": ("books", "ledger"),
-        "search_ledger": ("books", "ledger"),
-        "search_refusals": ("books", "refusals"),
-        "trim_ledger": ("books", "ledger"),
+        "append": (*_BOOKS, *_LEDGER, "refusals"),
+        "append_refusals": (*_BOOKS, *_LEDGER, "refusals"),
+        "read_ledger": (*_BOOKS, *_LEDGER),
+        "read_ledger_back": (*_BOOKS, *_LEDGER),
+        "search_ledger": (*_BOOKS, *_LEDGER),
+        "search_refusals": (*_BOOKS, "refusals"),
+        "trim_ledger": (*_BOOKS, *_LEDGER, "totals"),
     },
     "lru_index": {
-        "track": ("lru_index",),
-        "evict_to": ("lru_index",),
-        "touch": ("lru_index",),
-        "untrack": ("lru_index",),
-        "eviction_candidates": ("lru_index",),
-        "read_lru_totals": ("lru_index",),
-        "are_tracked": ("lru_index",),
-        "sweep": ("lru_index",),
+        "track": _INDEX,
+        "evict_to": _INDEX,
+        "touch": _INDEX,
+        "untrack": _INDEX,
+        "eviction_candidates": _INDEX,
+        "read_lru_totals": _INDEX,
+        "are_tracked": _INDEX,
+        "sweep": _INDEX,
     },
     "ordered_sets": {
-        "add_to_ordered_sets": (),
+        "add_to_ordered_sets": ("clock", "expiry"),
         "remove_from_ordered_sets": (),
         "count_ordered_sets": (),
     },
     "records": {"get_by_index": (), "compare_and_set": ()},
-    "server": {"handshake": (), "inspect": (), "measure": ()},
+    "server": {"handshake": (), "inspect": ("clock",), "measure": ()},
     "sets": {
-        "add_to_set": (),
+        "add_to_set": ("clock", "expiry"),
         "remove_from_set": (),
-        "add_to_bounded_sets": (),
+        "add_to_bounded_sets": ("clock", "expiry"),
         "scan_set": ("scan",),
     },
     "totals": {
-        "fold_totals": ("books", "totals"),
-        "read_totals": ("books", "totals"),
-        "read_totals_state": ("books", "totals"),
-        "remove_totals": ("books", "totals"),
+        "fold_totals": (*_BOOKS, "totals"),
+        "read_totals": (*_BOOKS, "totals"),
+        "read_totals_state": (*_BOOKS, "totals"),
+        "remove_totals": (*_BOOKS, "totals"),
     },
-    "values": {"set_value": (), "advance_counter": (), "delete_value": ()},
+    "values": {"set_value": ("clock",), "advance_counter": ("clock",), "delete_value": ()},
     "workers": {
-        "heartbeat": ("books",),
-        "expired_workers": ("books",),
-        "deregister": ("books",),
+        "heartbeat": ("clock",),
+        "expired_workers": ("clock",),
+        "deregister": (),
     },
 }
-"""Aggregate → script → the parts of `lua/shared` in front of it, after those that all have."""
+"""Aggregate → script → the parts of `lua/shared` in front of it."""
+
+
+_BLANK_LINES: Final = re.compile(r"\n\s*\n")
+
+_COMMENT: Final = re.compile(r" *--.*")
+
+_FUNCTION: Final = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
+
+_NAME: Final = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A function of a part, or what is between two of them."""
+
+    source: str
+    names: frozenset[str]
+    """All words in it, hence what it calls."""
+    function: str = ""
+
+
+@cache
+def _read_pieces(path: str) -> Sequence[_Piece]:
+    """A file below `lua/`, without comments."""
+    folder = resources.files("gateway.store.redis") / "lua"
+    source, at, pieces = _COMMENT.sub("", (folder / path).read_text("utf-8")), 0, []
+    for found in _FUNCTION.finditer(source):
+        pieces.append(_piece(source[at : found.start()]))
+        pieces.append(_piece(found[0], found[1]))
+        at = found.end()
+    return [*pieces, _piece(source[at:] + "\n")]
+
+
+def _piece(source: str, function: str = "") -> _Piece:
+    return _Piece(source, frozenset(_NAME.findall(source)), function)
 
 
 def _read_script(aggregate: str, name: str, *shared: str) -> Script:
-    folder = resources.files("gateway.store.redis") / "lua"
-    parts = [folder / "shared" / f"{part}.lua" for part in ("clock", "declared", *shared)]
-    parts.append(folder / aggregate / f"{name}.lua")
-    source = "\n".join(part.read_text("utf-8") for part in parts)
+    """Leaves out the functions that nothing calls: the server makes each of them in every run."""
+    paths = [*(f"shared/{part}.lua" for part in shared), f"{aggregate}/{name}.lua"]
+    pieces = [piece for path in paths for piece in _read_pieces(path)]
+    kept, used = [], set[str]()
+    for piece in reversed(pieces):  # a function can only be called by what comes after it
+        if not piece.function or piece.function in used:
+            kept.append(piece.source)
+            used |= piece.names
+    source = _BLANK_LINES.sub("\n", "".join(reversed(kept)))
     # Redis names a script by its SHA-1. Without the flag, a Python in FIPS mode refuses SHA-1.
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
+from gateway.store.commands import Receive, Settle
 from gateway.store.kept_reads import WRITERS, ReadMemory, names_announced, names_written
 from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
@@ -82,6 +83,7 @@ class RedisStore:
                 await self._tracked.announce(names)
 
     async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        mark = self._client.mark() if any(map(_must_be_replicated, commands)) else None
         encoded = self._encode(commands)
         replies = await self._client.run(encoded)
         if any(isinstance(reply, RedisError) for reply in replies):
@@ -91,6 +93,8 @@ class RedisStore:
                 raise self._refusal(command, reply) from reply
         if any(each.follow_up for each in encoded):
             await self._follow_up(commands, encoded, replies)
+        if any(map(_must_be_replicated, commands)):
+            await self._client.confirm(mark, [each.keys[0] for each in encoded if each.keys])
         return [
             self._read(command, each, reply)
             for command, each, reply in zip(commands, encoded, replies, strict=True)
@@ -185,6 +189,11 @@ class RedisStore:
         )
 
 
+def _must_be_replicated(command: Command[Any]) -> bool:
+    """Whether a purchase that was paid for is lost if a promotion loses the command."""
+    return isinstance(command, Receive) or (isinstance(command, Settle) and bool(command.record))
+
+
 def _has_failed(reply: Any) -> bool:
     """Whether the command was sent, and refused."""
     return isinstance(reply, RedisError) and not isinstance(reply, NotReached)
@@ -199,7 +208,7 @@ async def open_redis_store(
     calendar: Calendar = UTC_CALENDAR,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[RedisStore]:
-    """The store at a `redis://`, `rediss://`, `unix://` or `redis+cluster://` URL.
+    """The store at a URL with one of `urls.REDIS_SCHEMES`.
 
     Sends nothing yet, so a worker can start while Redis is down; the store connects, and
     reconnects, by itself. At the first contact an empty server becomes a store. With `may_create`

@@ -15,12 +15,25 @@ CLUSTER_SCHEME: Final = "redis+cluster"
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SENTINEL_SCHEME, CLUSTER_SCHEME)
 
+MULTI_HOST_SCHEMES: Final = (SENTINEL_SCHEME, CLUSTER_SCHEME)
+"""Those of a Redis of several servers, one of which takes over from a lost one."""
+
 INVALID_URL: Final = (
     "The Redis URL cannot be read; it looks like redis://user:password@host:6379/0 or"
     " unix:///path?db=0, with signs like / in a password written as %2F."
 )
 
 _DATABASE_PATH: Final = re.compile(r"(/\d*)?")
+
+
+def is_redis_url(url: str) -> bool:
+    """Whether the scheme is one of `REDIS_SCHEMES`."""
+    return url.partition("://")[0] in REDIS_SCHEMES
+
+
+def is_multi_host_url(url: str) -> bool:
+    """Whether the scheme is one of `MULTI_HOST_SCHEMES`."""
+    return url.partition("://")[0] in MULTI_HOST_SCHEMES
 
 
 def redacted_url(url: str) -> str:

@@ -1,8 +1,8 @@
 """Kept reads of the embedded store: triggers log the names that are written, and a thread polls.
 
 The thread is `change_poller`. A change of any process is in the table `changes`; `PRAGMA
-data_version` says when to read it. What is kept holds for `TRUSTED_SECONDS` after the start of the
-last poll. If the thread gets no turn, it is read from the database again.
+data_version` says when to read it. A kept result is used for `TRUSTED_SECONDS` after the start of
+the last poll. If the thread gets no turn for longer, reads go to the database.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SqliteKeptReads:
                 self._last_change = max(number for number, _ in rows)
                 with contextlib.suppress(RuntimeError):  # the loop is closed
                     self._loop.call_soon_threadsafe(self._forget_written)
-        # Last: what is found from here on no longer has what was written before.
+        # Last: from here on, `find` forgets what was written before this poll.
         self._polled_at = started_at
 
     # ── on the event loop ───────────────────────────────────────────────────────────────────

@@ -34,6 +34,8 @@ class Figures:
     versions: str
     image_bytes: int
     """The base64 of a large image. That of a small one has 2 KB."""
+    hit_kept: Load
+    """A small hit from the worker's memory: its key has no `requests_per_minute`."""
     hit_small: Load
     hit_large: Load
     purchase_small: Load
@@ -56,6 +58,8 @@ class Figures:
     """Purchases of two workers at full load."""
     both_redis_busy: float
     """The share of a processor that Redis used meanwhile."""
+    recovery_seconds: dict[str, float]
+    """The longest time without a purchase while servers change, by what happens to them."""
 
     @property
     def hit_books_ms(self) -> float:
@@ -68,7 +72,7 @@ class Figures:
         return self.purchase_small.redis_ms * self.purchase_shares["books"]
 
 
-_LOADS = ("hit_small", "hit_large", "purchase_small", "purchase_large")
+_LOADS = ("hit_kept", "hit_small", "hit_large", "purchase_small", "purchase_large")
 
 
 def load_figures(file: Path = FILE) -> Figures:

@@ -1,4 +1,4 @@
-"""Measures one worker and one Redis, in less than three minutes.
+"""Measures one worker and one Redis, in about two minutes.
 
 A figure is processor time, a count or bytes, divided by the number of requests: these depend less
 on other load of the machine than rates do. Every purchase brings a different image.
@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,8 +27,9 @@ from tests.bench.bulk import SETTLE_SECONDS, in_flight_memory
 from tests.bench.cells import SIZES, Cell, Kind
 from tests.bench.load import Failed, Target, run_wrk
 from tests.bench.processes import run_process
-from tests.bench.servers import Setup, run_gateway
+from tests.bench.servers import LIMITS, Setup, run_gateway
 from tests.bench.sizing.figures import Figures, Load
+from tests.bench.sizing.recovery import measure_recovery
 from tests.gateways import start_processes
 from tests.ports import free_port
 from tests.processes import resident_bytes
@@ -84,6 +85,7 @@ def measure(folder: Path) -> Figures:
     redis_folder = folder / "redis"
     redis_folder.mkdir()
     with run_redis_server(redis_folder) as url, redis.Redis.from_url(url) as client:
+        kept = _measure_kept_hit(folder, client, url)
         small = _measure_size(folder, client, url, "2 KB")
         large = _measure_size(folder, client, url, "2 MB")
         client.flushall()
@@ -98,6 +100,7 @@ def measure(folder: Path) -> Figures:
             processors=os.cpu_count() or 1,
             versions=_versions(client),
             image_bytes=SIZES["2 MB"],
+            hit_kept=kept,
             hit_small=small.hit,
             hit_large=large.hit,
             purchase_small=small.purchase,
@@ -111,6 +114,7 @@ def measure(folder: Path) -> Figures:
             start_seconds=start_seconds,
             both_per_second=per_second,
             both_redis_busy=busy,
+            recovery_seconds=measure_recovery(folder / "recovery"),
         )
 
 
@@ -140,8 +144,24 @@ def _measure_size(folder: Path, client: redis.Redis, url: str, size: str) -> _Si
     return _Size(hit, purchase, hit_shares, shares, memory, free_bytes / max(1, records))
 
 
+def _measure_kept_hit(folder: Path, client: redis.Redis, url: str) -> Load:
+    """A small hit of a key with all limits but the one that counts every request."""
+    limits = {name: limit for name, limit in LIMITS.items() if name != "requests_per_minute"}
+    with _run(folder / "kept", url, "2 KB", limits=limits) as target:
+        load, _ = _measure_load(target, client, "hit", "2 KB")
+    client.flushall()
+    return load
+
+
 @contextmanager
-def _run(folder: Path, url: str, size: str, *, workers: int = 1) -> Iterator[Target]:
+def _run(
+    folder: Path,
+    url: str,
+    size: str,
+    *,
+    workers: int = 1,
+    limits: Mapping[str, int] = LIMITS,
+) -> Iterator[Target]:
     """A gateway in front of an upstream whose images all differ."""
     folder.mkdir()
     answer, port = folder / "answer.json", free_port()
@@ -150,7 +170,7 @@ def _run(folder: Path, url: str, size: str, *, workers: int = 1) -> Iterator[Tar
     command = [sys.executable, "-m", "tests.bench.holding", str(port), str(answer), "open"]
     with (
         run_process("upstream", command, port=port, folder=folder),
-        run_gateway(setup, "gateway", url, workers=workers) as target,
+        run_gateway(setup, "gateway", url, workers=workers, limits=limits) as target,
     ):
         yield target
 

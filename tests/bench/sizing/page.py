@@ -40,6 +40,7 @@ def _machine(figures: Figures) -> Iterable[str]:
 
 def _requests(figures: Figures) -> Iterable[str]:
     loads = {
+        "hit from memory, 2 KB": figures.hit_kept,
         "hit, 2 KB": figures.hit_small,
         "hit, 2 MB": figures.hit_large,
         "purchase, 2 KB": figures.purchase_small,
@@ -71,12 +72,15 @@ def _others(figures: Figures) -> Iterable[str]:
     yield from _table(["figure", ""], rows)
 
 
+_GROUPS = {"lru": "LRU index", "others": "the rest"}
+
+
 def _books(figures: Figures) -> Iterable[str]:
     shares = figures.purchase_shares
     rows = [
         ["Redis' processor time for a purchase", _ms(figures.purchase_small.redis_ms)],
         *(
-            [f"… of this: {group}", _percent(share)]
+            [f"… of this: {_GROUPS.get(group, group)}", _percent(share)]
             for group, share in sorted(shares.items(), key=lambda item: -item[1])
         ),
         ["the books, for a purchase", _ms(figures.purchase_books_ms)],
@@ -171,6 +175,11 @@ def _costs(figures: Figures) -> Iterable[str]:
     yield from _table(header, rows)
 
 
+def _recovery(figures: Figures) -> Iterable[str]:
+    rows = [[fault, f"{seconds:.1f} s"] for fault, seconds in figures.recovery_seconds.items()]
+    yield from _table(["what happens", "longest time without a purchase"], rows)
+
+
 def _assumptions(_: Figures) -> Iterable[str]:
     given = GIVEN
     rows = [
@@ -207,6 +216,7 @@ BLOCKS: dict[str, Callable[[Figures], Iterable[str]]] = {
     "plans": _plans,
     "costs": _costs,
     "assumptions": _assumptions,
+    "recovery": _recovery,
 }
 
 

@@ -124,12 +124,11 @@ def _trim_ledger(command: commands.TrimLedger, keys: Keys) -> RedisCommand:
         microseconds(command.keep_free_seconds),
         command.max_free_bytes,
         command.max_unfolded_bytes,
-        *_stream_id(command.folded_to),
         command.limit,
+        *(() if command.folded_to is None else _stream_id(command.folded_to)),
     )
-    return script_command(
-        "trim_ledger", keys.ledger_end("charged", "free"), arguments, read=read, recalls=("trim",)
-    )
+    touched = [keys.totals_checkpoint, *keys.ledger_end("charged", "free")]
+    return script_command("trim_ledger", touched, arguments, read=read, recalls=("trim",))
 
 
 def _id_of(day: bytes, stream_id: bytes) -> str:

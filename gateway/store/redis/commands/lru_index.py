@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
@@ -10,6 +11,7 @@ from gateway.store.redis.commands.encoding import (
     encode,
     microseconds,
     no_result,
+    pairs,
     read_texts,
     script_command,
     unchanged,
@@ -43,8 +45,11 @@ def _untrack(command: commands.Untrack, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _eviction_candidates(command: commands.EvictionCandidates, keys: Keys) -> RedisCommand:
-    arguments = [command.size_bytes]
-    return script_command("eviction_candidates", keys.lru_index(), arguments, read=read_texts)
+    def read(reply: Sequence[Any]) -> dict[str, int]:
+        return {digest.decode(): int(size) for digest, size in pairs(reply)}
+
+    arguments = (command.size_bytes, command.skip)
+    return script_command("eviction_candidates", keys.lru_index(), arguments, read=read)
 
 
 @encode.register

@@ -7,7 +7,6 @@ from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
     microseconds,
-    no_result,
     read_texts,
     script_command,
 )
@@ -16,7 +15,9 @@ from gateway.store.redis.keys import Keys
 
 @encode.register
 def _heartbeat(command: commands.Heartbeat, keys: Keys) -> RedisCommand:
-    return script_command("heartbeat", [keys.workers], [command.worker], read=no_result)
+    after = command.expired_after_seconds
+    arguments = [command.worker, "" if after is None else microseconds(after), command.limit]
+    return script_command("heartbeat", [keys.workers], arguments, read=read_texts)
 
 
 @encode.register

@@ -6,6 +6,7 @@ server, and sentinels elect another master.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection, SSLConnection
 
 from gateway.store.redis.faults import Fault
+from gateway.store.redis.topology.tls_contexts import load_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class Connector:
             connection.host, connection.port = address.host, address.port
             connection.server_name = server_name
         try:
+            if self.is_tls:
+                await asyncio.to_thread(load_context, connection.ssl_context)
             await connection.connect()
         except BaseException:
             await connection.disconnect(nowait=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import groupby
@@ -78,6 +79,8 @@ class ClusterMap:
             # A `TypeError` names an option that redis-py does not know.
             raise ValueError(f"The Redis URL should be {error}.") from None
         self._owners: list[str | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._slot_counts: Counter[str] = Counter()
+        """How many slots each primary has."""
         self._version: str | None = None
         self._refresh: asyncio.Task[Exception | None] | None = None
         self._next_refresh_at = 0.0
@@ -130,9 +133,17 @@ class ClusterMap:
 
     def move(self, slot: int, name: str) -> None:
         """A node says that another one has the slot."""
-        if self._owners[slot] != name:
-            self._owners[slot] = name
-            self._use(frozenset({slot}))
+        before = self._owners[slot]
+        if before == name:
+            return
+        self._owners[slot] = name
+        # Not counted from all owners: while many slots move, each of them is one redirection.
+        self._slot_counts[name] += 1
+        if before is not None:
+            self._slot_counts[before] -= 1
+            if not self._slot_counts[before]:
+                del self._slot_counts[before]
+        self._use(frozenset({slot}))
 
     def want_refresh(self, *, failed: str | None = None) -> None:
         """Has the map read soon, and the node `failed` asked last. Returns at once."""
@@ -201,12 +212,13 @@ class ClusterMap:
         changed = {slot for slot, owner in enumerate(owners) if self._owners[slot] != owner}
         if changed:
             self._owners = owners
+            self._slot_counts = Counter(owner for owner in owners if owner is not None)
             self._use(frozenset(changed))
         return None
 
     def _use(self, changed: frozenset[int]) -> None:
         self._version = None
-        self.primaries = sorted({owner for owner in self._owners if owner is not None})
+        self.primaries = sorted(self._slot_counts)
         for call in self.on_changed:
             call(changed)
 

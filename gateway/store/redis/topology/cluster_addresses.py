@@ -41,7 +41,7 @@ class ClusterAddresses:
         """The primaries. Raises redis-py's errors and `OSError`."""
         if not self._topology.is_known:
             await self._topology.refresh()
-        # One that hangs or is gone must not be the first again.
+        # A node that hangs or is lost must not be the first again.
         self._turn += 1
         names = self._topology.primaries
         first = self._turn % max(1, len(names))
@@ -62,7 +62,7 @@ class ClusterAddresses:
         return SingleServer(self._topology.url.node_url(address))
 
     def _follow(self, _changed: frozenset[int]) -> None:
-        """A node that is a primary no more may be one that is cut off from the others."""
+        """Leaves a node that is no longer a primary: it may be cut off from the others."""
         used = self._used
         if used is not None and f"{used.host}:{used.port}" not in self._topology.primaries:
             self._used = None

@@ -9,24 +9,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from gateway.store.redis.topology.addresses import Address
+from gateway.store.redis.topology.multi_host_url import FORMS, SIGNS, parse_multi_host_url
 from gateway.store.redis.urls import CLUSTER_SCHEME
 
-_PORT: Final = 6379
-
-_EXAMPLE: Final = "redis+cluster://user:password@host1:6379,host2,host3/0"
-
-_URL: Final = re.compile(
-    r"redis\+cluster://(?:(?P<userinfo>[^/?#\s]*)@)?(?P<hosts>[^/?#@\s]*)"
-    r"(?:/(?P<database>\d*))?(?:\?(?P<options>[^#@\s]*))?"
-)
-
-_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+))(?::(\d{1,5}))?")
-
-_SWITCHES: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-"""As redis-py reads its own options."""
+_EXAMPLE: Final = FORMS[CLUSTER_SCHEME].example
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +42,17 @@ def is_cluster_url(url: str) -> bool:
 
 def parse_cluster_url(url: str) -> ClusterUrl:
     """Raises `ValueError` with what is expected instead; its message never quotes the URL."""
-    match = _URL.fullmatch(url)
-    if match is None:
-        raise ValueError(
-            f"{_EXAMPLE}, with signs like / # ? and @ in a password written as %2F %23 %3F and %40"
-        )
-    found = [_HOST.fullmatch(part) for part in match["hosts"].split(",")]
-    hosts = [Address(m[1] or m[2], int(m[3] or _PORT)) for m in found if m is not None]
-    if len(hosts) < len(found) or not all(0 < host.port < 1 << 16 for host in hosts):
-        raise ValueError(f"{_EXAMPLE}, with the hosts of some nodes separated by commas")
-    options = dict(parse_qsl(match["options"] or "", keep_blank_values=True))
-    if int(match["database"] or options.pop("db", "") or 0):
+    parts = parse_multi_host_url(url)
+    options = dict(parts.options)
+    database = "/".join(parts.path) or options.pop("db", "0")
+    if not re.fullmatch(r"\d*", database, re.ASCII):
+        raise ValueError(f"{_EXAMPLE}, {SIGNS}")
+    if int(database or 0):
         raise ValueError(f"{_EXAMPLE}: a cluster has no database but 0")
-    is_tls = _SWITCHES.get(options.pop("ssl", "false").lower())
-    if is_tls is None:
-        raise ValueError("ssl=true or ssl=false in its options")
-    if not is_tls and any(name.startswith("ssl_") for name in options):
-        first = min(name for name in options if name.startswith("ssl_"))
-        raise ValueError(f"ssl=true beside {first} in its options")
     return ClusterUrl(
-        list(dict.fromkeys(hosts)),
-        location=f"{CLUSTER_SCHEME}://{match['hosts']}/0",
-        _scheme="rediss" if is_tls else "redis",
-        _userinfo=f"{match['userinfo']}@" if match["userinfo"] else "",
+        parts.hosts,
+        location=f"{parts.location}/0",
+        _scheme=parts.scheme,
+        _userinfo=parts.userinfo,
         _options=f"?{urlencode(options)}" if options else "",
     )

@@ -7,7 +7,14 @@ import contextlib
 import ssl
 from typing import Final
 
-from gateway.store.redis.faults import NOT_REDIS, OTHER_CODES, Fault, find_connection_fault
+from gateway.store.redis.faults import (
+    NO_TLS,
+    NOT_REDIS,
+    OTHER_CODES,
+    TLS,
+    Fault,
+    find_connection_fault,
+)
 from gateway.store.redis.topology.addresses import Connector
 
 _GREETING_SECONDS: Final = 0.1
@@ -32,7 +39,7 @@ async def diagnose(
         if greeting.startswith(b"-ERR max number of clients"):
             return Fault("has reached maxclients: raise it, or close other clients.")
         if connector.is_tls and greeting.startswith((b"+PONG", b"-NOAUTH", b"-LOADING", b"-ERR")):
-            return Fault("does not speak TLS: the URL should begin with redis://.", lasts=True)
+            return Fault(NO_TLS, lasts=True)
         if not connector.is_tls and greeting and greeting[:1] not in b"+-":
             return Fault(NOT_REDIS, lasts=True)
     if path is not None:
@@ -42,7 +49,7 @@ async def diagnose(
     with contextlib.suppress(OSError):
         async with asyncio.timeout(_LOOK_SECONDS):
             await _shake_hands_over_tls(host, port)
-        return Fault("speaks TLS: the URL should begin with rediss://.", lasts=True)
+        return Fault(TLS, lasts=True)
     return None
 
 

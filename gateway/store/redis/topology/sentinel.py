@@ -119,9 +119,9 @@ class SentinelMaster:
         return connection
 
     async def diagnose(self) -> Fault | None:
-        """Looks at the master that the sentinels named last."""
+        """Looks at the master that the sentinels named last, or else at a sentinel."""
         if self._master is None:
-            return None
+            return await self._sentinels.diagnose()
         address = self._master.address
         return await diagnose(self._connector, host=address.host, port=address.port)
 

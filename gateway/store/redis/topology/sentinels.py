@@ -17,8 +17,15 @@ from typing import Any, Final
 from redis import exceptions as redis_errors
 
 from gateway.store.redis.connection import PipelinedConnection
-from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, NoMaster, code_of
+from gateway.store.redis.faults import (
+    CONNECTION_ERRORS,
+    Fault,
+    NoMaster,
+    code_of,
+    find_connection_fault,
+)
 from gateway.store.redis.topology.addresses import Address, Connector
+from gateway.store.redis.topology.diagnosis import diagnose
 
 _ASK_SECONDS: Final = 0.5
 """For one question to one sentinel, connecting included."""
@@ -101,6 +108,14 @@ class Sentinels:
             return max(masters, key=lambda master: master.epoch)
         raise NoMaster(self._explain(found, faults))
 
+    async def diagnose(self) -> Fault | None:
+        """Looks at the first sentinel, if none has answered, for a fault that it does not say."""
+        first = self._sentinels[0]
+        fault = await diagnose(first.connector, host=first.address.host, port=first.address.port)
+        if fault is None:
+            return None
+        return Fault(f"cannot be found: its sentinel {first.name} {fault.text}", lasts=fault.lasts)
+
     async def follow(self) -> None:
         """Stays subscribed to every sentinel until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
@@ -164,6 +179,12 @@ class Sentinels:
                 " +sentinel|get-master-addr-by-name +sentinel|master +subscribe +ping allchannels.",
                 lasts=True,
             )
+        for fault in faults:
+            found_fault = find_connection_fault(fault, is_tls=self._sentinels[0].connector.is_tls)
+            if found_fault.lasts:
+                return Fault(
+                    f"cannot be found: one of its sentinels {names} {found_fault.text}", lasts=True
+                )
         reasons = dict.fromkeys(
             " ".join(str(fault).split()) or "no answer in time" for fault in faults
         )

@@ -13,6 +13,7 @@ from typing import Final
 from gateway.store import commands
 from gateway.store.sqlite.commands.registry import reads, writes
 from gateway.store.sqlite.commands.running_totals import add_to_total
+from gateway.store.sqlite.commands.totals import read_checkpoint
 from gateway.store.sqlite.transaction import Transaction
 
 _SECOND: Final = 1_000_000
@@ -20,6 +21,9 @@ _DAY: Final = 86_400 * _SECOND
 _END: Final = 2**63 - 1
 """After every position."""
 _FIRST_DAY: Final = date(1970, 1, 1).toordinal()
+
+MAX_TRIMMED: Final = 500
+"""Records that one trim removes at most: other commands run between two."""
 
 _REMOVED: Final = ("ledger", "removed")
 """Space and name of the record with the id of the last charged record that was removed: what the
@@ -230,16 +234,17 @@ def _position(ledger_id: str) -> int:
 
 @writes(commands.TrimLedger)
 def trim_ledger(tx: Transaction, command: commands.TrimLedger) -> commands.Trimmed:
-    folded_to = _position(command.folded_to)
+    folded_to = _position(read_checkpoint(tx) if command.folded_to is None else command.folded_to)
+    limit = min(command.limit, MAX_TRIMMED)
     expired = min(folded_to, tx.now_micros - round(command.keep_charged_seconds * _SECOND))
-    charged = _remove_charged(tx, expired, command.limit)
+    charged = _remove_charged(tx, expired, limit)
     expired = tx.now_micros - round(command.keep_free_seconds * _SECOND)
     (free_bytes,) = tx.fetch_one("SELECT free_bytes FROM ledger_end")
     free, unfolded, last = 0, 0, -1
     # Reads only as far as rows are removed, and one more.
     rows = tx.db.execute(
         "SELECT position, length(record) FROM ledger_free ORDER BY position LIMIT ?",
-        (command.limit - charged,),
+        (limit - charged,),
     )
     for position, size in rows:
         is_folded = position <= folded_to
@@ -255,7 +260,7 @@ def trim_ledger(tx: Transaction, command: commands.TrimLedger) -> commands.Trimm
         tx.execute("UPDATE ledger_end SET free_bytes = ?", (free_bytes,))
         _note_removed(tx, _FREE_REMOVED, last)
     removed = charged + free
-    return commands.Trimmed(removed, unfolded, removed >= command.limit, free_bytes)
+    return commands.Trimmed(removed, unfolded, removed >= limit, free_bytes)
 
 
 def _remove_charged(tx: Transaction, up_to: int, limit: int) -> int:

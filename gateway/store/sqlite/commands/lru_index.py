@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from gateway.store import commands
@@ -53,8 +53,8 @@ def untrack(tx: Transaction, command: commands.Untrack) -> None:
 
 
 @reads(commands.EvictionCandidates)
-def eviction_candidates(tx: Transaction, command: commands.EvictionCandidates) -> Sequence[str]:
-    return _least_recently_used(tx, "images", size_bytes=command.size_bytes)
+def eviction_candidates(tx: Transaction, command: commands.EvictionCandidates) -> Mapping[str, int]:
+    return _least_recently_used(tx, "images", size_bytes=command.size_bytes, skip=command.skip)
 
 
 @reads(commands.ReadLruTotals)
@@ -74,7 +74,7 @@ def _evict_to(tx: Transaction, index: LruIndex, *, max_bytes: int) -> list[str]:
     for _ in range(0, MAX_EVICTIONS, EXPIRED_STEP):
         if _delete_expired(tx) < EXPIRED_STEP or _total_bytes(tx, index) <= max_bytes:
             break
-    evicted = _least_recently_used(tx, index, size_bytes=_total_bytes(tx, index) - max_bytes)
+    evicted = list(_least_recently_used(tx, index, size_bytes=_total_bytes(tx, index) - max_bytes))
     _delete(tx, index, evicted)
     return evicted
 
@@ -93,21 +93,23 @@ def _delete_expired(tx: Transaction) -> int:
     )
 
 
-def _least_recently_used(tx: Transaction, index: LruIndex, *, size_bytes: int) -> list[str]:
+def _least_recently_used(
+    tx: Transaction, index: LruIndex, *, size_bytes: int, skip: int = 0
+) -> dict[str, int]:
     """As many digests as together have at least `size_bytes`, least recently used first.
 
-    Expired ones are among them: they have bytes too, and passing over them would take as long as
-    there are many.
+    Each with its bytes. Expired ones are among them: they have bytes too, and passing over them
+    would take as long as there are many.
     """
     rows = tx.db.execute(
-        "SELECT digest, size_bytes FROM lru WHERE kind = ? ORDER BY used_at LIMIT ?",
-        (index, MAX_EVICTIONS),
+        "SELECT digest, size_bytes FROM lru WHERE kind = ? ORDER BY used_at LIMIT ? OFFSET ?",
+        (index, MAX_EVICTIONS, skip),
     )
-    digests: list[str] = []
+    found: dict[str, int] = {}
     while size_bytes > 0 and (row := rows.fetchone()):
-        digests.append(row[0])
+        found[row[0]] = row[1]
         size_bytes -= row[1]
-    return digests
+    return found
 
 
 def _delete(tx: Transaction, index: LruIndex, digests: Sequence[str]) -> None:

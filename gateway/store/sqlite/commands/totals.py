@@ -25,7 +25,7 @@ _DELETIONS: Final = (
 
 @writes(commands.FoldTotals)
 def fold_totals(tx: Transaction, command: commands.FoldTotals) -> bool:
-    if _checkpoint(tx) != command.expected:
+    if read_checkpoint(tx) != command.expected:
         return False
     tx.execute("UPDATE totals_checkpoint SET position = ?", (command.checkpoint,))
     period_ids: dict[Period, int] = {}
@@ -47,7 +47,7 @@ def read_totals_state(tx: Transaction, command: commands.ReadTotalsState) -> com
         period: frozenset(group for (group,) in tx.fetch_all(query, (period, MAX_GROUP_ROWS)))
         for period in command.periods
     }
-    return commands.TotalsState(_checkpoint(tx), full_groups)
+    return commands.TotalsState(read_checkpoint(tx), full_groups)
 
 
 @reads(commands.ReadTotals)
@@ -63,7 +63,7 @@ def read_totals(tx: Transaction, command: commands.ReadTotals) -> commands.Total
         slots = tx.fetch_all("SELECT slot, sums FROM totals WHERE row_id = ?", (row_id,))
         found.append((dimensions, {slot: orjson.loads(sums) for slot, sums in slots}))
     after = str(rows[-1][0]) if len(rows) == command.limit else None
-    return commands.TotalsPage(_checkpoint(tx), found, after)
+    return commands.TotalsPage(read_checkpoint(tx), found, after)
 
 
 @writes(commands.RemoveTotals)
@@ -82,7 +82,8 @@ def remove_totals(tx: Transaction, command: commands.RemoveTotals) -> bool:
     return True
 
 
-def _checkpoint(tx: Transaction) -> str:
+def read_checkpoint(tx: Transaction) -> str:
+    """The position of the last record that is folded; "" if none is."""
     (position,) = tx.fetch_one("SELECT position FROM totals_checkpoint")
     return str(position)
 

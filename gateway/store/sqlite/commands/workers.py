@@ -10,11 +10,14 @@ from gateway.store.sqlite.transaction import Transaction
 
 
 @writes(commands.Heartbeat)
-def heartbeat(tx: Transaction, command: commands.Heartbeat) -> None:
+def heartbeat(tx: Transaction, command: commands.Heartbeat) -> Sequence[str]:
+    after = command.expired_after_seconds
+    expired = [] if after is None else _expired(tx, after, command.limit)
     # A heartbeat from the future, of a clock that went back, counts as one of now.
     tx.execute("UPDATE workers SET heartbeat_at = ? WHERE heartbeat_at > ?", (tx.steady, tx.steady))
     tx.execute("UPDATE steady_clock SET latest = max(latest, ?)", (tx.steady,))
     record_heartbeat(tx, command.worker)
+    return expired
 
 
 def record_heartbeat(tx: Transaction, worker: str) -> None:
@@ -26,9 +29,13 @@ def record_heartbeat(tx: Transaction, worker: str) -> None:
 
 @reads(commands.ExpiredWorkers)
 def expired_workers(tx: Transaction, command: commands.ExpiredWorkers) -> Sequence[str]:
+    return _expired(tx, command.after_seconds, command.limit)
+
+
+def _expired(tx: Transaction, after_seconds: float, limit: int) -> list[str]:
     rows = tx.fetch_all(
         "SELECT worker FROM workers WHERE heartbeat_at <= ? ORDER BY heartbeat_at LIMIT ?",
-        (tx.steady - command.after_seconds, command.limit),
+        (tx.steady - after_seconds, limit),
     )
     return [worker for (worker,) in rows]
 

@@ -2,6 +2,6 @@
 -- PEXPIRE comes first because Redis does not refuse a script of a full server after a write that
 -- needs no memory. The bytes on their way here may themselves fill the server, and the small
 -- commands after them in the batch must not be executed without them.
-redis.write('PEXPIRE', KEYS[1], ARGV[2], 'GT')
-redis.write('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[2], 'GT')
+redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
 return 0

@@ -3,7 +3,7 @@ local entry = read_entry()
 for i = 1, #ARGV, 2 do
   local stored = entry[tonumber(ARGV[i])]
   if stored and stored.image == ARGV[i + 1] then
-    redis.write('HDEL', KEYS[1], ARGV[i])
+    redis.call('HDEL', KEYS[1], ARGV[i])
   end
 end
 return 0

@@ -5,7 +5,7 @@ for i = 3, #ARGV, 2 do
   local stored = entry[tonumber(ARGV[i])]
   if stored and stored.image == ARGV[i + 1] and stored.expires < expires then
     local rest = string.sub(stored.value, (string.find(stored.value, ' ', 1, true)))
-    redis.write('HSET', KEYS[1], ARGV[i], digits(expires) .. rest)
+    redis.call('HSET', KEYS[1], ARGV[i], digits(expires) .. rest)
     expire_at_least(KEYS[1], expires + stale_if_error)
   end
 end

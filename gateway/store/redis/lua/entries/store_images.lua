@@ -69,7 +69,7 @@ for _, stored in ipairs(displaced) do
 end
 
 if #writes > 0 then
-  redis.write('HSET', KEYS[1], unpack(writes))
+  redis.call('HSET', KEYS[1], unpack(writes))
   expire_at_least(KEYS[1], expires + stale_if_error)
 end
 release_leases(leases, flight)

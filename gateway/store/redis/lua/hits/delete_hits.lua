@@ -1,5 +1,5 @@
 -- KEYS: hits of images.
 for _, hits in ipairs(KEYS) do
-  redis.write('DEL', hits)
+  redis.call('DEL', hits)
 end
 return 0

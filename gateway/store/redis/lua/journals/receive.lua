@@ -7,5 +7,5 @@ end
 if state == 'settled' then
   return state
 end
-redis.write('HSET', key, 'state', 'received', 'payload', ARGV[1])
+redis.call('HSET', key, 'state', 'received', 'payload', ARGV[1])
 return 'received'

@@ -17,7 +17,7 @@ if not last and number > 1 then
   return 0
 end
 
-append_records({ unpack(ARGV, 5, 4 + records_count) }, false)
+append_records(ARGV, false, nil, 5, 4 + records_count)
 for name, usd_micros in pairs(cjson.decode(ARGV[3])) do
   add_to_total(name, 'saved', usd_micros)
 end

@@ -1,13 +1,17 @@
--- KEYS: the ledger, the days, and the streams of the oldest ones.
+-- KEYS: the checkpoint of the totals, the ledger, the days, and the streams of the oldest ones.
 -- ARGV: how long charged and free records are kept; the bytes of free records, and those from which on
--- also unfolded ones are removed; the last folded position as milliseconds and count; the limit.
+-- also unfolded ones are removed; the limit; if it is not the checkpoint, the last folded position as
+-- milliseconds and count.
 -- Returns how many records were removed, how many of them were not folded, 1 if the limit was reached
 -- or the streams of further days have to be declared, and the bytes of the free records.
 -- A full server lets this script remove, as it never begins with a write that needs memory.
 local max_free, max_unfolded = tonumber(ARGV[3]), tonumber(ARGV[4])
-local folded_ms, folded_count = tonumber(ARGV[5]), tonumber(ARGV[6])
-local left = tonumber(ARGV[7])
-local FIRST_PAGE, PAGE = 1, 100
+local left = tonumber(ARGV[5])
+local folded_ms, folded_count = tonumber(ARGV[6]), tonumber(ARGV[7])
+if not folded_ms then
+  folded_ms, folded_count = parse_id(checkpoint():match('/(.*)$') or '0-0')
+end
+local FIRST_PAGE, PAGE = 1, 250
 
 local folded_day = day_of_ms(folded_ms)
 local today = day_of_ms((read_ledger_end()))
@@ -46,39 +50,46 @@ local function remove_day(class, day)
   end
 end
 
-local function is_due(class, ms, count, cutoff_ms)
-  if is_later(ms, count, folded_ms, folded_count) then
-    return class == 'free' and free_bytes > max_unfolded
+local function is_folded(id)
+  local ms, count = parse_id(id)
+  return not is_later(ms, count, folded_ms, folded_count)
+end
+
+-- Whether a record is due once those before it, of so many bytes, are removed.
+local function is_due(class, id, bytes_before, cutoff_ms)
+  local bytes = free_bytes - bytes_before
+  if not is_folded(id) then
+    return class == 'free' and bytes > max_unfolded
   end
-  return ms <= cutoff_ms or (class == 'free' and free_bytes > max_free)
+  return parse_id(id) <= cutoff_ms or (class == 'free' and bytes > max_free)
 end
 
 -- Removes due records of a page from a day's start. Returns whether the whole page was due, and its
 -- size.
 local function remove_page(class, day, cutoff_ms, page_size)
-  local key, bytes, count, last_id = ledger_key(class, day), 0, 0, nil
+  local key = ledger_key(class, day)
   local page = redis.call('XRANGE', key, '-', '+', 'COUNT', math.min(page_size, left))
-  local before = free_bytes
-  for _, item in ipairs(page) do
-    local ms, n = parse_id(item[1])
-    if not is_due(class, ms, n, cutoff_ms) then
-      break
-    end
-    local size = #item[2][2] + RECORD_OVERHEAD
-    bytes, count, last_id = bytes + size, count + 1, { ms, n }
-    if class == 'free' then
-      free_bytes = free_bytes - size
-    end
-    if is_later(ms, n, folded_ms, folded_count) then
-      unfolded = unfolded + 1
-    end
+  local bytes = { [0] = 0 } -- of so many records
+  for i, item in ipairs(page) do
+    bytes[i] = bytes[i - 1] + #item[2][2] + RECORD_OVERHEAD
   end
-  free_bytes = before
+  -- From the end: a record is due only if those before it are, and mostly the whole page is.
+  local count = #page
+  while count > 0 and not is_due(class, page[count][1], bytes[count - 1], cutoff_ms) do
+    count = count - 1
+  end
   if count > 0 then
-    redis.write('XTRIM', key, 'MINID', '=', digits(last_id[1]) .. '-' .. digits(last_id[2] + 1))
-    count_bytes(class, day, bytes)
-    note_removed(class, digits(last_id[1]) .. '-' .. digits(last_id[2]))
+    local last_id = page[count][1]
+    local ms, n = parse_id(last_id)
+    redis.write('XTRIM', key, 'MINID', '=', digits(ms) .. '-' .. digits(n + 1))
+    count_bytes(class, day, bytes[count])
+    note_removed(class, last_id)
     removed, left = removed + count, left - count
+    local folded = count
+    while folded > 0 and not is_folded(page[folded][1]) do
+      folded = folded - 1
+    end
+    unfolded = unfolded + count - folded
   end
   return count == #page, #page
 end

@@ -1,8 +1,8 @@
 -- KEYS: those of the LRU index. ARGV: the digests.
 local time = next_use()
 for i, digest in ipairs(ARGV) do
-  if redis.write('ZREM', USED, digest) == 1 then
-    redis.write('ZADD', USED, digits(time + i), digest)
+  if redis.call('ZREM', USED, digest) == 1 then
+    redis.call('ZADD', USED, digits(time + i), digest)
   end
 end
 return 0

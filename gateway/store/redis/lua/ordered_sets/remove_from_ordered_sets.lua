@@ -1,5 +1,5 @@
 -- KEYS: ordered sets. ARGV: the member.
 for _, set in ipairs(KEYS) do
-  redis.write('ZREM', set, ARGV[1])
+  redis.call('ZREM', set, ARGV[1])
 end
 return 0

@@ -14,9 +14,9 @@ end
 for i, space in ipairs(KEYS) do
   local at = (i - 1) * WIDTH
   if ARGV[at + 4] == '1' then
-    redis.write('HSET', space, ARGV[at + 1], ARGV[at + 5])
+    redis.call('HSET', space, ARGV[at + 1], ARGV[at + 5])
   else
-    redis.write('HDEL', space, ARGV[at + 1])
+    redis.call('HDEL', space, ARGV[at + 1])
   end
 end
 return nil

@@ -3,7 +3,7 @@
 -- full server can be asked too.
 local found = redis.call('GET', KEYS[1])
 if not found and ARGV[2] == '1' then
-  redis.write('SET', KEYS[1], ARGV[1])
+  redis.call('SET', KEYS[1], ARGV[1])
   return ARGV[1]
 end
 return found

@@ -1,3 +1,3 @@
 -- Returns the server's INFO about memory, '' if an ACL forbids it. Works in a full server too.
-local memory = server_pcall('INFO', 'memory')
+local memory = redis.pcall('INFO', 'memory')
 return type(memory) == 'string' and memory or ''

@@ -17,14 +17,14 @@ end
 for _, set in ipairs(KEYS) do
   local expired = redis.call('ZRANGEBYSCORE', set, '-inf', digits(now), 'LIMIT', 0, MAX_EXPIRED)
   if #expired > 0 then
-    redis.write('ZREM', set, unpack(expired))
+    redis.call('ZREM', set, unpack(expired))
   end
 end
 local added = {}
 for i = FIRST, #ARGV do
   if has_room(ARGV[i]) then
     for _, set in ipairs(KEYS) do
-      redis.write('ZADD', set, digits(expires), ARGV[i])
+      redis.call('ZADD', set, digits(expires), ARGV[i])
     end
     table.insert(added, ARGV[i])
   end

@@ -1,5 +1,5 @@
 -- KEYS: set. ARGV: the members.
 for _, member in ipairs(ARGV) do
-  redis.write('SREM', KEYS[1], member)
+  redis.call('SREM', KEYS[1], member)
 end
 return 0

@@ -1,14 +1,8 @@
--- The server's clock in exact integers, and UTC calendar dates. Every script starts with this part.
+-- The server's clock in exact integers.
 
 local SECOND = 1000000 -- times and durations are whole microseconds, exact below 2^53
-local DAY = 86400 * SECOND
-
-local function read_clock()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * SECOND + tonumber(time[2])
-end
-
-local now = read_clock()
+local now = redis.call('TIME')
+now = tonumber(now[1]) * SECOND + tonumber(now[2])
 
 -- A whole number as text. tostring() would write 1e+15 from fifteen digits on.
 local function digits(number)
@@ -17,27 +11,4 @@ end
 
 local function milliseconds(microseconds)
   return digits(math.ceil(microseconds / 1000))
-end
-
--- Year, month and day of a count of days since 1970-01-01, by arithmetic in eras of 400 years
--- that begin in March (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-local function civil_from_days(days)
-  local shifted = days + 719468
-  local era = math.floor(shifted / 146097)
-  local day_of_era = shifted - era * 146097
-  local year_of_era = math.floor((day_of_era - math.floor(day_of_era / 1460)
-    + math.floor(day_of_era / 36524) - math.floor(day_of_era / 146096)) / 365)
-  local day_of_year = day_of_era
-    - (365 * year_of_era + math.floor(year_of_era / 4) - math.floor(year_of_era / 100))
-  local march_month = math.floor((5 * day_of_year + 2) / 153)
-  local day = day_of_year - math.floor((153 * march_month + 2) / 5) + 1
-  local month = march_month < 10 and march_month + 3 or march_month - 9
-  local year = year_of_era + era * 400 + (month <= 2 and 1 or 0)
-  return year, month, day
-end
-
--- The UTC day of a time: yyyy-mm-dd.
-local function day_of(time)
-  local days = math.floor(time / DAY)
-  return string.format('%04d-%02d-%02d', civil_from_days(days))
 end

@@ -6,7 +6,7 @@
 local UNIT = 60000000
 local MINUTE = 60 * SECOND
 local BUCKET_SECONDS = 120 -- an untouched bucket is full after a minute and need not be stored
-local WINDOW_GRACE = 7 * DAY -- commands.WINDOW_GRACE_SECONDS
+local WINDOW_GRACE = 7 * 86400 * SECOND -- commands.WINDOW_GRACE_SECONDS
 
 local function bucket_key(subject, unit)
   return BOOKS .. 'bucket:' .. subject .. ':' .. unit

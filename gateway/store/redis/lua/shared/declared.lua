@@ -1,12 +1,13 @@
 -- Every key that a script touches is in KEYS: from here on, `redis` refuses any other. In a cluster a
 -- slot moves key by key, and the server may refuse a key in the middle of a script, after other keys
--- were written. It looks at KEYS before the script starts.
+-- were written. It looks at KEYS before the script starts. A script that names no key but those of
+-- KEYS does without this part.
 --
 -- A script that finds that it needs further keys answers 'KEYS <now> <how many> <names>', and the
 -- gateway sends it again with these. A script that has written anything never answers so: sent again,
 -- it would write it twice. So writes have a function of their own, `redis.write`.
 
-local server_call, server_pcall, error_reply = redis.call, redis.pcall, redis.error_reply
+local server_call, error_reply = redis.call, redis.error_reply
 local has_written = false
 
 local declared = {}
@@ -65,11 +66,3 @@ local redis = {
     return server_call(command, key, ...)
   end,
 }
-
--- Makes a key expire at `time` or later: never before the expiry that it already has.
-local function expire_at_least(key, time)
-  local expiry = milliseconds(time)
-  if redis.call('PEXPIRETIME', key) < tonumber(expiry) then
-    redis.write('PEXPIREAT', key, expiry)
-  end
-end

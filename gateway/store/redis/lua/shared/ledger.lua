@@ -40,22 +40,24 @@ end
 
 -- Adds day, id and record of a day's charged and free records, in one order, until `found` has `limit`.
 local function add_merged(found, day, charged, free, limit, is_newest_first)
-  local c, f = 1, 1
-  while #found < 3 * limit and (charged[c] or free[f]) do
-    local takes_charged = charged[c] ~= nil
-    if charged[c] and free[f] then
-      local ms, count = parse_id(charged[c][1])
-      takes_charged = is_later(ms, count, parse_id(free[f][1])) == is_newest_first
+  local c, f, n, stop = 1, 1, #found, 3 * limit
+  local next_charged, next_free = charged[1], free[1]
+  while n < stop and (next_charged or next_free) do
+    local takes_charged = next_charged
+    if next_charged and next_free then
+      local ms, count = parse_id(next_charged[1])
+      takes_charged = is_later(ms, count, parse_id(next_free[1])) == is_newest_first
     end
     local item
     if takes_charged then
-      item, c = charged[c], c + 1
+      item, c = next_charged, c + 1
+      next_charged = charged[c]
     else
-      item, f = free[f], f + 1
+      item, f = next_free, f + 1
+      next_free = free[f]
     end
-    table.insert(found, day)
-    table.insert(found, item[1])
-    table.insert(found, item[2][2])
+    found[n + 1], found[n + 2], found[n + 3] = day, item[1], item[2][2]
+    n = n + 3
   end
 end
 
@@ -98,28 +100,33 @@ local function prepare_append(records_count, is_charged)
   return { ms = ms, count = count }
 end
 
--- Appends records of one class. The first write needs memory, so a full server refuses it all.
--- `prepared` is what `prepare_append` returned; a script that has written something must have it.
-local function append_records(records, is_charged, prepared)
-  if #records == 0 then
+-- Appends records `first` to `last` of a list, by default all, which are of one class. The first write
+-- needs memory, so a full server refuses it all. `prepared` is what `prepare_append` returned; a script
+-- that has written something must have it.
+local function append_records(records, is_charged, prepared, first, last)
+  first, last = first or 1, last or #records
+  if first > last then
     return
   end
   local class = is_charged and 'charged' or 'free'
-  prepared = prepared or prepare_append(#records, is_charged)
+  prepared = prepared or prepare_append(last - first + 1, is_charged)
   local ms, count = prepared.ms, prepared.count
   local now_ms, bytes = math.floor(now / 1000), {}
-  local day, day_ms
-  for _, record in ipairs(records) do
+  -- Per record only what each needs: most of Redis' time for a hit is this loop.
+  local stream, prefix, day, stream_ms
+  for i = first, last do
     count = count + 1
     if now_ms > ms then
       ms, count = now_ms, 0
     elseif count > MAX_COUNT then
       ms, count = ms + 1, 0
     end
-    if ms ~= day_ms then
-      day, day_ms = day_of_ms(ms), ms
+    if ms ~= stream_ms then
+      stream_ms, day, prefix = ms, day_of_ms(ms), digits(ms) .. '-'
+      stream = ledger_key(class, day)
     end
-    redis.write('XADD', ledger_key(class, day), digits(ms) .. '-' .. digits(count), 'record', record)
+    local record = records[i]
+    redis.write('XADD', stream, prefix .. count, 'record', record)
     bytes[day] = (bytes[day] or 0) + #record + RECORD_OVERHEAD
   end
   redis.write('HSET', LEDGER, 'ms', digits(ms), 'count', digits(count))

@@ -31,11 +31,11 @@ local function untrack(digest)
   if not size then
     return
   end
-  redis.write('ZREM', USED, digest)
-  redis.write('ZREM', EXPIRES, digest)
-  redis.write('HDEL', SIZES, digest)
-  if redis.write('DECRBY', TOTAL, size) == 0 then
-    redis.write('DEL', TOTAL)
+  redis.call('ZREM', USED, digest)
+  redis.call('ZREM', EXPIRES, digest)
+  redis.call('HDEL', SIZES, digest)
+  if redis.call('DECRBY', TOTAL, size) == 0 then
+    redis.call('DEL', TOTAL)
   end
 end
 
@@ -48,12 +48,14 @@ local function untrack_expired(limit)
   return #expired
 end
 
--- The least recently used digests that together have at least `bytes`. Expired ones are among them:
--- they have bytes too, and passing over them would take as long as there are many.
-local function eviction_candidates(bytes)
-  local found = {}
+-- The least recently used digests that together have at least `bytes`, without the `skip` oldest
+-- ones; and the bytes of each. Expired ones are among them: they have bytes too, and passing over
+-- them would take as long as there are many.
+local function eviction_candidates(bytes, skip)
+  local found, found_sizes = {}, {}
   while bytes > 0 and #found < MAX_EVICTIONS do
-    local digests = redis.call('ZRANGE', USED, #found, #found + PAGE - 1)
+    local first = skip + #found
+    local digests = redis.call('ZRANGE', USED, first, first + PAGE - 1)
     if #digests == 0 then
       break
     end
@@ -61,11 +63,12 @@ local function eviction_candidates(bytes)
     for i, digest in ipairs(digests) do
       if bytes > 0 then
         table.insert(found, digest)
+        table.insert(found_sizes, sizes[i])
         bytes = bytes - tonumber(sizes[i])
       end
     end
   end
-  return found
+  return found, found_sizes
 end
 
 -- Removes expired digests, more of them if the bound is exceeded, then evicts the least recently used
@@ -76,7 +79,7 @@ local function evict_to(max_bytes)
     expired = untrack_expired(EXPIRED_STEP)
     removed = removed + expired
   until expired < EXPIRED_STEP or removed >= MAX_EVICTIONS or read_total() <= max_bytes
-  local evicted = eviction_candidates(read_total() - max_bytes)
+  local evicted = eviction_candidates(read_total() - max_bytes, 0)
   for _, digest in ipairs(evicted) do
     untrack(digest)
   end

@@ -2,7 +2,7 @@
 -- so with a cursor of one that was restarted or replaced, a scan starts over.
 
 local function read_run_id()
-  local info = server_pcall('INFO', 'server') -- an ACL may forbid it
+  local info = redis.pcall('INFO', 'server') -- an ACL may forbid it
   return type(info) == 'string' and info:match('run_id:(%x+)') or ''
 end
 

@@ -53,7 +53,7 @@ end
 
 local function lease_slots(slots, flight, lease)
   for _, slot in ipairs(slots) do
-    redis.write('HSET', KEYS[2], slot, digits(now + lease) .. ' ' .. digits(now) .. ' ' .. flight)
+    redis.call('HSET', KEYS[2], slot, digits(now + lease) .. ' ' .. digits(now) .. ' ' .. flight)
   end
   if #slots > 0 then
     expire_at_least(KEYS[2], now + lease)
@@ -64,7 +64,7 @@ end
 local function end_future_leases(leases)
   for slot, lease in pairs(leases) do
     if lease.is_from_future then
-      redis.write('HSET', KEYS[2], slot,
+      redis.call('HSET', KEYS[2], slot,
         digits(lease.expires) .. ' ' .. digits(now) .. ' ' .. lease.flight)
     end
   end
@@ -73,7 +73,7 @@ end
 local function release_leases(leases, flight)
   for slot, lease in pairs(leases) do
     if lease.flight == flight then
-      redis.write('HDEL', KEYS[2], slot)
+      redis.call('HDEL', KEYS[2], slot)
     end
   end
 end

@@ -2,4 +2,4 @@
 if ARGV[1] and redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end
-return redis.write('DEL', KEYS[1])
+return redis.call('DEL', KEYS[1])

@@ -11,8 +11,8 @@ if if_absent or #ARGV > 3 then
     return 0
   end
 end
-redis.write('SET', KEYS[1], ARGV[1])
+redis.call('SET', KEYS[1], ARGV[1])
 if ARGV[3] ~= '' then
-  redis.write('PEXPIREAT', KEYS[1], milliseconds(now + tonumber(ARGV[3])))
+  redis.call('PEXPIREAT', KEYS[1], milliseconds(now + tonumber(ARGV[3])))
 end
 return 1

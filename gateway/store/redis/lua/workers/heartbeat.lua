@@ -1,9 +1,15 @@
--- KEYS: the workers. ARGV: worker.
+-- KEYS: the workers. ARGV: worker, then the time without a heartbeat and the limit, or '' for neither.
+-- Returns the workers without a heartbeat for so long, which may have been this one until now.
 local MAX_MOVED = 1000
--- Heartbeats from the future, of a clock that was set back, count as of now.
-local future = redis.call('ZRANGEBYSCORE', WORKERS, '(' .. digits(now), '+inf', 'LIMIT', 0, MAX_MOVED)
-for _, worker in ipairs(future) do
-  redis.write('ZADD', WORKERS, digits(now), worker)
+local expired = {}
+if ARGV[2] ~= '' then
+  local before = digits(now - tonumber(ARGV[2]))
+  expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', before, 'LIMIT', 0, ARGV[3])
 end
-redis.write('ZADD', WORKERS, digits(now), ARGV[1])
-return 0
+-- Heartbeats from the future, of a clock that was set back, count as of now.
+local future = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. digits(now), '+inf', 'LIMIT', 0, MAX_MOVED)
+for _, worker in ipairs(future) do
+  redis.call('ZADD', KEYS[1], digits(now), worker)
+end
+redis.call('ZADD', KEYS[1], digits(now), ARGV[1])
+return expired

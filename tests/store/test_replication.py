@@ -1,0 +1,172 @@
+"""Purchases wait until replicas have them: what an election may lose was not answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import structlog.testing
+
+from gateway.errors import StoreUnavailable
+from gateway.store import commands
+from gateway.store.batch import execute
+from gateway.store.protocol import Store
+from gateway.store.redis import replication
+from gateway.store.redis.store import open_redis_store
+from tests.sentinel_servers import SentinelServers, run_sentinel_servers
+from tests.waiting import eventually
+
+RECEIVE = commands.Receive("p", b"images")
+WRITE = commands.SetValue("s", "n", b"v", None)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServers]:
+    # Sentinels that never promote: these tests pause replicas, and end connections.
+    lines = ["sentinel down-after-milliseconds images 60000"]
+    with run_sentinel_servers(tmp_path_factory.mktemp("sentinel"), sentinel_lines=lines) as servers:
+        yield servers
+
+
+@pytest.fixture
+def servers(started: SentinelServers) -> Iterator[SentinelServers]:
+    """A master that takes writes although its replicas are paused."""
+    with started.master.client() as client:
+        client.config_set("min-replicas-to-write", 0)
+    started.until_replicas()
+    yield started
+    for each in started.servers:
+        each.go_on()
+
+
+@contextmanager
+def replicas_paused(servers: SentinelServers) -> Iterator[None]:
+    replicas = [each for each in servers.servers if each is not servers.master]
+    for each in replicas:
+        each.stop()
+    try:
+        yield
+    finally:
+        for each in replicas:
+            each.go_on()
+
+
+async def is_stuck(task: asyncio.Task[object]) -> bool:
+    done, _ = await asyncio.wait([task], timeout=0.2)
+    return not done
+
+
+async def has_connected(store: Store) -> None:
+    await execute(store, RECEIVE)
+
+
+async def test_a_purchase_is_answered_once_a_replica_has_it(servers: SentinelServers) -> None:
+    """Other commands of the worker do not wait meanwhile."""
+    async with open_redis_store(servers.url) as store:
+        await has_connected(store)
+        with replicas_paused(servers):
+            waiting = asyncio.create_task(execute(store, RECEIVE))
+            assert await is_stuck(waiting)
+            await execute(store, WRITE)
+            assert not waiting.done()
+        assert await waiting == "unknown"
+
+
+async def test_a_client_that_goes_away_takes_no_fence_from_others(servers: SentinelServers) -> None:
+    async with open_redis_store(servers.url) as store:
+        await has_connected(store)
+        with replicas_paused(servers):
+            first, second = (asyncio.create_task(execute(store, RECEIVE)) for _ in range(2))
+            assert await is_stuck(first)
+            first.cancel()
+            assert await is_stuck(second)
+        assert await second == "unknown"
+        assert first.cancelled()
+
+
+async def test_a_purchase_is_repeated_if_its_master_is_gone(servers: SentinelServers) -> None:
+    """Whether the next one has it cannot be known."""
+    async with open_redis_store(servers.url) as store:
+        await has_connected(store)
+        with replicas_paused(servers):
+            waiting = asyncio.create_task(execute(store, RECEIVE))
+            assert await is_stuck(waiting)
+            with servers.master.client() as client:
+                client.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(StoreUnavailable):
+                await waiting
+        await eventually(lambda: _succeeds(store))
+
+
+async def _succeeds(store: Store) -> bool:
+    try:
+        return bool(await execute(store, RECEIVE))
+    except StoreUnavailable:
+        return False
+
+
+async def test_without_replicas_purchases_go_on_and_the_log_says_so(
+    servers: SentinelServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replication, "GIVE_UP_SECONDS", 0.2)
+    monkeypatch.setattr(replication, "WAIT_SECONDS", 0.1)
+    with structlog.testing.capture_logs() as logs:
+        async with open_redis_store(servers.url) as store:
+            await has_connected(store)
+            with replicas_paused(servers):
+                assert await execute(store, RECEIVE) == "unknown"
+                before = waits(servers)
+                for _ in range(50):
+                    assert await execute(store, RECEIVE) == "unknown"
+                assert waits(servers) - before < 50, "one of each second waits"
+            await eventually(lambda: _confirms(store, logs))
+    (begun,) = (line for line in logs if line["event"] == "replication_unconfirmed")
+    assert begun["reason"] == "No replica of the Redis has confirmed within 0.2 s."
+
+
+def waits(servers: SentinelServers) -> int:
+    """How often the master was asked to wait."""
+    with servers.master.client() as client:
+        found = client.info("commandstats").get("cmdstat_wait", {"calls": 0})
+    return int(found["calls"])
+
+
+async def _confirms(store: Store, logs: list[dict[str, object]]) -> bool:
+    await execute(store, RECEIVE)
+    return any(line["event"] == "replication_confirmed" for line in logs)
+
+
+@pytest.mark.long
+async def test_a_master_that_has_lost_its_replicas_says_what_to_do(
+    servers: SentinelServers,
+) -> None:
+    """It refuses the purchase, which is repeated until a replica is back."""
+    async with open_redis_store(servers.url) as store:
+        await has_connected(store)
+        with servers.master.client() as client:
+            client.config_set("min-replicas-to-write", 1)
+        reasons: set[str] = set()
+        with replicas_paused(servers):
+
+            async def is_refused() -> bool:
+                try:
+                    await execute(store, RECEIVE)
+                except StoreUnavailable as error:
+                    reasons.add(error.reason or "")
+                return any("min-replicas-to-write: start a replica" in each for each in reasons)
+
+            await eventually(is_refused)
+        await eventually(lambda: _succeeds(store))
+
+
+async def test_a_user_who_may_not_wait_is_named_with_the_rule(servers: SentinelServers) -> None:
+    url = servers.restricted()
+    with servers.master.client() as client:
+        client.execute_command("ACL", "SETUSER", "gateway", "-wait")
+    with structlog.testing.capture_logs() as logs:
+        async with open_redis_store(url) as store:
+            assert await execute(store, RECEIVE) == "unknown"
+    (begun,) = (line for line in logs if line["event"] == "replication_unconfirmed")
+    assert "ACL SETUSER gateway +wait" in str(begun["reason"])
