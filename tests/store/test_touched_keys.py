@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -167,3 +170,13 @@ async def test_a_full_server_refuses_a_script_as_a_whole(redis_url: str) -> None
                     client.config_set("maxmemory", 0)
                 await execute(store, command)
     assert {"Reserve", "Append", "FoldTotals", "StoreImages", "Track"} <= refused
+
+
+@pytest.mark.long
+def test_no_test_of_the_store_makes_a_script_touch_other_keys() -> None:
+    modules = ("contract", "account_queue", "ledger", "entries", "windows", "declared_keys")
+    files = [str(Path(__file__).with_name(f"test_{module}.py")) for module in modules]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not long", "-k", "not sqlite", *files]
+    environment = {**os.environ, "MONITORED": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stdout[-5000:]
