@@ -6,9 +6,7 @@ executes. So nothing of the gateway takes part in this.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,11 +44,6 @@ class Executed:
 
     scripts: Counter[str] = field(default_factory=Counter)
     undeclared: set[Use] = field(default_factory=set)
-
-
-def can_monitor() -> bool:
-    programs = (os.environ.get("REDIS_SERVER", "redis-server"), "redis-cli")
-    return all(shutil.which(program) for program in programs)
 
 
 @contextmanager

@@ -258,3 +258,23 @@ async def test_calls_of_an_accounts_queue_do_little_however_many_keys_wait(redis
         assert await found.work(read) < 1500
         await execute(found.store, commands.Settle("p0", {}, None))
         assert await found.work(commands.TakeTurns("a", "w", 60_000, None)) < 1200
+
+
+PARTS = 9_000
+"""More than the arguments that Lua unpacks at once."""
+
+
+async def test_commands_of_more_parts_than_lua_unpacks_at_once(store: Store) -> None:
+    """None of them fails half-way."""
+    assert await execute(store, commands.Append((b"{}",) * PARTS))
+    assert len(await execute(store, commands.ReadLedger(limit=PARTS + 1))) == PARTS
+    refusals = tuple(
+        commands.Refusals(f"k{i}", "reason", 1, b'{"count":', b"{") for i in range(PARTS // 3)
+    )
+    assert await execute(store, commands.Append((), refusals))
+    ends = commands.AppendRefusals(PARTS, ends_minute=True)
+    assert await execute(store, ends) == len(refusals)
+    assert await execute(store, ends) == 0
+    seen = tuple(f"p{i}" for i in range(PARTS))
+    turns = await execute(store, commands.TakeTurns("a", "w", 60, 1, seen=seen))
+    assert turns.taken == ()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
+import redis
 
+from gateway.errors import StoreFull
 from gateway.store import commands
 from gateway.store.batch import execute
 from gateway.store.commands import (
@@ -142,3 +147,39 @@ async def test_a_script_that_names_a_key_by_itself_is_noticed(
         async with open_redis_store(url) as store:
             await execute(store, commands.SetValue("s", "n", b"1", 60.0))
     assert executed.undeclared == {Use(sha, "INCR", "igw:value:s:n:runs")}
+
+
+async def test_a_full_server_refuses_a_script_as_a_whole(redis_url: str) -> None:
+    """No script stops in the middle: what it has written by then would stay."""
+    refused = set[str]()
+    with redis.Redis.from_url(redis_url) as client:
+
+        def content() -> dict[bytes, object]:
+            return {key: client.dump(key) for key in client.keys("*")}
+
+        async with open_redis_store(redis_url) as store:
+            for command in (*PURCHASES, *LEDGER, *CACHE, *REST):
+                before = content()
+                client.config_set("maxmemory", 1)
+                try:
+                    await execute(store, command)
+                except StoreFull:
+                    refused.add(type(command).__name__)
+                    assert content() == before, command
+                finally:
+                    client.config_set("maxmemory", 0)
+                await execute(store, command)
+    assert {"Reserve", "Append", "FoldTotals", "StoreImages", "Track"} <= refused
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_no_test_of_the_store_makes_a_script_touch_other_keys() -> None:
+    modules = ("contract", "account_queue", "ledger", "entries", "windows", "declared_keys")
+    files = [str(Path(__file__).with_name(f"test_{module}.py")) for module in modules]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not long", "-k", "not sqlite", *files]
+    environment = {**os.environ, "MONITORED": "1"}
+    ended = subprocess.run(
+        command, check=False, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert ended.returncode == 0, ended.stdout[-5000:]

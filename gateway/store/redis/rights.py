@@ -38,7 +38,7 @@ BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLE
 _PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBER")
 """Commands of the store that are no scripts. None of them writes."""
 
-_CALL: Final = re.compile(r"redis\.(?:call|pcall|write)\(\s*['\"](\w+)['\"]")
+_CALL: Final = re.compile(r"(?:redis\.(?:call|pcall|write)|write_many)\(\s*['\"](\w+)['\"]")
 
 CLUSTER_COMMANDS: Final = ("ASKING", "CLUSTER|NODES", "CLUSTER|SLOTS")
 """Of a node of a Redis Cluster."""

@@ -52,7 +52,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "reserve": _JOURNALS,
         "reroute": _JOURNALS,
         "receive": (),
-        "take_turns": _JOURNALS,
+        "take_turns": (*_JOURNALS, "many"),
         "read_turns": _JOURNALS,
         "correct_account": _JOURNALS,
         "settle": (*_JOURNALS, *_LEDGER),
@@ -61,7 +61,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     },
     "ledger": {
         "append": (*_BOOKS, *_LEDGER, "refusals"),
-        "append_refusals": (*_BOOKS, *_LEDGER, "refusals"),
+        "append_refusals": (*_BOOKS, *_LEDGER, "many", "refusals"),
         "read_ledger": (*_BOOKS, *_LEDGER),
         "read_ledger_back": (*_BOOKS, *_LEDGER),
         "search_ledger": (*_BOOKS, *_LEDGER),

@@ -198,9 +198,7 @@ if redis.call('EXISTS', queue_key('heads', account.name)) == 0 then
   redis.write('DEL', slow_key)
 end
 local next_in = time_until_own()
-if #ARGV > 4 then
-  redis.write('SREM', told, unpack(ARGV, 5))
-end
+write_many('SREM', told, ARGV, 5)
 redis.write('SREM', slow_key, worker)
 write_windows()
 write_account(account)

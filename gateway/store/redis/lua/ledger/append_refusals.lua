@@ -18,7 +18,7 @@ for _, row in ipairs(redis.call('LRANGE', REFUSAL_ROWS, 0, limit - 1)) do
 end
 if #records > 0 then
   append_records(records, false)
-  redis.write('HDEL', REFUSALS, unpack(fields))
+  write_many('HDEL', REFUSALS, fields, 1)
   redis.write('LTRIM', REFUSAL_ROWS, #records, -1)
 end
 return #records
