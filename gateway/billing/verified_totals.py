@@ -29,7 +29,8 @@ from gateway.store.turns import end_turn, take_turn
 HOLD_SECONDS: Final = 2.0
 """How long folding waits at a time."""
 PAUSE_SECONDS: Final = 0.05
-LOOK_SECONDS: Final = 0.2
+LOOK_SECONDS: Final = 0.5
+"""Between two looks whether another worker still has the turn."""
 WAIT_SECONDS: Final = 40.0
 """How long to wait for the turn. A worker that folds has it for 6.3 s."""
 ATTEMPTS: Final = 5

@@ -87,13 +87,32 @@ def counter(redis_url: str) -> Iterator[CommandCounter]:
             loop.close()
 
 
-def microseconds_of_commands(url: str) -> int:
-    """What Redis has spent on all commands of clients. What scripts call is part of the scripts."""
+@dataclass(frozen=True)
+class Spent:
+    """Microseconds of Redis by two clocks, neither of which shows less than its commands took."""
+
+    in_commands: float
+    """By `INFO commandstats`, of all commands of clients. What scripts call is part of the scripts.
+    This is the time by the wall: on a busy machine, that of other processes is in it."""
+    of_processor: float
+    """Of the thread that executes commands, with reading and writing to connections."""
+
+    def since(self, before: Spent, *, hits: int) -> Spent:
+        return Spent(
+            (self.in_commands - before.in_commands) / hits,
+            (self.of_processor - before.of_processor) / hits,
+        )
+
+
+def read_spent(url: str) -> Spent:
     with redis.Redis.from_url(url) as client:
-        stats = client.info("commandstats")
+        stats, cpu = client.info("commandstats"), client.info("cpu")
     # Scripts call some of the plain ones too, so seldom that it makes no difference.
     names = {"evalsha", *(name.lower() for name in STORE_COMMANDS)}
-    return sum(int(row["usec"]) for name, row in stats.items() if name.split("_")[1] in names)
+    return Spent(
+        sum(int(row["usec"]) for name, row in stats.items() if name.split("_")[1] in names),
+        1e6 * (cpu["used_cpu_user_main_thread"] + cpu["used_cpu_sys_main_thread"]),
+    )
 
 
 async def until_all_from_memory(client: Client, *, workers: int) -> None:
@@ -109,7 +128,7 @@ async def until_all_from_memory(client: Client, *, workers: int) -> None:
 
 @pytest.mark.timed
 @pytest.mark.parametrize(
-    "seconds", [7, pytest.param(60, marks=[pytest.mark.long, pytest.mark.timeout(180)])]
+    "seconds", [7, pytest.param(120, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
 )
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_hits_cost_redis_few_commands_and_little_time(
@@ -128,7 +147,7 @@ async def test_hits_cost_redis_few_commands_and_little_time(
             if workers == 1
             else paced_flood(wrk, alice, [BODY], a_second=200)
         )
-        began = await asyncio.to_thread(microseconds_of_commands, counter.redis_url)
+        before = await asyncio.to_thread(read_spent, counter.redis_url)
         async with hits as stop:
             await asyncio.sleep(0.5)
             counter.commands.clear()
@@ -136,11 +155,11 @@ async def test_hits_cost_redis_few_commands_and_little_time(
             commands = counter.commands.copy()
             done = await stop()
         await asyncio.sleep(1.0)  # until the last records are written
-        spent = await asyncio.to_thread(microseconds_of_commands, counter.redis_url) - began
-        sent, microseconds = commands.total() / seconds / workers, spent / done.requests
-        shown = f"{sent:.2f} commands/s, {microseconds:.2f} µs a hit; {done}; {commands}"
+        after = await asyncio.to_thread(read_spent, counter.redis_url)
+        spent, sent = after.since(before, hits=done.requests), commands.total() / seconds / workers
+        shown = f"{sent:.2f} commands/s, {spent} a hit; {done}; {commands}"
         print(shown)  # noqa: T201 - the figures
         assert not done.faults, shown
         assert sent <= MAX_COMMANDS, shown
         # Of few hits, the time is that of the jobs in the background.
-        assert workers > 1 or microseconds <= MAX_MICROSECONDS, shown
+        assert workers > 1 or min(spent.in_commands, spent.of_processor) <= MAX_MICROSECONDS, shown
