@@ -180,6 +180,11 @@ class RedisCluster:
                 node.run("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 
 
+def moves_in_one_step(cluster: RedisCluster) -> bool:
+    """Whether the server has the atomic migration of slots, as Valkey 9."""
+    return b"MIGRATESLOTS" in b" ".join(cluster.nodes[0].run("CLUSTER", "HELP"))
+
+
 @contextmanager
 def run_redis_cluster(
     folder: Path, *options: str, durable: bool = False, is_tls: bool = False

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from tests.gateways import (
     run_upstream,
 )
 from tests.http.test_bounds import fat_png, run_fat_upstream
-from tests.redis_cluster import Node, RedisCluster, run_redis_cluster
+from tests.http.test_hits_from_memory import until_from_memory
+from tests.redis_cluster import Node, RedisCluster, moves_in_one_step, run_redis_cluster
 from tests.store_traffic import show, traffic
 from tests.waiting import eventually
 
@@ -76,6 +78,25 @@ async def test_an_image_by_link_is_served_by_the_other_gateway_until_a_purge(
     assert purged.status in (200, 202)
     again = await client.ask("an otter", model="dall-e-2", size="256x256")
     assert "hit" not in again.cache_status
+
+
+async def test_hits_come_from_memory_until_the_other_gateway_changes_something(
+    pair: tuple[InProcess, InProcess, Upstream],
+) -> None:
+    one, other, upstream = pair
+    client = await one.client.with_key()
+    admin = replace(client, url=other.client.url, session=other.client.session, admin_url="")
+    reply = await until_from_memory(client)
+    image = {"image": reply.headers["x-gateway-image-ids"]}
+    assert (await admin.admin("POST", "/admin/cache/takedown", image)).status == 200
+    assert (await client.ask()).cache_status == "fwd=miss; stored"
+    await until_from_memory(client)
+    assert (await admin.admin("POST", "/admin/cache/purge", {"all": True})).status == 200
+    assert (await client.ask()).cache_status == "fwd=miss; stored"
+    await until_from_memory(client)
+    assert (await admin.admin("DELETE", f"/admin/keys/{client.key_id}")).status == 204
+    assert (await client.ask()).status == 401
+    assert len(await upstream.calls()) == 3
 
 
 # ── while a node is full ────────────────────────────────────────────────────────────────────────
@@ -199,7 +220,7 @@ class TestWhileNodesChange:
         self, tmp_path: Path, safe_cluster: RedisCluster
     ) -> None:
         """No request fails. Run with `REDIS_SERVER=…/valkey-server` of version 9 or newer."""
-        if not _moves_in_one_step(safe_cluster):
+        if not moves_in_one_step(safe_cluster):
             pytest.skip("this server has no CLUSTER MIGRATESLOTS: Valkey 9 has")
         async with traffic(tmp_path / "gateway", safe_cluster.url) as now:
             books = safe_cluster.owner(KEYS.books)
@@ -214,10 +235,6 @@ class TestWhileNodesChange:
             show(f"books moved in {moved_at - began:.2f} s, a purchase {seconds:.2f} s later;"
                  f" {await now.settle()}")  # fmt: skip
             assert now.buyers.statuses.keys() == {200}
-
-
-def _moves_in_one_step(cluster: RedisCluster) -> bool:
-    return b"MIGRATESLOTS" in b" ".join(cluster.nodes[0].run("CLUSTER", "HELP"))
 
 
 def _other(cluster: RedisCluster, node: Node) -> Node:

@@ -23,7 +23,7 @@ from gateway.store.protocol import Command, Store
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.rights import acl_rule
 from gateway.store.redis.store import open_redis_store
-from tests.redis_cluster import Node, RedisCluster, run_redis_cluster
+from tests.redis_cluster import Node, RedisCluster, moves_in_one_step, run_redis_cluster
 from tests.store.test_kept_reads import kept
 from tests.store_traffic import show
 from tests.waiting import eventually
@@ -253,6 +253,20 @@ async def move_slots(cluster: RedisCluster, seconds: float) -> None:
             await asyncio.sleep(0.5)
 
 
+async def move_slots_in_one_step(cluster: RedisCluster, seconds: float) -> None:
+    """The same with Valkey 9's atomic migration."""
+    if not moves_in_one_step(cluster):
+        pytest.skip("this server has no CLUSTER MIGRATESLOTS: Valkey 9 has")
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for slot in (BOOKS_SLOT, VALUE_SLOT):
+            source = await asyncio.to_thread(cluster.owner_of_slot, slot)
+            target = next(node for node in cluster.masters() if node is not source)
+            source.run("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.id)
+            await eventually(lambda slot=slot, target=target: cluster.owner_of_slot(slot) is target)
+            await asyncio.sleep(0.5)
+
+
 async def fail_over_by_hand(cluster: RedisCluster, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -293,7 +307,10 @@ async def freeze_masters(cluster: RedisCluster, seconds: float) -> None:
 @pytest.mark.long
 @pytest.mark.timed
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("disturb", [move_slots, fail_over_by_hand, kill_masters, freeze_masters])
+@pytest.mark.parametrize(
+    "disturb",
+    [move_slots, move_slots_in_one_step, fail_over_by_hand, kill_masters, freeze_masters],
+)
 async def test_nothing_old_is_found_while_nodes_change(
     own_cluster: RedisCluster, disturb: Callable[[RedisCluster, float], Awaitable[None]]
 ) -> None:

@@ -123,7 +123,7 @@ class TrackedNode(TrackedServer):
         self._is_over.set()
 
     def _forget(self) -> None:
-        self._seen_slots = self._probe_key = None
+        self._probe_key = None
         self.lose(tuple(self._sources))
         self._memory.notify_watches()
 
