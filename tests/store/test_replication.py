@@ -12,7 +12,7 @@ import structlog.testing
 from gateway.errors import StoreUnavailable
 from gateway.store import commands
 from gateway.store.batch import execute
-from gateway.store.protocol import Store
+from gateway.store.protocol import Command, Store
 from gateway.store.redis import replication
 from gateway.store.redis.store import open_redis_store
 from tests.redis_cluster import RedisCluster
@@ -63,16 +63,29 @@ async def has_connected(store: Store) -> None:
     await execute(store, RECEIVE)
 
 
-async def test_a_purchase_is_answered_once_a_replica_has_it(servers: SentinelServers) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        RECEIVE,
+        commands.Settle("p", {}, b"{}"),
+        commands.CompareAndSet((commands.Write("keys", "k", b"revoked", expected=None),)),
+        commands.SetValue("takedowns", "version", b"2", None, is_kept=True),
+    ],
+    ids=["received", "settled", "record", "take-down"],
+)
+async def test_what_must_not_be_lost_is_answered_once_a_replica_has_it(
+    servers: SentinelServers, command: Command[object]
+) -> None:
     """Other commands of the worker do not wait meanwhile."""
+    servers.flush()
     async with open_redis_store(servers.url) as store:
         await has_connected(store)
         with replicas_paused(servers):
-            waiting = asyncio.create_task(execute(store, RECEIVE))
+            waiting = asyncio.create_task(execute(store, command))
             assert await is_stuck(waiting)
             await execute(store, WRITE)
             assert not waiting.done()
-        assert await waiting == "unknown"
+        await waiting
 
 
 async def test_a_client_that_goes_away_takes_no_fence_from_others(servers: SentinelServers) -> None:

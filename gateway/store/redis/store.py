@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
-from gateway.store.commands import Receive, Settle
+from gateway.store.commands import CompareAndSet, Receive, Settle, SetValue
 from gateway.store.kept_reads import WRITERS, ReadMemory, names_announced, names_written
 from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
@@ -191,8 +191,18 @@ class RedisStore:
 
 
 def _must_be_replicated(command: Command[Any]) -> bool:
-    """Whether a purchase that was paid for is lost if a promotion loses the command."""
-    return isinstance(command, Receive) or (isinstance(command, Settle) and bool(command.record))
+    """Whether it is answered only once replicas have it: a promotion must not lose it.
+
+    Purchases that were paid for, records of keys and teams, and take-downs. All are rare.
+    """
+    match command:
+        case Receive() | CompareAndSet():
+            return True
+        case Settle():
+            return bool(command.record)
+        case SetValue():
+            return command.is_kept
+    return False
 
 
 def _has_failed(reply: Any) -> bool:
