@@ -242,7 +242,9 @@ async def test_nothing_is_stale_after_a_failover(
         if how == "kill -9":
             master.start()
         elif how == "hangs":
-            # It wakes as if it still were a master.
+            # It wakes as if it still were a master. Before `min-replicas-max-lag` it would take
+            # writes and lose them.
+            time.sleep(3)
             master.thaw()
         until(has_replica)
 
