@@ -47,7 +47,7 @@ class Fault:
     """What a node does with the next `DO`, if it has the slot."""
 
     kind: str
-    """A key of `UNEXECUTED` or `FINAL`, one of `BREAKS`, or `moves`, `lies` or `asks`."""
+    """A key of `UNEXECUTED` or `FINAL`, one of `BREAKS`, or the name of a redirection."""
     node: int = 0
     """The other one of a redirection: that has the slot from now on, that has not, or that
     executes the command if it is asked to."""
@@ -65,6 +65,10 @@ class FaultyCluster:
     """Those that are open, each with its node."""
     owners: list[int] = field(default_factory=lambda: [s * 3 // SLOTS for s in range(SLOTS)])
 
+    announced: bytes | None = b"127.0.0.1"
+    """The host of all nodes in `CLUSTER SLOTS`."""
+    has_slots: bool = True
+
     @property
     def url(self) -> str:
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports)
@@ -72,12 +76,14 @@ class FaultyCluster:
 
     def slots(self) -> bytes:
         """The reply to `CLUSTER SLOTS`."""
+        if not self.has_slots:
+            return b"*0\r\n"
+        host = b"$-1" if self.announced is None else _bulk(self.announced)
         runs, start = [], 0
         for owner, run in groupby(self.owners):
             end = start + len(list(run)) - 1
             runs.append(
-                b"*3\r\n:%d\r\n:%d\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n"
-                % (start, end, self.ports[owner])
+                b"*3\r\n:%d\r\n:%d\r\n*2\r\n%s\r\n:%d\r\n" % (start, end, host, self.ports[owner])
             )
             start = end + 1
         return b"*%d\r\n%s" % (len(runs), b"".join(runs))
@@ -124,8 +130,7 @@ class _Connection(asyncio.Protocol):
         if name == b"CLUSTER" and command[1].upper() == b"SLOTS":
             return self._cluster.slots()
         if name == b"EVAL":
-            version = str(SCHEMA_VERSION).encode()
-            return b"$%d\r\n%s\r\n" % (len(version), version)
+            return _bulk(str(SCHEMA_VERSION).encode()) + b"\r\n"
         return b"+OK\r\n"
 
     def _do(self, key: bytes, one: bytes, *, was_asked: bool) -> bytes | None:
@@ -142,6 +147,8 @@ class _Connection(asyncio.Protocol):
         if fault.kind in ("lies", "asks"):
             code = b"MOVED" if fault.kind == "lies" else b"ASK"
             return self._redirect(code, slot, fault.node)
+        if fault.kind == "nowhere":
+            return b"-MOVED 99999 ?:0\r\n"
         if fault.kind in UNEXECUTED or fault.kind in FINAL:
             return b"-%s\r\n" % (UNEXECUTED | FINAL)[fault.kind]
         if fault.kind == "close":
@@ -149,10 +156,14 @@ class _Connection(asyncio.Protocol):
         cluster.executed.append(one)
         if fault.kind in BREAKS:
             return None if fault.kind == "execute and close" else b""
-        return b"$%d\r\n%s\r\n" % (len(one), one)
+        return _bulk(one) + b"\r\n"
 
     def _redirect(self, code: bytes, slot: int, node: int) -> bytes:
         return b"-%s %d 127.0.0.1:%d\r\n" % (code, slot, self._cluster.ports[node])
+
+
+def _bulk(text: bytes) -> bytes:
+    return b"$%d\r\n%s" % (len(text), text)
 
 
 @asynccontextmanager

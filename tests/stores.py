@@ -25,15 +25,18 @@ def usually_on(
     return pytest.mark.parametrize(fixture, [*usual_first(store), *more], indirect=True)
 
 
-def usual_store(store: str) -> Callable[..., str | None]:
+def usual_store(store: str, *, more: Sequence[object] = ()) -> Callable[..., str | None]:
     """The fixture `store_url` of a module whose subjects are decisions above the store.
 
     As `usually_on` for each of its tests. That both stores do the same is tested in `tests/store`.
     """
 
-    @pytest.fixture(name="store_url", params=usual_first(store))
+    @pytest.fixture(name="store_url", params=[*usual_first(store), *more])
     def store_url(request: pytest.FixtureRequest) -> str | None:
-        return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+        if request.param == "sqlite":
+            return None
+        url: str = request.getfixturevalue(f"{request.param}_url")
+        return url
 
     return store_url
 

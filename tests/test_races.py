@@ -2,7 +2,7 @@
 
 A script plays the clients and upstream, byte by byte where it matters, and fixes the order of the
 events. Its name is its assertion. A new race needs only a new script. Each script runs against its
-own gateway with an empty store, in long tests with each kind of it, and can use these macros:
+own gateway with an empty store, the embedded one in `make test`, and can use these macros:
 
     ${gateway}, ${upstream}           the addresses to connect to, and to listen on as upstream
     ${alice}, ${bob}                  the secrets of two keys without limits
@@ -32,8 +32,11 @@ from aiohttp import web
 from PIL import Image
 
 from tests.gateways import InProcess, make_settings, run_gateway
-from tests.stores import TOPOLOGIES, usual_first
+from tests.http.conftest import store_url
+from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually
+
+__all__ = ["store_url"]
 
 MISSING = "varnishtest is not installed: apt-get install varnish"
 RACES = sorted(Path(__file__).with_name("races").glob("*.vtc"))
@@ -48,13 +51,12 @@ COLOURS = {"first": "teal", "second": "orange"}
 USAGE = {"input_tokens": 9, "output_tokens": 272, "total_tokens": 281}
 
 
-@pytest.mark.parametrize("store", [*usual_first("sqlite"), *TOPOLOGIES])
+@usually_on("sqlite", more=TOPOLOGIES)
 @pytest.mark.parametrize("race", RACES, ids=lambda race: race.stem)
-async def test_race(race: Path, store: str, tmp_path: Path, request: pytest.FixtureRequest):
+async def test_race(race: Path, tmp_path: Path, store_url: str | None) -> None:
     varnishtest = _find_varnishtest()
-    url = None if store == "sqlite" else request.getfixturevalue(f"{store}_url")
     with _reserved_port() as port:
-        settings = make_settings(tmp_path / "data", f"http://127.0.0.1:{port}/v1", url)
+        settings = make_settings(tmp_path / "data", f"http://127.0.0.1:{port}/v1", store_url)
         async with run_gateway(settings) as gateway, run_stage(gateway) as stage_port:
             macros = {
                 "upstream": f"127.0.0.1 {port}",

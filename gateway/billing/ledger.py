@@ -41,8 +41,8 @@ from gateway.store.commands import (
 from gateway.store.protocol import Store
 from gateway.stored import read_stored
 
-WRITE_EVERY_SECONDS: Final = 0.85
-"""With the time of a write it is less than the second that a kill may lose."""
+WRITE_EVERY_SECONDS: Final = 0.8
+"""Together with the time of a write, less than the second of records that a kill may lose."""
 MAX_PENDING: Final = 100_000
 """Records kept while the store is unavailable. Beyond it the oldest are dropped."""
 MAX_PENDING_REFUSALS: Final = 10_000

@@ -167,8 +167,11 @@ def _amounts(record: Mapping[str, Any]) -> dict[str, int]:
         "s": _whole(record.get("saved_micros")),
         "p": _whole(record.get("presumed_micros")) + (cost_micros if is_presumed else 0),
     }
-    _add_kinds(amounts, record.get("tokens") or {}, prefix="")
-    _add_kinds(amounts, record.get("costs") or {}, prefix=_COST_PREFIX)
+    # A hit has neither.
+    if tokens := record.get("tokens"):
+        _add_kinds(amounts, tokens, prefix="")
+    if costs := record.get("costs"):
+        _add_kinds(amounts, costs, prefix=_COST_PREFIX)
     return {code: amount for code, amount in amounts.items() if amount}
 
 

@@ -22,8 +22,16 @@ import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.billing.record_amounts import Sums, add_amounts, decode_record, decode_sums, row_of
-from gateway.billing.totals_periods import MAX_TIME, Series
+from gateway.billing.record_amounts import (
+    RecordAmounts,
+    RecordRows,
+    Sums,
+    add_amounts,
+    decode_record,
+    decode_sums,
+    row_of,
+)
+from gateway.billing.totals_periods import MAX_TIME, QUARTER_SECONDS, Series
 from gateway.billing.zone_changes import days_complete_since
 from gateway.calendar import Calendar
 from gateway.store.batch import execute
@@ -161,7 +169,7 @@ class Totals:
         """
         if not self._folded_to:
             await self.folded_to()
-        # Others may have folded more, but nothing that is not there.
+        # Without a record after this position, other workers have folded nothing further either.
         if not self._has_folded and not await execute(self._store, ReadLedger(self._folded_to, 1)):
             return 0
         # Two folding workers would be correct too, but the work of one would be wasted.
@@ -370,6 +378,9 @@ class _Step:
     def __init__(self, series: Sequence[Series]) -> None:
         self._series = series
         self._sums: dict[tuple[Period, int, str], tuple[str, str, dict[str, int]]] = {}
+        self._same: dict[tuple[int, RecordRows], tuple[RecordAmounts, dict[str, int]]] = {}
+        """By quarter hour and rows, which name all places of a record: the first such record, and
+        what all of them add. Most hits are like many others."""
         self.unreadable: list[str] = []
         """Positions of the records that were left out."""
 
@@ -381,15 +392,24 @@ class _Step:
         if record is None:
             self.unreadable.append(position)
             return True
+        place = int(record.time // QUARTER_SECONDS), record.rows
+        if place not in self._same:
+            self._same[place] = record, {}
+            self._add(record, {})  # what it will need of the room
+        add_amounts(self._same[place][1], record.amounts)
+        return True
+
+    def _add(self, record: RecordAmounts, amounts: Mapping[str, int]) -> None:
         for series in self._series:
             period, slot = series.place(record.time)
             group, row, other = row_of(series, record)
             added = self._sums.setdefault((period, slot, row), (group, other, {}))
-            add_amounts(added[2], record.amounts)
-        return True
+            add_amounts(added[2], amounts)
 
     def increments(self) -> tuple[Increment, ...]:
-        """All increments so far."""
+        """All increments so far. Call it once."""
+        for record, amounts in self._same.values():
+            self._add(record, amounts)
         return tuple(
             Increment(period, slot, group, row, other, sums)
             for (period, slot, row), (group, other, sums) in self._sums.items()

@@ -59,7 +59,8 @@ ROOM_FACTOR: Final = 4
 MIN_ROOM_BYTES: Final = 1 << 20
 
 NODES_FACTOR: Final = 4
-"""To find bytes on one node, a page of the index has so many times as many of all nodes."""
+"""To find bytes on one node, a page of the index is this many times as large, because it lists the
+bytes of all nodes."""
 
 MAX_CANDIDATE_PAGES: Final = 20
 """How many of these pages are read at most. Without bytes of that node, nothing is evicted."""

@@ -1,8 +1,9 @@
-"""Images of which this worker knows that a link to them can be followed.
+"""Images to which this worker may give links without asking the store.
 
-A link needs the image's record in the image index and its bytes, for as long as it lives. Both
-outlive an entry that has the image. So while the entry has it, what was true once stays true,
-unless an eviction was interrupted between the bytes and the slots that it empties.
+A link works while the image index has the image's record and the store has its bytes. Both live
+longer than an entry that has the image. So once the worker has seen them, they are there for as
+long as the entry has the image, unless an eviction is interrupted after it has deleted the bytes
+and before it has emptied the slots.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 LINKABLE_SECONDS: Final = 3600.0
-"""After which the store is asked again: a link finds what an interrupted eviction left behind."""
+"""After this long the worker asks the store again, because of interrupted evictions."""
 
 MAX_LINKABLE: Final = 10_000
 
 
 class LinkableImages:
-    """Remembers images by their ids, the most recently checked ones."""
+    """The ids of the images that were checked last."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -340,8 +340,8 @@ def parse_blobs_url(value: object) -> str:
         return text.strip()
     if not isinstance(text, str) or not is_redis_url(text.strip()):
         raise UnshownValueError(
-            "s3://bucket/prefix, gs://…, az://…, redis://host:6379/0, rediss://… for TLS, or "
-            "file:///a/folder"
+            "s3://bucket/prefix, gs://…, az://…, the URL of a Redis such as redis://host:6379/0, "
+            "or file:///a/folder"
         )
     return parse_redis_url(value)
 

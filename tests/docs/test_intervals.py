@@ -5,7 +5,7 @@ import pytest
 from gateway import maintenance
 from gateway.access import key_uses
 from gateway.billing import ledger, totals
-from gateway.cache import takedowns
+from gateway.cache import image_hits, takedowns
 from gateway.store import kept_reads
 from gateway.store.sqlite import change_poller
 from tests.docs.pages import read_page
@@ -20,12 +20,16 @@ from tests.docs.pages import read_page
         ("cache.md", "reads the log every {} ms", change_poller.IDLE_POLL_SECONDS * 1000),
         ("billing.md", "to a count in the store every {} seconds", ledger.WRITE_EVERY_SECONDS),
         ("billing.md", "since its last write, {} seconds", ledger.WRITE_EVERY_SECONDS),
-        ("billing.md", "removes records, every {} seconds", maintenance.TEND_LEDGER_SECONDS),
-        ("billing.md", "the records of the last {} seconds", maintenance.TEND_LEDGER_SECONDS),
+        ("billing.md", "removes records, every {} seconds", maintenance.TRIM_LEDGER_SECONDS),
+        ("billing.md", "the records of the last {} seconds", maintenance.TRIM_LEDGER_SECONDS),
         ("billing.md", "folds new records into them, every {} seconds", totals.FOLD_EVERY_SECONDS),
+        ("billing.md", "in steps of at most {:,}", ledger.TRIM_RECORDS),
         ("keys.md", "Each worker writes it every {} seconds", key_uses.WRITE_EVERY_SECONDS),
         ("../decisions.md", "every {} seconds it lowers", maintenance.EVICTION_SECONDS),
         ("../decisions.md", "the worker checks every {} seconds", takedowns.REFRESH_SECONDS),
+        ("../../CHANGELOG.md", "without a cost every {} s", ledger.WRITE_EVERY_SECONDS),
+        ("../../CHANGELOG.md", "in batches of up to {:,}", ledger.BATCH_RECORDS),
+        ("../../CHANGELOG.md", "counts of hits every {} s", image_hits.WRITE_EVERY_SECONDS),
         ("../decisions.md", "what came within {} seconds at once", ledger.WRITE_EVERY_SECONDS),
     ],
 )

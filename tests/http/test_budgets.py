@@ -31,7 +31,7 @@ from tests.journals import estimate
 from tests.local_server import serve
 from tests.pngs import write_png
 from tests.scope_limits import set_limits
-from tests.stores import usually_on
+from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually
 
 PURCHASES = 200
@@ -214,7 +214,7 @@ async def test_200_purchases_at_once_keep_within_the_budgets_of_all_scopes(
     assert {"bought", "failed"} == {record.outcome for record in purchases}
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 async def test_killed_workers_leave_nothing_reserved_and_one_record_for_each_call(
     tmp_path: Path, store_url: str | None
 ) -> None:

@@ -29,7 +29,7 @@ from gateway.wiring.stores import open_store
 from tests.catalogs import read_shipped
 from tests.gateways import Client, Processes, Upstream, make_settings, open_to_each, run_processes
 from tests.moved_calendar import MID_JULY
-from tests.stores import usually_on
+from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually
 from tests.webhooks.receiver import Receiver, run_receiver
 
@@ -265,7 +265,7 @@ async def restart_in_trouble(
 
 
 @pytest.mark.timeout(180)  # it starts four workers three times
-@usually_on("redis")
+@usually_on("redis", more=TOPOLOGIES)
 async def test_each_event_arrives_once_over_four_workers_and_two_restarts(
     tmp_path, upstream, store_url
 ):

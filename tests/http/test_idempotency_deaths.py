@@ -38,7 +38,7 @@ from tests.http.test_kill_points import (
     gateways,
     kill_points_of,
 )
-from tests.stores import usually_on
+from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually, generous
 
 __all__ = ["arena", "arena_url", "gateways"]
@@ -47,7 +47,7 @@ UNSHARED = ("Admit", "ReadEntry", "Reserve")
 """The steps before upstream of a request with `no-cache`."""
 
 in_arena = pytest.mark.asyncio(loop_scope="module")
-arena_usually_on_sqlite = usually_on("sqlite", fixture="arena_url")
+arena_usually_on_sqlite = usually_on("sqlite", fixture="arena_url", more=TOPOLOGIES)
 """Every death starts a new process."""
 
 
@@ -149,7 +149,7 @@ class SilentSettlements:
         return await self._execute(commands)
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 @pytest.mark.parametrize(
     "prompt",
     ["an otter", "[[sim:status=502;times=1]] an otter", "[[sim:tiny-png;times=1]] an otter"],
@@ -182,7 +182,7 @@ async def test_a_charge_that_the_store_does_not_take_yet_is_not_made_again(
     assert len(await upstream.bodies()) == 1
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 async def test_an_answer_that_fails_after_its_purchase_leaves_the_result(
     gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +201,7 @@ async def test_an_answer_that_fails_after_its_purchase_leaves_the_result(
     assert len(await upstream.bodies()) == 1
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 async def test_a_request_whose_lock_was_taken_by_another_one_buys_nothing(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
@@ -231,7 +231,7 @@ async def test_a_request_whose_lock_was_taken_by_another_one_buys_nothing(
 # ── other requests' locks and results ───────────────────────────────────────────────────────
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 async def test_nothing_of_a_request_touches_the_lock_of_another(gateway: InProcess) -> None:
     """Neither release, renewal, result, settlement nor cancellation."""
     store, tasks = gateway.gateway.store, gateway.gateway.tasks
@@ -259,7 +259,7 @@ async def test_nothing_of_a_request_touches_the_lock_of_another(gateway: InProce
             assert await execute(store, GetValue(SPACE, other.name)) == lock
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 async def test_a_late_call_of_a_cancelled_purchase_keeps_no_key(gateway: InProcess) -> None:
     store = gateway.gateway.store
     mine = IdempotentRequest.of("key_1", "order-17", request=("otter",))
@@ -272,7 +272,7 @@ async def test_a_late_call_of_a_cancelled_purchase_keeps_no_key(gateway: InProce
     assert await execute(store, GetValue(SPACE, mine.name)) is None
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 async def test_a_lock_of_a_purchase_that_the_store_has_lost_ends_as_a_presumed_failure(
     gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +290,7 @@ async def test_a_lock_of_a_purchase_that_the_store_has_lost_ends_as_a_presumed_f
     assert len(await upstream.bodies()) == 1
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 async def test_three_gateways_that_repeat_after_a_purge_buy_once(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
@@ -310,7 +310,7 @@ async def test_three_gateways_that_repeat_after_a_purge_buy_once(
 # ── draining ────────────────────────────────────────────────────────────────────────────────
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 async def test_a_key_whose_client_has_left_a_draining_worker_is_charged_once(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:

@@ -24,9 +24,9 @@ from tests.gateways import Client, InProcess, Reply
 from tests.http.conftest import OpenGateway
 from tests.rows import each_row
 from tests.scope_limits import set_limits
-from tests.stores import usual_store
+from tests.stores import TOPOLOGIES, usual_store
 
-store_url = usual_store("sqlite")
+store_url = usual_store("sqlite", more=TOPOLOGIES)
 
 LOW = {"quality": "low", "size": "1024x1024"}
 TODAY = datetime.now(UTC).date()

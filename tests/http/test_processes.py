@@ -33,7 +33,7 @@ from tests.gateways import (
 )
 from tests.journals import estimate, leave_purchase
 from tests.redis_server import DurableRedis, run_durable_redis
-from tests.stores import usually_on
+from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually
 
 CROWD = 100
@@ -171,7 +171,7 @@ def answers_by_outcome(samples: dict[str, float]) -> dict[str, int]:
 # ── clients that disconnect ─────────────────────────────────────────────────────────────────
 
 
-@usually_on("redis")
+@usually_on("redis", more=TOPOLOGIES)
 async def test_a_purchase_is_stored_after_all_clients_have_disconnected(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:

@@ -56,7 +56,7 @@ async def test_no_acknowledged_purchase_is_lost_with_the_machine_of_the_master(
 ) -> None:
     """Its replicas get everything 50 ms later, and nothing of what was on the way.
 
-    Without `WAIT`, two or three acknowledged purchases were lost each time.
+    Without `WAIT`, up to four acknowledged purchases were lost each time.
     """
     # Sentinels would lead the replicas past the slow link after the usual timeout.
     lines = [f"sentinel failover-timeout {SERVICE} 60000"]

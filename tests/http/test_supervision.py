@@ -33,7 +33,7 @@ from tests.gateways import (
     run_processes,
 )
 from tests.processes import is_running
-from tests.stores import usually_on
+from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually, generous
 from tests.wrk import find_wrk, flood
 
@@ -136,7 +136,7 @@ def correct_spelling(tmp_path: Path) -> None:
 # ── workers that crash ──────────────────────────────────────────────────────────────────────
 
 
-@usually_on("sqlite")
+@usually_on("sqlite", more=TOPOLOGIES)
 async def test_a_killed_worker_is_replaced_and_the_others_keep_serving(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
@@ -249,7 +249,7 @@ async def test_a_starting_worker_ends_after_its_parent_is_killed(
 # ── rolling restarts ────────────────────────────────────────────────────────────────────────
 
 
-@usually_on("redis")
+@usually_on("redis", more=TOPOLOGIES)
 async def test_a_rolling_restart_replaces_every_worker_and_never_runs_fewer_than_configured(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:

@@ -22,7 +22,7 @@ from tests.gateways import (
     run_processes,
 )
 from tests.http.conftest import OpenGateway
-from tests.stores import usually_on
+from tests.stores import TOPOLOGIES, usually_on
 
 MODEL = "dall-e-3"
 WORKERS = 4
@@ -67,7 +67,7 @@ def by_command(processes: Processes) -> TakeDown:
 
 
 @pytest.mark.timed
-@usually_on("redis")
+@usually_on("redis", more=TOPOLOGIES)
 async def test_a_take_down_applies_in_four_workers_within_a_second(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:

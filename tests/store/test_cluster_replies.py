@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 from redis import exceptions as redis_errors
 
 from gateway.errors import StoreUnavailable
+from gateway.store.handshake import StoreMisconfigured
 from gateway.store.redis import client, cluster_stage
 from gateway.store.redis.client import NodeFull, NotReached
 from gateway.store.redis.cluster import ClusterClient
@@ -21,7 +26,7 @@ from gateway.store.redis.order import find_stages
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.topology import cluster as topology
 from tests.examples import examples
-from tests.faulty_cluster import BREAKS, FINAL, UNEXECUTED, Fault, run_faulty_cluster
+from tests.faulty_cluster import BREAKS, FINAL, UNEXECUTED, Fault, FaultyCluster, run_faulty_cluster
 from tests.waiting import eventually
 
 KINDS = ("read_entry", "admit", "untrack", "delete_hits", "set_value", "store_images", "settle")
@@ -34,7 +39,9 @@ FAULTS = st.dictionaries(
     st.lists(
         st.builds(
             Fault,
-            st.sampled_from(["none", "moves", "lies", "asks", *UNEXECUTED, *FINAL, *BREAKS]),
+            st.sampled_from(
+                ["none", "moves", "lies", "asks", "nowhere", *UNEXECUTED, *FINAL, *BREAKS]
+            ),
             NODES,
         ),
         max_size=6,
@@ -159,3 +166,72 @@ async def test_the_connection_to_a_node_without_slots_is_closed() -> None:
             await eventually(lambda: 2 not in cluster.connections.values())
             assert set(opened.nodes()) == {f"127.0.0.1:{port}" for port in cluster.ports[:2]}
             assert set(cluster.connections.values()) == {0, 1}
+
+
+@asynccontextmanager
+async def opened_on(
+    cluster: FaultyCluster, *, url: str | None = None
+) -> AsyncIterator[ClusterClient]:
+    opened = ClusterClient(url or cluster.url, keys=Keys("igw:"))
+    async with opened.open():
+        yield opened
+
+
+async def test_a_cluster_that_has_no_slots_yet() -> None:
+    async with run_faulty_cluster({}) as cluster, opened_on(cluster) as opened:
+        cluster.has_slots = False
+        with pytest.raises(StoreUnavailable) as unavailable:
+            await opened.execute([(b"DO", b"a", b"1")])
+        assert unavailable.value.reason == "The Redis Cluster has no slots."
+        with pytest.raises(StoreMisconfigured, match="has no slots"):
+            await opened.check(())
+        cluster.has_slots = True
+        assert await opened.execute([(b"DO", b"a", b"1")]) == [b"1"]
+        # Later on too: all nodes were reset, and others have their addresses.
+        cluster.has_slots = False
+        await opened.topology.refresh()
+        with pytest.raises(StoreUnavailable):
+            await opened.execute([(b"DO", b"a", b"2")])
+        cluster.has_slots = True
+        assert await opened.execute([(b"DO", b"a", b"3")]) == [b"3"]
+
+
+@pytest.mark.parametrize("announced", [b"?", b"a@b", b"a/b", b"a b", None])
+async def test_nodes_that_are_announced_without_an_address(announced: bytes | None) -> None:
+    async with run_faulty_cluster({}) as cluster, opened_on(cluster) as opened:
+        cluster.announced = announced
+        with pytest.raises(StoreUnavailable) as unavailable:
+            await opened.execute([(b"DO", b"a", b"1")])
+        assert "cluster-announce-hostname" in str(unavailable.value.reason)
+        with pytest.raises(StoreMisconfigured, match=r"announces .* cluster-announce-hostname"):
+            await opened.check(())
+        cluster.announced = b"127.0.0.1"
+        assert await opened.execute([(b"DO", b"a", b"1")]) == [b"1"]
+
+
+async def test_without_an_announced_address_it_is_the_one_of_the_only_host() -> None:
+    async with run_faulty_cluster({}) as cluster:
+        cluster.announced = None
+        url = f"redis+cluster://127.0.0.1:{cluster.ports[1]}/0"
+        async with opened_on(cluster, url=url) as opened:
+            commands = [(b"DO", b"%d" % i, b"%d" % i) for i in range(30)]
+            assert await opened.execute(commands) == [one for _, _, one in commands]
+
+
+@pytest.mark.timed
+async def test_closing_does_not_wait_for_nodes_that_hang() -> None:
+    """Each of them is given 0.7 s to answer, one after the other."""
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.socket()) for _ in range(8)]
+        for each in silent:
+            each.bind(("127.0.0.1", 0))
+            each.listen()  # the system accepts, and nothing answers
+        hosts = ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in silent)
+        opened = ClusterClient(f"redis+cluster://{hosts}/0", keys=Keys("igw:"))
+        async with opened.open():
+            reading = asyncio.create_task(opened.execute([(b"DO", b"a", b"1")]))
+            await asyncio.sleep(0.2)
+            began = time.monotonic()
+        assert time.monotonic() - began < 1
+        with pytest.raises(StoreUnavailable):
+            await reading

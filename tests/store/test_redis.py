@@ -270,7 +270,7 @@ class TestKeys:
             f"{BOOKS}ledger:free:{now:%Y-%m-%d}": None,
             f"{BOOKS}ledger-days:charged": None,
             f"{BOOKS}ledger-days:free": None,
-            f"{BOOKS}reserved:w": None,
+            f"{BOOKS}reserved:w": 7 * DAY,
             f"{BOOKS}ledger": None,
             f"{BOOKS}writers": None,
             f"{BOOKS}writer-numbers": None,
@@ -393,8 +393,8 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.AreTracked(("b",)),
             commands.Sweep(),
             commands.Publish("a", "event", b"event", 70),
-            commands.Heartbeat("w"),
             commands.Reserve("open", "w", consumptions, b"payload"),
+            commands.Heartbeat("w"),
             commands.Reserve("closed", "w", consumptions, b"payload"),
             commands.Receive("closed", b"payload"),
             commands.Settle(

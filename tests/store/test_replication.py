@@ -15,6 +15,7 @@ from gateway.store.batch import execute
 from gateway.store.protocol import Store
 from gateway.store.redis import replication
 from gateway.store.redis.store import open_redis_store
+from tests.redis_cluster import RedisCluster
 from tests.sentinel_servers import SentinelServers, run_sentinel_servers
 from tests.waiting import eventually
 
@@ -170,3 +171,45 @@ async def test_a_user_who_may_not_wait_is_named_with_the_rule(servers: SentinelS
             assert await execute(store, RECEIVE) == "unknown"
     (begun,) = (line for line in logs if line["event"] == "replication_unconfirmed")
     assert "ACL SETUSER gateway +wait" in str(begun["reason"])
+
+
+@pytest.mark.long
+async def test_in_a_cluster_the_nodes_of_the_purchase_are_waited_for(
+    redis_cluster: RedisCluster,
+) -> None:
+    """Here that of the books, and no other."""
+    redis_cluster.flush()
+    books = redis_cluster.owner("igw:{books}:x")
+    other = next(each for each in redis_cluster.masters() if each is not books)
+    async with open_redis_store(redis_cluster.restricted()) as store:
+        await has_connected(store)
+        for master, is_waited_for in ((other, False), (books, True)):
+            replica = redis_cluster.replica_of(master)
+            replica.freeze()
+            try:
+                waiting = asyncio.create_task(execute(store, RECEIVE))
+                assert await is_stuck(waiting) == is_waited_for
+            finally:
+                replica.thaw()
+            assert await waiting == "unknown"
+
+
+@pytest.mark.long
+async def test_in_a_cluster_a_purchase_is_repeated_if_its_master_is_gone(
+    redis_cluster: RedisCluster,
+) -> None:
+    redis_cluster.flush()
+    books = redis_cluster.owner("igw:{books}:x")
+    replica = redis_cluster.replica_of(books)
+    async with open_redis_store(redis_cluster.restricted()) as store:
+        await has_connected(store)
+        replica.freeze()
+        try:
+            waiting = asyncio.create_task(execute(store, RECEIVE))
+            assert await is_stuck(waiting)
+            books.run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            with pytest.raises(StoreUnavailable):
+                await waiting
+        finally:
+            replica.thaw()
+        await eventually(lambda: _succeeds(store))

@@ -49,6 +49,7 @@ from gateway.store.sqlite.connection import connect
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.moved_calendar import MovedCalendar, before_new_year
 from tests.principals import make_principal
+from tests.stores import TOPOLOGIES
 from tests.waiting import eventually
 
 UNITS = ("images", "tokens", "usd_micros")
@@ -60,13 +61,13 @@ DAY = 86_400
 Open = Callable[..., AbstractAsyncContextManager[Store]]
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 def opening(request: pytest.FixtureRequest) -> Open:
     """Opens the test's store with a calendar, and a clock for the gateway of a Redis."""
     if request.param == "sqlite":
         path: Path = request.getfixturevalue("sqlite_path")
         return lambda calendar=UTC_CALENDAR: open_sqlite_store(path, calendar=calendar)
-    url: str = request.getfixturevalue("redis_url")
+    url: str = request.getfixturevalue(f"{request.param}_url")
     return lambda calendar=UTC_CALENDAR, **more: open_redis_store(url, calendar=calendar, **more)
 
 
@@ -466,6 +467,7 @@ async def test_the_first_charge_of_a_running_total_is_noted_once(opened: Store) 
     assert set(await execute(opened, ReadFirstCharges(names))) == {at}
 
 
+@pytest.mark.parametrize("opening", ["sqlite", "redis"], indirect=True)
 async def test_a_total_that_an_older_gateway_charged_first_never_has_a_first_charge(
     opened: Store, request: pytest.FixtureRequest
 ) -> None:

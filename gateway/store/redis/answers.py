@@ -23,8 +23,8 @@ MAX_LEARNED: Final = 512
 """Keys of a topic; the oldest ones are forgotten first."""
 
 MAX_OF_QUEUE: Final = 64
-"""Of those that every reservation of a limited account is sent with. A script reads no tickets of
-more than 50 keys."""
+"""The keys of a queue, with which every reservation of a limited account is sent. A script reads
+the tickets of at most 50 keys."""
 
 _ANSWER: Final = re.compile(r"(?:ERR )?(?:CALENDAR|KEYS) (\d+)(?: (\d+) (.*))?", re.DOTALL)
 
@@ -52,8 +52,8 @@ def read_repeat(reply: object) -> Repeat | None:
 class LearnedKeys:
     """The keys of a worker's purchases and of the queues where they wait.
 
-    A settlement needs those of its reservation, and the next turns those of the last ones. What is
-    not known here is asked for, so this only spares round trips.
+    A settlement needs the keys of its reservation, and the next turns those of the last ones. A
+    script asks for the keys that are missing, so this class only saves round trips.
     """
 
     def __init__(self) -> None:

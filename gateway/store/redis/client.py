@@ -31,6 +31,7 @@ from gateway.store.redis.connection import PipelinedConnection, RawCommand
 from gateway.store.redis.faults import (
     CONNECTION_ERRORS,
     Fault,
+    NotMaster,
     code_of,
     find_fault,
     is_reply,
@@ -63,6 +64,11 @@ ALWAYS_WRITE: Final = (SCRIPTS["append"], SCRIPTS["heartbeat"])
 """Scripts that every worker runs often, and that a server without writes would refuse."""
 
 NO_EVICTION: Final = b"noeviction"
+
+NO_SUCCESSOR: Final = (
+    "has no store, though the master before had one: sentinels name another Redis, or one that was"
+    " restarted without its data. Restart the gateway if it should begin an empty store there."
+)
 
 _CANNOT_CONNECT: Final = (*CONNECTION_ERRORS, redis_errors.ResponseError)
 
@@ -398,7 +404,9 @@ class RedisClient:
                 pipeline = await self._connect_once(deadline)
             except _CANNOT_CONNECT as error:
                 is_early = loop.time() + ELECTION_SECONDS < deadline
-                if not (self.addresses.is_elected and retires(error) and is_early):
+                # An election changes no password.
+                may_change = retires(error) and code_of(error) != "NOAUTH"
+                if not (self.addresses.is_elected and may_change and is_early):
                     raise
                 await asyncio.sleep(ELECTION_SECONDS)
                 continue
@@ -437,13 +445,17 @@ class RedisClient:
     async def _shake_hands(self, pipeline: PipelinedConnection, deadline: float) -> None:
         source, version = SCRIPTS["handshake"].source, str(SCHEMA_VERSION).encode()
         schema_key = self._keys.schema.encode()
-        handshake = (b"EVAL", source, b"1", schema_key, version, b"%d" % self._may_create)
+        is_successor = self._holds_books and self.addresses.is_elected and self._handshakes > 0
+        may_create = self._may_create and not is_successor
+        handshake = (b"EVAL", source, b"1", schema_key, version, b"%d" % may_create)
         found, probed = await pipeline.execute([handshake, self._probe], deadline=deadline)
         # With MISCONF, what is stored can still be read.
         if isinstance(probed, redis_errors.RedisError) and code_of(probed) != "MISCONF":
             raise probed
         if isinstance(found, redis_errors.RedisError):
             raise found
+        if found is None and is_successor:
+            raise NotMaster(Fault(NO_SUCCESSOR))
         if found is None:
             raise StoreMissing(self.location)
         if found != version:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -16,6 +17,9 @@ from gateway.store.redis.node import NodeClient
 from gateway.store.redis.scripts import Script
 from gateway.store.redis.topology.cluster import ClusterMap, address_of, slot_of
 from gateway.store.redis.topology.single import SingleServer
+
+FENCES: Final = 64
+"""Keys that fences begin to search with, so that few are written."""
 
 NO_SLOTS: Final = "The Redis Cluster has no slots."
 
@@ -38,7 +42,7 @@ class ClusterNodes:
         self._holds_books = holds_books
         self._on_connected = on_connected
         self._nodes: dict[str, NodeClient] = {}
-        self._fences: dict[str, str] = {}
+        self._fences = itertools.count()
         self._left: list[NodeClient] = []
         """Nodes without slots that still owe replies."""
         topology.on_changed.append(self._leave_others)
@@ -111,14 +115,12 @@ class ClusterNodes:
             self._left.append(node)
 
     def _find_fence(self, name: str) -> str:
-        key = self._fences.get(name)
-        if key is None or self._topology.owner(slot_of(key)) != name:
-            key = self._fences[name] = self._find_key(self._keys.fence, name)
-        return key
+        # In another slot each time: one that is being moved takes no new keys.
+        return self._find_key(self._keys.fence, name, first=next(self._fences) % FENCES)
 
-    def _find_key(self, start: str, name: str) -> str:
+    def _find_key(self, start: str, name: str, *, first: int = 0) -> str:
         """A key in a slot of the node; one of another node if it has none."""
-        for number in range(1 << 17):
+        for number in range(first, 1 << 17):
             key = f"{start}:{{{number}}}"
             if self._topology.owner(slot_of(key)) == name:
                 break

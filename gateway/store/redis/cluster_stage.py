@@ -18,9 +18,10 @@ from redis import exceptions as redis_errors
 from gateway.store.redis.client import NodeFull
 from gateway.store.redis.cluster_nodes import ClusterNodes
 from gateway.store.redis.connection import RawCommand
-from gateway.store.redis.faults import CONNECTION_ERRORS, code_of
+from gateway.store.redis.faults import CONNECTION_ERRORS, NoAddress, code_of
 from gateway.store.redis.node import NodeClient, NotSent
 from gateway.store.redis.topology.cluster import ClusterMap
+from gateway.store.redis.topology.cluster_url import node_name
 
 ELECTION_SECONDS: Final = 0.1
 """The pause before a command is sent again that no node could execute."""
@@ -124,29 +125,36 @@ class ClusterStage:
                 next(received)
             replies[i] = reply = next(received)
             if isinstance(reply, redis_errors.RedisError):
-                self._judge(i, node, replies, has_keys=commands[i].slot is not None)
+                self._judge(i, node, replies, slot=commands[i].slot)
 
-    def _judge(self, index: int, node: NodeClient, replies: list[Any], *, has_keys: bool) -> None:
+    def _judge(self, index: int, node: NodeClient, replies: list[Any], *, slot: int | None) -> None:
         """Makes the command pending again if the node has not executed it and another one may."""
         reply = replies[index]
         code = code_of(reply)
         if isinstance(reply, redis_errors.AskError):  # or moved
-            self._redirect(index, reply, node)
+            self._redirect(index, reply, node, slot=slot)
         elif code == "TRYAGAIN":
             self._postpone([index], node, reply, pause_seconds=MIGRATION_SECONDS)
         elif code == "NOSCRIPT":  # twice in a row
             self._postpone([index], node, reply, pause_seconds=ELECTION_SECONDS)
-        elif code in UNEXECUTED and has_keys:
+        elif code in UNEXECUTED and slot is not None:
             self._wait_for_successor([index], node, reply)
         elif code == "OOM":
             replies[index] = NodeFull(reply, node.name)
 
-    def _redirect(self, index: int, reply: redis_errors.AskError, node: NodeClient) -> None:
-        # Without a host, it is the one of the node that says so.
-        host = reply.host or node.name.rpartition(":")[0]
-        target = f"{host}:{reply.port}"
+    def _redirect(
+        self, index: int, reply: redis_errors.AskError, node: NodeClient, *, slot: int | None
+    ) -> None:
+        try:
+            # Without a host, it is the one of the node that says so.
+            target = node_name(reply.host or node.name.rpartition(":")[0], reply.port)
+        except NoAddress as error:
+            self._topology.want_refresh()
+            self._postpone([index], node, error, pause_seconds=ELECTION_SECONDS)
+            return
         if isinstance(reply, redis_errors.MovedError):
-            self._topology.move(reply.slot_id, target)
+            if slot is not None:
+                self._topology.move(slot, target)
             self._topology.want_refresh()
         else:
             self._asked[index] = target

@@ -29,8 +29,8 @@ STALL_SECONDS: Final = 0.1
 """If a deadline is noticed later than this, the process stalled and the server may have replied."""
 
 SILENT_SECONDS: Final = 0.4
-"""How long a server must be silent before a request that expires ends the connection. One that was
-sent just before its deadline says nothing about the server."""
+"""A request that expires closes the connection only if the server was silent for this long. One
+that was sent just before its deadline says nothing about the server."""
 
 _INCOMPLETE: Final = object()
 """hiredis returns it until a whole reply has arrived."""

@@ -107,6 +107,18 @@ class NoMaster(redis_errors.ConnectionError):
         self.fault = fault
 
 
+class NoAddress(redis_errors.ConnectionError):
+    """A cluster announces a node under a name that is no address."""
+
+    def __init__(self, host: object) -> None:
+        self.fault = Fault(
+            f"announces a node as {str(host or '')[:64]!r}, which is no address: set"
+            " cluster-announce-hostname on each node, or cluster-preferred-endpoint-type ip.",
+            lasts=True,
+        )
+        super().__init__(self.fault.text)
+
+
 class NotMaster(redis_errors.ReadOnlyError):
     """The server that sentinels name is no master, or will be none in a moment."""
 
@@ -152,7 +164,7 @@ def find_fault(
 
     `user` is the one of the URL, and `prefix` that of all keys. `is_elected` is as in `Addresses`.
     """
-    if isinstance(error, (NoMaster, NotMaster)):
+    if isinstance(error, (NoMaster, NoAddress, NotMaster)):
         return error.fault
     code, text = code_of(error), str(error)
     if code in _RETIRING or code in OTHER_CODES:

@@ -16,7 +16,7 @@ Every key starts with one prefix, `igw:` by default:
 | `igw:{books}:open:<worker>` | sorted set | the worker's open purchases by time | none; deleted \
 when empty |
 | `igw:{books}:reserved:<worker>` | hash | what each of the worker's open purchases has reserved \
-| the same |
+| 7 days after the worker's last heartbeat |
 | `igw:{books}:queue:account:<account>` | hash | the bucket of an account, and its queue's counts \
 | a day after its last use |
 | `igw:{books}:queue:keys:<account>`, `…:heads:<account>` | hash, sorted set | the keys that wait \
@@ -190,7 +190,7 @@ class Keys:
 
     @property
     def asked_often(self) -> str:
-        """No key: a script finds it declared if it has asked for keys `MAX_ASKED` times."""
+        """A key that never exists. It is declared to a script that has asked `MAX_ASKED` times."""
         return f"{self.books}asked-often"
 
     def tickets(self, account: str, key: str) -> str:
@@ -209,7 +209,7 @@ class Keys:
         return [f"{self.books}ledger", self.ledger_days("charged"), self.ledger_days("free")]
 
     def ledger_end(self, *kinds: str) -> list[str]:
-        """What an append of records of such kinds touches."""
+        """The keys that an append of records of these kinds touches."""
         return [
             *self.ledger,
             *(self.ledger_stream(kind, day) for kind in kinds for day in self.days),

@@ -85,6 +85,8 @@ class Replication:
             if isinstance(outcome, int) and outcome > 0:
                 self._unconfirmed.ends()
                 return True
+            if isinstance(outcome, redis_errors.AskError):  # or moved: the slot, or the mastership
+                return False
             if isinstance(outcome, Exception) and retires(outcome):
                 return False
             is_final = isinstance(outcome, Exception) and is_reply(outcome)

@@ -83,7 +83,8 @@ class RedisStore:
                 await self._tracked.announce(names)
 
     async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        mark = self._client.mark() if any(map(_must_be_replicated, commands)) else None
+        must_be_replicated = any(map(_must_be_replicated, commands))
+        mark = self._client.mark() if must_be_replicated else None
         encoded = self._encode(commands)
         replies = await self._client.run(encoded)
         if any(isinstance(reply, RedisError) for reply in replies):
@@ -93,7 +94,7 @@ class RedisStore:
                 raise self._refusal(command, reply) from reply
         if any(each.follow_up for each in encoded):
             await self._follow_up(commands, encoded, replies)
-        if any(map(_must_be_replicated, commands)):
+        if must_be_replicated:
             await self._client.confirm(mark, [each.keys[0] for each in encoded if each.keys])
         return [
             self._read(command, each, reply)

@@ -38,26 +38,26 @@ class RedisCommand:
     script: Script | None = None
     """None for a plain command; those only read, so they can be repeated."""
     keys: tuple[str, ...] = ()
-    """All keys that it touches, of one hash slot; none for a command of a whole node."""
+    """All keys that the command touches, in one hash slot; none if it is about a whole node."""
     arguments: tuple[Argument, ...] = ()
-    """Of a script, after its keys."""
+    """The arguments of a script that follow its keys."""
     recalls: tuple[str, ...] = ()
-    """Topics of `learned_keys`: keys that earlier commands had, or were asked for."""
+    """Topics of `answers.LearnedKeys`, whose keys the command declares as well."""
     teaches: str = ""
-    """The topic under which its keys are remembered."""
+    """The topic under which the keys of this command are remembered."""
     offers: tuple[str, ...] = ()
-    """Keys that others of its first topic will ask for, once one has asked."""
+    """Keys that later commands of the first topic will need, once one of them has asked."""
     asked_often: str = ""
-    """A key that is nowhere. If it is declared, the script does without further keys."""
+    """A key that never exists. A script to which it is declared does without further keys."""
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None
-    """Reply → further commands, of any slots. `read` then gets a list of the reply and theirs."""
+    """Reply → further commands, of any slots. `read` then gets a list: this reply, and theirs."""
     name: str = ""
-    """Of the script; of a plain command it follows from `command`."""
+    """The name of the script. That of a plain command follows from `command`."""
     merge: Callable[[Sequence[Any]], Any] | None = None
-    """Of a command about servers, which every primary of a cluster executes: its results as one.
-    That of the books' node is the first."""
+    """Results → one result, for a command about servers, which every primary of a cluster executes.
+    The first result is that of the books' node."""
     cursor_at: int | None = None
-    """Of a scan over a whole server: which argument is the cursor."""
+    """For a scan over a whole server: the index of the argument that is the cursor."""
 
     def __post_init__(self) -> None:
         if not self.name:  # a plain command

@@ -84,7 +84,7 @@ def _reserving(
 
 
 def _journal_keys(command: commands.Reserve | commands.Reroute, keys: Keys) -> list[str]:
-    """What a purchase's reservation touches, and with it its settlement."""
+    """The keys that a purchase's reservation touches, and later its settlement."""
     worker = command.worker
     touched = [keys.journal(command.purchase), keys.open_purchases(worker), keys.reserved(worker)]
     touched += counter_keys((c.counter for c in command.consumptions), keys)
@@ -281,7 +281,7 @@ def _take_turns(command: commands.TakeTurns, keys: Keys) -> RedisCommand:
         keys.taken_turns(command.account, command.worker),
         keys.reserved(command.worker),
     ]
-    # What it asks for is much more than the others need: journals too.
+    # A topic of its own: this script also asks for journals, which the others do not need.
     topics = (f"turns {command.account}", f"queue {command.account}")
     return script_command(
         "take_turns", touched, arguments, read=read, recalls=topics, asked_often=keys.asked_often

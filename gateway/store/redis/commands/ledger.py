@@ -133,7 +133,10 @@ def _trim_ledger(command: commands.TrimLedger, keys: Keys) -> RedisCommand:
 
 def _id_of(day: bytes, stream_id: bytes) -> str:
     """The id of the ledger of a day and an id in its stream; "" for none."""
-    return _ledger_id(day.decode(), *map(int, stream_id.split(b"-"))) if day else ""
+    # As `_ledger_id`; a page has thousands.
+    milliseconds, _, count = stream_id.partition(b"-")
+    padded = b"%b/%b-%b" % (day, milliseconds.zfill(15), count.zfill(6))
+    return padded.decode() if day else ""
 
 
 def _day_of(milliseconds: int) -> str:

@@ -17,7 +17,8 @@ from gateway.store.redis.keys import Keys
 def _heartbeat(command: commands.Heartbeat, keys: Keys) -> RedisCommand:
     after = command.expired_after_seconds
     arguments = [command.worker, "" if after is None else microseconds(after), command.limit]
-    return script_command("heartbeat", [keys.workers], arguments, read=read_texts)
+    touched = [keys.workers, keys.reserved(command.worker)]
+    return script_command("heartbeat", touched, arguments, read=read_texts)
 
 
 @encode.register

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import groupby
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from redis.driver_info import DriverInfo
 
 from gateway.errors import detach
 from gateway.store.redis.topology.addresses import Address
-from gateway.store.redis.topology.cluster_url import ClusterUrl, parse_cluster_url
+from gateway.store.redis.topology.cluster_url import ClusterUrl, node_name, parse_cluster_url
 
 REFRESH_SECONDS: Final = 10.0
 """The map is read again this often, also without a redirection."""
@@ -33,6 +33,9 @@ MIN_REFRESH_SECONDS: Final = 0.2
 
 _NODE_SECONDS: Final = 0.7
 """How long one node may take to connect, and to answer, before another is asked."""
+
+_CLOSE_SECONDS: Final = 0.5
+"""How long a reading that is under way may go on after the end."""
 
 _DRIVER_INFO: Final = DriverInfo()
 
@@ -102,6 +105,11 @@ class ClusterMap:
         finally:
             self._is_closed = True
             task.cancel()
+            if self._refresh is not None:
+                # redis-py does not close a connection whose connect is cancelled, so that is done
+                # only if nodes hang.
+                await asyncio.wait([self._refresh], timeout=_CLOSE_SECONDS)
+                self._refresh.cancel()
             running = [each for each in (task, self._refresh) if each is not None]
             await asyncio.gather(*running, return_exceptions=True)
 
@@ -162,6 +170,9 @@ class ClusterMap:
             self._refresh = asyncio.create_task(self._read(), name="redis-cluster-refresh")
         # It goes on if this request is cancelled or times out.
         await asyncio.wait([refresh := self._refresh])
+        if refresh.cancelled():
+            # Only `open` cancels it: that must not look like a cancellation of this request.
+            raise redis_errors.ConnectionError("the store is closed")
         if (error := refresh.result()) is not None:
             raise error
 
@@ -194,27 +205,42 @@ class ClusterMap:
                 manager.startup_nodes.setdefault(node.name, node)
         self._has_failed = True
         try:
-            await manager.initialize(last_failed_node_name=failed)
-            self._has_failed = False
+            # redis-py reads a map without any slot, and then fails for want of a node.
+            with suppress(IndexError):
+                await manager.initialize(last_failed_node_name=failed)
+            owners = self._owners_in(manager.slots_cache)
+            self._has_failed = not manager.slots_cache
         except redis_errors.RedisClusterException as error:
             return detach(_cause_of(error))
         except (redis_errors.RedisError, OSError) as error:
             return detach(error)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return redis_errors.InvalidResponse("CLUSTER SLOTS")
         finally:
             # A connection that stays open could be one to a node that hangs.
             await manager.aclose("startup_nodes")
             self._next_refresh_at = loop.time() + MIN_REFRESH_SECONDS
-        found = manager.slots_cache
-        owners = [
-            f"{found[slot][0].host}:{found[slot][0].port}" if found.get(slot) else None
-            for slot in range(REDIS_CLUSTER_HASH_SLOTS)
-        ]
         changed = {slot for slot, owner in enumerate(owners) if self._owners[slot] != owner}
         if changed:
             self._owners = owners
             self._slot_counts = Counter(owner for owner in owners if owner is not None)
             self._use(frozenset(changed))
         return None
+
+    def _owners_in(self, found: Mapping[int, Sequence[ClusterNode]]) -> list[str | None]:
+        """Raises `NoAddress`."""
+        owners: list[str | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        names: dict[int, str] = {}
+        for slot, nodes in found.items():
+            # The slots of a range share the list of their nodes.
+            if (name := names.get(id(nodes))) is None:
+                host: str | None = nodes[0].host
+                if host is None and len(self.url.hosts) == 1:
+                    # `cluster-preferred-endpoint-type unknown-endpoint`: the address in use.
+                    host = self.url.hosts[0].host
+                name = names[id(nodes)] = node_name(host, int(nodes[0].port))
+            owners[slot] = name
+        return owners
 
     def _use(self, changed: frozenset[int]) -> None:
         self._version = None

@@ -6,11 +6,11 @@ The nodes pass every notification on to each other, so one subscription to one o
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from redis.asyncio.connection import AbstractConnection
 
-from gateway.store.redis.faults import Fault
+from gateway.store.redis.faults import CONNECTION_ERRORS, Fault
 from gateway.store.redis.topology.addresses import Address
 from gateway.store.redis.topology.cluster import ClusterMap, address_of
 from gateway.store.redis.topology.single import SingleServer
@@ -52,7 +52,11 @@ class ClusterAddresses:
         self._used = address or self._topology.url.hosts[0]
         # Its name is resolved here, and its certificate has that name.
         server = self._server(self._used)
-        return await server.connect((await server.resolve())[0])
+        *others, last = await server.resolve()
+        for each in others:
+            with suppress(*CONNECTION_ERRORS):
+                return await server.connect(each)
+        return await server.connect(last)
 
     async def diagnose(self) -> Fault | None:
         """Looks at the first host of the URL."""

@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlencode
 
+from gateway.store.redis.faults import NoAddress
 from gateway.store.redis.topology.addresses import Address
 from gateway.store.redis.topology.multi_host_url import FORMS, SIGNS, parse_multi_host_url
 from gateway.store.redis.urls import CLUSTER_SCHEME
 
 _EXAMPLE: Final = FORMS[CLUSTER_SCHEME].example
+
+_ANNOUNCED: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]+")
+"""A host name or an IP address, as a node announces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,16 @@ class ClusterUrl:
         """The URL of one node."""
         host = f"[{address.host}]" if ":" in address.host else address.host
         return f"{self._scheme}://{self._userinfo}{host}:{address.port}/0{self._options}"
+
+
+def node_name(host: object, port: int) -> str:
+    """The name of an announced node, `host:port`.
+
+    Raises `NoAddress` for anything else than a host: it becomes part of a URL with a password.
+    """
+    if not (isinstance(host, str) and _ANNOUNCED.fullmatch(host) and 0 < port < 1 << 16):
+        raise NoAddress(host)
+    return f"{host}:{port}"
 
 
 def is_cluster_url(url: str) -> bool:

@@ -53,6 +53,17 @@ async def diagnose(
     return None
 
 
+async def is_reachable(host: str, port: int) -> bool:
+    """Whether a connection can be opened; nothing is sent."""
+    try:
+        async with asyncio.timeout(_LOOK_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 async def _ask_in_plain_text(host: str, port: int, path: str | None) -> bytes:
     if path is not None:
         reader, writer = await asyncio.open_unix_connection(path)

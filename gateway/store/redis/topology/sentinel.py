@@ -8,6 +8,7 @@ first, and the connections to the old one are dropped as soon as a sentinel anno
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -19,7 +20,7 @@ from gateway.conditions import Condition
 from gateway.store.redis.faults import Fault, NoMaster, NotMaster
 from gateway.store.redis.pools import create_pool
 from gateway.store.redis.topology.addresses import Address, Connector
-from gateway.store.redis.topology.diagnosis import diagnose
+from gateway.store.redis.topology.diagnosis import diagnose, is_reachable
 from gateway.store.redis.topology.sentinel_url import parse_sentinel_url
 from gateway.store.redis.topology.sentinels import ABORTS, PROMOTES, Master, Sentinels
 
@@ -83,14 +84,18 @@ class SentinelMaster:
     async def resolve(self) -> Sequence[Address | None]:
         """The master that the sentinels name; the last one, if none of them answers."""
         self._is_needed.set()
+        known = self._master
         try:
-            found = await self._sentinels.find_master()
+            found = await self._sentinels.find_master(known_epoch=known.epoch if known else 0)
         except NoMaster:
-            if self._master is None:
+            if known is None:
                 raise
             # It may have lost the sentinels together with us. Its role is asked in any case.
-            return [self._master.address]
-        # The epoch may be lower than before: an operator who sets sentinels up again begins at 0.
+            return [known.address]
+        if known is not None and found.epoch < known.epoch and not found.is_known_to_most:
+            # These sentinels are cut off from the others, perhaps together with an earlier master.
+            return [known.address]
+        # Of most, the epoch may be lower too: an operator who sets them up again begins at 0.
         self._use(found)
         return [found.address]
 
@@ -123,7 +128,13 @@ class SentinelMaster:
         if self._master is None:
             return await self._sentinels.diagnose()
         address = self._master.address
-        return await diagnose(self._connector, host=address.host, port=address.port)
+        found = await diagnose(self._connector, host=address.host, port=address.port)
+        if found is not None or await is_reachable(address.host, address.port):
+            return found
+        return Fault(
+            f"cannot be reached at {_name(address)}, where its sentinels say that the master is:"
+            " check the network, and the options replica-announce-ip and replica-announce-port."
+        )
 
     # ── following ───────────────────────────────────────────────────────────────────────────
 
@@ -134,14 +145,14 @@ class SentinelMaster:
     async def _keep_looking(self) -> None:
         await self._is_needed.wait()
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
                     await self._should_look.wait()
-            except TimeoutError:
-                pass
+            # After an announcement the sentinel that made it may know more than the others.
+            epoch = self._master.epoch + self._should_look.is_set() if self._master else 0
             self._should_look.clear()
             try:
-                found = await self._sentinels.find_master()
+                found = await self._sentinels.find_master(known_epoch=epoch)
             except NoMaster as error:
                 # Nothing depends on them until the master fails.
                 self._outage.occurs(error.fault.text, reason=error.fault.text)

@@ -8,14 +8,15 @@ the next election.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import structlog
 from redis import exceptions as redis_errors
 
+from gateway.conditions import Condition
 from gateway.store.redis.connection import PipelinedConnection
 from gateway.store.redis.faults import (
     CONNECTION_ERRORS,
@@ -26,6 +27,10 @@ from gateway.store.redis.faults import (
 )
 from gateway.store.redis.topology.addresses import Address, Connector
 from gateway.store.redis.topology.diagnosis import diagnose
+from gateway.store.redis.topology.multi_host_url import FORMS
+from gateway.store.redis.urls import SENTINEL_SCHEME
+
+log = structlog.get_logger(__name__)
 
 _ASK_SECONDS: Final = 0.5
 """For one question to one sentinel, connecting included."""
@@ -53,6 +58,8 @@ class Master:
     address: Address
     epoch: int
     """Grows with every election."""
+    is_known_to_most: bool = False
+    """Most of the sentinels have answered, and none of them knows of a later election."""
 
 
 class Sentinels:
@@ -83,10 +90,12 @@ class Sentinels:
             for sentinel in self._sentinels:
                 sentinel.close()
 
-    async def find_master(self) -> Master:
+    async def find_master(self, *, known_epoch: int = 0) -> Master:
         """The master of the latest election that most sentinels, or all that answer, know of.
 
-        Raises `NoMaster` if none answers, or none knows the service.
+        If they know only of elections before `known_epoch`, the answers of all are waited for: one
+        that led the election knows of it seconds before the others. Raises `NoMaster` if none
+        answers, or none knows the service.
         """
         tasks = [asyncio.create_task(each.ask(self._service)) for each in self._sentinels]
         found: list[Master | None] = []
@@ -99,13 +108,15 @@ class Sentinels:
                 else:
                     found.append(answer)
                 masters = [each for each in found if each is not None]
-                if len(masters) > len(tasks) // 2:
+                latest = max(masters, key=lambda master: master.epoch, default=None)
+                has_most = len(masters) > len(tasks) // 2
+                if latest is not None and has_most and latest.epoch >= known_epoch:
                     break
         finally:
             for task in tasks:
                 task.cancel()
-        if masters:
-            return max(masters, key=lambda master: master.epoch)
+        if latest is not None:
+            return replace(latest, is_known_to_most=has_most)
         raise NoMaster(self._explain(found, faults))
 
     async def diagnose(self) -> Fault | None:
@@ -124,8 +135,12 @@ class Sentinels:
 
     async def _follow(self, sentinel: _Sentinel) -> None:
         while True:
-            with contextlib.suppress(*_ERRORS):
+            try:
                 await self._receive(sentinel)
+            except CONNECTION_ERRORS:
+                pass  # the questions say so
+            except redis_errors.ResponseError as error:
+                sentinel.events_refused.occurs(str(error), reason=str(error))
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _receive(self, sentinel: _Sentinel) -> None:
@@ -144,13 +159,16 @@ class Sentinels:
                     await connection.send_packed_command(connection.pack_command(b"PING"))
                     continue
                 unanswered = 0
+                sentinel.events_refused.ends()
                 self._handle(message)
         finally:
             await connection.disconnect(nowait=True)
 
     def _handle(self, message: Any) -> None:
-        if not isinstance(message, list) or message[0] != b"message":
+        if not isinstance(message, list) or message[:1] != [b"message"]:
             return
+        if len(message) != 3 or not isinstance(message[2], bytes):
+            raise redis_errors.InvalidResponse("the text of an announcement was expected")
         # `+switch-master` begins with the service, and the others end with an instance and
         # "@ service host port".
         if self._service.encode() in message[2].split():
@@ -179,6 +197,12 @@ class Sentinels:
                 " +sentinel|get-master-addr-by-name +sentinel|master +subscribe +ping allchannels.",
                 lasts=True,
             )
+        if any("unknown command" in str(fault).lower() for fault in faults):
+            return Fault(
+                f"cannot be found: one of {names} is no sentinel but a Redis. The URL names hosts"
+                f" and ports of the sentinels, usually {FORMS[SENTINEL_SCHEME].default_port}.",
+                lasts=True,
+            )
         for fault in faults:
             found_fault = find_connection_fault(fault, is_tls=self._sentinels[0].connector.is_tls)
             if found_fault.lasts:
@@ -204,6 +228,12 @@ class _Sentinel:
         self.connector = connector
         self._pipeline: PipelinedConnection | None = None
         self._connecting = asyncio.Lock()
+        self.events_refused = Condition(
+            log,
+            "sentinel_events_refused",
+            "sentinel_events_received",
+            fields={"sentinel": self.name},
+        )
 
     async def ask(self, service: str) -> Master | Exception | None:
         """The master; None if the sentinel does not know the service; or why it does not say."""
@@ -227,8 +257,12 @@ class _Sentinel:
                 return reply
         # Not the address of `details`: the leader of an election names the new master there only
         # when the other replicas follow it.
-        fields = dict(zip(details[::2], details[1::2], strict=True))
-        return Master(Address(found[0].decode(), int(found[1])), int(fields[b"config-epoch"]))
+        try:
+            fields = dict(zip(details[::2], details[1::2], strict=True))
+            address = Address(found[0].decode(), int(found[1]))
+            return Master(address, int(fields[b"config-epoch"]))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            return redis_errors.InvalidResponse("the address of a master was expected")
 
     def close(self) -> None:
         if self._pipeline is not None:

@@ -22,7 +22,7 @@ local old_consumptions, old_scopes =
   cjson.decode(journal.consumptions), cjson.decode(journal.windows)
 add_needed = function(names)
   add_reserved_keys(names, old_consumptions, old_scopes)
-  add_place_keys(names, journal)
+  add_journal_keys(names, journal)
 end
 need_journal(journal)
 

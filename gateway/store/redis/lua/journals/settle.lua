@@ -75,8 +75,9 @@ local function write_charge(journal, counters, before, end_of_ledger)
     append_records({ record }, moves(before), end_of_ledger)
   end
   journal.attempt = attempt
-  redis.write('HSET', key, 'state', 'settled', 'charged', journal.charged,
-    'presumed', journal.presumed, 'attempt', attempt)
+  local is_final = journal.presumed == '0' -- nothing corrects a final charge
+  redis.write('HSET', key, 'state', 'settled', 'charged', journal.charged, 'presumed', journal.presumed,
+    'attempt', attempt, 'windows', is_final and NO_WINDOWS or journal.windows)
   -- A correction from a charge to nothing is kept long too: its purchase is not free to make.
   local is_free = not is_presumed and not moves({}) and not moves(before)
   redis.write('EXPIRE', key, is_free and FREE_SECONDS or CLOSED_SECONDS)
@@ -84,8 +85,6 @@ local function write_charge(journal, counters, before, end_of_ledger)
     -- Small, because a client can make many of them: only a correction needs the rest.
     redis.write('HDEL', key, 'windows', 'worker', 'at')
     redis.write('HSET', key, 'consumptions', '[]')
-  elseif journal.presumed == '0' then
-    redis.write('HSET', key, 'windows', NO_WINDOWS) -- nothing corrects a final charge
   end
 end
 
@@ -95,7 +94,7 @@ local function read_holdings(journal, before)
   local consumptions, scopes = cjson.decode(journal.consumptions), cjson.decode(journal.windows)
   add_needed = function(names)
     add_reserved_keys(names, consumptions, scopes)
-    add_place_keys(names, journal)
+    add_journal_keys(names, journal)
   end
   local counters = reserved_counters(consumptions, scopes)
   return counters, reread_consumptions(consumptions),

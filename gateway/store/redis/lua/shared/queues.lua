@@ -284,8 +284,12 @@ local function leave_queue(account, key, member)
   end
 end
 
--- Adds the keys of `leave_place`.
-local function add_place_keys(names, journal)
+-- Adds the keys of what closing or rerouting an open journal writes besides its windows.
+local function add_journal_keys(names, journal)
+  if journal.worker ~= '' then -- a lost one is of no worker
+    names[#names + 1] = open_key(journal.worker)
+    names[#names + 1] = reserved_key(journal.worker)
+  end
   if not journal.place then
     return
   end
@@ -300,13 +304,9 @@ local function add_place_keys(names, journal)
   end
 end
 
--- Asks for what closing or rerouting an open journal writes besides its windows.
 local function need_journal(journal)
   local names = {}
-  if journal.worker ~= '' then -- a lost one is of no worker
-    names[1], names[2] = open_key(journal.worker), reserved_key(journal.worker)
-  end
-  add_place_keys(names, journal)
+  add_journal_keys(names, journal)
   need(names)
 end
 

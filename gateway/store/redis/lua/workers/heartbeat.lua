@@ -1,6 +1,8 @@
--- KEYS: the workers. ARGV: worker, then the time without a heartbeat and the limit, or '' for neither.
+-- KEYS: the workers, what the worker's open purchases reserve.
+-- ARGV: worker, then the time without a heartbeat and the limit, or '' for neither.
 -- Returns the workers without a heartbeat for so long, which may have been this one until now.
 local MAX_MOVED = 1000
+local RESERVED_SECONDS = 7 * 86400
 local expired = {}
 if ARGV[2] ~= '' then
   local before = digits(now - tonumber(ARGV[2]))
@@ -12,4 +14,6 @@ for _, worker in ipairs(future) do
   redis.call('ZADD', KEYS[1], digits(now), worker)
 end
 redis.call('ZADD', KEYS[1], digits(now), ARGV[1])
+-- A gateway of an earlier version deregisters a worker and leaves the hash. The journals have it all.
+redis.call('EXPIRE', KEYS[2], RESERVED_SECONDS)
 return expired
