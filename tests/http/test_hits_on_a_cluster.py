@@ -35,10 +35,11 @@ pytestmark = [pytest.mark.long, pytest.mark.timed, pytest.mark.timeout(3600)]
 
 @pytest.fixture
 def own_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
-    """A cluster whose nodes the test may kill. It loses no acknowledged write to a restart."""
+    """A cluster whose nodes the test may kill, with the settings that the docs recommend."""
     folder = tmp_path / "cluster"
     folder.mkdir()
-    with run_redis_cluster(folder, durable=True) as cluster:
+    options = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "2")
+    with run_redis_cluster(folder, *options, durable=True) as cluster:
         yield cluster
 
 
@@ -79,7 +80,10 @@ class Changes:
     async def _add_key(self, name: str) -> Client:
         for attempt in range(100):
             with suppress(AssertionError):  # the store is unavailable
-                return await self.clients[0].with_key(f"{name}-{attempt}")
+                # With a budget no request is answered without the store.
+                return await self.clients[0].with_key(
+                    f"{name}-{attempt}", limits={"usd_per_day": 1000}
+                )
             await asyncio.sleep(0.1)
         raise AssertionError("the store stays unavailable")
 
@@ -238,7 +242,9 @@ async def test_nothing_is_stale_after_a_failover(
         if how == "kill -9":
             master.start()
         elif how == "hangs":
-            # It wakes as if it still were a master.
+            # It wakes as if it still were a master. Before `min-replicas-max-lag` it would take
+            # writes and lose them.
+            time.sleep(3)
             master.thaw()
         until(has_replica)
 

@@ -153,6 +153,29 @@ def find_after_fill(store: Store, read: Command[Any]) -> list[Any] | None:
 
 
 @pytest.mark.long
+@pytest.mark.timed
+async def test_a_process_sends_at_most_four_commands_a_second_to_each_node(pair: Pair) -> None:
+    await kept(pair.here, RECORD, VALUE)
+    await asyncio.sleep(1)
+    for node in pair.cluster.masters():
+        node.run("CONFIG", "RESETSTAT")
+    await asyncio.sleep(4)
+    assert pair.here.kept.find([RECORD, VALUE]) == [None, None]
+    for node in pair.cluster.masters():
+        stats = node.run("INFO", "commandstats")
+        calls = {
+            name.removeprefix("cmdstat_"): each["calls"]
+            for name, each in stats.items()
+            # The last one is of a replica.
+            if name.partition("|")[0] not in ("cmdstat_config", "cmdstat_info", "cmdstat_replconf")
+        }
+        spent = sum(each["usec"] for name, each in stats.items() if name[8:] in calls) / 4
+        show(f"{node.name}: {calls} in 4 s, {spent:.0f} µs of the node a second")
+        # The map is read every 10 s besides.
+        assert sum(calls.values()) <= 4 * 4
+
+
+@pytest.mark.long
 async def test_a_node_that_refuses_tracking_is_named(redis_cluster: RedisCluster) -> None:
     redis_cluster.flush()
     redis_cluster.everywhere(*acl_rule("plain", "right", is_cluster=True).split())
