@@ -15,7 +15,7 @@ from redis import exceptions as redis_errors
 
 from gateway.errors import StoreUnavailable
 from gateway.store.redis.cluster_nodes import NO_SLOTS, ClusterNodes
-from gateway.store.redis.cluster_stage import ELECTION_SECONDS, UNEXECUTED
+from gateway.store.redis.cluster_stage import ELECTION_SECONDS, ROUND_SECONDS, UNEXECUTED
 from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS, code_of
 from gateway.store.redis.node import NodeClient, NotSent
@@ -88,7 +88,8 @@ class ClusterReads:
         for failure in failures:
             failure.node.note_down()
             self._topology.want_refresh(failed=failure.node.name)
-        is_late = asyncio.get_running_loop().time() + ELECTION_SECONDS >= deadline
+        left_seconds = deadline - asyncio.get_running_loop().time()
+        is_late = left_seconds < ELECTION_SECONDS + ROUND_SECONDS
         if is_late or not may_wait:
             first = failures[0]
             raise self._nodes.unavailable(first.node, first.error) from first.error

@@ -29,6 +29,10 @@ ELECTION_SECONDS: Final = 0.1
 MIGRATION_SECONDS: Final = 0.02
 """The same for keys that are being moved."""
 
+ROUND_SECONDS: Final = 0.2
+"""Nothing is sent again with less time left: if it timed out, whether it was executed would be
+unknown, and the reason of the earlier rounds would be lost."""
+
 MAX_REDIRECTIONS: Final = 3
 """After so many rounds with redirections, each is followed by a pause: the nodes disagree."""
 
@@ -95,7 +99,8 @@ class ClusterStage:
                 raise outcome
 
     async def _pause(self) -> None:
-        is_late = asyncio.get_running_loop().time() + self._pause_seconds >= self._deadline
+        left_seconds = self._deadline - asyncio.get_running_loop().time()
+        is_late = left_seconds < self._pause_seconds + ROUND_SECONDS
         if (is_late or not self._may_wait) and self._reason is not None:
             node, error = self._reason
             raise self._nodes.unavailable(node, error) from error
