@@ -641,12 +641,8 @@ class TestWorkers:
         await execute(store, commands.Heartbeat("v"))
         await asyncio.sleep(PAST_SHORT)
         heartbeat, expired = commands.Heartbeat("v"), commands.ExpiredWorkers(SHORT)
-        assert await store.execute([heartbeat, expired]) == [None, ["w"]]
-        assert await store.execute([heartbeat, commands.Heartbeat("w"), expired]) == [
-            None,
-            None,
-            [],
-        ]
+        assert await store.execute([heartbeat, expired]) == [[], ["w"]]
+        assert await store.execute([heartbeat, commands.Heartbeat("w"), expired]) == [[], [], []]
 
     async def test_a_reservation_counts_as_a_heartbeat(self, store: Store) -> None:
         await execute(store, reserve("p", worker="ghost"))
@@ -655,10 +651,7 @@ class TestWorkers:
         assert list(await execute(store, commands.ExpiredWorkers(SHORT))) == ["ghost"]
         assert await store.execute(
             [commands.Heartbeat("ghost"), commands.ExpiredWorkers(SHORT)]
-        ) == [
-            None,
-            [],
-        ]
+        ) == [[], []]
 
     async def test_a_worker_with_closed_journals_is_alive(self, store: Store) -> None:
         await store.execute([reserve("p", worker="ghost"), settle("p")])
