@@ -24,6 +24,11 @@ from tests.wrk import find_wrk, flood, paced_flood
 MAX_COMMANDS = 4.0
 """A second, of each worker."""
 
+BURST = 6
+BURST_SECONDS = 60
+"""In a shorter time than this, so many commands of each worker may come together by chance: those of
+jobs whose intervals are longer."""
+
 MAX_MICROSECONDS = 10.0
 """Of Redis, for each hit."""
 
@@ -135,6 +140,7 @@ async def test_hits_cost_redis_few_commands_and_little_time(
     tmp_path: Path, upstream: Upstream, counter: CommandCounter, workers: int, seconds: int
 ) -> None:
     """A worker alone under all the hits that it can answer, and two under 200 a second."""
+    is_long = seconds > BURST_SECONDS
     wrk, folder = find_wrk(), tmp_path / "gateway"
     async with run_processes(folder, upstream.base_url, workers=workers, redis_url=counter.url) as (
         _,
@@ -160,6 +166,12 @@ async def test_hits_cost_redis_few_commands_and_little_time(
         shown = f"{sent:.2f} commands/s, {spent} a hit; {done}; {commands}"
         print(shown)  # noqa: T201 - the figures
         assert not done.faults, shown
-        assert sent <= MAX_COMMANDS, shown
-        # Of few hits, the time is that of the jobs in the background.
-        assert workers > 1 or min(spent.in_commands, spent.of_processor) <= MAX_MICROSECONDS, shown
+        burst = 0.0 if is_long else BURST / seconds
+        assert sent <= MAX_COMMANDS + burst, shown
+        # Beside wrk, a worker and this process, short measurements on two cores differ too much. Of
+        # few hits, the time is that of the jobs in the background.
+        assert (
+            workers > 1
+            or not is_long
+            or min(spent.in_commands, spent.of_processor) <= MAX_MICROSECONDS
+        ), shown
