@@ -26,8 +26,8 @@ MAX_COMMANDS = 4.0
 
 BURST = 6
 BURST_SECONDS = 60
-"""In a shorter time than this, so many commands of each worker may come together by chance: those of
-jobs whose intervals are longer."""
+"""In a shorter time than this, so many commands of each worker may come together by chance: those
+of jobs whose intervals are longer."""
 
 MAX_MICROSECONDS = 10.0
 """Of Redis, for each hit."""
