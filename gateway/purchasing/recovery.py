@@ -56,6 +56,7 @@ class Recovery:
         """Workers to recover, in the order in which they were found dead."""
         self.has_dead = asyncio.Event()
         """Set while there may be such a worker; `recover_dead` clears it."""
+        self._recovering = asyncio.Lock()
         self._clock = clock
         self._unavailable_at = -math.inf
         """When the store was last unavailable, or this worker's own heartbeat late."""
@@ -95,14 +96,15 @@ class Recovery:
 
         It may take long, and this worker's heartbeats go on meanwhile. Raises `StoreUnavailable`.
         """
-        self.has_dead.clear()
-        for attempt, repeat in list(self._unanswered.items()):
-            with suppress(StoreFull):
-                await repeat()
-                del self._unanswered[attempt]
-        # After a failure, the next heartbeats find them dead again.
-        dead, self._dead = self._dead, {}
-        return sum([await self.recover(worker) for worker in dead])
+        async with self._recovering:
+            self.has_dead.clear()
+            for attempt, repeat in list(self._unanswered.items()):
+                with suppress(StoreFull):
+                    await repeat()
+                    del self._unanswered[attempt]
+            # After a failure, the next heartbeats find them dead again.
+            dead, self._dead = self._dead, {}
+            return sum([await self.recover(worker) for worker in dead])
 
     async def recover(self, worker: str) -> int:
         """Finishes the open journals of a dead worker and deregisters it."""
