@@ -228,7 +228,7 @@ def names_written(commands: Iterable[Command[Any]]) -> Collection[str]:
 
 
 def names_announced(commands: Iterable[Command[Any]]) -> Collection[str]:
-    """What a process itself tells the others, of `names_written`: see `redis.cluster_tracking`.
+    """What a process itself tells the others, of `names_written`: see `redis.cluster.tracking`.
 
     Changes for which an administrator waits, and nothing that every purchase writes.
     """

@@ -17,12 +17,13 @@ from redis import exceptions as redis_errors
 
 from gateway.errors import StoreUnavailable
 from gateway.store.handshake import StoreMisconfigured
-from gateway.store.redis import client, cluster_stage
+from gateway.store.redis import client
 from gateway.store.redis.client import NodeFull, NotReached
-from gateway.store.redis.cluster import ClusterClient
+from gateway.store.redis.cluster import stage as cluster_stage
+from gateway.store.redis.cluster.client import ClusterClient
+from gateway.store.redis.cluster.order import find_stages
 from gateway.store.redis.commands.encoding import RedisCommand, unchanged
 from gateway.store.redis.keys import Keys
-from gateway.store.redis.order import find_stages
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.topology import cluster as topology
 from tests.examples import examples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.store.redis.client import RedisClient
-from gateway.store.redis.cluster import ClusterClient
+from gateway.store.redis.cluster.client import ClusterClient
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.scripts import Script
 from gateway.store.redis.topology.cluster_url import is_cluster_url

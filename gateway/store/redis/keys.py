@@ -66,7 +66,7 @@ ephemeral blobs | the same |
 | `igw:fence` | string | written before `WAIT`, see `replication`; in a cluster `igw:fence:{…}` | \
 60 s |
 | `igw:events:<flight>` | channel | a notification for each event | – |
-| `igw:events:changes` | channel | what was changed, see `cluster_tracking` | – |
+| `igw:events:changes` | channel | what was changed, see `cluster.tracking` | – |
 
 Every script declares all keys that it touches, and they are in one hash slot, so it works in a
 cluster: the books are one slot, the LRU index is one, the bounded sets, the ordered sets and the

@@ -19,8 +19,8 @@ from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
 from gateway.store.redis.client import NodeReplies, NotReached
 from gateway.store.redis.clients import Client, create_client
-from gateway.store.redis.cluster import ClusterClient
-from gateway.store.redis.cluster_tracking import TrackedCluster
+from gateway.store.redis.cluster.client import ClusterClient
+from gateway.store.redis.cluster.tracking import TrackedCluster
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications

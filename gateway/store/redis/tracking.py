@@ -6,7 +6,7 @@ them. A key that a script reads is tracked if it is declared.
 
 The connection leads to the server that takes the commands. It is pinged every second with `TIME`,
 which also tells the server's clock. When it is lost, everything that was read over it is forgotten.
-For the nodes of a cluster see `cluster_tracking`.
+For the nodes of a cluster see `cluster.tracking`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 redis-py's cluster client reads the map from any node that answers. `ClusterMap` keeps it, corrects
 it by every redirection, and reads it again at most a few times a second. Connections that carry
-commands are `node`.
+commands are `cluster.node`.
 """
 
 from __future__ import annotations

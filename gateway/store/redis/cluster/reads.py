@@ -14,11 +14,11 @@ from typing import Any
 from redis import exceptions as redis_errors
 
 from gateway.errors import StoreUnavailable
-from gateway.store.redis.cluster_nodes import NO_SLOTS, ClusterNodes
-from gateway.store.redis.cluster_stage import ELECTION_SECONDS, ROUND_SECONDS, UNEXECUTED
+from gateway.store.redis.cluster.node import NodeClient, NotSent
+from gateway.store.redis.cluster.nodes import NO_SLOTS, ClusterNodes
+from gateway.store.redis.cluster.stage import ELECTION_SECONDS, ROUND_SECONDS, UNEXECUTED
 from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS, code_of
-from gateway.store.redis.node import NodeClient, NotSent
 from gateway.store.redis.topology.cluster import ClusterMap
 
 

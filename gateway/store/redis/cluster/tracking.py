@@ -24,7 +24,7 @@ from redis import exceptions as redis_errors
 
 from gateway.store.kept_reads import ReadMemory
 from gateway.store.protocol import Command
-from gateway.store.redis.cluster import ClusterClient
+from gateway.store.redis.cluster.client import ClusterClient
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS

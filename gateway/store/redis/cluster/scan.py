@@ -19,8 +19,8 @@ from typing import Any, Final
 from redis import exceptions as redis_errors
 
 from gateway.errors import StoreUnavailable
-from gateway.store.redis.cluster_nodes import NO_SLOTS
-from gateway.store.redis.cluster_reads import ClusterReads, NodeFailure
+from gateway.store.redis.cluster.nodes import NO_SLOTS
+from gateway.store.redis.cluster.reads import ClusterReads, NodeFailure
 from gateway.store.redis.topology.cluster import ClusterMap
 
 _CURSOR: Final = re.compile(r"(\d+) (\d+) ([0-9a-f]+) (\S+) (.*)")

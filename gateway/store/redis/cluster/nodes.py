@@ -12,8 +12,8 @@ from functools import partial
 from typing import Final
 
 from gateway.errors import StoreUnavailable
+from gateway.store.redis.cluster.node import NodeClient
 from gateway.store.redis.keys import Keys
-from gateway.store.redis.node import NodeClient
 from gateway.store.redis.scripts import Script
 from gateway.store.redis.topology.cluster import ClusterMap, address_of, slot_of
 from gateway.store.redis.topology.single import SingleServer

@@ -1,7 +1,7 @@
 """The client of a Redis Cluster: the batches of its callers, and the check of the whole.
 
-`order` divides a batch into stages, `cluster_stage` executes one of them, `cluster_reads` asks all
-nodes, and `cluster_scan` reads them page by page. The connections are `cluster_nodes`.
+`order` divides a batch into stages, `stage` executes one of them, `reads` asks all nodes, and `scan`
+reads them page by page. The connections are `nodes`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from gateway.store.handshake import (
     StoreMissing,
 )
 from gateway.store.redis.client import NodeReplies, NotReached, schema_mismatch_refusal
-from gateway.store.redis.cluster_nodes import NO_SLOTS, ClusterNodes
-from gateway.store.redis.cluster_reads import ClusterReads
-from gateway.store.redis.cluster_scan import ClusterScan
-from gateway.store.redis.cluster_stage import ClusterStage, Routed
+from gateway.store.redis.cluster.nodes import NO_SLOTS, ClusterNodes
+from gateway.store.redis.cluster.order import find_stages
+from gateway.store.redis.cluster.reads import ClusterReads
+from gateway.store.redis.cluster.scan import ClusterScan
+from gateway.store.redis.cluster.stage import ClusterStage, Routed
 from gateway.store.redis.commands.encoding import RedisCommand
 from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, find_fault
 from gateway.store.redis.keys import Keys
-from gateway.store.redis.order import find_stages
 from gateway.store.redis.rights import CLUSTER_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS, Script
 from gateway.store.redis.topology.cluster import ClusterMap, slot_of

@@ -16,10 +16,10 @@ from typing import Any, Final
 from redis import exceptions as redis_errors
 
 from gateway.store.redis.client import NodeFull
-from gateway.store.redis.cluster_nodes import ClusterNodes
+from gateway.store.redis.cluster.node import NodeClient, NotSent
+from gateway.store.redis.cluster.nodes import ClusterNodes
 from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS, NoAddress, code_of
-from gateway.store.redis.node import NodeClient, NotSent
 from gateway.store.redis.topology.cluster import ClusterMap
 from gateway.store.redis.topology.cluster_url import node_name
 
