@@ -21,7 +21,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from gateway.conditions import Condition
 from gateway.store.redis.faults import CONNECTION_ERRORS
-from gateway.store.redis.topology.addresses import Addresses
+from gateway.store.redis.topology.addresses import Addresses, connect_to_current
 from gateway.store.redis.urls import TIMEOUT_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -100,7 +100,7 @@ class Notifications:
 
     async def check(self, channel: str) -> None:
         """Subscribes once, over a connection of its own. Raises redis-py's errors."""
-        connection = await self._connect()
+        connection = await connect_to_current(self._addresses)
         try:
             await connection.send_packed_command(connection.pack_command(b"SUBSCRIBE", channel))
             await connection.read_response(timeout=TIMEOUT_SECONDS)
@@ -162,7 +162,7 @@ class Notifications:
     async def _run_connection(self) -> None:
         """Connects, sends and receives until the connection is lost."""
         self._is_replaced.clear()
-        connection = await self._connect()
+        connection = await connect_to_current(self._addresses)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(connection))
@@ -170,11 +170,6 @@ class Notifications:
                 tasks.create_task(self._until_replaced())
         finally:
             await connection.disconnect(nowait=True)
-
-    async def _connect(self) -> AbstractConnection:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            address = self._addresses.current or (await self._addresses.resolve())[0]
-            return await self._addresses.connect(address)
 
     async def _until_replaced(self) -> None:
         await self._is_replaced.wait()

@@ -30,7 +30,7 @@ from gateway.store.redis.commands.encoding import SECOND, RedisCommand
 from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS
 from gateway.store.redis.keys import Keys
-from gateway.store.redis.topology.addresses import Addresses
+from gateway.store.redis.topology.addresses import Addresses, connect_to_current
 from gateway.store.redis.tracked_connection import TrackedConnection, TrackingRefused
 from gateway.store.redis.urls import TIMEOUT_SECONDS
 
@@ -211,9 +211,7 @@ class TrackedServer:
             connection.abort(redis_errors.ConnectionError("the connection is over"))
 
     async def _connect(self, *, on_lost: Callable[[], None]) -> TrackedConnection:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            address = self._addresses.current or (await self._addresses.resolve())[0]
-            opened = await self._addresses.connect(address)
+        opened = await connect_to_current(self._addresses)
         return TrackedConnection(
             opened, on_invalidated=self._invalidate, on_lost=on_lost, on_announced=self._hear
         )

@@ -1,7 +1,7 @@
 """The client of a Redis Cluster: the batches of its callers, and the check of the whole.
 
-`order` divides a batch into stages, `stage` executes one of them, `reads` asks all nodes, and `scan`
-reads them page by page. The connections are `nodes`.
+`order` divides a batch into stages, `stage` executes one of them, `reads` asks all nodes, and
+`scan` reads them page by page. The connections are `nodes`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from redis.asyncio.connection import AbstractConnection, SSLConnection
 
 from gateway.store.redis.faults import Fault
 from gateway.store.redis.topology.tls_contexts import load_context
+from gateway.store.redis.urls import TIMEOUT_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,16 @@ class Addresses(Protocol):
     async def diagnose(self) -> Fault | None:
         """Looks at a server that a connection could not use, for a fault that it does not say."""
         ...
+
+
+async def connect_to_current(addresses: Addresses) -> AbstractConnection:
+    """A connection to the server that takes the commands, beside the one that carries them.
+
+    Raises redis-py's errors and `OSError`, which `TimeoutError` is one of.
+    """
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        address = addresses.current or (await addresses.resolve())[0]
+        return await addresses.connect(address)
 
 
 class NamedSslConnection(SSLConnection):
