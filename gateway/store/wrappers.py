@@ -138,9 +138,9 @@ class LimitedStore:
 class EvictingStore:
     """On `StoreFull` awaits `make_room` and executes the batch once more.
 
-    In a cluster it does so once for each full node, at most `MAX_RELIEVED` times. `assembly` sets `make_room` after
-    the cache is wired; it evicts images of the node that is full. Without it `StoreFull` is raised
-    at once.
+    In a cluster it does so once for each full node, at most `MAX_RELIEVED` times. `assembly` sets
+    `make_room` after the cache is wired; it evicts images of the node that is full. Without it
+    `StoreFull` is raised at once.
     """
 
     def __init__(self, store: Store) -> None:

@@ -10,9 +10,9 @@ from gateway.store.protocol import Command
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Command[Sequence[str]]):
-    """Records that the worker is alive, and returns what `ExpiredWorkers` would have returned before.
+    """Records that the worker is alive; returns what `ExpiredWorkers` would have returned before.
 
-    Without `expired_after_seconds` it returns nothing.
+    Without `expired_after_seconds` it returns no workers.
     """
 
     worker: str
