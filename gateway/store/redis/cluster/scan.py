@@ -92,7 +92,7 @@ class ClusterScan:
         if match is None or match[3] != self._topology.version:
             return self._start()
         position = _Position(int(match[1]), int(match[2]), match[3], match[4], match[5])
-        # A client may send any cursor, so the node may not exist.
+        # Cursors are also kept in the store, so the node may not exist.
         return position if position.node in self._topology.primaries else self._start()
 
     async def _after(self, position: _Position) -> _Position | None:
