@@ -311,7 +311,7 @@ local function need_journal(journal)
 end
 
 -- Takes an open journal's ticket out of the queue of its account, and cancels a turn that its worker was
--- given. `opened` is an account that is written later.
+-- given. `opened` is an account that the script writes later. `opened` is an account that is written later.
 local function leave_place(journal, purchase, opened)
   if not journal.place then
     return
