@@ -33,10 +33,11 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServer
 
 @pytest.fixture
 def servers(started: SentinelServers) -> Iterator[SentinelServers]:
-    """A master that takes writes although its replicas are paused."""
+    """An empty master that takes writes although its replicas are paused."""
     with started.master.client() as client:
         client.config_set("min-replicas-to-write", 0)
     started.until_replicas()
+    started.flush()
     yield started
     for each in started.servers:
         each.go_on()

@@ -174,7 +174,7 @@ class RedisClient:
             self._attempt.cancel()
             await asyncio.wait([self._attempt])
         if self._replication is not None:
-            self._replication.close()
+            await self._replication.close()
         if self._pipeline is not None:
             self._pipeline.abort(redis_errors.ConnectionError("the store is closed"))
 

@@ -9,7 +9,7 @@ commands behind it. Writes at the same time share one fence.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -104,9 +104,14 @@ class Replication:
         fault = self._find_fault(outcome)
         return f"The Redis {fault.text}" if fault is not None else str(outcome)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Ends all waits."""
-        self._fence.close()
+        self._fence.end()
+
+    async def close(self) -> None:
+        """Ends all waits, and returns once nothing is open."""
+        self.end()
+        await self._fence.until_ended()
 
 
 class _Fence:
@@ -146,12 +151,19 @@ class _Fence:
         if self._pipeline is not None:
             self._pipeline.abort(redis_errors.ConnectionError("another server has taken over"))
 
-    def close(self) -> None:
+    def end(self) -> None:
         self._is_closed = True
-        for task in (self._running, self._next):
-            if task is not None:
-                task.cancel()
+        for task in self._tasks:
+            task.cancel()
         self.drop()
+
+    async def until_ended(self) -> None:
+        """Returns once a connection that was being opened is closed too."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def _tasks(self) -> Sequence[asyncio.Task[int | Exception]]:
+        return [task for task in (self._running, self._next) if task is not None]
 
     async def _run(self, *, after: asyncio.Task[int | Exception] | None) -> int | Exception:
         if after is not None:

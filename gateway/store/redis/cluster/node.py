@@ -133,7 +133,7 @@ class NodeClient(RedisClient):
             # Otherwise it would open a connection that nothing closes.
             self._attempt.cancel()
         if self._replication is not None:
-            self._replication.close()
+            self._replication.end()
         if self._pipeline is not None:
             self._pipeline.retire()
 

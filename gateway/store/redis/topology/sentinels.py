@@ -115,6 +115,8 @@ class Sentinels:
         finally:
             for task in tasks:
                 task.cancel()
+            # A connection that one of them was opening is closed before the store can be.
+            await asyncio.gather(*tasks, return_exceptions=True)
         if latest is not None:
             return replace(latest, is_known_to_most=has_most)
         raise NoMaster(self._explain(found, faults))
