@@ -109,7 +109,7 @@ class Replication:
         self._fence.end()
 
     async def close(self) -> None:
-        """Ends all waits, and returns once nothing is open."""
+        """Ends all waits, and returns once no connection is open."""
         self.end()
         await self._fence.until_ended()
 
@@ -158,7 +158,7 @@ class _Fence:
         self.drop()
 
     async def until_ended(self) -> None:
-        """Returns once a connection that was being opened is closed too."""
+        """Returns once all tasks have ended, one of which may still be opening a connection."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property

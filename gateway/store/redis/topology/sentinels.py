@@ -115,7 +115,7 @@ class Sentinels:
         finally:
             for task in tasks:
                 task.cancel()
-            # A connection that one of them was opening is closed before the store can be.
+            # Until they have ended, a task may still be opening a connection.
             await asyncio.gather(*tasks, return_exceptions=True)
         if latest is not None:
             return replace(latest, is_known_to_most=has_most)
