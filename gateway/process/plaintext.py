@@ -144,7 +144,8 @@ def _stores(settings: Settings) -> Found:
 def _plain_redis(secret: SecretStr | None, contents: str, variable: str) -> Iterator[str]:
     text = secret.get_secret_value() if secret is not None else ""
     if is_multi_host_url(text):
-        # Imported only here: redis-py takes longer than most commands on an embedded store.
+        # Imported here, because importing redis-py takes longer than most commands on an embedded
+        # store.
         from gateway.store.redis.topology.multi_host_url import (  # noqa: PLC0415
             parse_multi_host_url,
         )

@@ -215,7 +215,7 @@ WRITERS: Final = frozenset(
 
 
 def names_written(commands: Iterable[Command[Any]]) -> Collection[str]:
-    """What commands write, of all that a read can depend on."""
+    """The names that commands write, and that a read can depend on."""
     names: list[str] = []
     for command in commands:
         match command:

@@ -157,7 +157,7 @@ class BucketBlobs:
         """None: a bucket has no limit of its own."""
 
     def may_be_on(self, digest: str, node: str) -> bool:
-        """True: what goes with the bytes may be on any node."""
+        """True: their entries and rows in the index may be on any node."""
         return True
 
     async def sweep(self, limit: int) -> int:

@@ -34,7 +34,7 @@ CALL_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 3.0
 
 MAX_RETRIES: Final = 2
-"""Of one request. A purchase stores its image again until the bucket has it."""
+"""The timeout of one request. A purchase stores its image again until the bucket has it."""
 
 RETRY_SECONDS: Final = 5.0
 """A request that fails later than this after its start is not sent again."""

@@ -111,7 +111,7 @@ class FolderBlobs:
         return FolderBlobs(self._root / _EPHEMERAL, self._clock, data_dir=self._data_dir)
 
     def may_be_on(self, digest: str, node: str) -> bool:
-        """True: what goes with the bytes may be on any node."""
+        """True: their entries and rows in the index may be on any node."""
         return True
 
     async def sweep(self, limit: int) -> int:

@@ -53,7 +53,7 @@ class RedisBlobs:
         mark = self._client.mark()
         await self._execute((b"PEXPIRE", key, ttl, b"GT"), (b"SET", key, data, b"NX", b"PX", ttl))
         if self._kind == "blob":
-            # The books may be on another server, and wait for the replicas of that one alone.
+            # The books may be on another server, so their wait does not cover these replicas.
             await self._client.confirm(mark, [key.decode()])
 
     def put_command(self, digest: str, data: bytes, ttl_seconds: float) -> PutBlob | None:
@@ -102,7 +102,7 @@ class RedisBlobs:
         return min(map(_capacity_of, infos)) * len(infos)
 
     def may_be_on(self, digest: str, node: str) -> bool:
-        """Whether the node has them; True if it is none of this cluster."""
+        """Whether the node has the bytes; True if the node is not in this cluster."""
         return self._client.may_be_on(self._key(digest), node)
 
     async def sweep(self, limit: int) -> int:
