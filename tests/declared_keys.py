@@ -1,7 +1,7 @@
-"""What scripts really touch on a server, against the keys that were declared for them.
+"""Compares the keys that scripts touch on a server with the keys that they declare.
 
-The server tells it itself: `MONITOR` shows each script with its keys, then each command that it
-executes. So nothing of the gateway takes part in this.
+`MONITOR` shows each script with its declared keys, and then each command that the script executes.
+So this does not rely on any code of the gateway.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Use(NamedTuple):
 
 @dataclass
 class Executed:
-    """What a server has executed. A script has the name of its file, or its SHA-1."""
+    """What a server has executed. Scripts are named by their file, or else by their SHA-1."""
 
     scripts: Counter[str] = field(default_factory=Counter)
     undeclared: set[Use] = field(default_factory=set)
@@ -48,7 +48,7 @@ class Executed:
 
 @contextmanager
 def monitored(url: str, file: Path) -> Iterator[Executed]:
-    """What the server executes in this context. The result is complete after it."""
+    """Records what the server executes within this context. The result is complete on exit."""
     executed = Executed()
     address = urlsplit(url)
     command = ["redis-cli", "-h", str(address.hostname), "-p", str(address.port), "monitor"]
@@ -68,7 +68,7 @@ def monitored(url: str, file: Path) -> Iterator[Executed]:
 
 
 def examine(lines: Iterable[bytes], executed: Executed, commands: Mapping[str, Any]) -> None:
-    """Reads lines of `MONITOR`; `commands` is the server's reply to `COMMAND`."""
+    """Adds what lines of `MONITOR` show; `commands` is the server's reply to `COMMAND`."""
     script, declared = "", frozenset[bytes]()
     for line in lines:
         if not (found := _LINE.match(line)):
@@ -92,7 +92,7 @@ _POSITIONS: Final = ("first_key_pos", "last_key_pos", "step_count")
 
 
 def _arguments(line: bytes, at: int, most: int | None) -> list[bytes]:
-    """The first arguments after the name of a command, as they are quoted."""
+    """Up to `most` arguments after the name of a command, in quoted form."""
     found: list[bytes] = []
     while (most is None or len(found) < most) and (argument := _ARGUMENT.match(line, at)):
         found.append(argument[1])

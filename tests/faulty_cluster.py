@@ -1,7 +1,7 @@
-"""Servers that speak Redis' protocol as nodes of a cluster, with faults that a test chooses.
+"""Fake nodes of a Redis Cluster, with faults that a test chooses.
 
-They know one command, `DO <key> <id>`: it executes the id once, and answers with it. A real cluster
-answers the same way, but not at the moment and in the order that a test needs.
+They know one command, `DO <key> <id>`, which records the id and returns it. A real cluster has the
+same faults, but not at the moment and in the order that a test needs.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ UNEXECUTED: Final = {
     "noreplicas": b"NOREPLICAS Not enough good replicas to write.",
     "noscript": b"NOSCRIPT No matching script.",
 }
-"""Errors after which another node, or this one, may execute the command soon."""
+"""Errors after which this node or another one may soon execute the command."""
 
 FINAL: Final = {
     "refused": b"WRONGTYPE Operation against a key holding the wrong kind of value",
     "full": b"OOM command not allowed when used memory > 'maxmemory'.",
 }
-"""Errors that are the reply."""
+"""Errors that every node would return."""
 
 BREAKS: Final = ("close", "execute and close", "lose all replies")
-"""The node closes the connection: before it executes, after it, or with replies that it owes."""
+"""The node closes the connection: before it executes the command, after that, or after that and
+without earlier replies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +48,22 @@ class Fault:
     """What a node does with the next `DO`, if it has the slot."""
 
     kind: str
-    """A key of `UNEXECUTED` or `FINAL`, one of `BREAKS`, or the name of a redirection."""
+    """A key of `UNEXECUTED` or `FINAL`, one of `BREAKS`, or a redirection: `moves`, `lies` (MOVED
+    to a node without the slot), `asks` (ASK) or `nowhere` (MOVED without an address)."""
     node: int = 0
-    """The other one of a redirection: that has the slot from now on, that has not, or that
-    executes the command if it is asked to."""
+    """The target of the redirection. With `moves` it has the slot from then on."""
 
 
 @dataclass
 class FaultyCluster:
-    """Three nodes. The slots are spread evenly at first."""
+    """Three nodes. At first each has a third of the slots."""
 
     ports: list[int] = field(default_factory=list)
     faults: list[deque[Fault]] = field(default_factory=list)
     executed: list[bytes] = field(default_factory=list)
     """The ids in the order of their execution."""
     connections: dict[asyncio.BaseTransport, int] = field(default_factory=dict)
-    """Those that are open, each with its node."""
+    """The open connections, each with its node."""
     owners: list[int] = field(default_factory=lambda: [s * 3 // SLOTS for s in range(SLOTS)])
 
     announced: bytes | None = b"127.0.0.1"
@@ -142,7 +143,7 @@ class _Connection(asyncio.Protocol):
         fault = faults.popleft() if faults else Fault("none")
         if fault.kind == "moves":
             cluster.owners[slot] = fault.node
-            # The node itself: as if the slot had come back meanwhile.
+            # The target may be this node, as if the slot had come back meanwhile.
             return self._redirect(b"MOVED", slot, fault.node)
         if fault.kind in ("lies", "asks"):
             code = b"MOVED" if fault.kind == "lies" else b"ASK"
@@ -170,7 +171,7 @@ def _bulk(text: bytes) -> bytes:
 async def run_faulty_cluster(
     faults: Mapping[int, Sequence[Fault]],
 ) -> AsyncIterator[FaultyCluster]:
-    """Three nodes with faults, which each of them uses up one by one."""
+    """Runs three nodes. Each uses up its faults one by one."""
     cluster = FaultyCluster(faults=[deque(faults.get(node, ())) for node in range(3)])
     loop = asyncio.get_running_loop()
     servers = [

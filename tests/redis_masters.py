@@ -16,10 +16,10 @@ from gateway.store.redis.urls import SENTINEL_SCHEME
 
 @contextmanager
 def open_masters(url: str) -> Iterator[list[Any]]:
-    """A connection to each master; a key of a cluster is on one of them.
+    """A connection to each master. A key of a cluster is on one of them.
 
-    Behind sentinels and in a cluster as the default user, who needs no password in tests: the
-    user of a gateway lacks commands that tests need, such as KEYS.
+    Behind sentinels and in a cluster it is for the default user, who needs no password in tests.
+    The user of a gateway lacks commands that tests need, such as KEYS.
     """
     with ExitStack() as stack:
         if url.startswith(f"{SENTINEL_SCHEME}://"):
@@ -35,7 +35,7 @@ def delete_matching(url: str, *patterns: str) -> None:
     """Deletes the keys that match one of the patterns, on every master."""
     with open_masters(url) as masters:
         for master in masters:
-            # One at a time: the keys of a cluster's node lie in several slots.
+            # One at a time, because the keys of a cluster's node are in several slots.
             for key in (key for pattern in patterns for key in master.keys(pattern)):
                 master.delete(key)
 

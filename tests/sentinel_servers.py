@@ -37,7 +37,7 @@ TLS_LINES: Final = (
     f"tls-key-file {_TLS / 'server-key.pem'}",
     f"tls-ca-cert-file {AUTHORITY}",
     "tls-auth-clients no",
-    # To each other too; a sentinel goes by it as well.
+    # TLS between servers, and from sentinels to servers.
     "tls-replication yes",
 )
 
@@ -79,7 +79,7 @@ class SentinelServers:
     userinfo: str = ""
     options: str = ""
     link: SlowLink | None = None
-    """From the first master to its replicas."""
+    """The link from the first master to its replicas."""
 
     @property
     def url(self) -> str:
@@ -141,8 +141,8 @@ def run_sentinel_servers(
 ) -> Iterator[SentinelServers]:
     """Runs them in `folder`. A master needs one replica that has not been silent for 2 s.
 
-    With `is_tls` they serve TLS alone, to clients without a certificate too.
-    With `replication_seconds` what the first master sends to its replicas takes so long.
+    With `is_tls` they only speak TLS, and require no certificate of clients. With
+    `replication_seconds` everything from the first master reaches its replicas that much later.
     """
     with ExitStack() as stack:
         servers: list[Node] = []
@@ -159,9 +159,9 @@ def run_sentinel_servers(
                 _start_server(folder / f"server{i}", master, password, options, is_tls=is_tls)
             )
             stack.callback(_end, servers[-1])
-            # A replica that finds no master tries again a second later.
+            # A replica that cannot connect to its master tries again a second later.
             until(partial(_answers, servers[-1]))
-        # A sentinel learns of replicas at its first look, or ten seconds later.
+        # A sentinel asks its master for replicas at first, and then every ten seconds.
         until(lambda: _has_replicas(servers[0], 2))
         sentinels: list[Node] = []
         for i in range(SENTINELS):

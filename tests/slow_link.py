@@ -1,7 +1,7 @@
-"""A link between two servers that takes its time, and that a test can cut with what is on it.
+"""A slow link between two servers. A test can cut it, and the bytes on it are then lost.
 
-What a process has written before `kill -9` still arrives, because the kernel sends it. What a
-machine had not sent when it was lost does not. Behind such a link, a server is lost like that.
+After `kill -9` the kernel still sends what the process has written. A machine that is lost sends
+nothing more. A server behind a link that is cut is lost like a machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CHUNK_BYTES = 1 << 16
 
 
 class SlowLink:
-    """Passes connections on to `target`. What comes from there arrives `delay_seconds` later."""
+    """Forwards connections to the port `target`. Bytes from there arrive `delay_seconds` late."""
 
     def __init__(self, target: int, *, delay_seconds: float) -> None:
         self.port = 0
@@ -27,7 +27,7 @@ class SlowLink:
         self._writers: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
-        """Drops all connections with what is on the way, and accepts no more."""
+        """Aborts all connections, loses the bytes on the way, and refuses further connections."""
         asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
 
     async def _cut(self) -> None:
@@ -92,7 +92,7 @@ class SlowLink:
 
 @contextmanager
 def run_slow_link(target: int, *, delay_seconds: float) -> Iterator[SlowLink]:
-    """Runs a link to a port of this machine."""
+    """Runs a link to the port `target` of this machine."""
     link, is_ready = SlowLink(target, delay_seconds=delay_seconds), threading.Event()
     thread = threading.Thread(target=link.run, args=(is_ready,))
     thread.start()

@@ -153,7 +153,7 @@ class Totals:
         self._folded_to = ""
         """The position of the last record in the totals, as this worker knows it."""
         self._has_folded = False
-        """Whether the last call of `fold` found records: then the next one need not look first."""
+        """Whether the last call of `fold` found records. Then the next one need not look first."""
 
     # ── folding ─────────────────────────────────────────────────────────────────────────────
 

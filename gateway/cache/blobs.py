@@ -51,7 +51,7 @@ DEFAULT_TOTAL_BYTES: Final = 10 << 30
 """The bound if neither settings nor blob store have one (`docs/reference/cache.md#bytes`)."""
 
 UNKNOWN_TOTAL_BYTES: Final = 1 << 50
-"""The bound until the blob store has told its own: nothing is evicted for an unknown one."""
+"""The bound until the blob store's own is known, so large that nothing is evicted meanwhile."""
 
 ROOM_FACTOR: Final = 4
 """A full store evicts so many times the size of one image, because more will follow."""
@@ -59,11 +59,11 @@ ROOM_FACTOR: Final = 4
 MIN_ROOM_BYTES: Final = 1 << 20
 
 NODES_FACTOR: Final = 4
-"""To find bytes on one node, a page of the index is this many times as large, because it lists the
-bytes of all nodes."""
+"""How much larger a page of the LRU index is when bytes on one node are searched: the index lists
+the bytes of all nodes."""
 
 MAX_CANDIDATE_PAGES: Final = 20
-"""How many of these pages are read at most. Without bytes of that node, nothing is evicted."""
+"""How many of these pages are read at most. If none has bytes of that node, nothing is evicted."""
 
 MAX_CONCURRENT_PUTS: Final = 4
 """Images that are sent to the store at the same time. More would queue there and time out."""
@@ -432,7 +432,7 @@ class Blobs:
         found: list[str] = []
         missing_bytes, skip = size_bytes, 0
         for _ in range(MAX_CANDIDATE_PAGES):
-            # Of all nodes: the index does not know where bytes are.
+            # The index does not know on which node bytes are.
             page = await execute(
                 self._store, EvictionCandidates(missing_bytes * NODES_FACTOR, skip)
             )

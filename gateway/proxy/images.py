@@ -218,7 +218,7 @@ class Images:
     ) -> Answer:
         """The answer with these images. Raises the flight's error if there are none.
 
-        `has_entry`: the entry, as this worker keeps it, has them.
+        `has_entry`: the entry in this worker's memory has them.
         """
         result = result or FlightResult(missing=set())
         if not images:

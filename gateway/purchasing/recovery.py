@@ -55,7 +55,7 @@ class Recovery:
         self._dead: dict[str, None] = {}
         """Workers to recover, in the order in which they were found dead."""
         self.has_dead = asyncio.Event()
-        """Set while there may be such a worker; `recover_dead` clears it."""
+        """Set when a worker was found dead; `recover_dead` clears it."""
         self._recovering = asyncio.Lock()
         self._clock = clock
         self._unavailable_at = -math.inf
@@ -66,7 +66,7 @@ class Recovery:
         """Failed attempts by purchase; those that stay open are few."""
 
     async def send_heartbeat(self) -> None:
-        """Tells the others that this worker is alive, and checks which of them are dead.
+        """Records that this worker is alive, and checks which others are dead.
 
         A worker is dead after two missed checks in a row, during which the store was available.
         Raises `StoreUnavailable`.
@@ -94,7 +94,7 @@ class Recovery:
     async def recover_dead(self) -> int:
         """Finishes the purchases of every dead worker; returns how many it closed.
 
-        It may take long, and this worker's heartbeats go on meanwhile. Raises `StoreUnavailable`.
+        This may take long, so call it beside `send_heartbeat`. Raises `StoreUnavailable`.
         """
         async with self._recovering:
             self.has_dead.clear()
@@ -115,7 +115,7 @@ class Recovery:
             try:
                 closed += await self._close(journal, attempt=attempt)
             except StoreFull:
-                continue  # the others may need less room
+                continue  # other journals may need less room
         await execute(self._store, Deregister(worker))
         return closed
 

@@ -48,11 +48,11 @@ NOT_KEPT: Final = object()
 
 
 class Source(Protocol):
-    """Where results come from, and the news of later writes."""
+    """Where results come from. It also reports later writes."""
 
     @property
     def is_trusted(self) -> bool:
-        """Whether it can have missed no write."""
+        """Whether it has reported every write so far."""
 
     def now(self) -> float:
         """The store's clock in Unix seconds."""
@@ -97,7 +97,7 @@ class ReadMemory:
         return self._size_bytes
 
     def find(self, command: Command[Any]) -> Any:
-        """The result as it would be now; `NOT_KEPT` without one that can be trusted."""
+        """The result as a read would return it now; `NOT_KEPT` without a trusted one."""
         kept = self._kept.get(command)
         if kept is None or not kept.fill.source.is_trusted:
             return NOT_KEPT
@@ -106,7 +106,7 @@ class ReadMemory:
         return Entry(kept.fill.source.now(), value.slots) if type(value) is Entry else value
 
     def begin(self, command: Command[Any], source: Source) -> Fill | None:
-        """Registers a read before it is sent. None: it is kept, or another one is under way."""
+        """Registers a read before it is sent. None: its result is kept, or being read already."""
         if command in self._filling or self.find(command) is not NOT_KEPT:
             return None
         names = names_read(command)
@@ -118,7 +118,7 @@ class ReadMemory:
     def end(self, fill: Fill, value: Any = NOT_KEPT) -> None:
         """Keeps the result of a read; without one, the read has failed."""
         if self._filling.get(fill.command) is not fill:
-            return  # something that it reads was written meanwhile
+            return  # a write of one of its names was reported meanwhile
         del self._filling[fill.command]
         size_bytes = OVERHEAD_BYTES + _size_of(value)
         if value is NOT_KEPT or size_bytes > self._max_bytes:
@@ -136,17 +136,17 @@ class ReadMemory:
             # nothing had been read over that source yet.
             self._notify(fill.names)
 
-    # ── news of writes ──────────────────────────────────────────────────────────────────────
+    # ── reports of writes ───────────────────────────────────────────────────────────────────
 
     def invalidate(self, names: Iterable[str]) -> None:
-        """Forgets all that was read of these names."""
+        """Drops the results that depend on these names."""
         for name in names:
             for command in tuple(self._by_name.get(name, ())):
                 self._cancel(command)
             self._notify((name,))
 
     def forget(self, source: Source | None = None) -> None:
-        """Forgets all that came from a source which may have missed a write; None: from any."""
+        """Drops the results of a source that may have missed a write; None: of every source."""
         fills = [*self._filling.values(), *(kept.fill for kept in self._kept.values())]
         for fill in fills:
             if source is None or fill.source is source:
@@ -154,8 +154,9 @@ class ReadMemory:
         self.notify_watches()
 
     def notify_watches(self) -> None:
-        """What came from a source that is not trusted any more is not forgotten, but not found.
-        Those who watch it read it again.
+        """Calls everyone who watches a result.
+
+        For a source that is not trusted any more: its results stay, but `find` skips them.
         """
         self._notify(self._watches)
 
@@ -193,7 +194,7 @@ class ReadMemory:
 def names_read(command: Command[Any]) -> tuple[str, ...]:
     """The names that a read depends on. Raises `TypeError` for a command that cannot be kept.
 
-    A value with a time to live also ends without a write. Keep one only if that does no harm.
+    A value with a TTL expires without a write. Keep one only if an expired value does no harm.
     """
     match command:
         case Get(space=space, index=None) | ScanRecords(space=space, after=""):
@@ -228,9 +229,9 @@ def names_written(commands: Iterable[Command[Any]]) -> Collection[str]:
 
 
 def names_announced(commands: Iterable[Command[Any]]) -> Collection[str]:
-    """What a process itself tells the others, of `names_written`: see `redis.cluster.tracking`.
+    """Those of `names_written` that a process announces itself: see `redis.cluster.tracking`.
 
-    Changes for which an administrator waits, and nothing that every purchase writes.
+    Only changes that an administrator waits for, because every purchase writes entries.
     """
     names: dict[str, None] = {}
     for command in commands:

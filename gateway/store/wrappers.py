@@ -27,7 +27,7 @@ ROOM_SECONDS: Final = 10.0
 """Without a call that found the store full, after which it counts as having room again."""
 
 MAX_RELIEVED: Final = 3
-"""For how many full nodes of a cluster one batch makes room."""
+"""On how many full nodes of a cluster one batch makes room."""
 
 MAX_CONCURRENT_BATCHES: Final = 128
 """The requests of so many results continue within some 20 ms of the event loop."""
@@ -138,9 +138,9 @@ class LimitedStore:
 class EvictingStore:
     """On `StoreFull` awaits `make_room` and executes the batch once more.
 
-    In a cluster, once for each full node that the batch needs. `assembly` sets `make_room` after
-    the cache is wired; it evicts images of the node that is full. Without it `StoreFull` is raised
-    at once.
+    In a cluster it does so once for each full node, at most `MAX_RELIEVED` times. `assembly` sets
+    `make_room` after the cache is wired; it evicts images of the node that is full. Without it
+    `StoreFull` is raised at once.
     """
 
     def __init__(self, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Hits from memory: they ask the store nothing, and what an administrator changes holds at once."""
+"""Hits from memory do not ask the store, and an administrator's changes hold for them at once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def until_from_memory(client: Client, prompt: str = "an otter") -> Reply:
 
 
 async def counted_hit(gateway: InProcess, **asked: Any) -> tuple[Reply, float]:
-    """A reply, and how many hits from memory it was."""
+    """A reply, and 1 if it was a hit from memory, else 0."""
     client = gateway.client
     before = (await client.metrics()).get(HITS, 0.0)
     reply = await client.ask(**asked)
@@ -82,7 +82,9 @@ async def test_a_hit_from_memory_is_like_any_other(gateway: InProcess, upstream:
     assert [r.time for r in records] == sorted(r.time for r in records)
 
 
-async def test_what_is_counted_or_stored_at_once_asks_the_store(gateway: InProcess) -> None:
+async def test_requests_that_are_counted_or_stored_at_once_ask_the_store(
+    gateway: InProcess,
+) -> None:
     for headers in (
         {"Idempotency-Key": "one"},
         {"X-Gateway-Tags": "zoo"},
@@ -294,13 +296,13 @@ def is_new(reply: Reply, kind: Kind, before: Before) -> bool:
         assert reply.status == 200 or reply.json["error"]["code"] == "rate_limit_exceeded"
         assert reply.status == 200 or "requests_per_minute" in reply.json["error"]["message"]
         return reply.status == 429
-    # One worker missed, and bought another image. The others missed too, or have a hit of that one.
+    # One worker missed and bought another image. The others wait for it, or have a hit of it.
     assert reply.status == 200, reply.body
     return reply.headers["x-gateway-image-ids"] != before.image
 
 
 async def last_stale(users: list[Client], kind: Kind, before: Before, *, since: float) -> float:
-    """How late the last of the workers still answered as before the change, in seconds."""
+    """How many seconds after the change the last worker still answered as before it."""
     latest = 0.0
     # Failed authentication is bounded for each address, so each change is watched from another.
     headers = {"X-Forwarded-For": f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"}
@@ -316,7 +318,7 @@ async def last_stale(users: list[Client], kind: Kind, before: Before, *, since: 
             else:
                 streak, latest = 0, max(latest, asked_at - since)
             if kind == "takedown" and streak < 2:
-                # However stale the worker is, no link leads to the image any more.
+                # Even on a worker with an old entry, no link leads to the image any more.
                 async with user.session.get(before.link) as response:
                     assert response.status in (404, 410)
 
@@ -331,7 +333,7 @@ async def change_everything(
     kinds: Sequence[Kind] = KINDS,
     disturb: Callable[[], Awaitable[None]] | None = None,
 ) -> dict[Kind, list[float]]:
-    """For each kind of change, how late the last worker still answered as before it."""
+    """By kind of change, how many seconds after it the last worker still answered as before."""
     late: dict[Kind, list[float]] = {kind: [] for kind in kinds}
     for number in range(times):
         key = await clients[0].with_key(f"key{number}")
@@ -351,7 +353,7 @@ async def change_everything(
 
 
 def in_milliseconds(late: Mapping[Kind, list[float]]) -> dict[Kind, str]:
-    """How late, for a message: of each kind the 99th percentile and the worst."""
+    """The 99th percentile and the maximum of each kind, as text."""
     return {
         kind: f"p99 {1000 * sorted(found)[int(len(found) * 0.99)]:.1f}, {1000 * max(found):.1f}"
         for kind, found in late.items()

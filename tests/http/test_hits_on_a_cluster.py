@@ -45,7 +45,7 @@ def own_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
 
 @dataclass
 class Changes:
-    """What an administrator changes, and how late a worker still answered as before."""
+    """Changes of an administrator, and how long workers still answered as before them."""
 
     clients: list[Client]
     """One for each of four workers, on two gateways."""
@@ -54,7 +54,7 @@ class Changes:
     asked: int = 0
 
     async def run(self, times: int, *, disturb: Callable[[], Awaitable[None]]) -> None:
-        """Changes everything so many times; `disturb` runs beside each change."""
+        """Makes a change of each kind `times` times. `disturb` runs during each change."""
         for number in range(times):
             key = await self._add_key(f"key{number}")
             users = [replace(one, secret=key.secret, key_id=key.key_id) for one in self.clients]
@@ -96,7 +96,7 @@ class Changes:
             return images if {r.status for r in replies} == {200} and len(images) == 1 else None
 
         await eventually(look)
-        # An announced change is forgotten twice.
+        # Workers drop the results of an announced change again a moment later.
         await asyncio.sleep(HOLDS_SECONDS)
         found: set[str] = await eventually(look)
         before = await self._hits()
@@ -129,7 +129,7 @@ class Changes:
         await eventually(attempt)
 
     async def _last_stale(self, users: list[Client], image: str) -> float:
-        """How late the last worker still answered as before the change, in seconds."""
+        """How many seconds after the change the last worker still answered as before it."""
         since, latest = time.monotonic(), 0.0
 
         async def watch(user: Client) -> None:
@@ -139,7 +139,7 @@ class Changes:
                 if reply.status == 200 and reply.headers.get("x-gateway-image-ids") == image:
                     latest = max(latest, asked_at - since)
                 elif reply.status == 401:
-                    await asyncio.sleep(0.05)  # too many of them, and the address has to wait
+                    await asyncio.sleep(0.05)  # too many failed authentications block the address
 
         await asyncio.gather(*map(watch, users))
         return latest
@@ -203,10 +203,10 @@ def move(cluster: RedisCluster, slot: int) -> None:
     cluster.end_migration(slot, source, target)
 
 
-async def test_nothing_is_stale_while_the_slots_of_exactly_these_keys_move(
+async def test_nothing_is_stale_while_the_slots_of_these_keys_move(
     tmp_path: Path, own_cluster: RedisCluster
 ) -> None:
-    """Those of key and limits and of the absent markers of purges, of the entry and take-downs."""
+    """The slots of keys, limits and purges (the books), of the entry, and of take-downs."""
 
     def move_all() -> None:
         for slot in (*entry_slots(own_cluster), TAKEDOWNS_SLOT, BOOKS_SLOT):
@@ -224,7 +224,7 @@ async def test_nothing_is_stale_after_a_failover(
     tmp_path: Path, own_cluster: RedisCluster, how: str
 ) -> None:
     def has_replica() -> bool:
-        # On a busy machine the nodes may have elected another one meanwhile.
+        # On a busy machine the nodes may have elected another master meanwhile.
         role, _, replicas, *_ = own_cluster.owner_of_slot(BOOKS_SLOT).run("ROLE")
         return role == b"master" and bool(replicas)
 
@@ -242,7 +242,7 @@ async def test_nothing_is_stale_after_a_failover(
         if how == "kill -9":
             master.start()
         elif how == "hangs":
-            # It wakes as if it still were a master. Before `min-replicas-max-lag` it would take
+            # It wakes as if it still were a master. Within `min-replicas-max-lag` it would accept
             # writes and lose them.
             time.sleep(3)
             master.thaw()

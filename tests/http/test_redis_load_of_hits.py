@@ -22,18 +22,18 @@ from tests.waiting import eventually
 from tests.wrk import find_wrk, flood, paced_flood
 
 MAX_COMMANDS = 4.0
-"""A second, of each worker."""
+"""How many commands each worker may send a second."""
 
 START_SECONDS = 70
 """After its start a worker looks at everything once, and verifies the books, once an hour later."""
 
 BURST = 6
 BURST_SECONDS = 60
-"""In a shorter time than this, so many commands of each worker may come together by chance: those
-of jobs whose intervals are longer."""
+"""In a shorter measurement, each worker may send `BURST` commands more: those of jobs with longer
+intervals, if they run in it by chance."""
 
 MAX_MICROSECONDS = 10.0
-"""Of Redis, for each hit."""
+"""How much time of Redis each hit may take."""
 
 NAMES = {script.sha: name for name, script in SCRIPTS.items()}
 
@@ -74,7 +74,7 @@ class CommandCounter:
 
 @pytest.fixture
 def counter(redis_url: str) -> Iterator[CommandCounter]:
-    """A relay to an empty Redis, in a thread of its own: gateways start while the test waits."""
+    """A relay to an empty Redis. It has a thread, because tests block while gateways start."""
     counter, ports, ends = CommandCounter(redis_url), Queue[int](), asyncio.Event()
 
     async def run() -> None:
@@ -97,13 +97,13 @@ def counter(redis_url: str) -> Iterator[CommandCounter]:
 
 @dataclass(frozen=True)
 class Spent:
-    """Microseconds of Redis by two clocks, neither of which shows less than its commands took."""
+    """Microseconds of Redis by two clocks. Both are upper bounds of what its commands took."""
 
     in_commands: float
-    """By `INFO commandstats`, of all commands of clients. What scripts call is part of the scripts.
-    This is the time by the wall: on a busy machine, that of other processes is in it."""
+    """Of all commands of clients, by `INFO commandstats`. Scripts include the commands they call.
+    This is wall-clock time, so on a busy machine it includes that of other processes."""
     of_processor: float
-    """Of the thread that executes commands, with reading and writing to connections."""
+    """Processor time of the thread that executes commands, reads and writes."""
 
     def since(self, before: Spent, *, hits: int) -> Spent:
         return Spent(
@@ -115,7 +115,7 @@ class Spent:
 def read_spent(url: str) -> Spent:
     with redis.Redis.from_url(url) as client:
         stats, cpu = client.info("commandstats"), client.info("cpu")
-    # Scripts call some of the plain ones too, so seldom that it makes no difference.
+    # Scripts call some of the plain ones too, too seldom to make a difference.
     names = {"evalsha", *(name.lower() for name in STORE_COMMANDS)}
     return Spent(
         sum(int(row["usec"]) for name, row in stats.items() if name.split("_")[1] in names),
@@ -142,7 +142,7 @@ async def until_all_from_memory(client: Client, *, workers: int) -> None:
 async def test_hits_cost_redis_few_commands_and_little_time(
     tmp_path: Path, upstream: Upstream, counter: CommandCounter, workers: int, seconds: int
 ) -> None:
-    """A worker alone under all the hits that it can answer, and two under 200 a second."""
+    """One worker with as many hits as it can answer, and two workers with 200 hits a second."""
     is_long = seconds > BURST_SECONDS
     wrk, folder = find_wrk(), tmp_path / "gateway"
     async with run_processes(folder, upstream.base_url, workers=workers, redis_url=counter.url) as (
@@ -171,8 +171,8 @@ async def test_hits_cost_redis_few_commands_and_little_time(
         assert not done.faults, shown
         burst = 0.0 if is_long else BURST / seconds
         assert sent <= MAX_COMMANDS + burst, shown
-        # Beside wrk, a worker and this process, short measurements on two cores differ too much. Of
-        # few hits, the time is that of the jobs in the background.
+        # With two workers, the hits are so few that background jobs take most of the time. Short
+        # measurements vary too much beside wrk, a worker and this process on two cores.
         assert (
             workers > 1
             or not is_long

@@ -58,7 +58,7 @@ async def test_no_acknowledged_purchase_is_lost_with_the_machine_of_the_master(
 
     Without `WAIT`, up to four acknowledged purchases were lost each time.
     """
-    # Sentinels would lead the replicas past the slow link after the usual timeout.
+    # After the usual timeout, sentinels would reconnect the replicas without the slow link.
     lines = [f"sentinel failover-timeout {SERVICE} 60000"]
     with run_sentinel_servers(
         tmp_path / "redis", replication_seconds=0.05, sentinel_lines=lines

@@ -1,4 +1,4 @@
-"""`gateway doctor` behind sentinels: whether a master that was replaced stops taking writes."""
+"""`gateway doctor` behind sentinels: whether a replaced master stops accepting writes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Kept reads of a Redis Cluster, while slots move and masters change.
 
-`pytest -s -m long tests/store/test_cluster_kept_reads.py` prints how late the last old result was.
+`pytest -s -m long tests/store/test_cluster_kept_reads.py` prints how long old results were found.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ async def pair(redis_cluster: RedisCluster, cluster_url: str) -> AsyncIterator[P
 
 @asynccontextmanager
 async def moving(cluster: RedisCluster, slot: int) -> AsyncIterator[None]:
-    """A slot that is being moved to another master, of which no key has moved; it is moved back."""
+    """Begins to move a slot to another master, without any key yet. Moves it back on exit."""
     source = cluster.owner_of_slot(slot)
     target = next(node for node in cluster.masters() if node is not source)
     cluster.begin_migration(slot, target)
@@ -93,7 +93,7 @@ def move_slot(cluster: RedisCluster, slot: int, target: Node) -> Node:
 
 
 async def last_found(store: Store, read: Command[Any], old: object, *, seconds: float) -> float:
-    """For how long from now on the store still finds an old result, in seconds."""
+    """For how many seconds from now the store still finds an old result."""
     began, latest = time.monotonic(), 0.0
     while (now := time.monotonic()) < began + seconds:
         store.kept.fill([read])
@@ -104,10 +104,10 @@ async def last_found(store: Store, read: Command[Any], old: object, *, seconds: 
 
 
 @pytest.mark.timed
-async def test_what_was_absent_is_forgotten_when_it_is_created_on_the_node_that_gets_the_slot(
+async def test_an_absence_is_dropped_when_the_key_is_created_on_the_importing_node(
     pair: Pair,
 ) -> None:
-    """The node that has answered never has the key, and so never tells of it."""
+    """The node that was read never has the key, so it does not report the write."""
     absent = Get("absent", "alice")
     assert await kept(pair.here, absent, VALUE) == [None, None]
     async with moving(pair.cluster, BOOKS_SLOT):
@@ -122,14 +122,14 @@ async def test_what_was_absent_is_forgotten_when_it_is_created_on_the_node_that_
 
 
 @pytest.mark.long
-async def test_what_a_moved_slot_had_is_kept_again_from_its_new_node(pair: Pair) -> None:
+async def test_results_of_a_moved_slot_are_kept_again_from_its_new_node(pair: Pair) -> None:
     await execute(pair.there, change(b"one", before=None))
     absent = Get("absent", "alice")
     assert await kept(pair.here, RECORD, absent) == [b"one", None]
     target = pair.other(pair.cluster.owner_of_slot(BOOKS_SLOT))
     source = move_slot(pair.cluster, BOOKS_SLOT, target)
     try:
-        # Nothing is sent for this slot: a ping finds that it has moved.
+        # No command for this slot is sent, so only a ping can find that it has moved.
         await eventually(lambda: pair.here.kept.find([absent]) is None, seconds=3)
         assert await kept(pair.here, RECORD, absent) == [b"one", None]
         await execute(pair.there, change(b"two", before=b"one"))
@@ -140,7 +140,7 @@ async def test_what_a_moved_slot_had_is_kept_again_from_its_new_node(pair: Pair)
 
 
 @pytest.mark.long
-async def test_scripts_that_a_node_has_lost_are_loaded_for_what_is_to_be_kept(pair: Pair) -> None:
+async def test_scripts_that_a_node_has_lost_are_loaded_again_for_kept_reads(pair: Pair) -> None:
     by_index = Get("keys", "secret", index="secrets")
     await kept(pair.here, RECORD)
     pair.cluster.owner(KEYS.books).run("SCRIPT", "FLUSH")
@@ -166,12 +166,12 @@ async def test_a_process_sends_at_most_four_commands_a_second_to_each_node(pair:
         calls = {
             name.removeprefix("cmdstat_"): each["calls"]
             for name, each in stats.items()
-            # The last one is of a replica.
+            # Replicas send the last one.
             if name.partition("|")[0] not in ("cmdstat_config", "cmdstat_info", "cmdstat_replconf")
         }
         spent = sum(each["usec"] for name, each in stats.items() if name[8:] in calls) / 4
         show(f"{node.name}: {calls} in 4 s, {spent:.0f} µs of the node a second")
-        # The map is read every 10 s besides.
+        # Three commands a second, and a read of the map every 10 s.
         assert sum(calls.values()) <= 4 * 4
 
 
@@ -186,7 +186,7 @@ async def test_a_node_that_refuses_tracking_is_named(redis_cluster: RedisCluster
         refusal = str(await store.kept.find_refusal())
         assert refusing.name in refusal
         assert "client|tracking" in refusal
-        # The others keep what they have.
+        # Results of the other nodes are kept.
         await kept(store, VALUE)
         assert find_after_fill(store, RECORD) is None
 
@@ -196,17 +196,17 @@ async def test_a_node_that_refuses_tracking_is_named(redis_cluster: RedisCluster
 
 @dataclass
 class Changes:
-    """Writes of one process, and how late the other still found what was before them."""
+    """Writes of one process, and how long the other still found the old results."""
 
     pair: Pair
     late: list[float] = field(default_factory=list)
     found: int = 0
-    """How often a result was in memory."""
+    """How many of the results were in memory before their change."""
     _before: dict[Command[Any], bytes | None] = field(default_factory=dict)
     _count: int = 0
 
     async def run(self) -> None:
-        """Writes both reads in turn until it is cancelled."""
+        """Changes the results of both reads in turn until it is cancelled."""
         while True:
             for read in (RECORD, VALUE):
                 await self._change(read)
@@ -241,7 +241,7 @@ class Changes:
                     return
                 if await execute(self.pair.there, change(value, before=before)) is None:
                     return
-            # It may have been executed, or a failover may have lost the one before.
+            # The write may have been executed, or a failover may have lost the previous one.
             if (before := await self._read(read)) == value:
                 return
 
@@ -334,7 +334,7 @@ async def freeze_masters(cluster: RedisCluster, seconds: float) -> None:
     "disturb",
     [move_slots, move_slots_in_one_step, fail_over_by_hand, kill_masters, freeze_masters],
 )
-async def test_nothing_old_is_found_while_nodes_change(
+async def test_old_results_are_not_found_while_nodes_change(
     own_cluster: RedisCluster, disturb: Callable[[RedisCluster, float], Awaitable[None]]
 ) -> None:
     async with open_pair(own_cluster, own_cluster.url) as pair:
@@ -345,7 +345,7 @@ async def test_nothing_old_is_found_while_nodes_change(
             await disturb(own_cluster, 30.0)
             found = changes.found
             await asyncio.sleep(5)
-            assert changes.found > found  # it works again
+            assert changes.found > found  # results are kept again
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

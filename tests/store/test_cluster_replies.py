@@ -31,7 +31,7 @@ from tests.faulty_cluster import BREAKS, FINAL, UNEXECUTED, Fault, FaultyCluster
 from tests.waiting import eventually
 
 KINDS = ("read_entry", "admit", "untrack", "delete_hits", "set_value", "store_images", "settle")
-"""Some whose order carries no meaning, and some whose order does."""
+"""Commands whose order in a batch does not matter, and commands whose order does."""
 
 NODES = st.integers(0, 2)
 
@@ -105,7 +105,7 @@ async def test_commands_sent_together(
                 for key in {key for key, _ in commands}:
                     of_key = [o for (k, _), o in zip(commands, ids, strict=True) if k == key]
                     assert [one for one in cluster.executed if one in of_key] == of_key
-        # Also those to nodes that have left, or that were only asked.
+        # Also connections to nodes that lost their slots, or that only got ASKING.
         await eventually(lambda: not cluster.connections)
 
 
@@ -136,7 +136,7 @@ async def test_a_batch_in_order(
             in_order = [stage_of[one] for one in cluster.executed]
             assert in_order == sorted(in_order)
             if replies is None:
-                # The stage that failed is the last one of which anything was executed.
+                # The stages before the last one that executed anything were executed whole.
                 done = max(in_order, default=0)
                 assert all(executed[one] for stage in stages[:done] for one in stage)
                 return
@@ -188,7 +188,7 @@ async def test_a_cluster_that_has_no_slots_yet() -> None:
             await opened.check(())
         cluster.has_slots = True
         assert await opened.execute([(b"DO", b"a", b"1")]) == [b"1"]
-        # Later on too: all nodes were reset, and others have their addresses.
+        # The same later on, after all nodes were reset.
         cluster.has_slots = False
         await opened.topology.refresh()
         with pytest.raises(StoreUnavailable):
@@ -210,7 +210,7 @@ async def test_nodes_that_are_announced_without_an_address(announced: bytes | No
         assert await opened.execute([(b"DO", b"a", b"1")]) == [b"1"]
 
 
-async def test_without_an_announced_address_it_is_the_one_of_the_only_host() -> None:
+async def test_without_an_announced_address_the_only_host_of_the_url_is_used() -> None:
     async with run_faulty_cluster({}) as cluster:
         cluster.announced = None
         url = f"redis+cluster://127.0.0.1:{cluster.ports[1]}/0"
@@ -221,12 +221,12 @@ async def test_without_an_announced_address_it_is_the_one_of_the_only_host() -> 
 
 @pytest.mark.timed
 async def test_closing_does_not_wait_for_nodes_that_hang() -> None:
-    """Each of them is given 0.7 s to answer, one after the other."""
+    """The client waits 0.7 s for each node, one after the other."""
     with ExitStack() as stack:
         silent = [stack.enter_context(socket.socket()) for _ in range(8)]
         for each in silent:
             each.bind(("127.0.0.1", 0))
-            each.listen()  # the system accepts, and nothing answers
+            each.listen()  # the kernel accepts connections, and nothing answers
         hosts = ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in silent)
         opened = ClusterClient(f"redis+cluster://{hosts}/0", keys=Keys("igw:"))
         async with opened.open():

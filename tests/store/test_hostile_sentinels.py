@@ -1,4 +1,4 @@
-"""Sentinels that disagree, are cut off, or are none. They are played; the servers are real."""
+"""Sentinels that disagree, are cut off, or are no sentinels. They are fakes; the Redis is real."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PlayedSentinel:
     refuses: bytes = b""
     """A command that is answered NOPERM."""
     reply: bytes = b""
-    """To every question, instead of the address."""
+    """The reply to every question, instead of the address."""
     port: int = 0
     asked: int = 0
     _subscribers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -161,7 +161,7 @@ async def test_the_latest_election_counts_although_most_do_not_know_of_it(scene:
         await eventually(has_moved)
 
 
-async def test_a_promotion_of_which_no_announcement_arrived_is_noticed(scene: Scene) -> None:
+async def test_a_promotion_is_noticed_without_an_announcement(scene: Scene) -> None:
     master, was_replaced = SentinelMaster(scene.url), asyncio.Event()
     master.on_replaced.append(was_replaced.set)
     async with master.open():
@@ -171,7 +171,9 @@ async def test_a_promotion_of_which_no_announcement_arrived_is_noticed(scene: Sc
 
 
 @pytest.mark.parametrize("text", [b":1\r\n", b"*0\r\n", b"$-1\r\n"])
-async def test_announcements_that_are_nonsense_stop_no_others(scene: Scene, text: bytes) -> None:
+async def test_after_malformed_announcements_others_are_still_followed(
+    scene: Scene, text: bytes
+) -> None:
     master, was_replaced = SentinelMaster(scene.url), asyncio.Event()
     master.on_replaced.append(was_replaced.set)
     sentinel = scene.sentinels[0]
@@ -186,8 +188,8 @@ async def test_announcements_that_are_nonsense_stop_no_others(scene: Scene, text
         await eventually(was_replaced.is_set)
 
 
-async def test_sentinels_that_are_cut_off_lead_nobody_back(scene: Scene) -> None:
-    """One that knows of an earlier election alone may be cut off together with its master."""
+async def test_a_sentinel_that_is_cut_off_does_not_lead_back_to_an_old_master(scene: Scene) -> None:
+    """If only one answers, with an earlier election, it may be cut off with the old master."""
     scene.all_name(scene.two, epoch=2)
     async with following(scene) as port:
         assert await port() == scene.two
@@ -199,7 +201,7 @@ async def test_sentinels_that_are_cut_off_lead_nobody_back(scene: Scene) -> None
 
 
 async def test_sentinels_that_were_set_up_again_are_followed(scene: Scene) -> None:
-    """Their elections are numbered from 0."""
+    """They number their elections from 0 again."""
     scene.all_name(scene.two, epoch=7)
     async with following(scene) as port:
         assert await port() == scene.two
@@ -210,7 +212,7 @@ async def test_sentinels_that_were_set_up_again_are_followed(scene: Scene) -> No
 @pytest.mark.parametrize(
     "reply", [b"*1\r\n$1\r\na\r\n", b":7\r\n", b"*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"+OK\r\n"]
 )
-async def test_answers_that_name_no_master_disturb_nothing(scene: Scene, reply: bytes) -> None:
+async def test_malformed_replies_of_one_sentinel_are_ignored(scene: Scene, reply: bytes) -> None:
     scene.sentinels[0].reply = reply
     async with following(scene) as port:
         assert await port() == scene.one
@@ -222,7 +224,7 @@ async def test_answers_that_name_no_master_disturb_nothing(scene: Scene, reply: 
         await eventually(has_moved)
 
 
-async def test_a_redis_in_the_place_of_a_sentinel_is_told(scene: Scene) -> None:
+async def test_a_redis_in_the_place_of_a_sentinel_is_reported(scene: Scene) -> None:
     url = f"redis+sentinel://127.0.0.1:{scene.one}/images/0?sentinel_password=hunter2"
     async with open_redis_store(url) as store:
         with pytest.raises(StoreMisconfigured, match="is no sentinel but a Redis") as caught:
@@ -255,7 +257,7 @@ async def test_sentinels_get_no_password_of_the_redis(scene: Scene) -> None:
     assert b"hunter2" not in b" ".join(word for words in heard for word in words)
 
 
-async def test_announcements_that_a_user_may_not_read_are_logged(scene: Scene) -> None:
+async def test_a_refused_subscription_is_logged(scene: Scene) -> None:
     """The gateway notices the next promotion a second later."""
     scene.sentinels[1].refuses = b"SUBSCRIBE"
     with structlog.testing.capture_logs() as logs:
@@ -268,8 +270,8 @@ async def test_announcements_that_a_user_may_not_read_are_logged(scene: Scene) -
     assert refused["sentinel"] == f"127.0.0.1:{scene.sentinels[1].port}"
 
 
-async def test_a_master_without_the_store_is_no_successor(scene: Scene) -> None:
-    """It is another one, or was restarted without its data. Nothing is created there."""
+async def test_a_new_master_without_the_store_is_not_used(scene: Scene) -> None:
+    """It is another Redis, or was restarted without its data. No store is created there."""
     async with open_redis_store(scene.url) as store:
         await execute(store, commands.SetValue("s", "n", b"v", None))
         scene.all_name(scene.two, epoch=2)

@@ -35,7 +35,7 @@ async def stores(url: str, count: int) -> AsyncIterator[list[Store]]:
 
 
 def count_rounds(store: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each script is sent at most for one command, by its name."""
+    """By script, how often it is sent for one command at most."""
     run, execute_all, most, sent = store._client.run, store.execute, Counter[str](), Counter[str]()
 
     async def counted(encoded: Any) -> Any:
@@ -61,7 +61,7 @@ def count_rounds(store: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 async def test_the_books_are_read_at_one_moment_while_purchases_go_on(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each purchase counts 1, so every reading has as many as the window has reserved."""
+    """Each purchase counts 1, so a consistent reading has as many purchases as the window says."""
     async with stores(redis_url, 3) as (one, other, reader):
         ends, bought = False, Counter[str]()
 
@@ -97,10 +97,10 @@ async def test_the_books_are_read_at_one_moment_while_purchases_go_on(
         assert rounds["read_books"] <= 2
 
 
-async def test_a_worker_settles_purchases_of_which_it_knows_no_keys(
+async def test_a_worker_settles_purchases_whose_keys_it_does_not_know(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of a worker that died, of many keys and in one batch; each is charged once."""
+    """A worker died with purchases of many keys. One batch settles them, and charges each once."""
     async with stores(redis_url, 2) as (dead, worker):
         names = [f"p{i}" for i in range(100)]
         reserves = [
@@ -122,7 +122,7 @@ async def test_a_worker_settles_purchases_of_which_it_knows_no_keys(
         books = await execute(worker, ReadBooks((OPEN,), max_purchases=10))
         assert books.purchases == []
         assert books.windows[0].reserved == {}
-        assert rounds["settle"] == 2 * len(names)  # of one, the second time each
+        assert rounds["settle"] == 2 * len(names)  # each once, and once more with further keys
 
 
 # ── queues ──────────────────────────────────────────────────────────────────────────────────
@@ -131,7 +131,7 @@ async def test_a_worker_settles_purchases_of_which_it_knows_no_keys(
 async def test_purchases_of_many_keys_all_get_their_turn(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More keys than a script looks at; two workers whose purchases wait and leave all the time."""
+    """More keys than a script reads, while purchases of two workers join and leave."""
     async with stores(redis_url, 2) as workers:
         rounds = [count_rounds(store, monkeypatch) for store in workers]
         keys, seen, settled = 60, set[str](), set[str]()
@@ -166,7 +166,7 @@ async def test_purchases_of_many_keys_all_get_their_turn(
 async def while_keys_join(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Store, Store, list[str]]]:
-    """A store that knows no keys, before each of whose round trips a new key joins the queue.
+    """A store that has learned no keys. Before each of its round trips a new key joins the queue.
 
     Yields another store, this one, and the keys that have joined.
     """
@@ -205,7 +205,7 @@ async def test_a_position_is_estimated_while_keys_join_all_the_time(
             exact = await execute(worker, commands.ReadTurns("a", 60, 100, ("new",)))
             found = [found.turn]
             assert found[0].state == "queued"
-        # Only the key that joined last is not known, which has one purchase.
+        # Only the key that joined last is unknown. It has one purchase.
         assert abs(found[-1].position - exact[-1].position) <= 1
         assert abs(found[-1].wait_seconds - exact[-1].wait_seconds) <= 2.0
 

@@ -1,4 +1,4 @@
-"""Purchases wait until replicas have them: what an election may lose was not answered."""
+"""Purchases are acknowledged once replicas have them, so that an election loses none of these."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WRITE = commands.SetValue("s", "n", b"v", None)
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServers]:
-    # Sentinels that never promote: these tests pause replicas, and end connections.
+    # Sentinels never promote within a minute: these tests pause replicas and kill connections.
     lines = ["sentinel down-after-milliseconds images 60000"]
     with run_sentinel_servers(tmp_path_factory.mktemp("sentinel"), sentinel_lines=lines) as servers:
         yield servers
@@ -74,7 +74,7 @@ async def has_connected(store: Store) -> None:
     ],
     ids=["received", "settled", "record", "take-down"],
 )
-async def test_what_must_not_be_lost_is_answered_once_a_replica_has_it(
+async def test_a_write_that_must_not_be_lost_is_answered_once_a_replica_has_it(
     servers: SentinelServers, command: Command[object]
 ) -> None:
     """Other commands of the worker do not wait meanwhile."""
@@ -89,7 +89,9 @@ async def test_what_must_not_be_lost_is_answered_once_a_replica_has_it(
         await waiting
 
 
-async def test_a_client_that_goes_away_takes_no_fence_from_others(servers: SentinelServers) -> None:
+async def test_a_cancelled_request_does_not_cancel_the_fence_of_others(
+    servers: SentinelServers,
+) -> None:
     async with open_redis_store(servers.url) as store:
         await has_connected(store)
         with replicas_paused(servers):
@@ -102,7 +104,7 @@ async def test_a_client_that_goes_away_takes_no_fence_from_others(servers: Senti
 
 
 async def test_a_purchase_is_repeated_if_its_master_is_gone(servers: SentinelServers) -> None:
-    """Whether the next one has it cannot be known."""
+    """Because nothing says whether the next master has it."""
     async with open_redis_store(servers.url) as store:
         await has_connected(store)
         with replicas_paused(servers):
@@ -122,7 +124,7 @@ async def _succeeds(store: Store) -> bool:
         return False
 
 
-async def test_without_replicas_purchases_go_on_and_the_log_says_so(
+async def test_without_replicas_purchases_go_on_and_a_warning_is_logged(
     servers: SentinelServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replication, "GIVE_UP_SECONDS", 0.2)
@@ -154,10 +156,10 @@ async def _confirms(store: Store, logs: list[dict[str, object]]) -> bool:
 
 
 @pytest.mark.long
-async def test_a_master_that_has_lost_its_replicas_says_what_to_do(
+async def test_the_error_of_a_master_without_replicas_says_what_to_do(
     servers: SentinelServers,
 ) -> None:
-    """It refuses the purchase, which is repeated until a replica is back."""
+    """The master refuses the purchase until a replica is back."""
     async with open_redis_store(servers.url) as store:
         await has_connected(store)
         with servers.master.client() as client:
@@ -176,7 +178,7 @@ async def test_a_master_that_has_lost_its_replicas_says_what_to_do(
         await eventually(lambda: _succeeds(store))
 
 
-async def test_a_user_who_may_not_wait_is_named_with_the_rule(servers: SentinelServers) -> None:
+async def test_the_warning_names_a_user_without_the_right_to_wait(servers: SentinelServers) -> None:
     url = servers.restricted()
     with servers.master.client() as client:
         client.execute_command("ACL", "SETUSER", "gateway", "-wait")
@@ -188,10 +190,10 @@ async def test_a_user_who_may_not_wait_is_named_with_the_rule(servers: SentinelS
 
 
 @pytest.mark.long
-async def test_in_a_cluster_the_nodes_of_the_purchase_are_waited_for(
+async def test_in_a_cluster_a_purchase_waits_for_the_replicas_of_its_nodes(
     redis_cluster: RedisCluster,
 ) -> None:
-    """Here that of the books, and no other."""
+    """Its only node here is that of the books."""
     redis_cluster.flush()
     books = redis_cluster.owner("igw:{books}:x")
     other = next(each for each in redis_cluster.masters() if each is not books)

@@ -1,4 +1,4 @@
-"""Each script touches only keys that it declares, as the server itself tells it."""
+"""Each script touches only keys that it declares, as the server's `MONITOR` shows."""
 
 from __future__ import annotations
 
@@ -136,13 +136,13 @@ async def test_every_script_touches_only_keys_that_it_declares(
     assert {*executed.scripts} - {"EVAL"} == {*SCRIPTS} - {"handshake"}
 
 
-async def test_a_script_that_names_a_key_by_itself_is_noticed(
+async def test_the_monitor_finds_a_script_that_touches_another_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = f"redis.call('INCR', KEYS[1] .. ':runs')\n{SCRIPTS['set_value'].source}"
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     monkeypatch.setitem(cast(Any, SCRIPTS), "set_value", Script(source, sha))
-    # The server that the tests share is monitored too.
+    # On a server of its own: with `MONITORED=1` the shared one is monitored already.
     with run_redis_server(tmp_path) as url, monitored(url, tmp_path / "commands") as executed:
         async with open_redis_store(url) as store:
             await execute(store, commands.SetValue("s", "n", b"1", 60.0))
@@ -150,7 +150,7 @@ async def test_a_script_that_names_a_key_by_itself_is_noticed(
 
 
 async def test_a_full_server_refuses_a_script_as_a_whole(redis_url: str) -> None:
-    """No script stops in the middle: what it has written by then would stay."""
+    """A script that stopped in the middle would leave its first writes."""
     refused = set[str]()
     with redis.Redis.from_url(redis_url) as client:
 

@@ -1,6 +1,6 @@
-"""Gateways of this version share a store with those of the one before.
+"""Gateways of this version share a store with gateways of the previous version.
 
-The scripts of that one know no hash `reserved`. All else that they write is the same.
+Scripts of the previous version do not write the hash `reserved`. They write everything else alike.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def held(books: Books, window: WindowName) -> int:
     )
 
 
-async def test_purchases_that_the_version_before_has_reserved_are_served(
+async def test_purchases_that_the_previous_version_reserved_are_finished(
     redis_url: str, client: redis.Redis
 ) -> None:
     async with open_redis_store(redis_url) as store:
@@ -87,7 +87,7 @@ async def test_purchases_that_the_version_before_has_reserved_are_served(
         assert books.totals[0].charged == 6 * 7
 
 
-async def test_what_the_version_before_leaves_is_not_read_and_expires(
+async def test_fields_that_the_previous_version_leaves_are_not_read_and_expire(
     redis_url: str, client: redis.Redis
 ) -> None:
     async with open_redis_store(redis_url) as store:
@@ -96,7 +96,7 @@ async def test_what_the_version_before_leaves_is_not_read_and_expires(
         left = client.hgetall(RESERVED)
         assert len(left) == 2
         assert await settle(store, "p0") == "settled"
-        client.hset(RESERVED, mapping=left)  # as a settlement by the version before leaves it
+        client.hset(RESERVED, mapping=left)  # as a settlement by the previous version leaves it
         books = await read(store)
         assert books.purchases is not None
         assert [each.purchase for each in books.purchases] == ["p1"]

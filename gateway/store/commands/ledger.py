@@ -157,8 +157,8 @@ class TrimLedger(Command[Trimmed]):
 
     Charged records go after `keep_charged_seconds`. Free ones go after `keep_free_seconds`, and
     while all of them together have more than `max_free_bytes`. A record after `folded_to` is only
-    removed if it is free and the free ones have more than `max_unfolded_bytes`. Without a
-    `folded_to` it is the checkpoint of the totals.
+    removed if it is free and the free ones have more than `max_unfolded_bytes`. The
+    default of `folded_to` is the checkpoint of the totals.
 
     A day whose records are all to be removed may go at once, beyond the limit, if that takes no
     longer. Works in a full store.

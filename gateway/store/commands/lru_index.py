@@ -66,7 +66,7 @@ class Untrack(Command[None]):
 class EvictionCandidates(Command[Mapping[str, int]]):
     """The least recently used digests that together have at least `size_bytes`, oldest first.
 
-    Returns the bytes of each, of `MAX_EVICTIONS` digests at most, without the `skip` oldest ones.
+    Returns at most `MAX_EVICTIONS` digests, each with its bytes. Leaves out the `skip` oldest ones.
     Writes nothing, so it also works in a full store.
     """
 

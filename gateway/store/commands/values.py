@@ -12,8 +12,8 @@ class SetValue(Command[bool]):
     """Sets a small value. False, and no change, if a condition is not met.
 
     With `only_if_absent` there must be none, with `expected` it must be one of those; with both,
-    either. The value expires after `ttl_seconds`; None: never. With `is_kept`, processes keep the
-    value in memory (`kept_reads`), and are told at once that it has changed.
+    either. The value expires after `ttl_seconds`; None: never. With `is_kept`, processes may
+    keep the value in memory (`kept_reads`), and the store reports the change to them at once.
     """
 
     space: str

@@ -10,9 +10,9 @@ from gateway.store.protocol import Command
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Command[Sequence[str]]):
-    """Records that the worker is alive, and returns the `ExpiredWorkers` from before it.
+    """Records that the worker is alive; returns what `ExpiredWorkers` would have returned before.
 
-    None are looked for, and none returned, without `expired_after_seconds`.
+    Without `expired_after_seconds` it returns no workers.
     """
 
     worker: str

@@ -1,6 +1,6 @@
-"""Answers of scripts that did nothing and want to be sent again: with other days, or further keys.
+"""Replies of scripts that did nothing and must be sent again: with other days, or further keys.
 
-A script answers `CALENDAR <now>` if its clock is in neither of the days that it was sent, and
+A script replies `CALENDAR <now>` if its clock is in neither of the days that it was sent, and
 `KEYS <now> <number> <names>` if it needs keys that were not declared. `now` is the server's time in
 microseconds, and names are percent-encoded.
 """
@@ -20,23 +20,23 @@ from gateway.store.redis.commands.encoding import RedisCommand
 
 MAX_TOPICS: Final = 4096
 MAX_LEARNED: Final = 512
-"""Keys of a topic; the oldest ones are forgotten first."""
+"""Keys of a topic; the oldest ones are dropped first."""
 
 MAX_OF_QUEUE: Final = 64
-"""The keys of a queue, with which every reservation of a limited account is sent. A script reads
-the tickets of at most 50 keys."""
+"""Keys of a queue. Every reservation at a limited account declares them. A script reads the tickets
+of at most 50 keys."""
 
 _ANSWER: Final = re.compile(r"(?:ERR )?(?:CALENDAR|KEYS) (\d+)(?: (\d+) (.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """How a script wants to be sent again."""
+    """How to send a script again."""
 
     now: float
     """The server's Unix seconds."""
     keys: Sequence[str] = ()
-    """Those to declare too."""
+    """The keys to declare as well."""
 
 
 def read_repeat(reply: object) -> Repeat | None:
@@ -52,8 +52,8 @@ def read_repeat(reply: object) -> Repeat | None:
 class LearnedKeys:
     """The keys of a worker's purchases and of the queues where they wait.
 
-    A settlement needs the keys of its reservation, and the next turns those of the last ones. A
-    script asks for the keys that are missing, so this class only saves round trips.
+    A settlement needs the keys of its reservation, and a call for turns those of the call before. A
+    script asks for missing keys, so this class only saves round trips.
     """
 
     def __init__(self) -> None:

@@ -57,8 +57,8 @@ RETRY_SECONDS: Final = 0.25
 """The pause before another attempt to connect to a server that answers but cannot be used."""
 
 ELECTION_SECONDS: Final = 0.1
-"""The pause before another attempt to connect, if the server that was found takes no writes and
-another is being elected."""
+"""The pause before another attempt to connect, while the known server refuses writes and another
+one is being elected."""
 
 ALWAYS_WRITE: Final = (SCRIPTS["append"], SCRIPTS["heartbeat"])
 """Scripts that every worker runs often, and that a server without writes would refuse."""
@@ -78,11 +78,11 @@ _POLICY: Final = re.compile(rb"^maxmemory_policy:([\w-]+)", re.MULTILINE)
 
 
 class NotReached(redis_errors.RedisError):
-    """The reply to a command that was not sent, because one before it was answered by an error."""
+    """The reply to a command that was not sent, because one before it failed."""
 
 
 class NodeFull(redis_errors.OutOfMemoryError):
-    """The reply of a node of a cluster whose memory is full."""
+    """The reply of a cluster's node whose memory is full."""
 
     def __init__(self, error: Exception, node: str) -> None:
         super().__init__(str(error), status_code="OOM")
@@ -217,8 +217,8 @@ class RedisClient:
     async def confirm(self, mark: Any, keys: Sequence[str]) -> None:
         """Waits until replicas have what was executed since `mark`, if one may be promoted.
 
-        Raises `StoreUnavailable` if another server has taken over, which may lack it: repeat it.
-        If no replica answers, the log says so (`replication`).
+        Raises `StoreUnavailable` if another server has taken over, which may lack the writes. The
+        caller then repeats them. If no replica confirms, logs that and returns (`replication`).
         """
         if self._replication is None:
             return
@@ -334,7 +334,7 @@ class RedisClient:
             pipeline.abort(redis_errors.ConnectionError("the check has ended"))
 
     def may_be_on(self, key: bytes, node: str) -> bool:
-        """True: all keys are on the one server. In a cluster, whether `node` has this one."""
+        """Whether a cluster's node may have the key: always True for a single server."""
         return True
 
     def translate(self, reply: Exception, command: str) -> Exception:
@@ -404,7 +404,7 @@ class RedisClient:
                 pipeline = await self._connect_once(deadline)
             except _CANNOT_CONNECT as error:
                 is_early = loop.time() + ELECTION_SECONDS < deadline
-                # An election changes no password.
+                # Another server would refuse the password too, so NOAUTH is raised at once.
                 may_change = retires(error) and code_of(error) != "NOAUTH"
                 if not (self.addresses.is_elected and may_change and is_early):
                     raise
@@ -494,7 +494,7 @@ class RedisClient:
             user=self.addresses.user,
             prefix=self._keys.prefix,
             is_tls=self.addresses.is_tls,
-            # Those of a cluster's node are fixed, but its slots may get another one.
+            # Not `addresses.is_elected`: a node has a fixed address, but may get a successor.
             is_elected=self._replication is not None,
         )
 

@@ -29,8 +29,8 @@ STALL_SECONDS: Final = 0.1
 """If a deadline is noticed later than this, the process stalled and the server may have replied."""
 
 SILENT_SECONDS: Final = 0.4
-"""A request that expires closes the connection only if the server was silent for this long. One
-that was sent just before its deadline says nothing about the server."""
+"""A request that expires closes the connection only if the server was silent for this long. If the
+request was sent just before its deadline, the server may be well."""
 
 _INCOMPLETE: Final = object()
 """hiredis returns it until a whole reply has arrived."""

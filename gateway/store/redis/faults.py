@@ -65,7 +65,7 @@ _RETIRING_ELECTED: Final = {
     "NOREPLICAS": "refuses writes, because it has fewer replicas than min-replicas-to-write: start"
     " a replica. If it was cut off, the gateway looks for the master that is elected instead.",
 }
-"""The same where others decide which server is the master, and tell the gateway."""
+"""The same, if sentinels or a cluster elect the master."""
 
 OTHER_CODES: Final = {
     "MISCONF": "cannot save its data to disk (MISCONF), so it refuses writes: see its log.",
@@ -108,7 +108,7 @@ class NoMaster(redis_errors.ConnectionError):
 
 
 class NoAddress(redis_errors.ConnectionError):
-    """A cluster announces a node under a name that is no address."""
+    """A cluster announces a node without a usable address."""
 
     def __init__(self, host: object) -> None:
         self.fault = Fault(

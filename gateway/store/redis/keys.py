@@ -190,7 +190,7 @@ class Keys:
 
     @property
     def asked_often(self) -> str:
-        """A key that never exists. It is declared to a script that has asked `MAX_ASKED` times."""
+        """A key that never exists. Scripts that have asked `MAX_ASKED` times get it declared."""
         return f"{self.books}asked-often"
 
     def tickets(self, account: str, key: str) -> str:

@@ -1,9 +1,9 @@
 """Waits until replicas have what a master has executed, for writes that must survive it.
 
-Replication is asynchronous, so a master that is lost takes with it what it had answered and not
-sent yet. A fence is a write of its own followed by `WAIT`, which covers all that the server
-executed before. It has a connection of its own, because `WAIT` delays what follows it there, and
-one fence is for all purchases that end at the same time.
+Replication is asynchronous: if a master is lost, so are the writes that it acknowledged but had not
+sent to a replica. A fence is a write of its own followed by `WAIT`, which covers everything that
+the server executed before. Fences have a connection of their own, because `WAIT` delays the
+commands behind it. Writes at the same time share one fence.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ WAIT_SECONDS: Final = 0.5
 """The longest wait of one fence for replicas."""
 
 LAGGING_SECONDS: Final = 5.0
-"""How long fences do not wait for replicas that were too slow for one."""
+"""After a replica was too slow for one fence, fences do not wait for it for this long."""
 
 GIVE_UP_SECONDS: Final = 3.0
-"""How long a write waits for the first replica. A master that is cut off refuses writes before
-that, with `min-replicas-max-lag 2`, and then the write is repeated where it counts."""
+"""How long a write waits for the first replica. With `min-replicas-max-lag 2`, a master that is
+cut off refuses writes before that, and the caller repeats the write on its successor."""
 
 RETRY_SECONDS: Final = 1.0
-"""While no replica answers, one write of these seconds waits for a fence."""
+"""While no replica confirms, one write in this time waits for a fence, and the others do not."""
 
 _PAUSE_SECONDS: Final = 0.1
 
@@ -44,7 +44,7 @@ _ERRORS: Final = (*CONNECTION_ERRORS, redis_errors.ResponseError)
 
 
 class Replication:
-    """The fences on one server, and what they say of writes that were executed before them."""
+    """Says whether replicas have the writes that one server executed, by fences on that server."""
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class Replication:
     async def confirm(self, used: PipelinedConnection, is_used: Callable[[], bool]) -> bool:
         """Returns once replicas have what the server of the connection `used` has executed.
 
-        False: another server takes the commands now, and may lack it. Repeat it there. True is
-        also returned if no replica answers, which is logged: there is nothing else to do.
-        `is_used` says whether the commands still go over that connection.
+        False: another server takes the commands now, and may lack the writes. Repeat them there.
+        If no replica answers, logs that and returns True, because a purchase that is paid for
+        cannot wait for ever. `is_used` says whether the commands still go over that connection.
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + GIVE_UP_SECONDS
@@ -85,7 +85,7 @@ class Replication:
             if isinstance(outcome, int) and outcome > 0:
                 self._unconfirmed.ends()
                 return True
-            if isinstance(outcome, redis_errors.AskError):  # or moved: the slot, or the mastership
+            if isinstance(outcome, redis_errors.AskError):  # or `MovedError`, a subclass
                 return False
             if isinstance(outcome, Exception) and retires(outcome):
                 return False
@@ -115,7 +115,7 @@ class Replication:
 
 
 class _Fence:
-    """Fences on the server that `addresses.current` names. `find_key` returns a key to write."""
+    """Fences on the server at `addresses.current`. `find_key` returns a key to write."""
 
     def __init__(self, addresses: Addresses, find_key: Callable[[], str]) -> None:
         self._addresses = addresses
@@ -125,7 +125,7 @@ class _Fence:
         self._running: asyncio.Task[int | Exception] | None = None
         self._next: asyncio.Task[int | Exception] | None = None
         self._replicas = 1
-        """How many replicas to wait for: any that is connected may be promoted."""
+        """How many replicas to wait for: all that are connected, as any of them may be promoted."""
         self._lagging_until = 0.0
         self._is_closed = False
 
@@ -137,7 +137,7 @@ class _Fence:
         if self._is_closed:
             return redis_errors.ConnectionError("the store is closed")
         if self._next is None:
-            # One that was sent already may be ahead of the caller's write.
+            # Redis may have executed the fence that is running before it executed this write.
             self._next = asyncio.create_task(self._run(after=self._running), name="redis-fence")
         task = self._next
         # The fence goes on if this call is cancelled: others may wait for it.
@@ -210,7 +210,10 @@ class _Fence:
 
 
 async def _is_open(used: PipelinedConnection, outcome: int | Exception) -> bool:
-    """Whether the connection is open. If a fence lost its own, this one may not know it yet."""
+    """Whether the connection is open.
+
+    If the server is gone, a fence may notice it first. So after a failed fence this pings it.
+    """
     if used.is_open and isinstance(outcome, Exception) and not is_reply(outcome):
         deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
         try:

@@ -23,8 +23,8 @@ class Script:
     sha: str
 
 
-# A script that finds further keys in what it reads needs `declared`. One whose keys are all in its
-# command calls the server directly: the check would take time and find nothing.
+# A script that finds further keys in what it reads needs `declared`. If all keys of a script are in
+# its command, it does without, because the check would only take time.
 _BOOKS: Final = ("clock", "declared", "books")
 _COUNTERS: Final = (*_BOOKS, "counters")
 _JOURNALS: Final = (*_COUNTERS, "journals", "queues")
@@ -118,11 +118,11 @@ _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A function of a part, or what is between two of them."""
+    """A function of a part, or the code between two functions."""
 
     source: str
     names: frozenset[str]
-    """All words in it, hence what it calls."""
+    """All words in it, and so all functions that it calls."""
     function: str = ""
 
 
@@ -143,7 +143,7 @@ def _piece(source: str, function: str = "") -> _Piece:
 
 
 def _read_script(aggregate: str, name: str, *shared: str) -> Script:
-    """Leaves out the functions that nothing calls: the server makes each of them in every run."""
+    """Leaves out functions that nothing calls, because the server would create them in each run."""
     paths = [*(f"shared/{part}.lua" for part in shared), f"{aggregate}/{name}.lua"]
     pieces = [piece for path in paths for piece in _read_pieces(path)]
     kept, used = [], set[str]()

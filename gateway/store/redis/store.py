@@ -30,12 +30,12 @@ from gateway.store.redis.tracking import RedisKeptReads, Tracked, TrackedServer
 from gateway.store.redis.windows import CurrentDays, CurrentWindows
 
 MAX_ATTEMPTS: Final = 12
-"""How often a script is sent that wants other days or further keys. Each step of a script may need
-keys of its own, and others write them meanwhile."""
+"""How often a script is sent that needs other days or further keys. Each step of a script may need
+keys of its own, and other workers may change which ones meanwhile."""
 
 MAX_ASKED: Final = 3
-"""How often a script of a queue may ask. Then it does without further keys: it estimates a
-position, or takes the turns that it can."""
+"""How often a script of a queue may ask for further keys. Then it does without them: it estimates
+a position, or takes only the turns whose keys it has."""
 
 
 class RedisStore:
@@ -77,7 +77,8 @@ class RedisStore:
         try:
             return await self._execute(commands)
         finally:
-            # The server will say so too. But for this worker a change holds once it is answered.
+            # The server reports it too, but later than its reply. This worker must not use an old
+            # result after that reply.
             self._memory.invalidate(names_written(commands))
             if names := names_announced(commands):
                 await self._tracked.announce(names)
@@ -112,7 +113,7 @@ class RedisStore:
     async def _repeat(
         self, commands: Sequence[Command[Any]], encoded: list[RedisCommand], replies: list[Any]
     ) -> None:
-        """Sends again the scripts that want other days or further keys.
+        """Sends again the scripts that need other days or further keys.
 
         Only those: the others were executed, and none of them depends on one that did nothing.
         """
@@ -125,14 +126,14 @@ class RedisStore:
                 return
             for i, repeat in repeats.items():
                 self._windows.use_server_time(repeat.now)
-                # With those of the attempt before: what it knew may be forgotten by now.
+                # With those of the attempt before: `_learned` may have dropped them by now.
                 further[i] |= dict.fromkeys((*encoded[i].keys, *repeat.keys))
                 if attempt >= MAX_ASKED and encoded[i].asked_often:
                     further[i][encoded[i].asked_often] = None
                 for topic in encoded[i].recalls[:1]:
                     self._learned.remember(topic, repeat.keys)
-            # In a cluster, what comes after such a script was not sent yet. It is not sent after
-            # another error either.
+            # In a cluster, the commands after such a script were not sent yet. They are sent now,
+            # unless another command has failed.
             due = list(repeats)
             if all(i in repeats or not _has_failed(reply) for i, reply in enumerate(replies)):
                 due = [
@@ -191,9 +192,10 @@ class RedisStore:
 
 
 def _must_be_replicated(command: Command[Any]) -> bool:
-    """Whether it is answered only once replicas have it: a promotion must not lose it.
+    """Whether `execute` waits until replicas have the write, so that no promotion loses it.
 
-    Purchases that were paid for, records of keys and teams, and take-downs. All are rare.
+    These are purchases that upstream has charged, records of keys and teams, and take-downs. All of
+    them are rare.
     """
     match command:
         case Receive() | CompareAndSet():
@@ -240,7 +242,7 @@ async def open_redis_store(
     )
     # Notifications come from the server that takes the commands.
     notifications = Notifications(client.addresses)
-    # What is kept too: another server would not tell of its writes.
+    # So do the reports of writes, because another server does not report these.
     memory = ReadMemory()
     tracked: TrackedServer | TrackedCluster
     if isinstance(client, ClusterClient):
@@ -250,7 +252,9 @@ async def open_redis_store(
 
     def reconnect() -> None:
         notifications.reconnect()
-        if isinstance(tracked, TrackedServer):  # `TrackedCluster` follows the map by itself
+        if isinstance(
+            tracked, TrackedServer
+        ):  # `TrackedCluster` follows the map of slots by itself
             tracked.reconnect()
 
     client.on_connected = reconnect

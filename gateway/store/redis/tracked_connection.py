@@ -1,4 +1,4 @@
-"""A connection whose server tells of the writes to what was read over it."""
+"""A connection whose server reports writes to the keys that were read over it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class TrackingRefused(Exception):
 
 
 class TrackedConnection(PipelinedConnection):
-    """A connection whose server pushes the names of keys that were written since it read them.
+    """A connection whose server pushes the names of keys that were written since they were read.
 
-    `on_invalidated` gets them, or None for all keys. `on_announced` gets the messages of a channel
-    that it may also subscribe to. `on_lost` is called when it is lost.
+    `on_invalidated` gets the names, or None for all keys. `on_announced` gets the messages of the
+    channel that `track` subscribes to. `on_lost` is called when the connection is lost.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TrackedConnection(PipelinedConnection):
         self._on_announced = on_announced
 
     async def track(self, *, deadline: float, channel: str | None = None) -> None:
-        """Begins to track, and subscribes to a channel.
+        """Makes the server track what is read, and subscribes to `channel` if there is one.
 
         Raises `TrackingRefused`, and as `execute`.
         """
@@ -55,12 +55,12 @@ class TrackedConnection(PipelinedConnection):
         return self._send(commands, deadline=deadline)
 
     def connection_lost(self, reason: Exception | None) -> None:
-        """Fails the pending requests, and says so."""
+        """Fails the pending requests, and calls `on_lost`."""
         super().connection_lost(reason)
         self._on_lost()
 
     def _receive(self, reply: Any) -> None:
-        # The answer to SUBSCRIBE is a push too, in the place of a reply.
+        # The server replies to SUBSCRIBE with a push.
         if not isinstance(reply, hiredis.PushNotification) or reply[0] == b"subscribe":
             super()._receive(reply)
         elif reply[0] == b"invalidate":

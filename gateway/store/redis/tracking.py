@@ -37,13 +37,13 @@ from gateway.store.redis.urls import TIMEOUT_SECONDS
 PING_SECONDS: Final = 1.0
 
 TRUSTED_SECONDS: Final = 2.0
-"""How long what was read holds after the last ping that was answered was sent."""
+"""How long results are trusted, from the sending of the last ping that was answered."""
 
 RECONNECT_SECONDS: Final = 0.1
 """The pause before another attempt after the connection was lost."""
 
 REFUSED_SECONDS: Final = 60.0
-"""The pause after the server refused to track: an operator has to change something."""
+"""The pause after the server refused to track. An operator has to change something first."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class TrackedServer:
         self._time: Callable[[], float] = time.monotonic
         """The clock of the event loop."""
         self._channel: str | None = None
-        """A channel to listen to, for `_hear`."""
+        """A channel to subscribe to; `_hear` gets its messages."""
         self._connection: TrackedConnection | None = None
         self._trusted_until = 0.0
         self._ahead_seconds = 0.0
@@ -72,7 +72,7 @@ class TrackedServer:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether no write can have been missed, or only for as long as the module says."""
+        """Whether the server has reported every write, as far as the last ping shows."""
         connection = self._connection
         is_connected = connection is not None and connection.is_open
         return is_connected and not self._is_over.is_set() and self._time() < self._trusted_until
@@ -108,10 +108,10 @@ class TrackedServer:
         )
 
     async def announce(self, names: Collection[str]) -> None:
-        """Tells other processes of a write: the server does."""
+        """Does nothing: the server reports writes to other processes."""
 
     async def find_refusal(self) -> str | None:
-        """What the server answers that does not track; over a connection of its own."""
+        """Why the server refuses to track, over a new connection; None if it does not refuse."""
         try:
             connection = await self._connect(on_lost=lambda: None)
         except (*CONNECTION_ERRORS, redis_errors.ResponseError):
@@ -151,7 +151,7 @@ class TrackedServer:
 
     def _note_refusal(self, command: RedisCommand, reply: redis_errors.RedisError) -> None:
         """A read that was to be kept has failed."""
-        # The connection of the commands loads the scripts. They may have been lost since.
+        # The connection of the commands loads the scripts. The server may have lost them since.
         if isinstance(reply, redis_errors.NoScriptError) and command.script and self._connection:
             load = (b"SCRIPT", b"LOAD", command.script.source)
             loaded = self._connection.send([load], deadline=self._time() + TIMEOUT_SECONDS)
@@ -162,7 +162,7 @@ class TrackedServer:
         self._memory.forget(self)
 
     def _hear(self, message: bytes) -> None:
-        """Gets the messages of the channel."""
+        """Handles a message of the channel."""
 
     # ── the connection ──────────────────────────────────────────────────────────────────────
 
@@ -171,7 +171,7 @@ class TrackedServer:
         self._time = asyncio.get_running_loop().time
         await self._is_needed.wait()
         while True:
-            # Not to a server that no handshake has checked.
+            # A handshake must have checked the server first.
             await self._is_reachable.wait()
             self._is_over.clear()
             pause = RECONNECT_SECONDS
@@ -183,7 +183,7 @@ class TrackedServer:
             except (*CONNECTION_ERRORS, redis_errors.ResponseError) as error:
                 reason = str(error) or type(error).__name__
                 self._outage.occurs(reason, reason=reason)
-            # A new connection of the commands may lead to a server that can be used.
+            # `reconnect` ends the pause: the commands may have found a server that can be used.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._is_over.wait()
@@ -198,7 +198,7 @@ class TrackedServer:
                 if self._connection is None:
                     self._connection = connection
                     self._outage.ends()
-                    # What is watched was not read over this connection yet.
+                    # So that those who watch a result read it over this connection.
                     self._forget()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PING_SECONDS):
@@ -231,11 +231,11 @@ class TrackedServer:
         self._trusted_until = sent_at + TRUSTED_SECONDS
 
     def _questions(self) -> Sequence[RawCommand]:
-        """What else to ask with each ping."""
+        """Further commands of each ping."""
         return ()
 
     def _judge(self, answers: Sequence[Any]) -> None:
-        """Raises redis-py's errors if by these answers the server is not to be trusted."""
+        """Raises redis-py's errors if the replies to `_questions` show a server not to trust."""
 
     def _invalidate(self, keys: Sequence[bytes] | None) -> None:
         if keys is None:  # all keys were deleted
@@ -245,22 +245,22 @@ class TrackedServer:
 
 
 def _drop(sent: asyncio.Future[list[Any]]) -> None:
-    """Looks at an outcome that nothing depends on, or asyncio logs it."""
+    """Retrieves an error that nothing depends on, because asyncio would log it."""
     if not sent.cancelled():
         sent.exception()
 
 
 class Tracked(Protocol):
-    """Fills a memory, and tells others what has changed: `TrackedServer` or `TrackedCluster`."""
+    """Fills a memory, and announces changes to others: `TrackedServer` or `TrackedCluster`."""
 
     def fill(self, commands: Sequence[Command[Any]]) -> None:
         """Reads what is not kept yet."""
 
     async def announce(self, names: Collection[str]) -> None:
-        """Tells other processes of a write, if the store does not."""
+        """Reports a write to other processes, if the store does not."""
 
     async def find_refusal(self) -> str | None:
-        """What the server answers that does not track."""
+        """Why a server refuses to track; None if none refuses."""
 
 
 class RedisKeptReads:
@@ -283,5 +283,5 @@ class RedisKeptReads:
         self._memory.watch(command, notify)
 
     async def find_refusal(self) -> str | None:
-        """What the server answers that does not track."""
+        """Why a server refuses to track; None if none refuses."""
         return await self._tracked.find_refusal()

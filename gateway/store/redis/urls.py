@@ -16,7 +16,7 @@ CLUSTER_SCHEME: Final = "redis+cluster"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", SENTINEL_SCHEME, CLUSTER_SCHEME)
 
 MULTI_HOST_SCHEMES: Final = (SENTINEL_SCHEME, CLUSTER_SCHEME)
-"""Those of a Redis of several servers, one of which takes over from a lost one."""
+"""The schemes of several servers, one of which takes over when another is lost."""
 
 INVALID_URL: Final = (
     "The Redis URL cannot be read; it looks like redis://user:password@host:6379/0 or"

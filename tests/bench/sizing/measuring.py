@@ -1,4 +1,4 @@
-"""Measures one worker and one Redis, in about two minutes.
+"""Measures one worker and one Redis, in about three minutes.
 
 A figure is processor time, a count or bytes, divided by the number of requests: these depend less
 on other load of the machine than rates do. Every purchase brings a different image.

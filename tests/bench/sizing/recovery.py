@@ -72,7 +72,7 @@ async def _cluster_killed(folder: Path) -> AsyncIterator[tuple[str, _Fault]]:
         async def fault() -> None:
             books.kill()
             await asyncio.sleep(1)
-            # As a supervisor does: the new master takes no writes before it has a replica.
+            # As a supervisor would, because the new master refuses writes until it has a replica.
             books.start()
 
         yield cluster.url, fault

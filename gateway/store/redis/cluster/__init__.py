@@ -1,1 +1,1 @@
-"""A Redis Cluster: its client, its nodes, and the reads that are kept of them."""
+"""A Redis Cluster: its client, the connections to its nodes, and kept reads."""

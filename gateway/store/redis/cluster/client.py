@@ -1,7 +1,7 @@
-"""The client of a Redis Cluster: the batches of its callers, and the check of the whole.
+"""The client of a Redis Cluster: executes batches, and checks whether the cluster can be used.
 
-`order` divides a batch into stages, `stage` executes one of them, `reads` asks all nodes, and
-`scan` reads them page by page. The connections are `nodes`.
+`order` divides a batch into stages, and `stage` executes one of them. `reads` sends a read to all
+nodes, and `scan` reads them page by page. `nodes` has the connections.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ from gateway.store.redis.topology.single import SingleServer
 from gateway.store.redis.urls import TIMEOUT_SECONDS
 
 MAX_PUBLISHERS: Final = 3
-"""How many nodes are given the same notification."""
+"""Through how many nodes a notification is published."""
 
 PUBLISH_SECONDS: Final = 0.5
-"""How long one of them is waited for that does not answer."""
+"""How long to wait for those that do not answer."""
 
 
 class ClusterClient:
     """Executes commands on the nodes that have their keys; as `RedisClient`, for a cluster.
 
-    Commands that no node has executed are sent again until the deadline: after a redirection, while
-    keys move, and while a replica takes over. Those that may have been executed are not.
+    It sends a command again that no node has executed, until the deadline: after a redirection,
+    while keys move, and while a replica takes over. It never sends one again that a node may have
+    executed.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class ClusterClient:
                 replies[stage.start : stage.stop] = await self._stage(deadline).execute(due)
             for i in stage:
                 if isinstance(replies[i], redis_errors.RedisError):
-                    # What follows needs it.
+                    # The commands after it may depend on it.
                     replies[stage.stop :] = [NotReached()] * (len(replies) - stage.stop)
                     return replies
         return replies
@@ -168,9 +169,9 @@ class ClusterClient:
         return node not in self.topology.primaries or self.topology.owner(slot_of(key)) == node
 
     async def publish(self, channel: str, message: bytes) -> None:
-        """Notifies the subscribers of a channel at all nodes, as far as these can be reached.
+        """Notifies the subscribers of a channel at all nodes that can be reached.
 
-        Through several nodes, because one of them may be cut off from others without knowing it.
+        It uses several nodes, because one that is cut off from the others may not know that.
         """
         primaries = self.topology.primaries
         names = sorted(primaries, key=lambda name: self._nodes.get(name).is_down)[:MAX_PUBLISHERS]
@@ -223,7 +224,7 @@ class ClusterClient:
     def _stage(self, deadline: float) -> ClusterStage:
         return ClusterStage(self.topology, self._nodes, deadline=deadline)
 
-    # ── the cluster as a whole ──────────────────────────────────────────────────────────────
+    # ── checks of the cluster ─────────────────────────────────────────────────────────────────────
 
     def _after_connect(self, name: str) -> None:
         # The node may have been replaced, and its data with it.
@@ -231,7 +232,7 @@ class ClusterClient:
             self._has_schema = False
 
     async def _prepare(self, deadline: float) -> None:
-        """Reads the map, and checks the schema version, before anything else."""
+        """Reads the map and checks the schema version, unless that was done already."""
         if not self.topology.is_known:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -264,7 +265,7 @@ class ClusterClient:
 
     @asynccontextmanager
     async def _lock_schema(self, deadline: float) -> AsyncIterator[None]:
-        """Requests at the same time share the check, and its failures."""
+        """Lets one request at a time check. The others then find what it has found."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._checking_schema.acquire()

@@ -1,7 +1,7 @@
 """One node of a Redis Cluster: its connection, and its scripts.
 
-`cluster` decides what is sent to which node. Which keys a node has, and whether it takes writes, it
-says with each reply, so there is no probe. The schema version is checked where its key is.
+`client` decides which node gets a command. A node says with each reply whether it has the key and
+takes writes, so there is no probe. `client` checks the schema version, on the node with its key.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class NotSent(Exception):
 
 
 def _retires(error: BaseException) -> bool:
-    # A node that takes no writes now may redirect, and take them again: only one that wants another
-    # password needs another connection.
+    # A node that refuses writes may accept them again, or redirect, on the same connection. Only
+    # another password needs another connection.
     return code_of(error) == "NOAUTH"
 
 
@@ -93,8 +93,8 @@ class NodeClient(RedisClient):
         try:
             attempt = self._ready_pipeline(deadline, handshakes=handshakes)
             if self._is_given_up and not (self._pipeline and self._pipeline.is_open):
-                # It hangs: requests that need another node should not queue behind those that
-                # need this one. The attempt goes on.
+                # The node hangs. Requests that need it fail at once, so that requests for other
+                # nodes do not queue behind them. The attempt to connect goes on.
                 async with asyncio.timeout(0):
                     return await attempt
             return await attempt
@@ -118,16 +118,16 @@ class NodeClient(RedisClient):
         return self._down_since is not None
 
     def may_wait(self) -> bool:
-        """Whether a request should wait for the node: not after it was down for a whole timeout."""
+        """Whether a request should wait for the node: not once it was down for a whole timeout."""
         return not self._is_given_up
 
     @property
     def has_left(self) -> bool:
-        """Whether nothing is open any more."""
+        """Whether the connection is closed, after `leave`."""
         return self._pipeline is None or not self._pipeline.is_pending
 
     def leave(self) -> None:
-        """Takes no more commands, and closes after the replies to those that were sent."""
+        """Refuses further commands, and closes once those that were sent have their replies."""
         self._is_closed = True
         if self._attempt is not None:
             # Otherwise it would open a connection that nothing closes.

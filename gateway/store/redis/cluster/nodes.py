@@ -1,6 +1,6 @@
 """The connections to the nodes of a Redis Cluster: one to each, made at the first use.
 
-`topology.cluster` knows which node has which slot; here are the connections to them.
+`topology.cluster` knows which node has which slot. This module keeps the connections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gateway.store.redis.topology.cluster import ClusterMap, address_of, slot_of
 from gateway.store.redis.topology.single import SingleServer
 
 FENCES: Final = 64
-"""Keys that fences begin to search with, so that few are written."""
+"""From how many numbers the search for a fence key starts, so that few keys are written."""
 
 NO_SLOTS: Final = "The Redis Cluster has no slots."
 
@@ -115,7 +115,7 @@ class ClusterNodes:
             self._left.append(node)
 
     def _find_fence(self, name: str) -> str:
-        # In another slot each time: one that is being moved takes no new keys.
+        # In another slot each time, because a slot that is being moved takes no new keys.
         return self._find_key(self._keys.fence, name, first=next(self._fences) % FENCES)
 
     def _find_key(self, start: str, name: str, *, first: int = 0) -> str:

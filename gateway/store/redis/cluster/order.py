@@ -56,5 +56,5 @@ def _kind_of(command: RedisCommand) -> str:
     name = command.name
     if name in _REMOVALS:
         return "removal"
-    # Plain commands only read, but for a notification: that says that something was written.
+    # A plain command only reads, unless it is a notification. That must follow the write.
     return "read" if name in _READS or (command.script is None and name != "PUBLISH") else name

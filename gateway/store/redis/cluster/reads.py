@@ -1,7 +1,7 @@
 """Reads without keys, from one node of a Redis Cluster or from all of them.
 
-While a replica takes over from a node, they are sent again until the deadline: unlike other
-commands they only read, so they can be repeated even if the node may have executed them.
+While a replica takes over from a node, this module sends them again until the deadline. That is
+safe although the node may have executed them, because they write nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class NodeFailure:
 
 
 class ClusterReads:
-    """Sends such reads; times are those of the event loop's clock."""
+    """Sends reads to nodes. Deadlines are times of the event loop's clock."""
 
     def __init__(self, topology: ClusterMap, nodes: ClusterNodes) -> None:
         self._topology = topology
@@ -80,7 +80,7 @@ class ClusterReads:
         return replies
 
     async def pause(self, failures: Sequence[NodeFailure], *, deadline: float) -> None:
-        """Waits for the nodes or their successors; the map is read meanwhile.
+        """Waits for the nodes or their successors, and has the map read meanwhile.
 
         Raises `StoreUnavailable` if the deadline is near, or if a node has been down for too long.
         """

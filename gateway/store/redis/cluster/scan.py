@@ -1,10 +1,11 @@
 """Scans over all nodes of a cluster.
 
-A scan reads the primaries in the order of their names. Its cursor names the node and the process
-there, because another process has its hash tables in another order, and the distribution of the
-slots. If that has changed, the scan starts over: keys may have moved from a node that was still to
-be read to one that was already. While keys move one by one, the distribution is the old one for a
-long time, so all nodes are then read a second time: a key that moves once is found by either.
+A scan reads the primaries in the order of their names. Its cursor names the node, the process there
+and the distribution of the slots. Another process has its hash tables in another order. If the
+distribution has changed, the scan starts over, because keys may have moved from a node that it had
+not read yet to one that it had. While keys move one by one, the distribution stays the same until
+the last key has moved. So the scan then reads all nodes twice, which finds every key that moves
+once.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class _Position:
     turn: int
     """1, or 2 while the nodes are read a second time."""
     was_moving: int
-    """Whether keys were being moved at a page so far."""
+    """Whether keys were being moved at one of the pages so far."""
     version: str
-    """Of the distribution of the slots."""
+    """The version of the distribution of the slots."""
     node: str
     cursor: str
     """Within the node."""
@@ -62,7 +63,7 @@ class ClusterScan:
         found = command[cursor_at]
         cursor = found.decode() if isinstance(found, bytes) else str(found)
         while True:
-            # Once a replica has taken over, the scan starts over.
+            # In the loop, because a scan starts over once a replica has taken over.
             position = self._continue(cursor)
             scan = (*command[:cursor_at], position.cursor, *command[cursor_at + 1 :])
             replies = await self._reads.attempt(
@@ -91,7 +92,7 @@ class ClusterScan:
         if match is None or match[3] != self._topology.version:
             return self._start()
         position = _Position(int(match[1]), int(match[2]), match[3], match[4], match[5])
-        # A cursor comes from outside as well, so its node may be none.
+        # Cursors are also kept in the store, so the node may not exist.
         return position if position.node in self._topology.primaries else self._start()
 
     async def _after(self, position: _Position) -> _Position | None:

@@ -24,20 +24,20 @@ from gateway.store.redis.topology.cluster import ClusterMap
 from gateway.store.redis.topology.cluster_url import node_name
 
 ELECTION_SECONDS: Final = 0.1
-"""The pause before a command is sent again that no node could execute."""
+"""The pause before a command is sent again, if no node could execute it."""
 
 MIGRATION_SECONDS: Final = 0.02
 """The same for keys that are being moved."""
 
 ROUND_SECONDS: Final = 0.2
-"""Nothing is sent again with less time left: if it timed out, whether it was executed would be
-unknown, and the reason of the earlier rounds would be lost."""
+"""With less time left, nothing is sent again. If it timed out, it would be unknown whether it was
+executed, and the reason of the earlier rounds would be lost."""
 
 MAX_REDIRECTIONS: Final = 3
 """After so many rounds with redirections, each is followed by a pause: the nodes disagree."""
 
 UNEXECUTED: Final = ("CLUSTERDOWN", "MASTERDOWN", "READONLY", "LOADING", "NOREPLICAS")
-"""Codes of a node that has executed nothing, though it or its successor may soon."""
+"""Error codes after which the node has executed nothing, but it or its successor soon may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class ClusterStage:
         self._pending: list[int] = []
         """Indexes of the commands to send in the next round."""
         self._asked: dict[int, str] = {}
-        """The node that is importing the keys of a command; for the next round alone."""
+        """The node that is importing the keys of a command, for the next round only."""
         self._pause_seconds = 0.0
         self._reason: tuple[NodeClient, Exception] | None = None
         """Why the last command of the round was not executed."""
@@ -66,7 +66,7 @@ class ClusterStage:
         self._was_redirected = False
 
     async def execute(self, commands: Sequence[Routed]) -> list[Any]:
-        """The replies in order; an error that no other node can help with is a reply.
+        """The replies in order. An error that another node would return too is a reply.
 
         Raises `StoreUnavailable` at the deadline, or if a command may have been executed.
         """
@@ -115,7 +115,7 @@ class ClusterStage:
         raw: list[RawCommand] = []
         for i in indexes:
             if i in asked:
-                # Right before the command, on the same connection: it holds for that one alone.
+                # Right before the command, on the same connection: ASKING only covers the next one.
                 raw.append((b"ASKING",))
             raw.append(commands[i].command)
         try:
@@ -151,7 +151,7 @@ class ClusterStage:
         self, index: int, reply: redis_errors.AskError, node: NodeClient, *, slot: int | None
     ) -> None:
         try:
-            # Without a host, it is the one of the node that says so.
+            # A redirection without a host means the host of this node.
             target = node_name(reply.host or node.name.rpartition(":")[0], reply.port)
         except NoAddress as error:
             self._topology.want_refresh()

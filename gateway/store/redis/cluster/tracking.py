@@ -1,14 +1,14 @@
 """Kept reads of a Redis Cluster: a tracked connection to each primary.
 
-A node tells of the writes that it executes itself. What it has answered of a slot is therefore
-trusted only while the map gives it that slot (`SlotSource`), and forgotten when the slot moves. But
-a node does not tell of everything while a slot is leaving it. A key that is absent is created on
-another node, and a master that was demoted learns of a write by replication, if at all.
+A node reports the writes that it executes itself. So results of a slot are trusted only while the
+map says that the node has the slot (`SlotSource`), and dropped when the slot moves. While a slot
+is leaving a node, the node cannot report every write: an absent key is created on the other node.
+A master that was demoted receives writes by replication, if at all.
 
-So a process that makes a change for which an administrator waits *announces* it before it answers:
-it publishes the names. Every tracked connection listens, and the cluster passes an announcement on
-to all nodes. An announced name is forgotten at once, and once more a moment later: until then a
-node that has lost the slot may not know it.
+So before a process answers an administrator's change, it *announces* the change: it publishes the
+names that were written. Every tracked connection is subscribed, and the cluster passes an
+announcement on to all nodes. Results of an announced name are dropped at once, and again a moment
+later, because a node may still answer reads of a slot that it has just lost.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CHANNEL: Final = "changes"
 """The name of the channel of announcements, among those of flights."""
 
 AGAIN_SECONDS: Final = 0.09
-"""When an announced name is forgotten once more. A node that loses a slot learns of it from its
-successor in milliseconds, if it is not cut off."""
+"""When the results of an announced name are dropped again. A node that loses a slot learns of it
+from its successor in milliseconds, unless it is cut off."""
 
 
 class SlotSource:
@@ -89,11 +89,11 @@ class TrackedNode(TrackedServer):
         self._probe_key: str | None = None
         """A key that was read here."""
         self._seen_slots: Any = None
-        """The distribution of the slots, as this node has last told it."""
+        """The last reply of this node to `CLUSTER SLOTS`."""
         self._has_answered = False
-        """Over this connection."""
+        """Whether it has answered a ping over this connection."""
         self._channel = keys.channel(CHANNEL)
-        # It is in the map of a cluster whose schema version was checked.
+        # The client has checked the schema version of the cluster.
         self._is_reachable.set()
         self._is_needed.set()
 
@@ -113,7 +113,7 @@ class TrackedNode(TrackedServer):
         self._send(fills, encoded)
 
     def lose(self, slots: Collection[int]) -> None:
-        """Trusts nothing any more that was read of these slots."""
+        """Trusts no results of these slots any more."""
         for slot in self._sources.keys() & slots:
             self._sources.pop(slot).is_over = True
 
@@ -135,7 +135,7 @@ class TrackedNode(TrackedServer):
             await super()._run_connection()
         except (*CONNECTION_ERRORS, redis_errors.ResponseError):
             if self._has_answered:
-                # It may have a successor. Without an answer it is the commands that look for one.
+                # It may have a successor. A node that never answered is left to the commands.
                 self._topology.want_refresh(failed=self._name)
             raise
         finally:
@@ -150,7 +150,7 @@ class TrackedNode(TrackedServer):
         slots = answers[0]
         for answer in answers:
             if isinstance(answer, redis_errors.MovedError):
-                # It may have lost the other slots too, as a master that was demoted.
+                # A master that was demoted has lost its other slots too.
                 self._forget()
                 self._follow(answer)
             elif isinstance(answer, redis_errors.AskError):
@@ -167,7 +167,7 @@ class TrackedNode(TrackedServer):
         super()._note_refusal(command, reply)
 
     def _follow(self, moved: redis_errors.MovedError) -> None:
-        # Without a host, it is the one of the node that says so.
+        # A redirection without a host means the host of this node.
         host = moved.host or self._name.rpartition(":")[0]
         self._topology.move(moved.slot_id, f"{host}:{moved.port}")
         self._topology.want_refresh()
@@ -185,7 +185,7 @@ class TrackedCluster:
         self._is_needed = False
         self._nodes: dict[str, TrackedNode] = {}
         self._tasks: dict[TrackedNode, asyncio.Task[None]] = {}
-        """Those of nodes that have left too, until they have ended."""
+        """Also those of nodes without slots, until they have ended."""
         self._topology.on_changed.append(self._follow)
 
     @asynccontextmanager
@@ -217,11 +217,11 @@ class TrackedCluster:
             self._nodes[name].read(reads)
 
     async def announce(self, names: Collection[str]) -> None:
-        """Tells all processes that these names were written."""
+        """Publishes to all processes that these names were written."""
         await self._client.publish(self._channel, "\n".join(names).encode())
 
     async def find_refusal(self) -> str | None:
-        """What the first node answers that does not track."""
+        """Why the first node that refuses to track does so; None if none refuses."""
         for name, server in self._client.nodes().items():
             if (refusal := await self._node(name, server).find_refusal()) is not None:
                 return f"{name}: {refusal}"
@@ -243,7 +243,7 @@ class TrackedCluster:
         asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._memory.invalidate, names)
 
     def _follow(self, changed: frozenset[int]) -> None:
-        """The slots `changed` have another node. Connects to new primaries, and leaves others."""
+        """Drops results of slots that another node has now, and connects to new primaries."""
         for node in self._nodes.values():
             node.lose(changed)
         self._memory.notify_watches()

@@ -48,9 +48,9 @@ class RedisCommand:
     offers: tuple[str, ...] = ()
     """Keys that later commands of the first topic will need, once one of them has asked."""
     asked_often: str = ""
-    """A key that never exists. A script to which it is declared does without further keys."""
+    """A key that never exists. Declaring it makes the script do without further keys."""
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None
-    """Reply → further commands, of any slots. `read` then gets a list: this reply, and theirs."""
+    """Reply → further commands, in any slots. `read` then gets a list: this reply, and theirs."""
     name: str = ""
     """The name of the script. That of a plain command follows from `command`."""
     merge: Callable[[Sequence[Any]], Any] | None = None

@@ -40,16 +40,16 @@ class Addresses(Protocol):
     is_tls: bool
 
     is_elected: bool
-    """Others decide which server takes writes, so one that takes none may soon be followed by one
-    that does."""
+    """Whether sentinels or a cluster elect the server that takes writes. Then another server may
+    soon replace one that refuses them."""
 
     current: Address | None
     """The address of the server that takes the commands. None before the first connect, after the
     server was replaced, and for a unix socket."""
 
     on_replaced: list[Callable[[], None]]
-    """Called when another server takes the commands from now on. The connections to the old one
-    may still be open and answer."""
+    """Called when another server has taken over. The old one may still answer on open
+    connections."""
 
     def open(self) -> AbstractAsyncContextManager[None]:
         """Follows changes until exit."""
@@ -64,14 +64,14 @@ class Addresses(Protocol):
         ...
 
     async def diagnose(self) -> Fault | None:
-        """Looks at a server that a connection could not use, for a fault that it does not say."""
+        """Why a connection could not use the server, if its error does not say it."""
         ...
 
 
 async def connect_to_current(addresses: Addresses) -> AbstractConnection:
     """A connection to the server that takes the commands, beside the one that carries them.
 
-    Raises redis-py's errors and `OSError`, which `TimeoutError` is one of.
+    Raises redis-py's errors and `OSError`, such as `TimeoutError`.
     """
     async with asyncio.timeout(TIMEOUT_SECONDS):
         address = addresses.current or (await addresses.resolve())[0]
@@ -118,7 +118,7 @@ class Connector:
             await connection.connect()
         except BaseException:
             await connection.disconnect(nowait=True)
-            # Its 30 objects refer to each other: a new one for each attempt would leave them all
+            # The 30 objects of a connection refer to each other, so each new one would leave them
             # to the garbage collector.
             self._spare = connection
             raise

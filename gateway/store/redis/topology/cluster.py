@@ -1,8 +1,8 @@
 """The nodes of a Redis Cluster, and which of them has which hash slot.
 
-redis-py's cluster client reads the map from any node that answers. `ClusterMap` keeps it, corrects
-it by every redirection, and reads it again at most a few times a second. Connections that carry
-commands are `cluster.node`.
+redis-py's cluster client reads the map from any node that answers. `ClusterMap` keeps the map,
+corrects it by every redirection, and reads it again at most a few times a second. The connections
+for commands are in `cluster.nodes`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NODE_SECONDS: Final = 0.7
 """How long one node may take to connect, and to answer, before another is asked."""
 
 _CLOSE_SECONDS: Final = 0.5
-"""How long a reading that is under way may go on after the end."""
+"""How long `open` waits on exit for a read of the map in progress."""
 
 _DRIVER_INFO: Final = DriverInfo()
 
@@ -120,7 +120,7 @@ class ClusterMap:
 
     @property
     def version(self) -> str:
-        """Another text for every other distribution of the slots."""
+        """A text that differs for every distribution of the slots."""
         if self._version is None:
             runs = [(owner, len(list(run))) for owner, run in groupby(self._owners)]
             digest = hashlib.sha1(repr(runs).encode(), usedforsecurity=False)
@@ -132,7 +132,7 @@ class ClusterMap:
         return self._owners[slot]
 
     def slots(self) -> Mapping[str, int]:
-        """A slot of each primary: its lowest one."""
+        """The lowest slot of each primary."""
         lowest: dict[str, int] = {}
         for slot, owner in enumerate(self._owners):
             if owner is not None:
@@ -140,12 +140,12 @@ class ClusterMap:
         return lowest
 
     def move(self, slot: int, name: str) -> None:
-        """A node says that another one has the slot."""
+        """Notes that a redirection gives the slot to this node."""
         before = self._owners[slot]
         if before == name:
             return
         self._owners[slot] = name
-        # Not counted from all owners: while many slots move, each of them is one redirection.
+        # Not counted from all owners again, because each slot that moves is one redirection.
         self._slot_counts[name] += 1
         if before is not None:
             self._slot_counts[before] -= 1
@@ -154,7 +154,7 @@ class ClusterMap:
         self._use(frozenset({slot}))
 
     def want_refresh(self, *, failed: str | None = None) -> None:
-        """Has the map read soon, and the node `failed` asked last. Returns at once."""
+        """Has the map read soon, from the node `failed` last. Returns at once."""
         self._failed_node = failed or self._failed_node
         self._wanted.set()
 
@@ -171,7 +171,7 @@ class ClusterMap:
         # It goes on if this request is cancelled or times out.
         await asyncio.wait([refresh := self._refresh])
         if refresh.cancelled():
-            # Only `open` cancels it: that must not look like a cancellation of this request.
+            # Only `open` cancels it. This request is not cancelled, so it needs another error.
             raise redis_errors.ConnectionError("the store is closed")
         if (error := refresh.result()) is not None:
             raise error
@@ -188,11 +188,11 @@ class ClusterMap:
             try:
                 await self.refresh()
             except (redis_errors.RedisError, OSError):
-                # Requests that need another map say what is wrong.
+                # Requests that need the map report the error.
                 await asyncio.sleep(MIN_REFRESH_SECONDS)
 
     async def _read(self) -> Exception | None:
-        """One reading of the map; returns its error."""
+        """Reads the map once; returns the error."""
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._next_refresh_at - loop.time())
         self._next_refresh_at = loop.time() + MIN_REFRESH_SECONDS
@@ -217,7 +217,7 @@ class ClusterMap:
         except (AttributeError, KeyError, TypeError, ValueError):
             return redis_errors.InvalidResponse("CLUSTER SLOTS")
         finally:
-            # A connection that stays open could be one to a node that hangs.
+            # An open connection might lead to a node that hangs by the next read.
             await manager.aclose("startup_nodes")
             self._next_refresh_at = loop.time() + MIN_REFRESH_SECONDS
         changed = {slot for slot, owner in enumerate(owners) if self._owners[slot] != owner}
@@ -250,7 +250,7 @@ class ClusterMap:
 
 
 def _cause_of(error: Exception) -> Exception:
-    """What the last node that was asked has said, or why it could not be asked."""
+    """The error of the last node that was asked, or why it could not be asked."""
     cause = error.__cause__
     if isinstance(cause, redis_errors.RedisClusterException) and cause.__context__ is not None:
         cause = cause.__context__

@@ -1,6 +1,6 @@
 """The connection for notifications in a cluster: to any primary.
 
-The nodes pass every notification on to each other, so one subscription to one of them suffices.
+The nodes pass every notification on to each other, so a subscription to one of them suffices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.store.redis.topology.single import SingleServer
 
 
 class ClusterAddresses:
-    """`Addresses` of the primaries, another one first after each connect."""
+    """`Addresses` of the primaries. Each `resolve` begins with another one."""
 
     is_elected = True
     current: Address | None = None
@@ -34,14 +34,14 @@ class ClusterAddresses:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """The map follows changes by itself."""
+        """Does nothing: the map of slots follows changes."""
         yield
 
     async def resolve(self) -> Sequence[Address | None]:
         """The primaries. Raises redis-py's errors and `OSError`."""
         if not self._topology.is_known:
             await self._topology.refresh()
-        # A node that hangs or is lost must not be the first again.
+        # Another one first, because the last one may hang or be lost.
         self._turn += 1
         names = self._topology.primaries
         first = self._turn % max(1, len(names))
@@ -59,14 +59,14 @@ class ClusterAddresses:
         return await server.connect(last)
 
     async def diagnose(self) -> Fault | None:
-        """Looks at the first host of the URL."""
+        """As `SingleServer.diagnose`, for the first host of the URL."""
         return await self._server(self._topology.url.hosts[0]).diagnose()
 
     def _server(self, address: Address) -> SingleServer:
         return SingleServer(self._topology.url.node_url(address))
 
     def _follow(self, _changed: frozenset[int]) -> None:
-        """Leaves a node that is no longer a primary: it may be cut off from the others."""
+        """Leaves a node that is no longer a primary, because it may be cut off from the others."""
         used = self._used
         if used is not None and f"{used.host}:{used.port}" not in self._topology.primaries:
             self._used = None

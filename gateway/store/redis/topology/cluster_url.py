@@ -1,6 +1,6 @@
 """URLs of a Redis Cluster: redis+cluster://user:password@host1:6379,host2,host3/0.
 
-Any of the hosts that answers names all nodes. User, password and options are those of every node.
+Any of the hosts names all nodes. User, password and options are those of every node.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ANNOUNCED: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]+")
 
 @dataclass(frozen=True, slots=True)
 class ClusterUrl:
-    """What such a URL says."""
+    """The parts of such a URL."""
 
     hosts: Sequence[Address]
     location: str
@@ -42,7 +42,7 @@ class ClusterUrl:
 def node_name(host: object, port: int) -> str:
     """The name of an announced node, `host:port`.
 
-    Raises `NoAddress` for anything else than a host: it becomes part of a URL with a password.
+    Raises `NoAddress` unless `host` is one, because it becomes part of a URL with a password.
     """
     if not (isinstance(host, str) and _ANNOUNCED.fullmatch(host) and 0 < port < 1 << 16):
         raise NoAddress(host)

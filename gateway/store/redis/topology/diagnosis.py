@@ -1,4 +1,4 @@
-"""Why a server cannot be used: looks at one that a connection could not use."""
+"""Finds out why a connection could not use a server."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _LOOK_SECONDS: Final = 2.0
 async def diagnose(
     connector: Connector, *, host: str, port: int, path: str | None = None
 ) -> Fault | None:
-    """Looks at a server that a connection could not use, for a fault that it does not say.
+    """Why a connection could not use the server, if its error does not say it; None if unknown.
 
-    A server that refuses a client closes the connection, so that its reason may be lost. One
-    that expects TLS, or does not, closes it or waits.
+    A server that refuses a client closes the connection, and its reason may be lost. One that
+    expects TLS, or no TLS, closes the connection or waits.
     """
     with contextlib.suppress(OSError):
         async with asyncio.timeout(_LOOK_SECONDS):
@@ -70,7 +70,7 @@ async def _ask_in_plain_text(host: str, port: int, path: str | None) -> bytes:
     else:
         reader, writer = await asyncio.open_connection(host, port)
     try:
-        # A server that refuses every client speaks first. A write could lose that.
+        # A server that refuses every client writes first. Its text could be lost if this wrote.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GREETING_SECONDS):
                 return await reader.read(256)

@@ -1,6 +1,6 @@
 """URLs that name several hosts: scheme://user:password@host1:1,host2,[::1]/path?ssl=true&….
 
-The schemes of sentinels and of a cluster have this form. What their path means is theirs.
+The schemes of sentinels and of a cluster have this form. Each gives the path its own meaning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.store.redis.urls import CLUSTER_SCHEME, SENTINEL_SCHEME
 
 @dataclass(frozen=True, slots=True)
 class UrlForm:
-    """What the hosts in a URL of one scheme are."""
+    """How URLs of one scheme differ from those of the others."""
 
     hosts: str
     default_port: int
@@ -66,7 +66,7 @@ class MultiHostUrl:
 
     @property
     def scheme(self) -> str:
-        """Of the URL of one of the servers."""
+        """The scheme of the URL of one server."""
         return "rediss" if self.is_tls else "redis"
 
 

@@ -1,8 +1,9 @@
 """The master that sentinels have elected.
 
-A master that was replaced often goes on answering: it may be cut off from the sentinels, or wake
-after it was paused, or have learnt nothing yet. So every connection asks the server for its role
-first, and the connections to the old one are dropped as soon as a sentinel announces the change.
+A master that was replaced often goes on answering: it may be cut off from the sentinels, may wake
+after a pause, or may not know of its successor yet. So every connection first asks the server for
+its role, and the gateway drops its connections to the old master as soon as a sentinel announces
+the change.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class SentinelMaster:
         self.on_replaced: list[Callable[[], None]] = []
         self._master: Master | None = None
         self._leaving: Address | None = None
-        """A master that is being replaced: what it takes now may be lost."""
+        """A master that is being replaced. Writes that it accepts now may be lost."""
         self._leaving_until = 0.0
         self._is_needed, self._should_look = asyncio.Event(), asyncio.Event()
         self._outage = Condition(
@@ -82,7 +83,7 @@ class SentinelMaster:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def resolve(self) -> Sequence[Address | None]:
-        """The master that the sentinels name; the last one, if none of them answers."""
+        """The master that the sentinels name, or the last known one if none of them answers."""
         self._is_needed.set()
         known = self._master
         try:
@@ -90,17 +91,17 @@ class SentinelMaster:
         except NoMaster:
             if known is None:
                 raise
-            # It may have lost the sentinels together with us. Its role is asked in any case.
+            # The master may be cut off from the sentinels too. `connect` asks for its role.
             return [known.address]
         if known is not None and found.epoch < known.epoch and not found.is_known_to_most:
-            # These sentinels are cut off from the others, perhaps together with an earlier master.
+            # These few sentinels may be cut off from the others, with an earlier master.
             return [known.address]
-        # Of most, the epoch may be lower too: an operator who sets them up again begins at 0.
+        # If most agree, a lower epoch counts: an operator who sets sentinels up again begins at 0.
         self._use(found)
         return [found.address]
 
     async def connect(self, address: Address | None) -> AbstractConnection:
-        """A connection to a server that says it is a master. Raises `NotMaster` for another one."""
+        """A connection to a server whose role is master. Raises `NotMaster` for any other role."""
         if address is not None and address == self._leaving:
             if asyncio.get_running_loop().time() < self._leaving_until:
                 raise NotMaster(
@@ -124,7 +125,7 @@ class SentinelMaster:
         return connection
 
     async def diagnose(self) -> Fault | None:
-        """Looks at the master that the sentinels named last, or else at a sentinel."""
+        """Why the last known master, or without one a sentinel, cannot be used; None if unknown."""
         if self._master is None:
             return await self._sentinels.diagnose()
         address = self._master.address
@@ -148,24 +149,24 @@ class SentinelMaster:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
                     await self._should_look.wait()
-            # After an announcement the sentinel that made it may know more than the others.
+            # The sentinel that made an announcement may know of a later election than the others.
             epoch = self._master.epoch + self._should_look.is_set() if self._master else 0
             self._should_look.clear()
             try:
                 found = await self._sentinels.find_master(known_epoch=epoch)
             except NoMaster as error:
-                # Nothing depends on them until the master fails.
+                # The master can be used without them until it fails.
                 self._outage.occurs(error.fault.text, reason=error.fault.text)
                 continue
             self._outage.ends()
-            # A sentinel that others have outvoted names an earlier master.
+            # A sentinel that was cut off names the master of an earlier election.
             if self._master is None or found.epoch > self._master.epoch:
                 self._use(found)
 
     def _handle_event(self, channel: bytes) -> None:
         if channel == PROMOTES and self._master is not None:
-            # From here on the replica takes nothing from the master. A write that the master
-            # answers now would be lost.
+            # From now on the replica gets no writes from the master. A write that the master
+            # acknowledges now would be lost.
             self._leaving = self._master.address
             self._leaving_until = asyncio.get_running_loop().time() + _PROMOTION_SECONDS
             self._replace()

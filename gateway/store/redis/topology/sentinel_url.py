@@ -19,16 +19,16 @@ _CREDENTIALS: Final = ("username", "password")
 
 @dataclass(frozen=True, slots=True)
 class SentinelUrl:
-    """What such a URL says."""
+    """The parts of such a URL."""
 
     sentinels: Sequence[Address]
     service: str
     location: str
     """Without user, password and options."""
     master_url: str = field(repr=False)
-    """For the options of connections to the master; its host is not the master's."""
+    """Has the options of connections to the master. Its host is a placeholder."""
     sentinel_url: str = field(repr=False)
-    """For the options of connections to a sentinel; its host is none of them."""
+    """Has the options of connections to a sentinel. Its host is a placeholder."""
 
 
 def parse_sentinel_url(url: str) -> SentinelUrl:

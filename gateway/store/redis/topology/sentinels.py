@@ -38,13 +38,13 @@ _ASK_SECONDS: Final = 0.5
 _RECONNECT_SECONDS: Final = 0.5
 
 _PING_SECONDS: Final = 2.0
-"""A sentinel that says nothing is pinged this often, and left after two pings without a reply."""
+"""A silent sentinel is pinged this often. After two pings without a reply the connection ends."""
 
 PROMOTES: Final = b"+failover-state-send-slaveof-noone"
 """The leader of an election is about to promote a replica."""
 
 ABORTS: Final = b"-failover-abort-slave-timeout"
-"""The replica was not promoted: the master stays."""
+"""The replica was not promoted, so the master stays the same."""
 
 _CHANNELS: Final = (PROMOTES, ABORTS, b"+promoted-slave", b"+switch-master")
 
@@ -59,7 +59,7 @@ class Master:
     epoch: int
     """Grows with every election."""
     is_known_to_most: bool = False
-    """Most of the sentinels have answered, and none of them knows of a later election."""
+    """Whether most sentinels have answered, none of which knows of a later election."""
 
 
 class Sentinels:
@@ -93,8 +93,8 @@ class Sentinels:
     async def find_master(self, *, known_epoch: int = 0) -> Master:
         """The master of the latest election that most sentinels, or all that answer, know of.
 
-        If they know only of elections before `known_epoch`, the answers of all are waited for: one
-        that led the election knows of it seconds before the others. Raises `NoMaster` if none
+        If these know only of elections before `known_epoch`, this waits for all sentinels: the one
+        that led an election knows of it seconds before the others. Raises `NoMaster` if none
         answers, or none knows the service.
         """
         tasks = [asyncio.create_task(each.ask(self._service)) for each in self._sentinels]
@@ -122,7 +122,7 @@ class Sentinels:
         raise NoMaster(self._explain(found, faults))
 
     async def diagnose(self) -> Fault | None:
-        """Looks at the first sentinel, if none has answered, for a fault that it does not say."""
+        """Why the first sentinel cannot be used, if none has answered; None if unknown."""
         first = self._sentinels[0]
         fault = await diagnose(first.connector, host=first.address.host, port=first.address.port)
         if fault is None:
@@ -140,7 +140,7 @@ class Sentinels:
             try:
                 await self._receive(sentinel)
             except CONNECTION_ERRORS:
-                pass  # the questions say so
+                pass  # `find_master` reports this
             except redis_errors.ResponseError as error:
                 sentinel.events_refused.occurs(str(error), reason=str(error))
             await asyncio.sleep(_RECONNECT_SECONDS)
@@ -151,7 +151,7 @@ class Sentinels:
             connection = await sentinel.connector.connect(sentinel.address)
         try:
             await connection.send_packed_command(connection.pack_command(b"SUBSCRIBE", *_CHANNELS))
-            # What happened before the subscription was not announced to it.
+            # Announcements before the subscription were missed.
             self._on_event(b"")
             unanswered = 0
             while unanswered < 2:
@@ -238,7 +238,7 @@ class _Sentinel:
         )
 
     async def ask(self, service: str) -> Master | Exception | None:
-        """The master; None if the sentinel does not know the service; or why it does not say."""
+        """The master; None if the sentinel does not know the service; or the error."""
         deadline = asyncio.get_running_loop().time() + _ASK_SECONDS
         try:
             async with asyncio.timeout_at(deadline):
@@ -257,8 +257,8 @@ class _Sentinel:
         for reply in (found, details):
             if isinstance(reply, Exception):
                 return reply
-        # Not the address of `details`: the leader of an election names the new master there only
-        # when the other replicas follow it.
+        # Not the address in `details`: there the leader of an election names the new master only
+        # once the other replicas follow it.
         try:
             fields = dict(zip(details[::2], details[1::2], strict=True))
             address = Address(found[0].decode(), int(found[1]))

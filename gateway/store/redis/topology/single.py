@@ -59,5 +59,5 @@ class SingleServer:
         return await self._connector.connect(address, server_name=self._host)
 
     async def diagnose(self) -> Fault | None:
-        """Looks at a server that a connection could not use, for a fault that it does not say."""
+        """Why a connection could not use the server, if its error does not say it."""
         return await diagnose(self._connector, host=self._host, port=self._port, path=self._path)

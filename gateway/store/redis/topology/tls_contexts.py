@@ -1,7 +1,7 @@
 """TLS contexts of connections. Those with the same options share one.
 
-redis-py makes one for each connection, which reads the system's authorities: 70 ms on the event
-loop. A gateway behind three sentinels connects a dozen times at its start.
+redis-py makes one for each connection. That reads the system's authorities, which takes 70 ms on
+the event loop. A gateway behind three sentinels connects a dozen times at its start.
 """
 
 from __future__ import annotations

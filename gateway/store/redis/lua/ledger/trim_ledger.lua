@@ -1,7 +1,7 @@
 -- KEYS: the checkpoint of the totals, the ledger, the days, and the streams of the oldest ones.
--- ARGV: how long charged and free records are kept; the bytes of free records, and those from which on
--- also unfolded ones are removed; the limit; if it is not the checkpoint, the last folded position as
--- milliseconds and count.
+-- ARGV: how long charged and free records are kept; the maximum bytes of free records, and the bytes above
+-- which unfolded ones are removed too; the limit; the last folded position as milliseconds and count, if
+-- it is not the checkpoint.
 -- Returns how many records were removed, how many of them were not folded, 1 if the limit was reached
 -- or the streams of further days have to be declared, and the bytes of the free records.
 -- A full server lets this script remove, as it never begins with a write that needs memory.
@@ -55,7 +55,7 @@ local function is_folded(id)
   return not is_later(ms, count, folded_ms, folded_count)
 end
 
--- Whether a record is due once those before it, of so many bytes, are removed.
+-- Whether a record has to be removed after those before it, which have so many bytes.
 local function is_due(class, id, bytes_before, cutoff_ms)
   local bytes = free_bytes - bytes_before
   if not is_folded(id) then
@@ -69,11 +69,11 @@ end
 local function remove_page(class, day, cutoff_ms, page_size)
   local key = ledger_key(class, day)
   local page = redis.call('XRANGE', key, '-', '+', 'COUNT', math.min(page_size, left))
-  local bytes = { [0] = 0 } -- of so many records
+  local bytes = { [0] = 0 } -- by number of records: the bytes of so many
   for i, item in ipairs(page) do
     bytes[i] = bytes[i - 1] + #item[2][2] + RECORD_OVERHEAD
   end
-  -- From the end: a record is due only if those before it are, and mostly the whole page is.
+  -- From the end, because mostly the whole page is due. A record is due only if those before it are.
   local count = #page
   while count > 0 and not is_due(class, page[count][1], bytes[count - 1], cutoff_ms) do
     count = count - 1

@@ -1,11 +1,11 @@
--- Every key that a script touches is in KEYS: from here on, `redis` refuses any other. In a cluster a
--- slot moves key by key, and the server may refuse a key in the middle of a script, after other keys
--- were written. It looks at KEYS before the script starts. A script that names no key but those of
--- KEYS does without this part.
+-- From here on, `redis` refuses every key that is not in KEYS. While a slot of a cluster moves key by
+-- key, the server checks KEYS before it starts a script. Any other key it may refuse in the middle of
+-- the script, after other keys were written. Scripts whose keys are all in their command do without
+-- this part.
 --
--- A script that finds that it needs further keys answers 'KEYS <now> <how many> <names>', and the
--- gateway sends it again with these. A script that has written anything never answers so: sent again,
--- it would write it twice. So writes have a function of their own, `redis.write`.
+-- A script that needs further keys returns the error 'KEYS <now> <how many> <names>', and the gateway
+-- sends it again with these keys. A script that has written something must not do that, because the
+-- gateway would then write it twice. `redis.write` notes that a script has written.
 
 local server_call, error_reply = redis.call, redis.error_reply
 local has_written = false
@@ -15,11 +15,11 @@ for i = 1, #KEYS do
   declared[KEYS[i]] = true
 end
 
--- A function that a script may set: adds to a list the names of the keys that it will need later, so
--- that it need not ask again.
+-- A script may set this function. It adds the keys that the script will need later, which saves the
+-- script from asking again.
 local add_needed
 
--- Ends the script with the answer that it needs these keys.
+-- Ends the script with the error that asks for these keys.
 local function ask_for(names)
   if has_written then
     error({ err = 'ERR This script has written before it needed the key ' .. names[1] })

@@ -1,4 +1,4 @@
--- Makes a key expire at `time` or later: never before the expiry that it already has.
+-- Makes a key expire at `time`, unless it already expires later.
 local function expire_at_least(key, time)
   local expiry = milliseconds(time)
   if redis.call('PEXPIRETIME', key) < tonumber(expiry) then

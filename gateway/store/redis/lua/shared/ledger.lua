@@ -85,8 +85,8 @@ local function read_ledger_end()
   return ms, count
 end
 
--- Where `append_records` begins, and the streams that so many records need: declared before anything
--- is written.
+-- Where `append_records` begins. Asks for the streams that so many records need, before anything is
+-- written.
 local function prepare_append(records_count, is_charged)
   local ms, count = read_ledger_end()
   local first_ms = math.max(ms, math.floor(now / 1000))
@@ -100,9 +100,9 @@ local function prepare_append(records_count, is_charged)
   return { ms = ms, count = count }
 end
 
--- Appends records `first` to `last` of a list, by default all, which are of one class. The first write
--- needs memory, so a full server refuses it all. `prepared` is what `prepare_append` returned; a script
--- that has written something must have it.
+-- Appends records `first` to `last` of a list, by default all. They are of one class. The first write
+-- needs memory, so a full server refuses all of them. `prepared` is what `prepare_append` returned. A
+-- script that has already written must pass it, because this function cannot ask for keys then.
 local function append_records(records, is_charged, prepared, first, last)
   first, last = first or 1, last or #records
   if first > last then
@@ -112,7 +112,7 @@ local function append_records(records, is_charged, prepared, first, last)
   prepared = prepared or prepare_append(last - first + 1, is_charged)
   local ms, count = prepared.ms, prepared.count
   local now_ms, bytes = math.floor(now / 1000), {}
-  -- Per record only what each needs: most of Redis' time for a hit is this loop.
+  -- Only what each record needs: Redis spends most of its time for a hit in this loop.
   local stream, prefix, day, stream_ms
   for i = first, last do
     count = count + 1

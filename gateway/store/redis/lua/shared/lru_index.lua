@@ -49,8 +49,8 @@ local function untrack_expired(limit)
 end
 
 -- The least recently used digests that together have at least `bytes`, without the `skip` oldest
--- ones; and the bytes of each. Expired ones are among them: they have bytes too, and passing over
--- them would take as long as there are many.
+-- ones, and the bytes of each. Expired digests are included: they have bytes too, and skipping them
+-- would take longer the more there are.
 local function eviction_candidates(bytes, skip)
   local found, found_sizes = {}, {}
   while bytes > 0 and #found < MAX_EVICTIONS do

@@ -147,14 +147,14 @@ local function add_tickets_keys(names, account, packed)
   end
 end
 
--- Whether the script has asked for keys so often that it has to do without further ones. While others
--- join and leave a queue all the time, its keys are never the same for long.
+-- Whether the script has asked for keys so often that it has to do without further ones. While keys join
+-- and leave a queue all the time, the script would ask for ever.
 local function has_asked_often()
   return declared[BOOKS .. 'asked-often']
 end
 
--- A key of which the script may not read the tickets: `count_ahead` takes all of them for as large as
--- the first one, whose end is known.
+-- A waiting key whose tickets the script may not read, because they are not declared. `count_ahead`
+-- assumes that all its tickets are as large as the first one.
 local function guess_key(account, key, tag, rank)
   local ends = redis.call('ZSCORE', queue_key('heads', account.name), head_member(rank, key))
   return ends and { key = key, tag = tag, rank = rank, size = tonumber(ends) - tag }
@@ -284,9 +284,9 @@ local function leave_queue(account, key, member)
   end
 end
 
--- Adds the keys of what closing or rerouting an open journal writes besides its windows.
+-- Adds the keys that closing or rerouting an open journal writes, except for its windows.
 local function add_journal_keys(names, journal)
-  if journal.worker ~= '' then -- a lost one is of no worker
+  if journal.worker ~= '' then -- a lost journal has no worker
     names[#names + 1] = open_key(journal.worker)
     names[#names + 1] = reserved_key(journal.worker)
   end
@@ -310,8 +310,8 @@ local function need_journal(journal)
   need(names)
 end
 
--- An open journal leaves its place at an account: its ticket leaves the queue, and a turn of which its
--- worker was told is none any more. `opened` is an account that is written later.
+-- Takes an open journal's ticket out of the queue of its account, and cancels a turn that its worker was
+-- given. `opened` is an account that the script writes later. `opened` is an account that is written later.
 local function leave_place(journal, purchase, opened)
   if not journal.place then
     return

@@ -4,6 +4,6 @@ if redis.call('EXISTS', KEYS[2]) == 1 then
   return 0
 end
 redis.call('ZREM', KEYS[1], ARGV[1])
--- A gateway of an earlier version leaves the fields of purchases that it settles.
+-- A gateway of an earlier version settles purchases without deleting their fields.
 redis.call('DEL', KEYS[3])
 return 1

@@ -1,6 +1,6 @@
 -- KEYS: the workers, what the worker's open purchases reserve.
--- ARGV: worker, then the time without a heartbeat and the limit, or '' for neither.
--- Returns the workers without a heartbeat for so long, which may have been this one until now.
+-- ARGV: worker; the time without a heartbeat and the limit, or '' to look for no expired workers.
+-- Returns the workers without a heartbeat for so long before this one, perhaps this worker too.
 local MAX_MOVED = 1000
 local RESERVED_SECONDS = 7 * 86400
 local expired = {}
@@ -14,6 +14,7 @@ for _, worker in ipairs(future) do
   redis.call('ZADD', KEYS[1], digits(now), worker)
 end
 redis.call('ZADD', KEYS[1], digits(now), ARGV[1])
--- A gateway of an earlier version deregisters a worker and leaves the hash. The journals have it all.
+-- A gateway of an earlier version deregisters a worker without deleting the hash. The hash may expire,
+-- because the journals have what it has.
 redis.call('EXPIRE', KEYS[2], RESERVED_SECONDS)
 return expired
