@@ -48,7 +48,7 @@ from gateway.store.turns import PART_OF_INTERVAL, take_turn
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_SECONDS: Final = 3.0
-LOOK_KEPT_SECONDS: Final = 30.0
+LOOK_KEPT_SECONDS: Final = 60.0
 """The same without a webhook: then events are only kept, and nothing waits for them."""
 LOOK_BACK_EVERY_SECONDS: Final = 600.0
 SUBJECTS_SECONDS: Final = 15.0
