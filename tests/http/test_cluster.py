@@ -166,7 +166,7 @@ class TestWhileNodesChange:
             lost = books if which == "books" else _other(safe_cluster, books)
             killed_at = time.monotonic()
             lost.kill()
-            # As its supervisor does. The new master takes no writes before it has a replica.
+            # As a supervisor would, because the new master refuses writes until it has a replica.
             await asyncio.sleep(1)
             lost.start()
             await asyncio.sleep(6)

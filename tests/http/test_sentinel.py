@@ -54,7 +54,7 @@ async def test_no_acknowledged_purchase_is_lost_or_doubled_by_a_promotion(
 async def test_no_acknowledged_purchase_is_lost_with_the_machine_of_the_master(
     repetition: int, tmp_path: Path
 ) -> None:
-    """Its replicas get everything 50 ms later, and nothing of what was on the way.
+    """Replicas get its writes 50 ms late, and never those that were on the way when it was lost.
 
     Without `WAIT`, up to four acknowledged purchases were lost each time.
     """
