@@ -58,8 +58,8 @@ class Takedowns:
     async def refresh(self, *, asks_store: bool = False) -> Collection[str]:
         """Reads the list if it has changed; returns the digests whose bytes are to be deleted.
 
-        With `asks_store` it knows every take-down that was answered before; otherwise those that
-        the store has told this worker of. The first refresh returns none of the list. Raises
+        With `asks_store` it reads every take-down that was answered before; otherwise those that
+        the store has reported to this worker. The first refresh returns no digests. Raises
         `StoreUnavailable`.
         """
         self.changed.clear()

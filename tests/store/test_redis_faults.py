@@ -416,7 +416,7 @@ def test_the_code_of_an_error_is_found_in_a_script_too(text: str, code: str) -> 
         ("CLUSTERDOWN The cluster is down", True, "CLUSTER NODES"),
     ],
 )
-def test_a_server_that_takes_no_writes_is_told_with_what_to_do(
+def test_the_error_of_a_server_that_refuses_writes_says_what_to_do(
     reply: str, is_elected: bool, to_do: str
 ) -> None:
     error = redis.ResponseError(reply)

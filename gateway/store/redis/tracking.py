@@ -5,7 +5,7 @@ written. Reads and pushes share the connection, so they come in the order in whi
 them. A key that a script reads is tracked if it is declared.
 
 The connection leads to the server that takes the commands. It is pinged every second with `TIME`,
-which also tells the server's clock. When it is lost, everything that was read over it is forgotten.
+which also reads the server's clock. When it is lost, everything that was read over it is dropped.
 For the nodes of a cluster see `cluster.tracking`.
 """
 

@@ -1,6 +1,6 @@
 """Finds what other processes commit: SQLite has no notifications, so a thread polls.
 
-It wakes the watches of flights, and tells `kept_reads` what was written.
+It wakes the watches of flights, and reports to `kept_reads` what was written.
 """
 
 from __future__ import annotations
