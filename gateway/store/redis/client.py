@@ -195,8 +195,11 @@ class RedisClient:
         """
         return await self._execute(commands, _find_unexecuted)
 
-    async def run(self, commands: Sequence[RedisCommand]) -> list[Any]:
-        """As `execute`; loads the scripts again if a restarted server has lost them."""
+    async def run(self, commands: Sequence[RedisCommand], mark: Any = None) -> list[Any]:
+        """As `execute`; loads the scripts again if a restarted server has lost them.
+
+        `mark` is that of `confirm`. In a cluster it gets the nodes that have executed the commands.
+        """
         deadline = _deadline()
         replies = await self._execute(
             [each.command for each in commands],

@@ -22,7 +22,7 @@ from gateway.store.handshake import (
     StoreMissing,
 )
 from gateway.store.redis.client import NodeReplies, NotReached, schema_mismatch_refusal
-from gateway.store.redis.cluster.nodes import NO_SLOTS, ClusterNodes
+from gateway.store.redis.cluster.nodes import NO_SLOTS, ClusterMark, ClusterNodes
 from gateway.store.redis.cluster.order import find_stages
 from gateway.store.redis.cluster.reads import ClusterReads
 from gateway.store.redis.cluster.scan import ClusterScan
@@ -40,6 +40,8 @@ from gateway.store.redis.urls import TIMEOUT_SECONDS
 
 MAX_PUBLISHERS: Final = 3
 """How many nodes are given the same notification."""
+
+TAKEN_OVER: Final = "Another node of the Redis Cluster has taken over while a batch was executed."
 
 PUBLISH_SECONDS: Final = 0.5
 """How long one of them is waited for that does not answer."""
@@ -101,11 +103,13 @@ class ClusterClient:
         await self._prepare(deadline)
         return await self._stage(deadline).execute(routed)
 
-    async def run(self, commands: Sequence[RedisCommand]) -> list[Any]:
+    async def run(
+        self, commands: Sequence[RedisCommand], mark: ClusterMark | None = None
+    ) -> list[Any]:
         """As `RedisClient.run`: in order. After an error nothing more is sent, and the other
         replies are `NotReached`. A command that has `merge` has `NodeReplies`.
         """
-        deadline = _deadline()
+        deadline, executed = _deadline(), mark.executed if mark is not None else None
         await self._prepare(deadline)
         routed = [Routed(each.command, slot_of(each.keys[0]) if each.keys else None)
                   for each in commands]  # fmt: skip
@@ -123,7 +127,8 @@ class ClusterClient:
                     replies[i] = await scan.read(raw, first.cursor_at)
             else:
                 due = routed[stage.start : stage.stop]
-                replies[stage.start : stage.stop] = await self._stage(deadline).execute(due)
+                running = self._stage(deadline, executed)
+                replies[stage.start : stage.stop] = await running.execute(due)
             for i in stage:
                 if isinstance(replies[i], redis_errors.RedisError):
                     # What follows needs it.
@@ -131,16 +136,21 @@ class ClusterClient:
                     return replies
         return replies
 
-    def mark(self) -> Mapping[str, int]:
-        """As `RedisClient.mark`, by the names of the nodes."""
-        return self._nodes.marks()
+    def mark(self) -> ClusterMark:
+        """As `RedisClient.mark`, to be passed to `run` too."""
+        return self._nodes.mark()
 
     async def confirm(self, mark: Any, keys: Sequence[str]) -> None:
-        """As `RedisClient.confirm`, on the nodes that have the keys."""
-        names = dict.fromkeys(self._nodes.owner(slot_of(key)) for key in keys)
+        """As `RedisClient.confirm`, on the nodes that have executed the commands with the keys."""
+        slots = {slot_of(key) for key in keys}
+        executed = {(slot, name) for slot, name in mark.executed if slot in slots}
+        if any(self.topology.owner(slot) != name for slot, name in executed):
+            # Its first replies may be lost by a failover while later commands are still executed.
+            raise StoreUnavailable(reason=TAKEN_OVER)
+        marks = {name: mark.connections.get(name, 1) for _, name in executed}
         try:
             await asyncio.gather(
-                *(self._nodes.get(name).confirm(mark.get(name, 1), keys) for name in names)
+                *(self._nodes.get(name).confirm(each, keys) for name, each in marks.items())
             )
         except StoreUnavailable:
             self.topology.want_refresh()
@@ -220,8 +230,10 @@ class ClusterClient:
             command, first_slot=self._books_slot, deadline=deadline
         )
 
-    def _stage(self, deadline: float) -> ClusterStage:
-        return ClusterStage(self.topology, self._nodes, deadline=deadline)
+    def _stage(
+        self, deadline: float, executed: set[tuple[int | None, str]] | None = None
+    ) -> ClusterStage:
+        return ClusterStage(self.topology, self._nodes, deadline=deadline, executed=executed)
 
     # ── the cluster as a whole ──────────────────────────────────────────────────────────────
 
