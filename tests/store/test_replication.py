@@ -70,10 +70,11 @@ async def has_connected(store: Store) -> None:
     [
         RECEIVE,
         commands.Settle("p", {}, b"{}"),
+        commands.Settle("p", {}, None),
         commands.CompareAndSet((commands.Write("keys", "k", b"revoked", expected=None),)),
         commands.SetValue("takedowns", "version", b"2", None, is_kept=True),
     ],
-    ids=["received", "settled", "record", "take-down"],
+    ids=["received", "settled", "given up", "record", "take-down"],
 )
 async def test_what_must_not_be_lost_is_answered_once_a_replica_has_it(
     servers: SentinelServers, command: Command[object]

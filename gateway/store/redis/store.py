@@ -197,13 +197,12 @@ class RedisStore:
 def _must_be_replicated(command: Command[Any]) -> bool:
     """Whether it is answered only once replicas have it: a promotion must not lose it.
 
-    Purchases that were paid for, records of keys and teams, and take-downs. All are rare.
+    Purchases that were paid for or given up, records of keys and teams, and take-downs. All are
+    rare. A purchase that was given up and is open again would be charged once its worker ends.
     """
     match command:
-        case Receive() | CompareAndSet():
+        case Receive() | Settle() | CompareAndSet():
             return True
-        case Settle():
-            return bool(command.record)
         case SetValue():
             return command.is_kept
     return False
