@@ -14,6 +14,7 @@ import structlog.testing
 from gateway.errors import StoreUnavailable
 from gateway.store import commands
 from gateway.store.batch import execute
+from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import Command, Store
 from gateway.store.redis import replication
 from gateway.store.redis.store import open_redis_store
@@ -208,6 +209,23 @@ async def test_in_a_cluster_the_nodes_of_the_purchase_are_waited_for(
             finally:
                 replica.thaw()
             assert await waiting == "unknown"
+
+
+@pytest.mark.long
+async def test_in_a_cluster_the_node_of_the_bytes_is_waited_for(
+    redis_cluster: RedisCluster,
+) -> None:
+    redis_cluster.flush()
+    async with open_redis_blobs(redis_cluster.url) as blobs:
+        await blobs.put("0" * 64, b"bytes", 60.0)
+        replica = redis_cluster.replica_of(redis_cluster.owner("igw:blob:" + "0" * 64))
+        replica.freeze()
+        try:
+            waiting = asyncio.create_task(blobs.put("0" * 64, b"bytes", 60.0))
+            assert await is_stuck(waiting)
+        finally:
+            replica.thaw()
+        await waiting
 
 
 @pytest.mark.long

@@ -93,7 +93,9 @@ class ClusterClient:
 
     # ── what callers need ───────────────────────────────────────────────────────────────────
 
-    async def execute(self, commands: Sequence[RawCommand]) -> list[Any]:
+    async def execute(
+        self, commands: Sequence[RawCommand], mark: ClusterMark | None = None
+    ) -> list[Any]:
         """As `RedisClient.execute`: each is a command of one key, its first argument.
 
         They are sent together, and run in order if their keys are in one slot.
@@ -101,7 +103,8 @@ class ClusterClient:
         routed = [Routed(each, slot_of(each[1])) for each in commands]  # type: ignore[arg-type]
         deadline = _deadline()
         await self._prepare(deadline)
-        return await self._stage(deadline).execute(routed)
+        executed = mark.executed if mark is not None else None
+        return await self._stage(deadline, executed).execute(routed)
 
     async def run(
         self, commands: Sequence[RedisCommand], mark: ClusterMark | None = None
@@ -137,7 +140,7 @@ class ClusterClient:
         return replies
 
     def mark(self) -> ClusterMark:
-        """As `RedisClient.mark`, to be passed to `run` too."""
+        """As `RedisClient.mark`. `execute` and `run` need it too."""
         return self._nodes.mark()
 
     async def confirm(self, mark: Any, keys: Sequence[str]) -> None:
