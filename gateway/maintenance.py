@@ -110,6 +110,12 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
             lambda: apply_takedowns(gateway),
             gateway.cache.takedowns.changed,
         ),
+        Job(
+            "taken_down_bytes",
+            REFRESH_SECONDS,
+            lambda: delete_taken_down(gateway),
+            gateway.cache.takedowns.has_undeleted,
+        ),
         Job("purges", PURGE_SECONDS, gateway.cache.purges.run),
         Job("lru_uses", LRU_USES_SECONDS, blobs.record_uses),
         Job("thumbnail_processes", 5.0, gateway.cache.thumbnails.end_idle),
@@ -263,11 +269,20 @@ async def measure_process(gateway: Gateway) -> None:
 
 
 async def apply_takedowns(gateway: Gateway) -> None:
-    """Removes bytes that another worker took down from this worker's memory and from the store."""
-    takedowns, blobs = gateway.cache.takedowns, gateway.cache.blobs
-    if digests := await takedowns.refresh():
-        blobs.forget(digests)
-        await blobs.delete(digests)
+    """Removes bytes that another worker took down from this worker's memory."""
+    await gateway.cache.takedowns.refresh()
+    gateway.cache.blobs.forget(gateway.cache.takedowns.undeleted)
+
+
+async def delete_taken_down(gateway: Gateway) -> None:
+    """Deletes bytes that were taken down from the store.
+
+    Apart from `apply_takedowns`, because a bucket may take half a minute for it.
+    """
+    takedowns = gateway.cache.takedowns
+    takedowns.has_undeleted.clear()
+    if digests := takedowns.undeleted:
+        await gateway.cache.blobs.delete(digests)
         takedowns.mark_deleted(digests)
 
 

@@ -39,6 +39,8 @@ class Takedowns:
         self._version: bytes | None = None
         self.changed = asyncio.Event()
         """The list may have changed since the last refresh."""
+        self.has_undeleted = asyncio.Event()
+        """Set by a refresh that finds bytes to delete."""
         store.kept.watch(_READ_VERSION, self.changed.set)
 
     def __len__(self) -> int:
@@ -55,12 +57,16 @@ class Takedowns:
         batch.add(SetValue(SPACE, VERSION, secrets.token_bytes(12), None, is_kept=True))
         self._digests |= frozenset(digests)
 
-    async def refresh(self, *, asks_store: bool = False) -> Collection[str]:
-        """Reads the list if it has changed; returns the digests whose bytes are to be deleted.
+    @property
+    def undeleted(self) -> Collection[str]:
+        """The digests whose bytes are to be deleted: those that the first refresh did not find."""
+        return self._digests - self._deleted
+
+    async def refresh(self, *, asks_store: bool = False) -> None:
+        """Reads the list if it has changed.
 
         With `asks_store` it reads every take-down that was answered before; otherwise those that
-        the store has reported to this worker. The first refresh returns no digests. Raises
-        `StoreUnavailable`.
+        the store has reported to this worker. Raises `StoreUnavailable`.
         """
         self.changed.clear()
         read = execute if asks_store else execute_kept
@@ -73,10 +79,11 @@ class Takedowns:
                 self._deleted = digests
             # A take-down of this worker may not have reached the store yet.
             self._digests, self._version = digests | self._digests, version
-        return self._digests - self._deleted
+        if self.undeleted:
+            self.has_undeleted.set()
 
     def mark_deleted(self, digests: Collection[str]) -> None:
-        """Ends the deletion of these bytes; until then each refresh returns them again."""
+        """These bytes are deleted. Until then each refresh finds them again."""
         self._deleted |= frozenset(digests)
 
 

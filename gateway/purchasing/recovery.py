@@ -79,6 +79,8 @@ class Recovery:
         except StoreUnavailable:
             self._unavailable_at = self._clock()
             raise
+        # Those that wait for their recovery may have been cut off, and live.
+        self._dead = {worker: None for worker in self._dead if worker in expired}
         # Its own heartbeat is late too: a pause of the machine or the store, or a clock that was
         # set forward.
         if self._worker in expired:
@@ -102,9 +104,17 @@ class Recovery:
                 with suppress(StoreFull):
                     await repeat()
                     del self._unanswered[attempt]
-            # After a failure, the next heartbeats find them dead again.
-            dead, self._dead = self._dead, {}
-            return sum([await self.recover(worker) for worker in dead])
+            closed = 0
+            try:
+                for worker in tuple(self._dead):
+                    if worker in self._dead:  # the heartbeats meanwhile have not found it alive
+                        closed += await self.recover(worker)
+                        self._dead.pop(worker, None)
+            except BaseException:
+                # The next heartbeats find them dead again.
+                self._dead.clear()
+                raise
+            return closed
 
     async def recover(self, worker: str) -> int:
         """Finishes the open journals of a dead worker and deregisters it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -25,12 +26,15 @@ class Workers:
     late: frozenset[str] | None = frozenset()
     now: float = 1000.0
     recovered: list[str] = field(default_factory=list)
+    may_recover: asyncio.Event = field(default_factory=asyncio.Event)
     name = "a store of heartbeats"
     kept = NothingKept()
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         if self.late is None:
             raise StoreUnavailable
+        if any(isinstance(command, OpenJournals) for command in commands):
+            await self.may_recover.wait()
         return [self._execute(command) for command in commands]
 
     def _execute(self, command: Command[Any]) -> Any:
@@ -50,7 +54,9 @@ class Workers:
 
 @pytest.fixture
 def workers() -> Workers:
-    return Workers()
+    workers = Workers()
+    workers.may_recover.set()
+    return workers
 
 
 def judge(workers: Workers) -> Recovery:
@@ -76,6 +82,23 @@ async def test_a_worker_is_dead_after_two_late_heartbeats(workers: Workers) -> N
     assert workers.recovered == []
     await check(recovery, workers, "other")
     assert workers.recovered == ["other"]
+
+
+async def test_a_worker_that_lives_again_is_not_recovered(workers: Workers) -> None:
+    """The recovery of one dead worker may take minutes, and the others wait for their turn."""
+    workers.may_recover.clear()
+    recovery = judge(workers)
+    workers.late = frozenset({"dead", "paused"})
+    for _ in range(2):
+        await recovery.send_heartbeat()
+    recovering = asyncio.create_task(recovery.recover_dead())
+    await asyncio.sleep(0)
+    workers.late = frozenset({"dead"})
+    await recovery.send_heartbeat()
+    workers.may_recover.set()
+    await recovering
+    await recovery.recover_dead()
+    assert workers.recovered == ["dead"]
 
 
 async def test_after_an_outage_nobody_is_dead_until_all_have_had_time_for_a_heartbeat(

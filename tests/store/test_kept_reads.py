@@ -256,6 +256,10 @@ async def test_a_server_without_tracking_keeps_nothing_and_everything_works(
                 assert await execute_kept(store, KEY) == b"one"
                 await asyncio.sleep(0.05)
                 assert store.kept.find([KEY]) is None
+            before = (await admin.info("stats"))["total_connections_received"]
+            await asyncio.sleep(0.5)
+            after = (await admin.info("stats"))["total_connections_received"]
+            assert after == before  # the next attempt is a minute away
 
 
 async def test_a_flushed_server_is_forgotten(redis_url: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog.testing
@@ -12,10 +14,11 @@ import structlog.testing
 from gateway.errors import StoreUnavailable
 from gateway.store import commands
 from gateway.store.batch import execute
+from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import Command, Store
 from gateway.store.redis import replication
 from gateway.store.redis.store import open_redis_store
-from tests.redis_cluster import RedisCluster
+from tests.redis_cluster import Node, RedisCluster, run_redis_cluster
 from tests.sentinel_servers import SentinelServers, run_sentinel_servers
 from tests.waiting import eventually
 
@@ -69,10 +72,11 @@ async def has_connected(store: Store) -> None:
     [
         RECEIVE,
         commands.Settle("p", {}, b"{}"),
+        commands.Settle("p", {}, None),
         commands.CompareAndSet((commands.Write("keys", "k", b"revoked", expected=None),)),
         commands.SetValue("takedowns", "version", b"2", None, is_kept=True),
     ],
-    ids=["received", "settled", "record", "take-down"],
+    ids=["received", "settled", "given up", "record", "take-down"],
 )
 async def test_a_write_that_must_not_be_lost_is_answered_once_a_replica_has_it(
     servers: SentinelServers, command: Command[object]
@@ -211,6 +215,23 @@ async def test_in_a_cluster_a_purchase_waits_for_the_replicas_of_its_nodes(
 
 
 @pytest.mark.long
+async def test_in_a_cluster_the_node_of_the_bytes_is_waited_for(
+    redis_cluster: RedisCluster,
+) -> None:
+    redis_cluster.flush()
+    async with open_redis_blobs(redis_cluster.url) as blobs:
+        await blobs.put("0" * 64, b"bytes", 60.0)
+        replica = redis_cluster.replica_of(redis_cluster.owner("igw:blob:" + "0" * 64))
+        replica.freeze()
+        try:
+            waiting = asyncio.create_task(blobs.put("0" * 64, b"bytes", 60.0))
+            assert await is_stuck(waiting)
+        finally:
+            replica.thaw()
+        await waiting
+
+
+@pytest.mark.long
 async def test_in_a_cluster_a_purchase_is_repeated_if_its_master_is_gone(
     redis_cluster: RedisCluster,
 ) -> None:
@@ -229,3 +250,36 @@ async def test_in_a_cluster_a_purchase_is_repeated_if_its_master_is_gone(
         finally:
             replica.thaw()
         await eventually(lambda: _succeeds(store))
+
+
+@pytest.mark.long
+async def test_in_a_cluster_a_batch_is_repeated_if_a_replica_takes_over_in_the_middle(
+    tmp_path: Path,
+) -> None:
+    """The replica may lack what its master had answered before the rest of the batch."""
+    with run_redis_cluster(tmp_path) as cluster:
+        lost, slow = cluster.masters()[:2]
+        batch: list[Command[Any]] = [
+            commands.SetValue("s", name_at(cluster, node), b"v", None, is_kept=True)
+            for node in (lost, slow)
+        ]
+        # So that the second is sent after the reply to the first.
+        batch.insert(1, commands.GetValue("s", name_at(cluster, lost)))
+        async with open_redis_store(cluster.url) as store:
+            await store.execute(batch)
+            slow.run("CLIENT", "PAUSE", 1500, "WRITE")
+            waiting = asyncio.create_task(store.execute(batch))
+            assert await is_stuck(waiting)
+            cluster.replica_of(lost).run("CLUSTER", "FAILOVER", "TAKEOVER")
+            await eventually(lambda: not lost.is_master())
+            await execute(store, batch[0])
+            with pytest.raises(StoreUnavailable) as unavailable:
+                await waiting
+            assert "has taken over" in str(unavailable.value.reason)
+            await store.execute(batch)
+
+
+def name_at(cluster: RedisCluster, node: Node) -> str:
+    """The name of a value whose key is on this node."""
+    names = (str(i) for i in range(1000))
+    return next(name for name in names if cluster.owner(f"igw:value:s:{name}") is node)

@@ -50,8 +50,9 @@ class RedisBlobs:
         key = self._key(digest)
         ttl = str(math.ceil(ttl_seconds * 1000)).encode()
         # Extend first: otherwise a blob could stop `SET` from writing and then expire.
-        mark = self._client.mark()
-        await self._execute((b"PEXPIRE", key, ttl, b"GT"), (b"SET", key, data, b"NX", b"PX", ttl))
+        mark: Any = self._client.mark()
+        put = ((b"PEXPIRE", key, ttl, b"GT"), (b"SET", key, data, b"NX", b"PX", ttl))
+        await self._execute(*put, mark=mark)
         if self._kind == "blob":
             # The books may be on another server, so their wait does not cover these replicas.
             await self._client.confirm(mark, [key.decode()])
@@ -124,8 +125,8 @@ class RedisBlobs:
         check_digest(digest)
         return self._keys.blob(digest, kind=self._kind).encode()
 
-    async def _execute(self, *commands: tuple[bytes, ...]) -> list[Any]:
-        replies = await self._client.execute(commands)
+    async def _execute(self, *commands: tuple[bytes, ...], mark: Any = None) -> list[Any]:
+        replies = await self._client.execute(commands, mark)
         for command, reply in zip(commands, replies, strict=True):
             if isinstance(reply, RedisError):
                 raise self._client.translate(reply, command[0].decode()) from reply

@@ -187,15 +187,17 @@ class RedisClient:
         if self._pipeline is not None:
             self._pipeline.abort(redis_errors.ConnectionError("another server has taken over"))
 
-    async def execute(self, commands: Sequence[RawCommand]) -> list[Any]:
+    async def execute(self, commands: Sequence[RawCommand], mark: Any = None) -> list[Any]:
         """The replies in order; a command that Redis refuses has a `RedisError` as its reply.
+
+        `mark` is that of `confirm`. In a cluster it gets the nodes that have executed the commands.
 
         Raises `StoreUnavailable` if the server is unavailable, too slow, read-only, or of another
         schema version.
         """
         return await self._execute(commands, _find_unexecuted)
 
-    async def run(self, commands: Sequence[RedisCommand]) -> list[Any]:
+    async def run(self, commands: Sequence[RedisCommand], mark: Any = None) -> list[Any]:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
         deadline = _deadline()
         replies = await self._execute(

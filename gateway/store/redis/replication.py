@@ -188,6 +188,8 @@ class _Fence:
             if isinstance(reply, redis_errors.RedisError):
                 return reply
         _, confirmed, role = replies
+        if role[0] != b"master":  # since the last of the other replies
+            return redis_errors.ReadOnlyError("READONLY the server has become a replica")
         self._count_replicas(int(confirmed), role)
         return int(confirmed)
 

@@ -85,11 +85,11 @@ class RedisStore:
 
     async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         must_be_replicated = any(map(_must_be_replicated, commands))
-        mark = self._client.mark() if must_be_replicated else None
+        mark: Any = self._client.mark() if must_be_replicated else None
         encoded = self._encode(commands)
-        replies = await self._client.run(encoded)
+        replies = await self._client.run(encoded, mark)
         if any(isinstance(reply, RedisError) for reply in replies):
-            await self._repeat(commands, encoded, replies)
+            await self._repeat(commands, encoded, replies, mark)
         for command, reply in zip(commands, replies, strict=True):
             if isinstance(reply, RedisError):
                 raise self._refusal(command, reply) from reply
@@ -111,7 +111,11 @@ class RedisStore:
         return encoded.merge([encoded.read(each) for each in reply.replies])
 
     async def _repeat(
-        self, commands: Sequence[Command[Any]], encoded: list[RedisCommand], replies: list[Any]
+        self,
+        commands: Sequence[Command[Any]],
+        encoded: list[RedisCommand],
+        replies: list[Any],
+        mark: Any,
     ) -> None:
         """Sends again the scripts that need other days or further keys.
 
@@ -144,7 +148,7 @@ class RedisStore:
             again = self._encode([commands[i] for i in due])
             for i, each in zip(due, again, strict=True):
                 encoded[i] = each.with_keys(further[i]) if further[i] else each
-            repeated = await self._client.run([encoded[i] for i in due])
+            repeated = await self._client.run([encoded[i] for i in due], mark)
             for i, reply in zip(due, repeated, strict=True):
                 replies[i] = reply
 
@@ -194,14 +198,13 @@ class RedisStore:
 def _must_be_replicated(command: Command[Any]) -> bool:
     """Whether `execute` waits until replicas have the write, so that no promotion loses it.
 
-    These are purchases that upstream has charged, records of keys and teams, and take-downs. All of
-    them are rare.
+    These are purchases that upstream has charged or that were given up, records of keys and teams,
+    and take-downs. All of them are rare. If a promotion opened a purchase again that was given up,
+    it would be charged once its worker ends.
     """
     match command:
-        case Receive() | CompareAndSet():
+        case Receive() | Settle() | CompareAndSet():
             return True
-        case Settle():
-            return bool(command.record)
         case SetValue():
             return command.is_kept
     return False

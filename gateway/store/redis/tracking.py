@@ -66,7 +66,9 @@ class TrackedServer:
         self._is_needed = asyncio.Event()
         self._is_reachable = asyncio.Event()
         self._is_over = asyncio.Event()
-        """The connection is lost, or leads to the wrong server."""
+        """The connection is lost, or leads to the wrong server. Each connection has its own."""
+        self._is_replaced = asyncio.Event()
+        """The commands have a new connection since the last attempt."""
         fields = {"store": addresses.location}
         self._outage = Condition(log, "tracking_lost", "tracking_works", fields=fields)
 
@@ -94,6 +96,7 @@ class TrackedServer:
     def reconnect(self) -> None:
         """The commands have a new connection, which may lead to another server."""
         self._is_reachable.set()
+        self._is_replaced.set()
         self._is_over.set()
 
     def fill(self, commands: Sequence[Command[Any]]) -> None:
@@ -173,7 +176,7 @@ class TrackedServer:
         while True:
             # A handshake must have checked the server first.
             await self._is_reachable.wait()
-            self._is_over.clear()
+            self._is_replaced.clear()
             pause = RECONNECT_SECONDS
             try:
                 await self._run_connection()
@@ -183,17 +186,19 @@ class TrackedServer:
             except (*CONNECTION_ERRORS, redis_errors.ResponseError) as error:
                 reason = str(error) or type(error).__name__
                 self._outage.occurs(reason, reason=reason)
-            # `reconnect` ends the pause: the commands may have found a server that can be used.
+            # `reconnect` ends the pause: the commands may have found a server that can be used. The
+            # loss of this connection, which is reported only now, does not.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._is_over.wait()
+                    await self._is_replaced.wait()
 
     async def _run_connection(self) -> None:
         """Connects, and pings until the connection is lost or leads to the wrong server."""
-        connection = await self._connect(on_lost=self._is_over.set)
+        is_over = self._is_over = asyncio.Event()
+        connection = await self._connect(on_lost=is_over.set)
         try:
             await self._track(connection)
-            while not self._is_over.is_set():
+            while not is_over.is_set():
                 await self._ping(connection)
                 if self._connection is None:
                     self._connection = connection
@@ -202,7 +207,7 @@ class TrackedServer:
                     self._forget()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PING_SECONDS):
-                        await self._is_over.wait()
+                        await is_over.wait()
             if not connection.is_open:
                 raise redis_errors.ConnectionError("the server has closed the connection")
         finally:

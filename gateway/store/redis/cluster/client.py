@@ -22,7 +22,7 @@ from gateway.store.handshake import (
     StoreMissing,
 )
 from gateway.store.redis.client import NodeReplies, NotReached, schema_mismatch_refusal
-from gateway.store.redis.cluster.nodes import NO_SLOTS, ClusterNodes
+from gateway.store.redis.cluster.nodes import NO_SLOTS, ClusterMark, ClusterNodes
 from gateway.store.redis.cluster.order import find_stages
 from gateway.store.redis.cluster.reads import ClusterReads
 from gateway.store.redis.cluster.scan import ClusterScan
@@ -40,6 +40,8 @@ from gateway.store.redis.urls import TIMEOUT_SECONDS
 
 MAX_PUBLISHERS: Final = 3
 """Through how many nodes a notification is published."""
+
+TAKEN_OVER: Final = "Another node of the Redis Cluster has taken over while a batch was executed."
 
 PUBLISH_SECONDS: Final = 0.5
 """How long to wait for those that do not answer."""
@@ -92,7 +94,9 @@ class ClusterClient:
 
     # ── what callers need ───────────────────────────────────────────────────────────────────
 
-    async def execute(self, commands: Sequence[RawCommand]) -> list[Any]:
+    async def execute(
+        self, commands: Sequence[RawCommand], mark: ClusterMark | None = None
+    ) -> list[Any]:
         """As `RedisClient.execute`: each is a command of one key, its first argument.
 
         They are sent together, and run in order if their keys are in one slot.
@@ -100,13 +104,16 @@ class ClusterClient:
         routed = [Routed(each, slot_of(each[1])) for each in commands]  # type: ignore[arg-type]
         deadline = _deadline()
         await self._prepare(deadline)
-        return await self._stage(deadline).execute(routed)
+        executed = mark.executed if mark is not None else None
+        return await self._stage(deadline, executed).execute(routed)
 
-    async def run(self, commands: Sequence[RedisCommand]) -> list[Any]:
+    async def run(
+        self, commands: Sequence[RedisCommand], mark: ClusterMark | None = None
+    ) -> list[Any]:
         """As `RedisClient.run`: in order. After an error nothing more is sent, and the other
         replies are `NotReached`. A command that has `merge` has `NodeReplies`.
         """
-        deadline = _deadline()
+        deadline, executed = _deadline(), mark.executed if mark is not None else None
         await self._prepare(deadline)
         routed = [Routed(each.command, slot_of(each.keys[0]) if each.keys else None)
                   for each in commands]  # fmt: skip
@@ -124,7 +131,8 @@ class ClusterClient:
                     replies[i] = await scan.read(raw, first.cursor_at)
             else:
                 due = routed[stage.start : stage.stop]
-                replies[stage.start : stage.stop] = await self._stage(deadline).execute(due)
+                running = self._stage(deadline, executed)
+                replies[stage.start : stage.stop] = await running.execute(due)
             for i in stage:
                 if isinstance(replies[i], redis_errors.RedisError):
                     # The commands after it may depend on it.
@@ -132,16 +140,21 @@ class ClusterClient:
                     return replies
         return replies
 
-    def mark(self) -> Mapping[str, int]:
-        """As `RedisClient.mark`, by the names of the nodes."""
-        return self._nodes.marks()
+    def mark(self) -> ClusterMark:
+        """As `RedisClient.mark`. `execute` and `run` need it too."""
+        return self._nodes.mark()
 
     async def confirm(self, mark: Any, keys: Sequence[str]) -> None:
-        """As `RedisClient.confirm`, on the nodes that have the keys."""
-        names = dict.fromkeys(self._nodes.owner(slot_of(key)) for key in keys)
+        """As `RedisClient.confirm`, on the nodes that have executed the commands with the keys."""
+        slots = {slot_of(key) for key in keys}
+        executed = {(slot, name) for slot, name in mark.executed if slot in slots}
+        if any(self.topology.owner(slot) != name for slot, name in executed):
+            # Its first replies may be lost by a failover while later commands are still executed.
+            raise StoreUnavailable(reason=TAKEN_OVER)
+        marks = {name: mark.connections.get(name, 1) for _, name in executed}
         try:
             await asyncio.gather(
-                *(self._nodes.get(name).confirm(mark.get(name, 1), keys) for name in names)
+                *(self._nodes.get(name).confirm(each, keys) for name, each in marks.items())
             )
         except StoreUnavailable:
             self.topology.want_refresh()
@@ -221,8 +234,10 @@ class ClusterClient:
             command, first_slot=self._books_slot, deadline=deadline
         )
 
-    def _stage(self, deadline: float) -> ClusterStage:
-        return ClusterStage(self.topology, self._nodes, deadline=deadline)
+    def _stage(
+        self, deadline: float, executed: set[tuple[int | None, str]] | None = None
+    ) -> ClusterStage:
+        return ClusterStage(self.topology, self._nodes, deadline=deadline, executed=executed)
 
     # ── checks of the cluster ─────────────────────────────────────────────────────────────────────
 

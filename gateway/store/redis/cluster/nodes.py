@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -22,6 +23,16 @@ FENCES: Final = 64
 """From how many numbers the search for a fence key starts, so that few keys are written."""
 
 NO_SLOTS: Final = "The Redis Cluster has no slots."
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterMark:
+    """What the confirmation of a batch has to know of it: see `RedisClient.mark`."""
+
+    connections: Mapping[str, int]
+    """The marks of the nodes, by name."""
+    executed: set[tuple[int | None, str]] = field(default_factory=set)
+    """The slots of the commands that were executed, and the nodes that did it."""
 
 
 class ClusterNodes:
@@ -91,9 +102,9 @@ class ClusterNodes:
             node.probe_key = self._find_key(self._keys.probe, name)
         return found
 
-    def marks(self) -> Mapping[str, int]:
-        """The mark of each node, by its name."""
-        return {name: node.mark() for name, node in self._nodes.items()}
+    def mark(self) -> ClusterMark:
+        """The mark of a batch that is about to be executed."""
+        return ClusterMark({name: node.mark() for name, node in self._nodes.items()})
 
     def unavailable(self, node: NodeClient, error: Exception) -> Exception:
         """The error for callers; the map is read again, because the node may have a successor."""

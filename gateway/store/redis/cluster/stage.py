@@ -51,10 +51,19 @@ class Routed:
 class ClusterStage:
     """Sends commands in rounds until each has a reply."""
 
-    def __init__(self, topology: ClusterMap, nodes: ClusterNodes, *, deadline: float) -> None:
+    def __init__(
+        self,
+        topology: ClusterMap,
+        nodes: ClusterNodes,
+        *,
+        deadline: float,
+        executed: set[tuple[int | None, str]] | None = None,
+    ) -> None:
+        """`executed` gets the slot of each command and the node that has answered it."""
         self._topology = topology
         self._nodes = nodes
         self._deadline = deadline
+        self._executed = executed if executed is not None else set()
         self._pending: list[int] = []
         """Indexes of the commands to send in the next round."""
         self._asked: dict[int, str] = {}
@@ -131,6 +140,8 @@ class ClusterStage:
             replies[i] = reply = next(received)
             if isinstance(reply, redis_errors.RedisError):
                 self._judge(i, node, replies, slot=commands[i].slot)
+            else:
+                self._executed.add((commands[i].slot, name))
 
     def _judge(self, index: int, node: NodeClient, replies: list[Any], *, slot: int | None) -> None:
         """Makes the command pending again if the node has not executed it and another one may."""
