@@ -146,12 +146,14 @@ class ClusterClient:
 
     async def confirm(self, mark: Any, keys: Sequence[str]) -> None:
         """As `RedisClient.confirm`, on the nodes that have executed the commands with the keys."""
-        slots = {slot_of(key) for key in keys}
-        executed = {(slot, name) for slot, name in mark.executed if slot in slots}
-        if any(self.topology.owner(slot) != name for slot, name in executed):
+        executed: set[tuple[int | None, str]] = mark.executed
+        names = {name for _, name in executed}
+        if not names <= set(self.topology.primaries):
             # Its first replies may be lost by a failover while later commands are still executed.
             raise StoreUnavailable(reason=TAKEN_OVER)
-        marks = {name: mark.connections.get(name, 1) for _, name in executed}
+        others = {slot_of(key) for key in keys} - {slot for slot, _ in executed}
+        names |= {self._nodes.owner(slot) for slot in others}
+        marks = {name: mark.connections.get(name, 1) for name in names}
         try:
             await asyncio.gather(
                 *(self._nodes.get(name).confirm(each, keys) for name, each in marks.items())

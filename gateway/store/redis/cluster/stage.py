@@ -140,7 +140,8 @@ class ClusterStage:
             replies[i] = reply = next(received)
             if isinstance(reply, redis_errors.RedisError):
                 self._judge(i, node, replies, slot=commands[i].slot)
-            else:
+            elif i not in asked or name in self._topology.primaries:
+                # Not a node without slots that is importing its first: no fence can be set there.
                 self._executed.add((commands[i].slot, name))
 
     def _judge(self, index: int, node: NodeClient, replies: list[Any], *, slot: int | None) -> None:
