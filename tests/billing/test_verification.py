@@ -14,7 +14,7 @@ import pytest
 import redis
 import structlog.testing
 
-from gateway.billing import quota
+from gateway.billing import quota, totals, verified_totals
 from gateway.billing.ledger_reader import Difference
 from gateway.billing.totals import Totals, TotalsSettings
 from gateway.billing.totals_periods import Series
@@ -211,7 +211,13 @@ class Stepping:
         return await self._store.execute(commands)
 
 
-async def test_the_books_agree_while_purchases_and_folding_go_on(store: Store) -> None:
+async def test_the_books_agree_while_purchases_and_folding_go_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Turns as short as the pauses of this folding, so that both sides often get one.
+    monkeypatch.setattr(totals, "TURN_SECONDS", 0.2)
+    monkeypatch.setattr(verified_totals, "TURN_SECONDS", 0.2)
+    monkeypatch.setattr(verified_totals, "LOOK_SECONDS", 0.02)
     is_over = False
     stepping = Stepping(store)
 

@@ -194,9 +194,9 @@ async def watched(redis_url: str, client: redis.Redis, monkeypatch: pytest.Monke
         asked: list[int] = []
         run = store._client.run
 
-        async def watch(sent: Any) -> list[Any]:
+        async def watch(sent: Any, mark: Any = None) -> list[Any]:
             before = dump(client)
-            replies = await run(sent)
+            replies = await run(sent, mark)
             repeats = [found for reply in replies if (found := read_repeat(reply))]
             if repeats:
                 assert len(replies) == 1

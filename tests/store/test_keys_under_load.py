@@ -38,9 +38,9 @@ def count_rounds(store: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """By script, how often it is sent for one command at most."""
     run, execute_all, most, sent = store._client.run, store.execute, Counter[str](), Counter[str]()
 
-    async def counted(encoded: Any) -> Any:
+    async def counted(encoded: Any, mark: Any = None) -> Any:
         sent.update(each.name for each in encoded)
-        return await run(encoded)
+        return await run(encoded, mark)
 
     async def counting(commands: Any) -> Any:
         sent.clear()
@@ -179,10 +179,10 @@ async def while_keys_join(
         client: Any = other
         run = client._client.run
 
-        async def join_and_run(encoded: Any) -> Any:
+        async def join_and_run(encoded: Any, mark: Any = None) -> Any:
             joined.append(f"joined{len(joined)}")
             await execute(worker, waits(joined[-1], joined[-1]))
-            return await run(encoded)
+            return await run(encoded, mark)
 
         monkeypatch.setattr(client._client, "run", join_and_run)
         yield worker, other, joined
