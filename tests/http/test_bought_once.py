@@ -31,7 +31,7 @@ from tests.redis_server import DurableRedis, run_durable_redis, run_redis_server
 from tests.stores import usually_on
 from tests.waiting import generous
 
-SCALE = 10
+SCALE = 5
 PAUSES = [(9,), pytest.param((1, 3, 20, 40), marks=pytest.mark.long)]
 """Seconds, before they are scaled."""
 QUICK = {"heartbeat": f"{5 / SCALE}s", "dead_after": f"{15 / SCALE}s"}
