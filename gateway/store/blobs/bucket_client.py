@@ -29,12 +29,12 @@ log = structlog.get_logger(__name__)
 Client = S3Store | GCSStore | AzureStore
 
 CALL_SECONDS: Final = 30.0
-"""How long a call may take, with its retries."""
+"""How long a call may take, with its retries, and so the timeout of one request."""
 
 CONNECT_SECONDS: Final = 3.0
 
 MAX_RETRIES: Final = 2
-"""The timeout of one request. A purchase stores its image again until the bucket has it."""
+"""Of one call. A purchase repeats the call until the bucket has its image."""
 
 RETRY_SECONDS: Final = 5.0
 """A request that fails later than this after its start is not sent again."""
