@@ -301,6 +301,21 @@ class RedisClient:
         if fault is not None:
             raise self._refusal(fault)
 
+    async def find_wait_refusal(self) -> str | None:
+        """Why writes cannot wait for replicas; None if they can, or if none may be promoted.
+
+        Raises as `execute`.
+        """
+        if self._replication is None:
+            return None
+        deadline = _deadline()
+        try:
+            pipeline = await self._ready_pipeline(deadline)
+            fault = await self._find_missing_rights(pipeline, ("WAIT",), deadline=deadline)
+        except _EXECUTE_ERRORS as error:
+            raise self._translate(error) from error
+        return f"{self._subject} {fault.text}" if fault is not None else None
+
     async def _find_missing_rights(
         self, pipeline: PipelinedConnection, names: Sequence[str], *, deadline: float
     ) -> Fault | None:

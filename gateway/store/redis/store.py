@@ -194,6 +194,10 @@ class RedisStore:
             subscribe=lambda: self._notifications.check(channel),
         )
 
+    async def find_wait_refusal(self) -> str | None:
+        """As `RedisClient.find_wait_refusal`."""
+        return await self._client.find_wait_refusal()
+
 
 def _must_be_replicated(command: Command[Any]) -> bool:
     """Whether `execute` waits until replicas have the write, so that no promotion loses it.

@@ -222,6 +222,14 @@ class ClusterClient:
             except (*CONNECTION_ERRORS, redis_errors.ResponseError) as error:
                 raise self._refusal(error) from error
 
+    async def find_wait_refusal(self) -> str | None:
+        """As `RedisClient.find_wait_refusal`, of the first primary that refuses."""
+        await self._prepare(_deadline())
+        for node in self._nodes.primaries().values():
+            if (refusal := await node.find_wait_refusal()) is not None:
+                return refusal
+        return None
+
     def nodes(self) -> Mapping[str, SingleServer]:
         """The addresses of the primaries by name, for further connections to each of them.
 
