@@ -31,6 +31,7 @@ from gateway.store.redis.commands.encoding import RedisCommand
 from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, find_fault
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.outage import Outage
 from gateway.store.redis.rights import CLUSTER_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS, Script
 from gateway.store.redis.topology.cluster import ClusterMap, slot_of
@@ -82,6 +83,10 @@ class ClusterClient:
             on_connected=self._after_connect,
         )
         self._reads = ClusterReads(self.topology, self._nodes)
+        self._outage = Outage(
+            location=self.location, holds_books=holds_books, is_available=self._has_map
+        )
+        """Of calls that failed before it was known which node they need, or which one replied."""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -90,6 +95,7 @@ class ClusterClient:
             try:
                 yield
             finally:
+                self._outage.stop()
                 await self._nodes.close()
 
     # ── what callers need ───────────────────────────────────────────────────────────────────
@@ -199,7 +205,7 @@ class ClusterClient:
 
     def translate(self, reply: Exception, command: str) -> Exception:
         """As `RedisClient.translate`."""
-        return self._nodes.any().translate(reply, command)
+        return self._nodes.any().translate(reply, command, outage=self._outage)
 
     async def check(
         self, names: Sequence[str], *, subscribe: Callable[[], Awaitable[None]] | None = None
@@ -263,7 +269,8 @@ class ClusterClient:
                 async with asyncio.timeout_at(deadline):
                     await self.topology.refresh()
             except (*CONNECTION_ERRORS, redis_errors.RedisError) as error:
-                raise self._nodes.unavailable(self._nodes.any(), error) from error
+                node = self._nodes.any()
+                raise self._nodes.unavailable(node, error, outage=self._outage) from error
             if not self.topology.is_known:
                 raise StoreUnavailable(reason=NO_SLOTS)
         if not self._has_schema:
@@ -271,6 +278,15 @@ class ClusterClient:
                 await self._check_schema(deadline)
             except SchemaMismatch as error:
                 raise schema_mismatch_refusal(error) from error
+
+    async def _has_map(self) -> bool:
+        """Whether the map can be read and has slots, for `Outage`."""
+        try:
+            async with asyncio.timeout_at(_deadline()):
+                await self.topology.refresh()
+        except (*CONNECTION_ERRORS, redis_errors.RedisError):
+            return False
+        return self.topology.is_known
 
     async def _check_schema(self, deadline: float) -> None:
         async with self._lock_schema(deadline):
