@@ -46,13 +46,12 @@ class ClusterNodes:
         keys: Keys,
         scripts: Sequence[Script],
         holds_books: bool,
-        on_connected: Callable[[str], None],
     ) -> None:
         self._topology = topology
         self._keys = keys
         self._scripts = scripts
         self._holds_books = holds_books
-        self._on_connected = on_connected
+        self.on_connected: Callable[[str], None] = lambda _name: None
         self._nodes: dict[str, NodeClient] = {}
         self._fences = itertools.count()
         self._left: list[NodeClient] = []
@@ -73,7 +72,7 @@ class ClusterNodes:
                 find_fence=partial(self._find_fence, name),
                 has_slots=partial(self._has_slots, name),
             )
-            node.on_connected = partial(self._on_connected, name)
+            node.on_connected = partial(self._after_connect, name)
         return node
 
     def any(self) -> NodeClient:
@@ -131,6 +130,9 @@ class ClusterNodes:
             node = self._nodes.pop(name)
             node.leave()
             self._left.append(node)
+
+    def _after_connect(self, name: str) -> None:
+        self.on_connected(name)
 
     def _has_slots(self, name: str) -> bool:
         return name in self._topology.primaries
