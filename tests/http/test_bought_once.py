@@ -31,10 +31,8 @@ from gateway.store.sqlite import transaction_queue
 from gateway.store.wrappers import EvictingStore
 from gateway.wiring.stores import DATABASE
 from tests.gateways import Client, InProcess, Reply, Upstream, make_settings, run_gateway
-from tests.redis_cluster import Node as ClusterNode
-from tests.redis_cluster import run_redis_cluster
+from tests.pausable_redis import run_pausable_redis
 from tests.redis_server import DurableRedis, run_durable_redis, run_redis_server
-from tests.sentinel_servers import Node, run_sentinel_servers
 from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually, generous
 
@@ -106,41 +104,6 @@ class Pair:
             await asyncio.gather(*(g.gateway.tasks.drain() for g in (self.here, self.there)))
 
 
-@dataclass(frozen=True)
-class Pausable:
-    """A Redis all of whose servers can be paused, and so cannot replace each other meanwhile."""
-
-    url: str
-    pause: Callable[[], None]
-    go_on: Callable[[], None]
-
-
-@contextmanager
-def run_pausable(topology: str, folder: Path) -> Iterator[Pausable]:
-    """Each test has servers of its own, because it may end while they are paused."""
-    if topology == "redis":
-        with run_durable_redis(folder) as server:
-            yield Pausable(server.url, server.freeze, server.thaw)
-    elif topology == "sentinel":
-        with run_sentinel_servers(folder) as servers:
-            found = [*servers.sentinels, *servers.servers]
-            yield Pausable(servers.url, each(Node.stop, found), each(Node.go_on, found))
-    else:
-        with run_redis_cluster(folder) as cluster:
-            nodes = cluster.nodes
-            yield Pausable(
-                cluster.url, each(ClusterNode.freeze, nodes), each(ClusterNode.thaw, nodes)
-            )
-
-
-def each(call: Callable[[Any], None], nodes: Sequence[Any]) -> Callable[[], None]:
-    def call_each() -> None:
-        for node in nodes:
-            call(node)
-
-    return call_each
-
-
 @pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 async def pair(
     request: pytest.FixtureRequest, quick: None, tmp_path: Path, upstream: Upstream
@@ -148,8 +111,8 @@ async def pair(
     async with AsyncExitStack() as stack:
         url = None
         if request.param != "sqlite":
-            redis = stack.enter_context(run_pausable(request.param, tmp_path))
-            url, pause, go_on = redis.url, redis.pause, redis.go_on
+            redis = stack.enter_context(run_pausable_redis(request.param, tmp_path))
+            url, pause, go_on = redis.url, redis.freeze, redis.thaw
         here, there = [
             await stack.enter_async_context(
                 run_gateway(make_settings(tmp_path / "data", upstream.base_url, url, workers=QUICK))
