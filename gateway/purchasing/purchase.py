@@ -201,8 +201,14 @@ class Purchases:
                 received = _charge_delivery(order, route, delivered, slots=flight.slots)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
         unavailable = asyncio.Event()
+        # The answer with a link needs a stored image, so it waits for the next attempts too.
+        is_link = order.request.response_format == "url"
         commit = self._commit_images(
-            order, received, purchased, keeper=keeper, on_unavailable=unavailable.set
+            order,
+            received,
+            purchased,
+            keeper=keeper,
+            on_unavailable=_do_nothing if is_link else unavailable.set,
         )
         await self._wait_for_limits(order, commit, unavailable)
         return purchased
@@ -595,6 +601,10 @@ class Purchases:
             self._tasks.start(settle(), name=name)
             return
         await self._wait_for_limits(order, self._tasks.start(settle(), name=name), unavailable)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _with_successor(failure: UpstreamFailure, order: PurchaseOrder) -> UpstreamFailure:
