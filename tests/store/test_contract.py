@@ -586,11 +586,12 @@ class TestWatch:
         self, store: Store, other: Store
     ) -> None:
         async with store.watch("a") as watch:
-            waiting = asyncio.create_task(watch.wait(0.3))
+            waiting = asyncio.create_task(watch.wait(600))
             for i in range(5):
                 await execute(other, publish("b", f"e{i}", b"event"))
                 await asyncio.sleep(0.03)
             assert not waiting.done()
+            await execute(other, publish("a", "e", b"event"))
             await waiting
 
     async def test_an_event_ends_one_wait(self, store: Store, other: Store) -> None:

