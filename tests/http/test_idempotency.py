@@ -237,7 +237,9 @@ async def test_a_notification_answers_all_that_wait_and_waiting_costs_the_store_
     open_gateway: OpenGateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many wait, a worker looks into the store a few times when the first one comes."""
-    monkeypatch.setattr(idempotency_keys, "RECHECK_SECONDS", 3600)
+    # Neither looks again nor renews its lock, however long this test takes.
+    for name in ("RECHECK_SECONDS", "RENEW_SECONDS", "LOCK_SECONDS"):
+        monkeypatch.setattr(idempotency_keys, name, 3600)
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
         counted = CountedKeys(here, monkeypatch), CountedKeys(there, monkeypatch)
