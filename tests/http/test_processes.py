@@ -292,7 +292,7 @@ async def test_the_second_signal_ends_the_gateway_at_once(
         processes.signal_group(second)
         status = await processes.wait()
 
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < 10  # the purchase takes twenty
         assert status == 128 + second
         with pytest.raises(aiohttp.ClientError):
             await asking
