@@ -34,7 +34,10 @@ def _yardstick() -> None:
 
 
 async def longest_pause_seconds(work: Awaitable[object]) -> float:
-    """The most processor time that other tasks of the event loop wait for."""
+    """The most processor time that other tasks of the event loop wait for.
+
+    It is divided by the slowness of this machine, as that of `processor_seconds` is.
+    """
     longest, task = 0.0, asyncio.ensure_future(work)
     gc.disable()  # a collection takes as long as this process has objects
     try:
@@ -45,7 +48,7 @@ async def longest_pause_seconds(work: Awaitable[object]) -> float:
     finally:
         gc.enable()
     await task
-    return longest
+    return longest / _slowness()
 
 
 @dataclass
