@@ -195,4 +195,4 @@ async def test_a_large_image_is_read_leniently_without_holding_the_loop(form: st
         seconds = time.perf_counter() - started
     assert found == data
     assert held.seconds < 0.1
-    assert seconds < 3
+    assert seconds < 6
