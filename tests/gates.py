@@ -31,6 +31,7 @@ class Gate:
     arrived: int = 0
     """Image requests received since it was last shut."""
     _open: asyncio.Event = field(default_factory=asyncio.Event)
+    _order: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self._open.set()
@@ -44,7 +45,9 @@ class Gate:
 
     async def enter(self) -> None:
         self.arrived += 1
-        await self._open.wait()
+        # In the order of arrival: the first one to pass may get the one fault of its prompt.
+        async with self._order:
+            await self._open.wait()
 
     @asynccontextmanager
     async def shut(self) -> AsyncIterator[Gate]:

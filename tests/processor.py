@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 _YARDSTICK_SECONDS: Final = 0.002
@@ -32,7 +34,10 @@ def _yardstick() -> None:
 
 
 async def longest_pause_seconds(work: Awaitable[object]) -> float:
-    """The most processor time that other tasks of the event loop wait for."""
+    """The most processor time that other tasks of the event loop wait for.
+
+    It is divided by the slowness of this machine, as that of `processor_seconds` is.
+    """
     longest, task = 0.0, asyncio.ensure_future(work)
     gc.disable()  # a collection takes as long as this process has objects
     try:
@@ -43,7 +48,39 @@ async def longest_pause_seconds(work: Awaitable[object]) -> float:
     finally:
         gc.enable()
     await task
-    return longest
+    return longest / _slowness()
+
+
+@dataclass
+class Held:
+    """For how long the event loop was held at most."""
+
+    seconds: float = 0.0
+
+
+@asynccontextmanager
+async def watching_loop() -> AsyncIterator[Held]:
+    """Watches how long this process holds the event loop, also from its other threads.
+
+    Each turn of the loop counts for at most the processor time that the process took meanwhile, so
+    that the time that other programs take from it does not count.
+    """
+    held = Held()
+
+    async def watch() -> None:
+        last = time.perf_counter(), time.process_time()
+        while True:
+            await asyncio.sleep(0)
+            now = time.perf_counter(), time.process_time()
+            turn = min(after - before for before, after in zip(last, now, strict=True))
+            held.seconds, last = max(held.seconds, turn), now
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield held
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 def _seconds(work: Callable[[], object]) -> float:

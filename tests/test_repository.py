@@ -21,6 +21,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from tests.waiting import GENEROUS_SECONDS
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REGISTRIES = {
@@ -241,7 +243,7 @@ def test_an_unusable_python_is_reported_in_one_line(tmp_path: Path, python: str,
 # ── the tests ───────────────────────────────────────────────────────────────────────────────
 
 CLOCKS = {"monotonic", "perf_counter", "time"}
-WITH_SECONDS = re.compile(r"\.(timeout|wait_for|monotonic|perf_counter|time)\(")
+WITH_SECONDS = re.compile(r"\.(timeout|wait_for|monotonic|perf_counter|time)\(|eventually\(")
 """Without one of these calls, a module needs not be parsed."""
 
 
@@ -267,10 +269,15 @@ def reads_clock(node: ast.AST) -> bool:
 
 
 def is_bound_in_seconds(node: ast.AST) -> bool:
-    """Whether a node is a timeout given as a number, or an upper bound of an elapsed time."""
+    """Whether a node is a timeout given as a number, or an upper bound of an elapsed time.
+
+    A wait for a state may have another bound if that is longer than the usual one.
+    """
     match node:
         case ast.Call(func=ast.Attribute(ast.Name("asyncio"), "timeout" | "wait_for")):
             return is_number(node.args[-1])
+        case ast.Call(func=ast.Name("eventually"), keywords=[ast.keyword("seconds", value)]):
+            return is_number(value) and ast.literal_eval(value) < GENEROUS_SECONDS
         case ast.Compare():
             terms = [node.left, *node.comparators]
             pairs = zip(terms, node.ops, terms[1:], strict=False)
@@ -308,6 +315,9 @@ def test_only_timed_tests_have_bounds_in_seconds():
         ("await asyncio.wait_for(it, 0.3)", 1),
         ("assert time.monotonic() - started < 1", 1),
         ("assert 1 < time.monotonic() - started < 2", 1),
+        ("await eventually(look, seconds=2)", 1),
+        ("await eventually(look, seconds=600)", 0),
+        ("await eventually(look)", 0),
         ("assert time.monotonic() - started >= 0.4", 0),
         ("assert time.time() - 60 <= told", 0),
         ("async with asyncio.timeout(GENEROUS_SECONDS): pass", 0),

@@ -536,19 +536,20 @@ async def test_without_the_store_what_was_bought_is_kept_if_the_rest_finds_no_pl
 ) -> None:
     """The purchase that had the other slot is refused when no more may be opened."""
     here, _, _ = workers
-    may_refuse = asyncio.Event()
+    may_refuse, has_bought = asyncio.Event(), asyncio.Event()
 
     async def refused(_flight: Flight) -> PurchasedImages:
         await may_refuse.wait()
         raise refuse("poor")
 
     async def buy(flight: Flight) -> PurchasedImages:
+        has_bought.set()
         return PurchasedImages({slot: image() for slot in flight.slots}, {})
 
     leader = asyncio.create_task(here.run_offline(FINGERPRINT, (0,), buy=refused))
     await asyncio.sleep(0)
     both = asyncio.create_task(here.run_offline(FINGERPRINT, (0, 1), buy=buy))
-    await asyncio.sleep(0.1)
+    await has_bought.wait()
     here._purchases_open._maximum = 0
     may_refuse.set()
     result = await both

@@ -433,7 +433,7 @@ async def test_a_stream_shows_its_place(
 
 async def test_a_failover_waits_for_the_second_account(tmp_path: Path) -> None:
     """Which takes one purchase at a time."""
-    async with open_house(tmp_path, second={"concurrent": 1}, queue={"max_wait": "2s"}) as house:
+    async with open_house(tmp_path, second={"concurrent": 1}, queue={"max_wait": "1m"}) as house:
         queue = house.gateway.gateway.account_queue._accounts["second"]
         await house.first.play(*["status=401"] * 4)
         async with house.second.hold():

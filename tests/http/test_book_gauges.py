@@ -142,7 +142,7 @@ async def test_a_name_shows_the_totals_of_the_key_that_has_it(gateway: InProcess
     """A sum with the expired key's would fall when that is revoked."""
     charged = sample("charged_usd_total", scope="key", name="alice")
     first = sample("first_charge_timestamp_seconds", scope="key", name="alice")
-    expired = await gateway.client.with_key("alice", expires_at="1s")
+    expired = await gateway.client.with_key("alice", expires_at="3s")
     await expired.ask("an otter", model="dall-e-2", size="1024x1024")
     before = await gateway.client.metrics()
 

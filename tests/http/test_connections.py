@@ -53,7 +53,7 @@ from tests.http.test_bad_input import (
     head,
 )
 from tests.raw_http import Raw, talk
-from tests.waiting import eventually, generous, turns
+from tests.waiting import GENEROUS_SECONDS, eventually, generous, turns
 
 KIB = 1024
 MAX_HEAD = 64 * KIB
@@ -321,9 +321,10 @@ async def test_a_connection_without_a_request_is_closed_after_the_time_of_a_head
 
 @both_parsers
 async def test_a_head_that_begins_when_the_idle_time_ends_still_has_its_own_time() -> None:
-    async with run_server(head_seconds=1.0, keepalive_timeout=0.4) as (_, client):
-        parts = GET + b"\r\n", *(b"" for _ in range(6)), GET, *(b"" for _ in range(6)), b"\r\n"
-        raw = await talk(client, *parts, listen_seconds=1.0)
+    async with run_server(head_seconds=GENEROUS_SECONDS, keepalive_timeout=1.0) as (_, client):
+        # One part is sent every 0.05 s, so the head begins after 0.1 s and ends after 1.2 s.
+        parts = GET + b"\r\n", b"", GET, *(b"" for _ in range(21)), b"\r\n"
+        raw = await talk(client, *parts, listen_seconds=0.1)
 
     assert statuses(raw)[:2] == [200, 200]
 

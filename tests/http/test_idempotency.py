@@ -237,7 +237,9 @@ async def test_a_notification_answers_all_that_wait_and_waiting_costs_the_store_
     open_gateway: OpenGateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many wait, a worker looks into the store a few times when the first one comes."""
-    monkeypatch.setattr(idempotency_keys, "RECHECK_SECONDS", 3600)
+    # Neither looks again nor renews its lock, however long this test takes.
+    for name in ("RECHECK_SECONDS", "RENEW_SECONDS", "LOCK_SECONDS"):
+        monkeypatch.setattr(idempotency_keys, name, 3600)
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
         counted = CountedKeys(here, monkeypatch), CountedKeys(there, monkeypatch)
@@ -393,13 +395,14 @@ async def test_the_lock_of_a_dead_worker_expires(
 async def test_the_lock_of_a_running_worker_is_renewed(
     gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idempotency_keys, "LOCK_SECONDS", 0.4)
+    monkeypatch.setattr(idempotency_keys, "LOCK_SECONDS", 2.0)
     monkeypatch.setattr(idempotency_keys, "RENEW_SECONDS", 0.1)
-    prompt = "[[sim:slow=1]] an otter"
-    first = asyncio.create_task(alice.ask(prompt, headers=FRESH))
-    await asyncio.sleep(0.1)
-    second = await alice.ask(prompt, headers=FRESH)
-    assert_stored_result(second, await first)
+    async with upstream.hold() as gate:
+        first = asyncio.create_task(alice.ask(headers=FRESH))
+        await gate.until(1)
+        second = asyncio.create_task(alice.ask(headers=FRESH))
+        await asyncio.sleep(2.5)
+    assert_stored_result(await second, await first)
     assert len(await upstream.bodies()) == 1
 
 
@@ -408,13 +411,16 @@ async def test_a_late_renewal_of_the_lock_does_not_overwrite_the_result(
 ) -> None:
     """The renewal may still be on its way to the store when the result is stored."""
     monkeypatch.setattr(idempotency_keys, "RENEW_SECONDS", 0.05)
-    keys = IdempotencyKeys(LateRenewals(gateway.gateway.store), gateway.gateway.tasks)
+    store = LateRenewals(gateway.gateway.store)
+    keys = IdempotencyKeys(store, gateway.gateway.tasks)
     idempotent = IdempotentRequest.of("key_1", "order-17", request=("an otter",))
     assert await keys.acquire(idempotent) is None
-    async with keys.renewing(idempotent):
-        await asyncio.sleep(0.15)  # the first renewal is sent
-    await keys.store(idempotent, [])
-    await asyncio.sleep(0.4)
+    store.late.clear()
+    async with generous():
+        async with keys.renewing(idempotent):
+            await eventually(lambda: store.late)
+        await keys.store(idempotent, [])
+        await asyncio.gather(*store.late)
     value = await execute(gateway.gateway.store, GetValue(SPACE, idempotent.name))
 
     assert value is not None
@@ -427,6 +433,7 @@ class LateRenewals:
     def __init__(self, store: Store) -> None:
         self.name, self.kept = store.name, store.kept
         self.watch = store.watch
+        self.late: list[asyncio.Task[list[Any]]] = []
         self._store = store
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
@@ -435,6 +442,8 @@ class LateRenewals:
             for command in commands
         )
         calling = asyncio.create_task(self._call(commands, delay_seconds=0.3 if is_late else 0))
+        if is_late:
+            self.late.append(calling)
         return await asyncio.shield(calling)
 
     async def _call(self, commands: Sequence[Command[Any]], *, delay_seconds: float) -> list[Any]:

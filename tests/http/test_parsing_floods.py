@@ -94,8 +94,8 @@ async def test_16_connections_with_refused_bodies_do_not_delay_hits_and_health_c
                 seconds["health"].append(time.monotonic() - started)
 
     # A hit took 9.6 s and a health check 1.8 s, in the median.
-    assert statistics.median(seconds["hit"]) < 0.2, seconds
-    assert statistics.median(seconds["health"]) < 0.1, seconds
+    assert statistics.median(seconds["hit"]) < 1, seconds
+    assert statistics.median(seconds["health"]) < 0.5, seconds
 
 
 async def test_a_body_with_too_many_values_is_refused_on_every_path(embedded: InProcess) -> None:

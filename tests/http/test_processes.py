@@ -292,7 +292,7 @@ async def test_the_second_signal_ends_the_gateway_at_once(
         processes.signal_group(second)
         status = await processes.wait()
 
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < 10  # the purchase takes twenty
         assert status == 128 + second
         with pytest.raises(aiohttp.ClientError):
             await asking
@@ -316,7 +316,7 @@ async def test_an_idle_gateway_exits_at_once(
         processes.signal_group(number)
 
         assert await processes.wait() == 0
-        assert time.monotonic() - started < 3  # with idle connections it takes five
+        assert time.monotonic() - started < 4.5  # with idle connections it takes five
         records = await processes.ledger()
         assert {record.outcome for record in records} == {"refused"}
         assert sum(record.count or 1 for record in records) == 4

@@ -390,7 +390,7 @@ async def test_a_user_of_very_many_names_is_not_named_and_delays_no_request(
         hostile.will_answer({"data": [{**GOOD, "revised_prompt": f"For {user[7]}", "seed": "7"}]})
         prompt = "%41" * 300
         bought = await alice.ask(prompt, user=user, **ASK)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
     assert own.error["message"] == error["message"]
     assert other.error["code"] == "moderation_blocked"
     assert "member" not in other.body.decode()
@@ -407,7 +407,7 @@ async def test_a_text_of_backslashes_delays_no_request(
     started = time.monotonic()
     bought = await alice.ask(prompt, user="ann", model="gpt-image-2")
     hit = await bob.ask(prompt, model="gpt-image-2")
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     assert [reply.json["data"][0]["revised_prompt"] for reply in (bought, hit)] == [prompt] * 2
 
 

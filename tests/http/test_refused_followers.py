@@ -348,4 +348,4 @@ async def test_600_callers_without_a_budget_are_refused_within_seconds(
 
     assert Counter(reply.status for reply in replies) == {200: 300, 429: 300}
     assert crowd.commands <= 4 * 600
-    assert seconds < 10
+    assert seconds < 30

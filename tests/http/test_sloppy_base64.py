@@ -16,6 +16,7 @@ import pytest
 from gateway.upstream.openai import parse_answer
 from tests.http.plays import Play, completed, doc, events, house, partial
 from tests.pngs import write_png
+from tests.processor import watching_loop
 
 GPT = {"model": "gpt-image-2", "quality": "low", "size": "1024x1024"}
 DALLE = {"model": "dall-e-2", "size": "1024x1024", "response_format": "b64_json"}
@@ -184,23 +185,14 @@ async def test_a_large_image_is_read_leniently_without_holding_the_loop(form: st
     if form == "escaped":
         body = body.replace("/", "\\/").replace("+", "\\u002B")
     encoded = body.encode()
-    longest, last = 0.0, time.perf_counter()
-
-    async def watch() -> None:
-        nonlocal longest, last
-        while True:
-            await asyncio.sleep(0)
-            now = time.perf_counter()
-            longest, last = max(longest, now - last), now
 
     def parse() -> bytes | None:
         return parse_answer(encoded, images=1, upstream_request_id=None).images[0].data
 
-    watching = asyncio.create_task(watch())
-    started = time.perf_counter()
-    found = await asyncio.to_thread(parse)
-    seconds = time.perf_counter() - started
-    watching.cancel()
+    async with watching_loop() as held:
+        started = time.perf_counter()
+        found = await asyncio.to_thread(parse)
+        seconds = time.perf_counter() - started
     assert found == data
-    assert longest < 0.1
-    assert seconds < 3
+    assert held.seconds < 0.1
+    assert seconds < 6

@@ -92,10 +92,13 @@ class Arena:
     can_read: bool
     """The embedded store can still read keys, but not confirm that they are unchanged."""
 
-    @property
-    def longest_seconds(self) -> float:
-        """The longest time to answer a request that needs upstream at most once."""
-        return (CALL_SECONDS if self.is_hung else 0.0) + SLACK_SECONDS
+    def longest_seconds(self, *, usual_seconds: float) -> float:
+        """The longest time to answer a request that needs upstream at most once.
+
+        On a busy machine that follows from what as many purchases take with the store.
+        """
+        slack_seconds = max(SLACK_SECONDS, 3 * usual_seconds)
+        return (CALL_SECONDS if self.is_hung else 0.0) + slack_seconds
 
     async def calls(self, prompt: str) -> int:
         return sum(body["prompt"] == prompt for body in await self.upstream.bodies())
@@ -353,6 +356,14 @@ async def ask(clients: Mapping[str, Client], name: str) -> Answer:
     return Answer(reply, time.monotonic() - started)
 
 
+async def buy_at_once(client: Client) -> float:
+    """How many seconds as many purchases as there are rows take, all at once."""
+    started = time.monotonic()
+    replies = await asyncio.gather(*(client.ask(f"at once {n}") for n in range(len(ROWS))))
+    assert {reply.status for reply in replies} == {200}
+    return time.monotonic() - started
+
+
 def shown(answer: Answer) -> tuple[int, str | None]:
     is_error = answer.reply.status >= 400
     return answer.reply.status, answer.reply.error["code"] if is_error else None
@@ -374,6 +385,7 @@ async def test_every_kind_of_request_is_answered_as_its_row_says(arena: Arena) -
     """All rows at once, so that each is measured while the others wait."""
     clients = await create_clients(arena)
     cached = await clients["alice"].ask(CACHED)
+    usual_seconds = await buy_at_once(clients["alice"])
     arena.here.gateway.flights._unstored.forget_confirmed()  # as after CONFIRMED_SECONDS
     before = len(await arena.records())
     with arena.outage():
@@ -387,7 +399,8 @@ async def test_every_kind_of_request_is_answered_as_its_row_says(arena: Arena) -
         name: (row.status, row.code) for name, row in ROWS.items()
     }
     assert calls == {name: row.is_sent + (name == CACHED) for name, row in ROWS.items()}
-    slow = {name: a.seconds for name, a in answers.items() if a.seconds > arena.longest_seconds}
+    longest = arena.longest_seconds(usual_seconds=usual_seconds)
+    slow = {name: a.seconds for name, a in answers.items() if a.seconds > longest}
     assert slow == {}
     assert ready.status == 200
     assert ready.json["degraded"][0] == "store"  # perhaps upstream too: some rows make it fail

@@ -195,12 +195,12 @@ async def test_a_worker_that_cannot_start_is_retried_with_growing_delays_while_o
         victim, other = processes.serving()[-1]
         os.kill(victim, signal.SIGKILL)
 
-        await eventually(lambda: len(lines(processes, "worker_start_failed")) == 3)
+        await eventually(lambda: len(lines(processes, "worker_start_failed")) >= 3)
         await hit(alice, 8)
         assert processes.serving()[-1] == {other}
         faults = lines(processes, "worker_start_failed")
         assert {fault["reason"] for fault in faults} == {spelling_message(tmp_path)}
-        first, second, third = (datetime.fromisoformat(f["timestamp"]) for f in faults)
+        first, second, third, *_ = (datetime.fromisoformat(f["timestamp"]) for f in faults)
         assert second - first >= timedelta(seconds=0.49)
         assert third - second >= timedelta(seconds=0.99)
 

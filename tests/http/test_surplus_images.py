@@ -185,7 +185,7 @@ async def test_megabytes_of_tiny_values_cost_neither_time_nor_memory(
     (record,) = await embedded.ledger()
 
     assert reply.status == 502
-    assert seconds < 2
+    assert seconds < 5
     assert _peak_megabytes() - before < 64
     assert record.flags == {200: ("undelivered",), 400: (), 500: ("presumed",)}[status]
     assert record.cost_micros < 10_000
@@ -208,7 +208,7 @@ async def test_the_requested_images_are_kept_before_megabytes_of_others(
     seconds = time.monotonic() - started
     (record,) = await embedded.ledger()
     assert (reply.status, reply.images) == (200, [B64] * 2)
-    assert seconds < 2
+    assert seconds < 5
     assert (record.images, record.flags) == (2, ("no_usage", "undelivered"))
 
 

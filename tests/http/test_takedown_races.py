@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,22 @@ async def test_an_image_that_is_being_read_is_not_served(
         os.utime(path, (time.time() + 3600,) * 2)
         pipe = os.open(path, os.O_RDWR)
         reading = asyncio.create_task(show(alice, link))
-        await asyncio.sleep(0.2)
+        await eventually(lambda: _times_open(path) == 2)
         taken = await take_down(alice, image_of(bought))
         await asyncio.to_thread(_write_all, pipe, data)
         shown = await reading
 
     assert taken.json["images"] == 1
     assert shown.status == 410
+
+
+def _times_open(path: Path) -> int:
+    """How many descriptors of this process are open on a file."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            count += descriptor.readlink() == path.resolve()
+    return count
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -63,8 +63,13 @@ def leave_two_descriptors() -> None:
 
 def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> None:
     stopping: list[int] = []
+
+    def stop(*_: object) -> None:
+        stopping.append(1)
+        (state / "stopping").touch()
+
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: stopping.append(1))
+        signal.signal(number, stop)
     signal.signal(signal.SIGHUP, lambda *_: write_hup(state, f"hup {os.getpid()}"))
     obey((state / "mode").read_text(), state)
     listener.settimeout(0.05)
@@ -149,6 +154,9 @@ def respond(connection: socket.socket, state: Path) -> None:
     if b" /slow " in request:
         (state / "slow").touch()
         time.sleep(1)
+    if b" /hang " in request:
+        (state / "hang").touch()
+        time.sleep(HANG_SECONDS)
     body = str(os.getpid()).encode()
     connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     if b" /fault " in request:

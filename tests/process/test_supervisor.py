@@ -113,19 +113,17 @@ def test_the_first_signal_lets_workers_finish(tmp_path: Path, number: int):
         assert parent.process.wait(GENEROUS_SECONDS) == 0
 
 
-@pytest.mark.timed
 def test_the_second_signal_ends_all_workers_at_once(tmp_path: Path):
+    """The request that the first one waits for would take a minute."""
     with supervised(tmp_path, workers=1) as parent:
         worker = parent.request_pid()
         connection = http.client.HTTPConnection("127.0.0.1", parent.port, timeout=GENEROUS_SECONDS)
-        connection.request("GET", "/slow")
-        until((tmp_path / "slow").exists)
-        started = time.monotonic()
+        connection.request("GET", "/hang")
+        until((tmp_path / "hang").exists)
         parent.send(signal.SIGTERM)
-        time.sleep(0.1)
+        until((tmp_path / "stopping").exists)
         parent.send(signal.SIGINT)
         assert parent.process.wait(GENEROUS_SECONDS) == 128 + signal.SIGINT
-        assert time.monotonic() - started < 0.6
         assert not is_running(worker)
         with pytest.raises(ConnectionError):
             connection.getresponse()

@@ -247,13 +247,12 @@ async def work_with(
 async def test_calls_of_an_accounts_queue_do_little_however_many_keys_wait(redis_url: str) -> None:
     """Of Redis, which does nothing else meanwhile: fifty keys, whose purchases are counted."""
     async with measured_redis(redis_url) as found:
-        reserves = [
-            commands.Reserve(
-                f"p{i}", "w", (), b"", place=commands.Place("a", f"k{i % 50}", 1, 1, 1000, None)
-            )
-            for i in range(1500)
-        ]
-        await found.store.execute(reserves)
+
+        def reserve(i: int) -> Command[Any]:
+            place = commands.Place("a", f"k{i % 50}", 1, 1, 1000, None)
+            return commands.Reserve(f"p{i}", "w", (), b"", place=place)
+
+        await fill(found.store, reserve, range(1500))
         read = commands.ReadTurns("a", 1000, None, tuple(f"p{i}" for i in range(1490, 1500)))
         assert await found.work(read) < 1500
         await execute(found.store, commands.Settle("p0", {}, None))

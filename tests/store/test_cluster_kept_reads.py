@@ -134,10 +134,10 @@ async def test_results_of_a_moved_slot_are_kept_again_from_its_new_node(pair: Pa
     source = move_slot(pair.cluster, BOOKS_SLOT, target)
     try:
         # No command for this slot is sent, so only a ping can find that it has moved.
-        await eventually(lambda: pair.here.kept.find([absent]) is None, seconds=3)
+        await eventually(lambda: pair.here.kept.find([absent]) is None)
         assert await kept(pair.here, RECORD, absent) == [b"one", None]
         await execute(pair.there, change(b"two", before=b"one"))
-        await eventually(lambda: pair.here.kept.find([RECORD]) is None, seconds=1)
+        await eventually(lambda: pair.here.kept.find([RECORD]) is None)
     finally:
         move_slot(pair.cluster, BOOKS_SLOT, source)
     assert await kept(pair.here, RECORD) == [b"two"]
@@ -148,7 +148,7 @@ async def test_scripts_that_a_node_has_lost_are_loaded_again_for_kept_reads(pair
     by_index = Get("keys", "secret", index="secrets")
     await kept(pair.here, RECORD)
     pair.cluster.owner(KEYS.books).run("SCRIPT", "FLUSH")
-    await eventually(lambda: find_after_fill(pair.here, by_index) == [None], seconds=3)
+    await eventually(lambda: find_after_fill(pair.here, by_index) == [None])
 
 
 def find_after_fill(store: Store, read: Command[Any]) -> list[Any] | None:

@@ -233,6 +233,6 @@ async def test_closing_does_not_wait_for_nodes_that_hang() -> None:
             reading = asyncio.create_task(opened.execute([(b"DO", b"a", b"1")]))
             await asyncio.sleep(0.2)
             began = time.monotonic()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         with pytest.raises(StoreUnavailable):
             await reading

@@ -550,19 +550,19 @@ class TestEvents:
 class TestWatch:
     async def test_an_event_ends_a_wait(self, store: Store, other: Store) -> None:
         async with store.watch("a") as watch:
-            waiting = asyncio.create_task(watch.wait(10))
+            waiting = asyncio.create_task(watch.wait(60))
             await asyncio.sleep(0.05)
             started = time.monotonic()
             await execute(other, publish("a", "e", b"event"))
             await waiting
-        assert time.monotonic() - started < 0.2
+        assert time.monotonic() - started < 1
 
     async def test_an_event_of_the_same_process_ends_a_wait(self, store: Store) -> None:
         async with store.watch("a") as watch:
             started = time.monotonic()
             await execute(store, publish("a", "e", b"event"))
-            await watch.wait(10)
-        assert time.monotonic() - started < 0.2
+            await watch.wait(60)
+        assert time.monotonic() - started < 1
 
     async def test_an_event_between_entering_and_waiting_is_not_lost(
         self, store: Store, other: Store
@@ -572,8 +572,8 @@ class TestWatch:
                 assert list(await execute(store, commands.ReadEvents(f"a{i}"))) == []
                 await execute(other, publish(f"a{i}", "e", b"event"))
                 started = time.monotonic()
-                await watch.wait(10)
-                assert time.monotonic() - started < 0.2
+                await watch.wait(60)
+                assert time.monotonic() - started < 1
 
     async def test_without_an_event_a_wait_times_out(self, store: Store) -> None:
         await execute(store, publish("a", "before", b"event"))
@@ -586,11 +586,12 @@ class TestWatch:
         self, store: Store, other: Store
     ) -> None:
         async with store.watch("a") as watch:
-            waiting = asyncio.create_task(watch.wait(0.3))
+            waiting = asyncio.create_task(watch.wait(600))
             for i in range(5):
                 await execute(other, publish("b", f"e{i}", b"event"))
                 await asyncio.sleep(0.03)
             assert not waiting.done()
+            await execute(other, publish("a", "e", b"event"))
             await waiting
 
     async def test_an_event_ends_one_wait(self, store: Store, other: Store) -> None:
@@ -598,8 +599,8 @@ class TestWatch:
             for i in range(3):
                 await execute(other, publish("a", f"e{i}", b"event"))
                 started = time.monotonic()
-                await watch.wait(10)
-                assert time.monotonic() - started < 0.2
+                await watch.wait(60)
+                assert time.monotonic() - started < 1
             started = time.monotonic()
             await watch.wait(0.1)
             assert time.monotonic() - started > 0.08
@@ -608,7 +609,7 @@ class TestWatch:
         async def follow(follower: Store) -> float:
             async with follower.watch("a") as watch:
                 ready.release()
-                await watch.wait(10)
+                await watch.wait(60)
                 return time.monotonic()
 
         ready = asyncio.Semaphore(0)
@@ -617,7 +618,7 @@ class TestWatch:
             await ready.acquire()
         started = time.monotonic()
         await execute(other, publish("a", "e", b"event"))
-        assert max(await asyncio.gather(*tasks)) - started < 0.3
+        assert max(await asyncio.gather(*tasks)) - started < 1
 
     async def test_exiting_a_watch_does_not_affect_the_others(
         self, store: Store, other: Store
@@ -628,7 +629,7 @@ class TestWatch:
             started = time.monotonic()
             await execute(other, publish("a", "e", b"event"))
             await remaining.wait(10)
-        assert time.monotonic() - started < 0.2
+        assert time.monotonic() - started < 1
 
 
 class TestWorkers:

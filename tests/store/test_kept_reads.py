@@ -29,6 +29,7 @@ from gateway.store.commands import (
 )
 from gateway.store.kept_reads import ReadMemory
 from gateway.store.protocol import Command, Store
+from gateway.store.redis import tracking
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import connect, create_sqlite_schema
 from gateway.store.sqlite.kept_reads import SqliteKeptReads
@@ -86,7 +87,7 @@ async def test_every_kind_of_write_of_another_process_is_seen(open_store: OpenSt
         ):
             await kept(here, read)
             await execute(there, write)
-            await eventually(lambda read=read: here.kept.find([read]) is None, seconds=2)
+            await eventually(lambda read=read: here.kept.find([read]) is None)
         assert await kept(here, KEY) == [b"three"]
         assert (await execute_kept(here, LIST)).records == {"alice": b"four"}
         (entry,) = await kept(here, ENTRY)
@@ -137,8 +138,8 @@ async def test_an_absent_value_is_kept_until_it_is_written(open_store: OpenStore
         assert not entry.slots
         await execute(there, change(b"one", before=None))
         await execute(there, store_image("first"))
-        await eventually(lambda: here.kept.find([KEY]) is None, seconds=2)
-        await eventually(lambda: here.kept.find([ENTRY]) is None, seconds=2)
+        await eventually(lambda: here.kept.find([KEY]) is None)
+        await eventually(lambda: here.kept.find([ENTRY]) is None)
 
 
 async def test_reads_that_cross_writes_never_leave_an_old_result(open_store: OpenStore) -> None:
@@ -154,9 +155,7 @@ async def test_reads_that_cross_writes_never_leave_an_old_result(open_store: Ope
                 here.kept.fill([KEY])
             assert await write is None
             before = value
-            await eventually(
-                lambda value=value: here.kept.find([KEY]) in (None, [value]), seconds=1
-            )
+            await eventually(lambda value=value: here.kept.find([KEY]) in (None, [value]))
         assert await kept(here, KEY) == [before]
 
 
@@ -210,9 +209,11 @@ async def test_a_late_poll_while_a_result_is_found_makes_nothing_old_trusted(
 # ── Redis ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_killed_connection_is_noticed_at_once_and_nothing_kept_survives(
-    redis_url: str,
+async def test_a_killed_connection_is_noticed_and_nothing_kept_survives(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Not only because no ping is answered any more."""
+    monkeypatch.setattr(tracking, "TRUSTED_SECONDS", 3600.0)
     async with (
         open_redis_store(redis_url) as here,
         open_redis_store(redis_url) as there,
@@ -225,8 +226,8 @@ async def test_a_killed_connection_is_noticed_at_once_and_nothing_kept_survives(
             value = b"%d" % number
             assert await execute(there, change(value, before=before)) is None
             before = value
-            await asyncio.sleep(0.02)
-            assert here.kept.find([KEY]) in (None, [value])
+            expected = (None, [value])
+            await eventually(lambda expected=expected: here.kept.find([KEY]) in expected)
 
 
 @pytest.mark.timed
@@ -236,11 +237,11 @@ async def test_a_silent_connection_is_trusted_for_two_seconds(redis_url: str) ->
         redis.asyncio.Redis.from_url(redis_url) as admin,
     ):
         await kept(here, KEY)
-        await admin.execute_command("CLIENT", "PAUSE", 4000, "ALL")
+        await admin.execute_command("CLIENT", "PAUSE", 6000, "ALL")
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await eventually(lambda: here.kept.find([KEY]) is None, seconds=4)
-        assert 0.9 < loop.time() - began < 2.2
+        await eventually(lambda: here.kept.find([KEY]) is None)
+        assert 0.9 < loop.time() - began < 3
 
 
 async def test_a_server_without_tracking_keeps_nothing_and_everything_works(
@@ -271,7 +272,7 @@ async def test_a_flushed_server_is_forgotten(redis_url: str) -> None:
         assert await kept(here, KEY) == [b"one"]
         assert await here.kept.find_refusal() is None
         await admin.flushall()
-        await eventually(lambda: here.kept.find([KEY]) is None, seconds=1)
+        await eventually(lambda: here.kept.find([KEY]) is None)
 
 
 async def kill_tracking(admin: Any) -> None:

@@ -79,8 +79,8 @@ async def test_the_books_are_read_at_one_moment_while_purchases_go_on(
                 for buyer in range(10):
                     buyers.create_task(buy(store, worker, buyer))
             await eventually(lambda: min(bought[worker] for _, worker in workers) > 20)
-            rounds, most = count_rounds(reader, monkeypatch), 0
-            for _ in range(20):
+            rounds, readings = count_rounds(reader, monkeypatch), list[int]()
+            while len(readings) < 20 or max(readings) < 2:
                 books = await execute(reader, ReadBooks((OPEN,), max_purchases=1000))
                 assert books.purchases is not None
                 reserved = books.windows[0].reserved.get("purchases", 0)
@@ -89,10 +89,9 @@ async def test_the_books_are_read_at_one_moment_while_purchases_go_on(
                 ]
                 assert len(held) == len(books.purchases)
                 assert sum(held) == reserved
-                most = max(most, reserved)
+                readings.append(reserved)
                 await asyncio.sleep(0.01)
             ends = True
-        assert most > 1
         # The workers are found with the first reading, and nothing is looked up after it.
         assert rounds["read_books"] <= 2
 

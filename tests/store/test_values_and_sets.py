@@ -227,8 +227,8 @@ class TestBoundedSets:
         assert await execute(store, add_bounded("b", "c", y=2)) == ["b"]
 
     async def test_an_expired_member_makes_room(self, store: Store) -> None:
-        await store.execute([add_bounded("a", x=2, ttl=SHORT), add_bounded("b", x=2)])
-        assert await execute(store, add_bounded("c", x=2)) == []
+        added = [add_bounded("a", x=2, ttl=SHORT), add_bounded("b", x=2), add_bounded("c", x=2)]
+        assert await store.execute(added) == [["a"], ["b"], []]
         await asyncio.sleep(PAST_SHORT)
         assert await execute(store, add_bounded("c", "d", x=2)) == ["c"]
 
