@@ -436,7 +436,7 @@ class TestOutagesInTheLog:
                 await kept(store, get_value(name))
                 node.kill()
                 await make_unavailable(store, name)
-                await eventually(lambda: ("ends", address) in outages(logs), seconds=20)
+                await eventually(lambda: ("ends", address) in outages(logs))
                 assert await execute(store, set_value(name))
                 lost = [line["event"] for line in logs if line["event"].startswith("tracking_")]
         assert {store for _, store in outages(logs)} == {address}
