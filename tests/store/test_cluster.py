@@ -405,6 +405,67 @@ async def test_an_outage_that_broke_no_connection_ends_in_the_log_without_a_furt
     assert outages(logs) == [("begins", address), ("ends", address)]
 
 
+async def tried_twice(node: Node) -> None:
+    """Returns once a node that refuses `DEL` has refused it twice more."""
+
+    def refused() -> int:
+        stats = node.run("INFO", "commandstats").get("cmdstat_del", {})
+        return int(stats.get("rejected_calls", 0))
+
+    due = refused() + 2
+    await eventually(lambda: refused() >= due)
+
+
+async def test_an_outage_of_a_node_that_refuses_commands_is_its_own_and_lasts(
+    cluster: RedisCluster,
+) -> None:
+    """The last of the nodes, because errors of unknown nodes are those of the first."""
+    node = max(cluster.masters(), key=lambda node: node.name)
+    name, address, url = name_at(cluster, node), f"{node.name}/0", cluster.restricted()
+    with capture_logs() as logs:
+        async with open_redis_store(url) as store:
+            await store_ready(store)
+            node.run("ACL", "SETUSER", "gateway", "-@write", "-evalsha")
+            try:
+                with pytest.raises(StoreUnavailable) as refused:
+                    await execute(store, set_value(name))
+                for _ in range(2):  # longer than an outage is quiet before it ends
+                    await tried_twice(node)
+                assert outages(logs) == [("begins", address)]
+            finally:
+                cluster.restricted()
+            await eventually(lambda: ("ends", address) in outages(logs))
+    assert node.name in str(refused.value.reason)
+
+
+async def test_an_outage_of_a_node_that_refuses_writes_lasts_over_a_new_connection(
+    cluster: RedisCluster,
+) -> None:
+    node = cluster.masters()[0]
+    name, address = name_at(cluster, node), f"{node.name}/0"
+    with capture_logs() as logs:
+        async with open_redis_store(cluster.url) as store:
+            await store_ready(store)
+            node.run("CONFIG", "SET", "min-replicas-to-write", 9)
+            try:
+                await make_unavailable(store, name)
+                node.run("CLIENT", "KILL", "TYPE", "normal")
+                await tried_twice(node)
+                assert outages(logs) == [("begins", address)]
+            finally:
+                node.run("CONFIG", "SET", "min-replicas-to-write", 0)
+
+
+async def test_requests_of_a_closed_store_connect_to_no_node(cluster: RedisCluster) -> None:
+    async with open_redis_store(cluster.url) as store:
+        await execute(store, set_value(name_at(cluster, cluster.masters()[0])))
+    sent = [execute(store, set_value(name)) for name in names_on_each(cluster)]
+    for outcome in await asyncio.gather(*sent, return_exceptions=True):
+        assert isinstance(outcome, StoreUnavailable)
+        assert "the store is closed" in str(outcome.reason)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 @pytest.mark.long
 class TestOutagesInTheLog:
     async def test_of_a_node_that_returns_without_a_further_call(

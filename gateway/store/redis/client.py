@@ -34,6 +34,7 @@ from gateway.store.redis.faults import (
     code_of,
     find_fault,
     is_reply,
+    node_of,
     refuses_in_script,
     retires,
 )
@@ -76,14 +77,6 @@ _POLICY: Final = re.compile(rb"^maxmemory_policy:([\w-]+)", re.MULTILINE)
 
 class NotReached(redis_errors.RedisError):
     """The reply to a command that was not sent, because one before it failed."""
-
-
-class NodeFull(redis_errors.OutOfMemoryError):
-    """The reply of a cluster's node whose memory is full."""
-
-    def __init__(self, error: Exception, node: str) -> None:
-        super().__init__(str(error), status_code="OOM")
-        self.node = node
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +347,7 @@ class RedisClient:
         `outage` is that of a whole cluster; None: of this server.
         """
         if code_of(reply) == "OOM":
-            return StoreFull(node=reply.node if isinstance(reply, NodeFull) else None)
+            return StoreFull(node=node_of(reply))
         if (fault := self._find_fault(reply)) is None:
             return RuntimeError(f"Redis refused {command}: {reply}")
         reason = f"{self._subject} {fault.text}"

@@ -144,6 +144,16 @@ def is_reply(error: BaseException) -> bool:
     return has_code or isinstance(error, redis_errors.ResponseError)
 
 
+def set_node(reply: redis_errors.RedisError, name: str) -> None:
+    """Notes which node of a cluster replied so, for `node_of`."""
+    vars(reply)["node"] = name
+
+
+def node_of(reply: BaseException) -> str | None:
+    """The name of the node that replied so; None outside a cluster."""
+    return getattr(reply, "node", None)
+
+
 def retires(error: BaseException) -> bool:
     """Whether the connection should be replaced: another server may answer at the address."""
     if isinstance(error, NotMaster):

@@ -202,7 +202,7 @@ class ClusterClient:
 
     def translate(self, reply: Exception, command: str) -> Exception:
         """As `RedisClient.translate`."""
-        return self._nodes.any().translate(reply, command, outage=self._handshake.outage)
+        return self._nodes.translate(reply, command, outage=self._handshake.outage)
 
     async def check(
         self, names: Sequence[str], *, subscribe: Callable[[], Awaitable[None]] | None = None

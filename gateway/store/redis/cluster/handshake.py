@@ -51,7 +51,7 @@ class ClusterHandshake:
         self.outage = Outage(
             location=location, holds_books=holds_books, is_available=self._can_read_map
         )
-        """Of calls that failed before it was known which node they need, or which one replied."""
+        """Of calls that failed before it was known which node they need."""
         nodes.on_connected = self._forget_schema
 
     def _forget_schema(self, name: str) -> None:
@@ -92,8 +92,7 @@ class ClusterHandshake:
             stage = ClusterStage(self._topology, self._nodes, deadline=deadline)
             (found,) = await stage.execute([Routed(command, slot_of(key))])
             if isinstance(found, redis_errors.RedisError):
-                node = self._nodes.any()
-                raise node.translate(found, "the handshake", outage=self.outage) from found
+                raise self._nodes.translate(found, "the handshake", outage=self.outage) from found
             if found is None:
                 raise StoreMissing(self._location)
             if found != version:

@@ -14,7 +14,7 @@ from redis import exceptions as redis_errors
 
 from gateway.store.redis.client import RedisClient
 from gateway.store.redis.connection import PipelinedConnection, RawCommand
-from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, code_of
+from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, code_of, set_node
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.outage import Outage
 from gateway.store.redis.replication import Replication
@@ -72,9 +72,17 @@ class NodeClient(RedisClient):
     async def send(self, commands: Sequence[RawCommand], *, deadline: float) -> list[Any]:
         """The replies in order. Sends again what failed because the node had lost the scripts.
 
-        If they cannot be loaded, or are lost once more, `NoScriptError` is the reply. Raises
-        `NotSent`, or one of `CONNECTION_ERRORS` if some may have been executed.
+        If they cannot be loaded, or are lost once more, `NoScriptError` is the reply. Errors name
+        the node (`faults.node_of`). Raises `NotSent`, or one of `CONNECTION_ERRORS` if some may
+        have been executed.
         """
+        replies = await self._send(commands, deadline=deadline)
+        for reply in replies:
+            if isinstance(reply, redis_errors.RedisError):
+                set_node(reply, self.name)
+        return replies
+
+    async def _send(self, commands: Sequence[RawCommand], *, deadline: float) -> list[Any]:
         handshakes = self._handshakes
         pipeline = await self._connected(deadline)
         replies = await pipeline.execute(commands, deadline=deadline)
@@ -160,8 +168,8 @@ class NodeClient(RedisClient):
         return is_redirected or not isinstance(reply, redis_errors.RedisError)
 
     async def _shake_hands(self, pipeline: PipelinedConnection, deadline: float) -> None:
+        # An outage goes on: the node may refuse writes, which only a command with a key shows.
         await self._load_scripts(pipeline, deadline)
-        self._outage.ends()
 
     def _find_fault(self, error: BaseException) -> Fault | None:
         if isinstance(error, redis_errors.AskError):  # or moved

@@ -14,6 +14,7 @@ from typing import Final
 
 from gateway.errors import StoreUnavailable
 from gateway.store.redis.cluster.node import NodeClient
+from gateway.store.redis.faults import node_of
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.outage import Outage
 from gateway.store.redis.scripts import Script
@@ -54,6 +55,7 @@ class ClusterNodes:
         self.on_connected: Callable[[str], None] = lambda _name: None
         self._nodes: dict[str, NodeClient] = {}
         self._fences = itertools.count()
+        self._is_closed = False
         self._left: list[NodeClient] = []
         """Nodes without slots that still owe replies."""
         topology.on_changed.append(self._leave_others)
@@ -73,6 +75,8 @@ class ClusterNodes:
                 has_slots=partial(self._has_slots, name),
             )
             node.on_connected = partial(self._after_connect, name)
+            if self._is_closed:
+                node.leave()  # a request that is still running must not connect
         return node
 
     def any(self) -> NodeClient:
@@ -120,8 +124,16 @@ class ClusterNodes:
             translated.is_partial = len(self._topology.primaries) > 1
         return translated
 
+    def translate(self, reply: Exception, command: str, *, outage: Outage) -> Exception:
+        """As `RedisClient.translate`, by the node that replied; `outage` is that of the cluster."""
+        name = node_of(reply)
+        if name is None:
+            return self.any().translate(reply, command, outage=outage)
+        return self.get(name).translate(reply, command)
+
     async def close(self) -> None:
         """Pending requests fail with `StoreUnavailable`."""
+        self._is_closed = True
         await asyncio.gather(*(node.close() for node in (*self._nodes.values(), *self._left)))
 
     def _leave_others(self, _changed: frozenset[int]) -> None:

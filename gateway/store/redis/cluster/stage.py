@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from redis import exceptions as redis_errors
 
-from gateway.store.redis.client import NodeFull
 from gateway.store.redis.cluster.node import NodeClient, NotSent
 from gateway.store.redis.cluster.nodes import ClusterNodes
 from gateway.store.redis.connection import RawCommand
@@ -139,14 +138,15 @@ class ClusterStage:
                 next(received)
             replies[i] = reply = next(received)
             if isinstance(reply, redis_errors.RedisError):
-                self._judge(i, node, replies, slot=commands[i].slot)
+                self._judge(i, node, reply, slot=commands[i].slot)
             elif i not in asked or name in self._topology.primaries:
                 # Not a node without slots that is importing its first: no fence can be set there.
                 self._executed.add((commands[i].slot, name))
 
-    def _judge(self, index: int, node: NodeClient, replies: list[Any], *, slot: int | None) -> None:
+    def _judge(
+        self, index: int, node: NodeClient, reply: redis_errors.RedisError, *, slot: int | None
+    ) -> None:
         """Makes the command pending again if the node has not executed it and another one may."""
-        reply = replies[index]
         code = code_of(reply)
         if isinstance(reply, redis_errors.AskError):  # or moved
             self._redirect(index, reply, node, slot=slot)
@@ -156,8 +156,6 @@ class ClusterStage:
             self._postpone([index], node, reply, pause_seconds=ELECTION_SECONDS)
         elif code in UNEXECUTED and slot is not None:
             self._wait_for_successor([index], node, reply)
-        elif code == "OOM":
-            replies[index] = NodeFull(reply, node.name)
 
     def _redirect(
         self, index: int, reply: redis_errors.AskError, node: NodeClient, *, slot: int | None
