@@ -45,7 +45,12 @@ from gateway.purchasing.routing import (
     largest_estimate,
     named_record,
 )
-from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
+from gateway.purchasing.settlement import (
+    Settlements,
+    do_nothing,
+    gateway_failure,
+    retry_until_stored,
+)
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.request.retirement import name_successor
 from gateway.store.batch import Batch, Result
@@ -200,7 +205,7 @@ class Purchases:
                 delivered = await self._deliver(order, flight, route)
                 received = _charge_delivery(order, route, delivered, slots=flight.slots)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
-        unavailable = asyncio.Event()
+        first = _FirstAttempt()
         # The answer with a link needs a stored image, so it waits for the next attempts too.
         is_link = order.request.response_format == "url"
         commit = self._commit_images(
@@ -208,9 +213,9 @@ class Purchases:
             received,
             purchased,
             keeper=keeper,
-            on_unavailable=_do_nothing if is_link else unavailable.set,
+            on_unavailable=do_nothing if is_link else first.fail,
         )
-        await self._wait_for_limits(order, commit, unavailable)
+        await self._wait_for_limits(order, commit, first)
         return purchased
 
     async def buy_unstored(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
@@ -221,12 +226,12 @@ class Purchases:
             delivered = await self._deliver(order, flight, route)
             received = _charge_delivery(order, route, delivered, slots=flight.slots)
         order.summary.cost_micros += received.charge.usd_micros
-        unavailable = asyncio.Event()
+        first = _FirstAttempt()
         commit = self._tasks.start(
-            self._settlements.commit(received, {}, on_unavailable=unavailable.set),
+            self._settlements.commit(received, {}, on_unavailable=first.fail),
             name=f"commit {flight.id}",
         )
-        await self._wait_for_limits(order, commit, unavailable)
+        await self._wait_for_limits(order, commit, first)
         return PurchasedImages(received.images, _bytes_of(delivered))
 
     async def buy_without_store(
@@ -501,7 +506,7 @@ class Purchases:
         *,
         keeper: LeaseKeeper,
         opening: asyncio.Task[float] | None = None,
-        on_unavailable: Callable[[], None] = lambda: None,
+        on_unavailable: Callable[[], None] = do_nothing,
     ) -> asyncio.Task[Settlement]:
         """Starts to store the images. Until then this worker serves them from memory."""
         summary, flight = order.summary, received.reserved.flight
@@ -534,8 +539,8 @@ class Purchases:
         data: Mapping[str, bytes],
         *,
         opening: asyncio.Task[float] | None,
-        on_stored: Callable[[], None] = lambda: None,
-        on_unavailable: Callable[[], None] = lambda: None,
+        on_stored: Callable[[], None] = do_nothing,
+        on_unavailable: Callable[[], None] = do_nothing,
     ) -> Settlement:
         if opening is not None:
             received = replace(received, record=await _dated(received.record, opening))
@@ -544,22 +549,19 @@ class Purchases:
         )
 
     async def _wait_for_limits(
-        self, order: PurchaseOrder, task: asyncio.Task[Settlement], unavailable: asyncio.Event
+        self, order: PurchaseOrder, task: asyncio.Task[Settlement], first: _FirstAttempt
     ) -> None:
         """Waits for a settlement, at most `COMMIT_WAIT_SECONDS`; the task goes on.
 
-        `unavailable` is set once an attempt has failed. How long the next ones take is unknown.
+        After the first attempt it waits no longer: how long the next ones take is unknown.
         """
         order.summary.settling.append(task)
-        failing = asyncio.create_task(unavailable.wait(), name=f"{task.get_name()} fails")
-        try:
-            await asyncio.wait(
-                {task, failing},
-                timeout=COMMIT_WAIT_SECONDS,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            failing.cancel()
+        ends: set[asyncio.Future[Any]] = {task, first.failed}
+        await asyncio.wait(
+            ends,
+            timeout=COMMIT_WAIT_SECONDS,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
         if task.done():
             order.summary.limits = quota.reservation_states(order.principal, task.result().states)
 
@@ -589,22 +591,30 @@ class Purchases:
         )
         order.span.settled(record, failure.usage, error=failure.report.reason)
         failure.trace = order.span.traceparent
-        name, unavailable = f"settle {reserved.purchase}", asyncio.Event()
+        name, first = f"settle {reserved.purchase}", _FirstAttempt()
 
         async def settle() -> Settlement:
             dated = record if opening is None else await _dated(record, opening)
             return await self._settlements.settle_failure(
-                reserved, failure, charge, record=dated, on_unavailable=unavailable.set
+                reserved, failure, charge, record=dated, on_unavailable=first.fail
             )
 
         if opening is not None:  # the store is unavailable, so no client waits for it
             self._tasks.start(settle(), name=name)
             return
-        await self._wait_for_limits(order, self._tasks.start(settle(), name=name), unavailable)
+        await self._wait_for_limits(order, self._tasks.start(settle(), name=name), first)
 
 
-def _do_nothing() -> None:
-    pass
+class _FirstAttempt:
+    """The first attempt to store or settle a purchase. `failed` is done once it has failed."""
+
+    def __init__(self) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def fail(self) -> None:
+        """To be called after each attempt that has failed."""
+        if not self.failed.done():
+            self.failed.set_result(None)
 
 
 def _with_successor(failure: UpstreamFailure, order: PurchaseOrder) -> UpstreamFailure:

@@ -38,6 +38,10 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
+def do_nothing() -> None:
+    """The callback of those who need not know."""
+
+
 class Settlements:
     """Settles purchases."""
 
@@ -51,8 +55,8 @@ class Settlements:
         received: Received,
         data: Mapping[str, bytes],
         *,
-        on_stored: Callable[[], None] = lambda: None,
-        on_unavailable: Callable[[], None] = lambda: None,
+        on_stored: Callable[[], None] = do_nothing,
+        on_unavailable: Callable[[], None] = do_nothing,
     ) -> Settlement:
         """Stores the images and settles their charge, however often the store has to be asked.
 
@@ -170,7 +174,7 @@ class Settlements:
         record: Record,
         attempt: str | None = None,
         tell_followers: Callable[[Flight, Batch, UpstreamFailure], None] = Flight.fail,
-        on_unavailable: Callable[[], None] = lambda: None,
+        on_unavailable: Callable[[], None] = do_nothing,
     ) -> Settlement:
         """Settles a purchase that brought no image, however often the store has to be asked.
 
@@ -295,7 +299,7 @@ def gateway_failure(*, charge: Charge = Charge.PRESUMED) -> UpstreamFailure:
 
 
 async def retry_until_stored(
-    step: Callable[[], Awaitable[T]], *, on_unavailable: Callable[[], None] = lambda: None
+    step: Callable[[], Awaitable[T]], *, on_unavailable: Callable[[], None] = do_nothing
 ) -> T:
     """Repeats a repeatable step while the store is unavailable.
 
