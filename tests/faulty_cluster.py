@@ -69,6 +69,7 @@ class FaultyCluster:
     announced: bytes | None = b"127.0.0.1"
     """The host of all nodes in `CLUSTER SLOTS`."""
     has_slots: bool = True
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def url(self) -> str:
@@ -131,7 +132,7 @@ class _Connection(asyncio.Protocol):
         if name == b"CLUSTER" and command[1].upper() == b"SLOTS":
             return self._cluster.slots()
         if name == b"EVAL":
-            return _bulk(str(SCHEMA_VERSION).encode()) + b"\r\n"
+            return _bulk(b"%d" % self._cluster.schema_version) + b"\r\n"
         return b"+OK\r\n"
 
     def _do(self, key: bytes, one: bytes, *, was_asked: bool) -> bytes | None:

@@ -13,6 +13,7 @@ from gateway.store.blobs import open_blob_store
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore, Store
+from gateway.store.redis import outage
 from tests.conftest import OpenStore
 from tests.declared_keys import monitored
 from tests.providers import AZURITE_KEY, run_azurite, run_moto
@@ -34,6 +35,13 @@ def only_declared_keys(
     # The clock of `tests.clocked_store`, which its scripts read instead of the server's.
     undeclared = {use for use in executed.undeclared if not use.key.endswith(":test-clock")}
     assert not undeclared
+
+
+@pytest.fixture
+def quick_outages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that is unavailable is tried often, and is available again soon after it works."""
+    monkeypatch.setattr(outage, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(outage, "QUIET_SECONDS", 0.2)
 
 
 @pytest.fixture

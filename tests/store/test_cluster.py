@@ -417,7 +417,7 @@ async def tried_twice(node: Node) -> None:
 
 
 async def test_an_outage_of_a_node_that_refuses_commands_is_its_own_and_lasts(
-    cluster: RedisCluster,
+    cluster: RedisCluster, quick_outages: None
 ) -> None:
     """The last of the nodes, because errors of unknown nodes are those of the first."""
     node = max(cluster.masters(), key=lambda node: node.name)
@@ -439,7 +439,7 @@ async def test_an_outage_of_a_node_that_refuses_commands_is_its_own_and_lasts(
 
 
 async def test_an_outage_of_a_node_that_refuses_writes_lasts_over_a_new_connection(
-    cluster: RedisCluster,
+    cluster: RedisCluster, quick_outages: None
 ) -> None:
     node = cluster.masters()[0]
     name, address = name_at(cluster, node), f"{node.name}/0"

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis import exceptions as redis_errors
+from structlog.testing import capture_logs
 
 from gateway.errors import StoreUnavailable
-from gateway.store.handshake import StoreMisconfigured
+from gateway.store.handshake import SCHEMA_VERSION, StoreMisconfigured
 from gateway.store.redis import client
 from gateway.store.redis.client import NotReached
 from gateway.store.redis.cluster import stage as cluster_stage
@@ -195,6 +196,27 @@ async def test_a_cluster_that_has_no_slots_yet() -> None:
             await opened.execute([(b"DO", b"a", b"2")])
         cluster.has_slots = True
         assert await opened.execute([(b"DO", b"a", b"3")]) == [b"3"]
+
+
+async def test_an_outage_of_a_whole_cluster_is_logged_until_commands_can_be_sent(
+    quick_outages: None,
+) -> None:
+    async with run_faulty_cluster({}) as cluster:
+        for attribute, good, bad in (
+            ("has_slots", True, False),
+            ("schema_version", SCHEMA_VERSION, SCHEMA_VERSION + 1),
+        ):
+            async with opened_on(cluster) as opened:
+                setattr(cluster, attribute, bad)
+                with capture_logs() as logs:
+                    with pytest.raises(StoreUnavailable):
+                        await opened.execute([(b"DO", b"a", b"1")])
+                    await asyncio.sleep(0.6)  # longer than an outage is quiet before it ends
+                    assert [line["event"] for line in logs] == ["store_unavailable"]
+                    setattr(cluster, attribute, good)
+                    await eventually(lambda logs=logs: len(logs) > 1)  # type: ignore[misc]
+                assert [line["event"] for line in logs] == ["store_unavailable", "store_available"]
+                assert {line["store"] for line in logs} == {opened.location}
 
 
 @pytest.mark.parametrize("announced", [b"?", b"a@b", b"a/b", b"a b", None])

@@ -49,9 +49,9 @@ class ClusterHandshake:
         self._has_schema = False
         self._checking_schema = asyncio.Lock()
         self.outage = Outage(
-            location=location, holds_books=holds_books, is_available=self._can_read_map
+            location=location, holds_books=holds_books, is_available=self._is_available
         )
-        """Of calls that failed before it was known which node they need."""
+        """Of calls that no node could have executed."""
         nodes.on_connected = self._forget_schema
 
     def _forget_schema(self, name: str) -> None:
@@ -71,11 +71,13 @@ class ClusterHandshake:
                 node = self._nodes.any()
                 raise self._nodes.unavailable(node, error, outage=self.outage) from error
             if not self._topology.is_known:
+                self.outage.occurs(NO_SLOTS)
                 raise StoreUnavailable(reason=NO_SLOTS)
         if not self._has_schema:
             try:
                 await self.check_schema(deadline)
             except SchemaMismatch as error:
+                self.outage.occurs(str(error))
                 raise schema_mismatch_refusal(error) from error
 
     async def check_schema(self, deadline: float) -> None:
@@ -113,10 +115,18 @@ class ClusterHandshake:
         finally:
             self._checking_schema.release()
 
-    async def _can_read_map(self) -> bool:
+    async def _is_available(self) -> bool:
+        """Whether commands can be sent, for `Outage`."""
+        deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with asyncio.timeout_at(deadline):
                 await self._topology.refresh()
         except (*CONNECTION_ERRORS, redis_errors.RedisError):
             return False
-        return self._topology.is_known
+        if not self._topology.is_known:
+            return False
+        try:
+            await self.check_schema(deadline)
+        except (SchemaMismatch, StoreMissing, StoreUnavailable):
+            return False
+        return True
