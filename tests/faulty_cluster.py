@@ -69,7 +69,8 @@ class FaultyCluster:
     announced: bytes | None = b"127.0.0.1"
     """The host of all nodes in `CLUSTER SLOTS`."""
     has_slots: bool = True
-    schema_version: int = SCHEMA_VERSION
+    handshake: bytes = b"$1\r\n%d\r\n" % SCHEMA_VERSION
+    """The reply to the script that checks the schema version."""
 
     @property
     def url(self) -> str:
@@ -132,7 +133,7 @@ class _Connection(asyncio.Protocol):
         if name == b"CLUSTER" and command[1].upper() == b"SLOTS":
             return self._cluster.slots()
         if name == b"EVAL":
-            return _bulk(b"%d" % self._cluster.schema_version) + b"\r\n"
+            return self._cluster.handshake
         return b"+OK\r\n"
 
     def _do(self, key: bytes, one: bytes, *, was_asked: bool) -> bytes | None:

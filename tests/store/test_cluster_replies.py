@@ -17,7 +17,7 @@ from redis import exceptions as redis_errors
 from structlog.testing import capture_logs
 
 from gateway.errors import StoreUnavailable
-from gateway.store.handshake import SCHEMA_VERSION, StoreMisconfigured
+from gateway.store.handshake import StoreMisconfigured
 from gateway.store.redis import client
 from gateway.store.redis.client import NotReached
 from gateway.store.redis.cluster import stage as cluster_stage
@@ -202,18 +202,18 @@ async def test_an_outage_of_a_whole_cluster_is_logged_until_commands_can_be_sent
     quick_outages: None,
 ) -> None:
     async with run_faulty_cluster({}) as cluster:
-        for attribute, good, bad in (
-            ("has_slots", True, False),
-            ("schema_version", SCHEMA_VERSION, SCHEMA_VERSION + 1),
-        ):
+        good = cluster.handshake
+        for has_slots, handshake in ((False, good), (True, b"+99\r\n")):
             async with opened_on(cluster) as opened:
-                setattr(cluster, attribute, bad)
+                cluster.has_slots, cluster.handshake = has_slots, handshake
                 with capture_logs() as logs:
                     with pytest.raises(StoreUnavailable):
                         await opened.execute([(b"DO", b"a", b"1")])
                     await asyncio.sleep(0.6)  # longer than an outage is quiet before it ends
                     assert [line["event"] for line in logs] == ["store_unavailable"]
-                    setattr(cluster, attribute, good)
+                    cluster.has_slots, cluster.handshake = True, b"-ERR WRONGTYPE\r\n"
+                    await asyncio.sleep(0.3)
+                    cluster.handshake = good
                     await eventually(lambda logs=logs: len(logs) > 1)  # type: ignore[misc]
                 assert [line["event"] for line in logs] == ["store_unavailable", "store_available"]
                 assert {line["store"] for line in logs} == {opened.location}

@@ -127,6 +127,7 @@ class ClusterHandshake:
             return False
         try:
             await self.check_schema(deadline)
-        except (SchemaMismatch, StoreMissing, StoreUnavailable):
+        except (SchemaMismatch, StoreMissing, StoreUnavailable, RuntimeError):
+            # The last one is an error reply to the script that is none of those in `faults`.
             return False
         return True
