@@ -1,22 +1,26 @@
-"""Both stores on a clock that a test moves, for what takes minutes.
+"""Stores of each kind on a clock that a test moves, for what takes minutes.
 
 The embedded store reads a clock that it is given. Redis has its own: here its scripts read a hash
-instead of `TIME`, and are otherwise those that the gateway ships. Whatever opens a store in this
-process, a gateway too, gets one with this clock.
+instead of `TIME`, and are otherwise those that the gateway ships. Each node of a cluster has a hash
+of its own, because scripts cannot read keys of other nodes. Whatever opens a store in this process,
+a gateway too, gets one with this clock.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import pytest
-import redis.asyncio
+import redis
 
 from gateway.store.protocol import Store
 from gateway.store.redis import tracking
@@ -26,10 +30,16 @@ from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite import store as sqlite_store
 from gateway.store.sqlite.steady_clock import single
 from gateway.store.sqlite.store import open_sqlite_store
+from tests.redis_masters import open_masters
 
 _READ_TIME: Final = "redis.call('TIME')"
 _NOW: Final = re.compile(r"\bnow\b")
-_READ_HASH: Final = "redis.call('HMGET', 'igw:{books}:test-clock', 's', 'us')"
+_READ_HASH: Final = """(function()
+    for _, key in ipairs({%s}) do
+        local time = redis.pcall('HMGET', key, 's', 'us')
+        if time.err == nil and time[1] then return time end
+    end
+end)()"""
 
 
 @dataclass
@@ -63,24 +73,38 @@ async def clocked(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]
 
         yield ClockedStore(lambda: open_sqlite_store(path), None, set_clock, start)
         return
-    url = request.getfixturevalue("redis_url")
+    url: str = request.getfixturevalue(f"{request.param}_url")
     # The server's own clock, by which kept reads go, is not the one of the test.
     monkeypatch.setattr(tracking, "TRUSTED_SECONDS", -1.0)
-    for name, script in SCRIPTS.items():
-        monkeypatch.setitem(cast(Any, SCRIPTS), name, _with_clock(script))
-    forget_encoded()
-    async with redis.asyncio.Redis.from_url(url) as client:
+    with open_masters(url) as masters:
+        keys = [_find_key(master) for master in masters]
+        for name, script in SCRIPTS.items():
+            monkeypatch.setitem(cast(Any, SCRIPTS), name, _with_clock(script, keys))
+        forget_encoded()
 
-        async def write_clock(now: float) -> None:
+        def write_clock(now: float) -> None:
             micros = round(now * 1e6)
             times = {"s": micros // 1_000_000, "us": micros % 1_000_000}
-            await cast(Any, client).hset("igw:{books}:test-clock", mapping=times)
+            for master, key in zip(masters, keys, strict=True):
+                master.hset(key, mapping=times)
 
-        await write_clock(start)
+        write_clock(start)
         try:
-            yield ClockedStore(lambda: open_redis_store(url), url, write_clock, start)
+            yield ClockedStore(
+                lambda: open_redis_store(url), url, partial(asyncio.to_thread, write_clock), start
+            )
         finally:
             forget_encoded()
+
+
+def _find_key(master: Any) -> str:
+    """A key that this master has."""
+    for number in itertools.count():
+        key = f"igw:{{{number}}}:test-clock"
+        with suppress(redis.ResponseError):  # MOVED
+            master.delete(key)
+            return key
+    raise AssertionError
 
 
 def forget_encoded() -> None:
@@ -93,7 +117,8 @@ def forget_encoded() -> None:
             clear()
 
 
-def _with_clock(script: Script) -> Script:
+def _with_clock(script: Script, keys: Sequence[str]) -> Script:
     assert (_READ_TIME in script.source) == bool(_NOW.search(script.source))
-    source = script.source.replace(_READ_TIME, _READ_HASH)
+    names = ", ".join(f"'{key}'" for key in keys)
+    source = script.source.replace(_READ_TIME, _READ_HASH % names)
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

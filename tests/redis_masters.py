@@ -31,6 +31,20 @@ def open_masters(url: str) -> Iterator[list[Any]]:
         yield [stack.enter_context(client) for client in found]
 
 
+@contextmanager
+def open_owner(url: str, key: str) -> Iterator[Any]:
+    """A connection to the master that has the key, as `open_masters`."""
+    if not is_cluster_url(url):
+        with open_masters(url) as (master,):
+            yield master
+        return
+    first = parse_cluster_url(url).hosts[0]
+    with RedisCluster(first.host, first.port) as cluster:
+        node = cluster.get_node_from_key(key)
+        with redis.Redis(node.host, node.port) as owner:
+            yield owner
+
+
 def delete_matching(url: str, *patterns: str) -> None:
     """Deletes the keys that match one of the patterns, on every master."""
     with open_masters(url) as masters:

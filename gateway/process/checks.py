@@ -38,7 +38,7 @@ from gateway.purchasing.upstream_health import read_states
 from gateway.purchasing.upstream_switches import UpstreamSwitches
 from gateway.room_settings import read_admin_token, tls_files
 from gateway.store.batch import execute
-from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES, open_redis_blobs
+from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES, RedisBlobs, open_redis_blobs
 from gateway.store.commands import Inspect, MeasureStore, ReadLruTotals, StoreFacts
 from gateway.store.handshake import (
     SCHEMA_VERSION,
@@ -47,7 +47,7 @@ from gateway.store.handshake import (
     StoreMissing,
 )
 from gateway.store.protocol import Store
-from gateway.store.redis.store import open_redis_store
+from gateway.store.redis.store import RedisStore, open_redis_store
 from gateway.store.redis.urls import is_multi_host_url, is_redis_url
 from gateway.upstream.accounts import different_names
 from gateway.upstream.fetch import FetchSettings, open_link_fetcher
@@ -126,6 +126,7 @@ async def check_before_serving(settings: Settings) -> Sequence[Finding]:
             url = settings.store.redis_url.get_secret_value()
             async with open_redis_store(url) as store:
                 facts = await execute(store, Inspect())
+                findings += await check_wait(store)
             findings += _judge_configuration(settings, facts)
     return [finding for finding in findings if finding.level != "ok"]
 
@@ -194,6 +195,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
             upstreams = await read_states(store, time.time())
             disabled = await check_switches(settings, store)
             refusal = await store.kept.find_refusal()
+            unconfirmed = await check_wait(store)
     except (SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]
     except StoreUnavailable as error:
@@ -209,6 +211,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
         *judge_failures(upstreams, now=time.time()),
         *disabled,
         *judge_tracking(refusal),
+        *unconfirmed,
     ]
 
 
@@ -222,13 +225,26 @@ async def _examine_images(settings: Settings) -> Sequence[Finding]:
     try:
         async with open_redis_blobs(url, may_create=False) as blobs:
             await blobs.check_schema()
+            return await check_wait(blobs)
     except (SchemaMismatch, StoreMisconfigured) as error:
         return [Finding("images", "fault", str(error))]
     except StoreMissing:
         return []  # the first image creates it
     except StoreUnavailable as error:
         return [Finding("images", "fault", error.reason or error.message)]
-    return []
+
+
+async def check_wait(store: Store | RedisBlobs) -> Sequence[Finding]:
+    """Whether purchases can wait for replicas (docs/reference/settings.md#replicas).
+
+    Raises `StoreUnavailable`.
+    """
+    if not isinstance(store, (RedisStore, RedisBlobs)):
+        return []
+    if (refusal := await store.find_wait_refusal()) is None:
+        return []
+    message = f"Purchases do not wait for replicas, so a promotion may lose them. {refusal}"
+    return [Finding("wait for replicas", "warning", message)]
 
 
 def _judge_configuration(settings: Settings, facts: StoreFacts) -> Sequence[Finding]:

@@ -66,7 +66,7 @@ LEASE_MARGIN_SECONDS: Final = 120.0
 """How much longer than upstream's deadline a lease lasts: time to fetch links, store and settle."""
 
 COMMIT_WAIT_SECONDS: Final = 2.0
-"""How long this worker's clients wait at most for storing and settling."""
+"""How long this worker's clients wait at most for the first attempt to store and settle."""
 
 T = TypeVar("T")
 
@@ -200,8 +200,17 @@ class Purchases:
                 delivered = await self._deliver(order, flight, route)
                 received = _charge_delivery(order, route, delivered, slots=flight.slots)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
-        commit = self._commit_images(order, received, purchased, keeper=keeper)
-        await self._wait_for_limits(order, commit)
+        unavailable = asyncio.Event()
+        # The answer with a link needs a stored image, so it waits for the next attempts too.
+        is_link = order.request.response_format == "url"
+        commit = self._commit_images(
+            order,
+            received,
+            purchased,
+            keeper=keeper,
+            on_unavailable=_do_nothing if is_link else unavailable.set,
+        )
+        await self._wait_for_limits(order, commit, unavailable)
         return purchased
 
     async def buy_unstored(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
@@ -212,10 +221,12 @@ class Purchases:
             delivered = await self._deliver(order, flight, route)
             received = _charge_delivery(order, route, delivered, slots=flight.slots)
         order.summary.cost_micros += received.charge.usd_micros
+        unavailable = asyncio.Event()
         commit = self._tasks.start(
-            self._settlements.commit(received, {}), name=f"commit {flight.id}"
+            self._settlements.commit(received, {}, on_unavailable=unavailable.set),
+            name=f"commit {flight.id}",
         )
-        await self._wait_for_limits(order, commit)
+        await self._wait_for_limits(order, commit, unavailable)
         return PurchasedImages(received.images, _bytes_of(delivered))
 
     async def buy_without_store(
@@ -490,6 +501,7 @@ class Purchases:
         *,
         keeper: LeaseKeeper,
         opening: asyncio.Task[float] | None = None,
+        on_unavailable: Callable[[], None] = lambda: None,
     ) -> asyncio.Task[Settlement]:
         """Starts to store the images. Until then this worker serves them from memory."""
         summary, flight = order.summary, received.reserved.flight
@@ -502,7 +514,13 @@ class Purchases:
             if flight is not None:
                 self._unstored.confirm(flight.id)
 
-        commit = self._commit_dated(received, purchased.data, opening=opening, on_stored=on_stored)
+        commit = self._commit_dated(
+            received,
+            purchased.data,
+            opening=opening,
+            on_stored=on_stored,
+            on_unavailable=on_unavailable,
+        )
         task = self._tasks.start(commit, name=f"commit {received.reserved.purchase}")
         if flight is not None:
             self._unstored.add(flight, purchased)
@@ -517,15 +535,31 @@ class Purchases:
         *,
         opening: asyncio.Task[float] | None,
         on_stored: Callable[[], None] = lambda: None,
+        on_unavailable: Callable[[], None] = lambda: None,
     ) -> Settlement:
         if opening is not None:
             received = replace(received, record=await _dated(received.record, opening))
-        return await self._settlements.commit(received, data, on_stored=on_stored)
+        return await self._settlements.commit(
+            received, data, on_stored=on_stored, on_unavailable=on_unavailable
+        )
 
-    async def _wait_for_limits(self, order: PurchaseOrder, task: asyncio.Task[Settlement]) -> None:
-        """Waits for a settlement, at most `COMMIT_WAIT_SECONDS`; the task goes on."""
+    async def _wait_for_limits(
+        self, order: PurchaseOrder, task: asyncio.Task[Settlement], unavailable: asyncio.Event
+    ) -> None:
+        """Waits for a settlement, at most `COMMIT_WAIT_SECONDS`; the task goes on.
+
+        `unavailable` is set once an attempt has failed. How long the next ones take is unknown.
+        """
         order.summary.settling.append(task)
-        await asyncio.wait({task}, timeout=COMMIT_WAIT_SECONDS)
+        failing = asyncio.create_task(unavailable.wait(), name=f"{task.get_name()} fails")
+        try:
+            await asyncio.wait(
+                {task, failing},
+                timeout=COMMIT_WAIT_SECONDS,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            failing.cancel()
         if task.done():
             order.summary.limits = quota.reservation_states(order.principal, task.result().states)
 
@@ -555,16 +589,22 @@ class Purchases:
         )
         order.span.settled(record, failure.usage, error=failure.report.reason)
         failure.trace = order.span.traceparent
-        name = f"settle {reserved.purchase}"
+        name, unavailable = f"settle {reserved.purchase}", asyncio.Event()
 
         async def settle() -> Settlement:
             dated = record if opening is None else await _dated(record, opening)
-            return await self._settlements.settle_failure(reserved, failure, charge, record=dated)
+            return await self._settlements.settle_failure(
+                reserved, failure, charge, record=dated, on_unavailable=unavailable.set
+            )
 
         if opening is not None:  # the store is unavailable, so no client waits for it
             self._tasks.start(settle(), name=name)
             return
-        await self._wait_for_limits(order, self._tasks.start(settle(), name=name))
+        await self._wait_for_limits(order, self._tasks.start(settle(), name=name), unavailable)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _with_successor(failure: UpstreamFailure, order: PurchaseOrder) -> UpstreamFailure:

@@ -46,7 +46,10 @@ from gateway.store.sqlite.store import open_sqlite_store
 from tests.billing.oracle import UNITS, Amount, Oracle
 from tests.moved_calendar import MovedCalendar
 from tests.principals import make_principal
+from tests.redis_cluster import RedisCluster
 from tests.redis_server import emptied, restricted
+from tests.sentinel_servers import SentinelServers
+from tests.stores import TOPOLOGIES
 
 Open = Callable[[Calendar], AbstractAsyncContextManager[Store]]
 
@@ -398,14 +401,14 @@ def _shown(denied: tuple[str, str] | None) -> tuple[str, str] | None:
     return (f"{kind} '{name}'" if name else kind), denied[1]
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 def new_store(request: pytest.FixtureRequest) -> Callable[[], Open]:
     """Makes an empty store, and returns how to open it."""
-    if request.param == "redis":
-        server: str = request.getfixturevalue("redis_server")
+    if request.param != "sqlite":
+        empty = _emptying(request)
 
         def new_redis() -> Open:
-            url = restricted(emptied(server))
+            url = empty()
             return lambda calendar: open_redis_store(url, calendar=calendar)
 
         return new_redis
@@ -417,6 +420,21 @@ def new_store(request: pytest.FixtureRequest) -> Callable[[], Open]:
         return lambda calendar: open_sqlite_store(path, calendar=calendar)
 
     return new_sqlite
+
+
+def _emptying(request: pytest.FixtureRequest) -> Callable[[], str]:
+    """Deletes all data, and returns the URL."""
+    if request.param == "redis":
+        server: str = request.getfixturevalue("redis_server")
+        return lambda: restricted(emptied(server))
+    name = {"sentinel": "sentinel_servers", "cluster": "redis_cluster"}[request.param]
+    servers: SentinelServers | RedisCluster = request.getfixturevalue(name)
+
+    def empty() -> str:
+        servers.flush()
+        return servers.restricted()
+
+    return empty
 
 
 def run_model(new_store: Callable[[], Open], *, examples: int, steps: int) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-import redis
 import structlog.testing
 
 from gateway.billing import quota, totals, verified_totals
@@ -44,6 +43,8 @@ from gateway.store.sqlite.connection import connect
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.billing.test_totals import Unreadable, totals_of
 from tests.processor import longest_pause_seconds
+from tests.redis_masters import open_owner
+from tests.stores import TOPOLOGIES
 
 HOUR, DAY = 3600.0, 86_400.0
 COST = Amounts(images=1, tokens=9, usd_micros=40_000)
@@ -52,14 +53,22 @@ Open = Callable[[str], AbstractAsyncContextManager[Store]]
 Edit = Callable[[str, str], None]
 
 
-@pytest.fixture(params=["sqlite", "redis"])
-def opening(request: pytest.FixtureRequest) -> Open:
-    """Opens the test's store with the windows of a time zone."""
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    """None is the embedded store."""
     if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def opening(store_url: str | None, request: pytest.FixtureRequest) -> Open:
+    """Opens the test's store with the windows of a time zone."""
+    if store_url is None:
         path = request.getfixturevalue("sqlite_path")
         return lambda zone: open_sqlite_store(path, calendar=Calendar(ZoneInfo(zone)))
-    url = request.getfixturevalue("redis_url")
-    return lambda zone: open_redis_store(url, calendar=Calendar(ZoneInfo(zone)))
+    return lambda zone: open_redis_store(store_url, calendar=Calendar(ZoneInfo(zone)))
 
 
 @pytest.fixture
@@ -69,16 +78,16 @@ async def store(opening: Open) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def edit(store: Store, request: pytest.FixtureRequest) -> Edit:
+def edit(store: Store, store_url: str | None, request: pytest.FixtureRequest) -> Edit:
     """Changes the store behind the gateway's back: a statement of SQL, or a script for Redis."""
 
     def run(sql: str, lua: str) -> None:
-        if not store.name.startswith("redis"):
+        if store_url is None:
             db = connect(request.getfixturevalue("sqlite_path"), read_only=False)
             db.execute(sql)
             db.close()
             return
-        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+        with open_owner(store_url, "igw:{books}") as client:
             client.eval(f"local BOOKS = 'igw:{{books}}:'\n{lua}", 0)
 
     return run

@@ -39,7 +39,7 @@ from tests.gateways import (
 )
 from tests.http.test_accounts import ask, open_house
 from tests.pngs import write_png
-from tests.stores import usually_on
+from tests.stores import TOPOLOGIES, usually_on
 from tests.waiting import eventually
 
 IMAGE = base64.b64encode(write_png(1024, 1024, b"")).decode()
@@ -225,7 +225,7 @@ def die(gateway: InProcess) -> None:
         task.cancel()
 
 
-@usually_on("redis", "clocked_store")
+@usually_on("redis", "clocked_store", more=TOPOLOGIES)
 async def test_three_hundred_requests_of_three_keys_at_once(
     tmp_path: Path, clocked_store: ClockedStore
 ) -> None:
@@ -328,7 +328,7 @@ async def test_what_a_client_learns_of_the_queue(
         assert account.refused == 0
 
 
-@usually_on("redis", "clocked_store")
+@usually_on("redis", "clocked_store", more=TOPOLOGIES)
 async def test_purchases_that_leave_the_queue_cost_nothing(
     tmp_path: Path, clocked_store: ClockedStore
 ) -> None:
@@ -379,7 +379,7 @@ async def test_purchases_that_leave_the_queue_cost_nothing(
         assert [limit["reserved"] for limit in usage["limits"]] == [0]
 
 
-@usually_on("redis", "clocked_store")
+@usually_on("redis", "clocked_store", more=TOPOLOGIES)
 @pytest.mark.parametrize("is_cut", [False, True])
 async def test_a_purchase_that_is_sent_while_another_worker_releases_it_is_charged(
     tmp_path: Path, clocked_store: ClockedStore, *, is_cut: bool

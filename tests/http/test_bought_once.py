@@ -20,16 +20,21 @@ import pytest
 from gateway.cache import flight_ends, flights
 from gateway.errors import StoreUnavailable
 from gateway.purchasing import lease, purchase, settlement
-from gateway.store.commands import AcquireLease, ReadEntry, Receive, Reserve
+from gateway.store.batch import execute
+from gateway.store.commands import AcquireLease, Inspect, ReadEntry, Receive, Reserve
 from gateway.store.protocol import Command, Store
 from gateway.store.redis import client as redis_client
+from gateway.store.redis import replication
+from gateway.store.redis.cluster import client as cluster_client
+from gateway.store.redis.cluster import node as cluster_node
 from gateway.store.sqlite import transaction_queue
 from gateway.store.wrappers import EvictingStore
 from gateway.wiring.stores import DATABASE
 from tests.gateways import Client, InProcess, Reply, Upstream, make_settings, run_gateway
+from tests.pausable_redis import run_pausable_redis
 from tests.redis_server import DurableRedis, run_durable_redis, run_redis_server
-from tests.stores import usually_on
-from tests.waiting import generous
+from tests.stores import TOPOLOGIES, usually_on
+from tests.waiting import eventually, generous
 
 SCALE = 5
 PAUSES = [(9,), pytest.param((1, 3, 20, 40), marks=pytest.mark.long)]
@@ -47,6 +52,11 @@ SCALED = [
     (purchase, "COMMIT_WAIT_SECONDS"),
     (settlement, "RETRY_SECONDS"),
     (redis_client, "TIMEOUT_SECONDS"),
+    (cluster_client, "TIMEOUT_SECONDS"),
+    (cluster_node, "TIMEOUT_SECONDS"),
+    (replication, "TIMEOUT_SECONDS"),
+    (replication, "WAIT_SECONDS"),
+    (replication, "GIVE_UP_SECONDS"),
     (transaction_queue, "TIMEOUT_SECONDS"),
 ]
 
@@ -69,6 +79,17 @@ class Pair:
     there: InProcess
     pause: Callable[[], None]
     go_on: Callable[[], None]
+    has_nodes: bool = False
+
+    async def until_back(self) -> None:
+        """Returns once both gateways use the store again.
+
+        A request waits for one server that has gone on. Nodes may elect another master first, and
+        a request does not wait for a node that was away for long.
+        """
+        if self.has_nodes:
+            for gateway in (self.here, self.there):
+                await eventually(lambda gateway=gateway: is_available(gateway))
 
     async def clients(self) -> tuple[Client, Client]:
         """One key at each of them, which both have seen."""
@@ -83,15 +104,15 @@ class Pair:
             await asyncio.gather(*(g.gateway.tasks.drain() for g in (self.here, self.there)))
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 async def pair(
     request: pytest.FixtureRequest, quick: None, tmp_path: Path, upstream: Upstream
 ) -> AsyncIterator[Pair]:
     async with AsyncExitStack() as stack:
         url = None
-        if request.param == "redis":
-            server = stack.enter_context(run_durable_redis(tmp_path))
-            url, pause, go_on = server.url, server.freeze, server.thaw
+        if request.param != "sqlite":
+            redis = stack.enter_context(run_pausable_redis(request.param, tmp_path))
+            url, pause, go_on = redis.url, redis.freeze, redis.thaw
         here, there = [
             await stack.enter_async_context(
                 run_gateway(make_settings(tmp_path / "data", upstream.base_url, url, workers=QUICK))
@@ -102,7 +123,16 @@ async def pair(
             lock = stack.enter_context((tmp_path / "data" / f"{DATABASE}-lock").open("w"))
             pause = lambda: fcntl.flock(lock, fcntl.LOCK_EX)  # noqa: E731
             go_on = lambda: fcntl.flock(lock, fcntl.LOCK_UN)  # noqa: E731
-        yield Pair(here, there, pause, go_on)
+        yield Pair(here, there, pause, go_on, has_nodes=request.param not in ("sqlite", "redis"))
+
+
+async def is_available(gateway: InProcess) -> bool:
+    """Whether all nodes answer."""
+    try:
+        await execute(gateway.gateway.store, Inspect())
+    except StoreUnavailable:
+        return False
+    return True
 
 
 @dataclass
@@ -160,7 +190,7 @@ STEPS: dict[str, tuple[type[Command[Any]], dict[str, bool]]] = {
 
 @pytest.mark.timed
 @pytest.mark.timeout(180)
-@usually_on("redis", "pair")
+@usually_on("redis", "pair", more=TOPOLOGIES)
 @pytest.mark.parametrize("pauses", PAUSES)
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_pause_of_the_store_between_two_steps_of_a_purchase(
@@ -194,7 +224,7 @@ async def test_a_pause_of_the_store_between_two_steps_of_a_purchase(
 
 @pytest.mark.timed
 @pytest.mark.timeout(180)
-@usually_on("redis", "pair")
+@usually_on("redis", "pair", more=TOPOLOGIES)
 @pytest.mark.parametrize("pauses", PAUSES)
 async def test_a_pause_of_the_store_while_upstream_works(
     pair: Pair, upstream: Upstream, pauses: tuple[int, ...]
@@ -212,6 +242,7 @@ async def test_a_pause_of_the_store_while_upstream_works(
             pair.pause()
             await asyncio.sleep(seconds / SCALE)
             pair.go_on()
+            await pair.until_back()
             asking += [asyncio.create_task(c.ask(prompt)) for c in (alice, elsewhere)]
             await asyncio.sleep(15 / SCALE)
         return await asyncio.gather(*asking)

@@ -41,7 +41,8 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway
 from tests.journals import PRICE_DATE, UPSTREAM, estimate, leave_purchase
-from tests.redis_server import run_durable_redis
+from tests.pausable_redis import run_pausable_redis
+from tests.stores import TOPOLOGIES
 from tests.waiting import eventually, generous
 
 QUICK = {"heartbeat": "0.1s", "dead_after": "0.3s"}
@@ -346,21 +347,26 @@ class Pausable:
     thaw: Callable[[], None]
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 async def pausable(
     request: pytest.FixtureRequest, tmp_path: Path, upstream: Upstream
 ) -> AsyncIterator[Pausable]:
-    opened = pausable_sqlite if request.param == "sqlite" else pausable_redis
-    async with opened(tmp_path, upstream) as gateway:
+    if request.param == "sqlite":
+        opened = pausable_sqlite(tmp_path, upstream)
+    else:
+        opened = pausable_redis(request.param, tmp_path, upstream)
+    async with opened as gateway:
         yield gateway
 
 
 @asynccontextmanager
-async def pausable_redis(folder: Path, upstream: Upstream) -> AsyncIterator[Pausable]:
-    with run_durable_redis(folder) as server:
-        settings = make_settings(folder / "data", upstream.base_url, server.url)
+async def pausable_redis(
+    topology: str, folder: Path, upstream: Upstream
+) -> AsyncIterator[Pausable]:
+    with run_pausable_redis(topology, folder) as servers:
+        settings = make_settings(folder / "data", upstream.base_url, servers.url)
         async with run_gateway(settings) as gateway:
-            yield Pausable(gateway, server.freeze, server.thaw)
+            yield Pausable(gateway, servers.freeze, servers.thaw)
 
 
 @asynccontextmanager

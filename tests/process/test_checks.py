@@ -52,7 +52,9 @@ from tests.gateways import (
     run_upstream,
 )
 from tests.ports import closed_port, free_port
-from tests.redis_server import DurableRedis, run_durable_redis
+from tests.redis_masters import open_masters
+from tests.redis_server import DurableRedis, restricted, run_durable_redis
+from tests.stores import TOPOLOGIES
 
 MIB = 1 << 20
 FILES = ConfigFiles(CONFIG / "gateway.yaml", CONFIG / "models.yaml")
@@ -308,6 +310,49 @@ async def test_any_bound_is_ok_if_the_store_has_no_limit(
     finding = judge_bound(settings, await facts_of(settings))
     assert finding.level == "ok"
     assert (words or ("1,024 MiB" if durable_url else "10,240 MiB")) in finding.message
+
+
+# ── rights ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(params=["redis", *TOPOLOGIES])
+def url_without_wait(request: pytest.FixtureRequest) -> str:
+    """A Redis whose user may do everything that the gateway needs, except wait for replicas."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    if request.param == "redis":
+        url = restricted(url)
+    with open_masters(url.replace("gateway:right@", "")) as masters:
+        for master in masters:
+            master.execute_command("ACL", "SETUSER", "gateway", "-wait")
+    return url
+
+
+async def test_a_user_who_may_not_wait_for_replicas_is_named_with_the_fix(
+    tmp_path: Path, upstream: Upstream, url_without_wait: str
+) -> None:
+    """Only where replicas are promoted: nothing waits for those of a single Redis."""
+    settings = make_settings(tmp_path / "data", upstream.base_url, url_without_wait)
+    async with run_gateway(settings) as here:
+        found = await findings_of(at(here))
+        at_start = {finding.name for finding in await check_before_serving(settings)}
+    is_elected = not url_without_wait.startswith("redis://")
+    assert ("wait for replicas" in found, "wait for replicas" in at_start) == (is_elected,) * 2
+    if is_elected:
+        finding = found["wait for replicas"]
+        assert finding.level == "warning"
+        assert "refuses its user gateway the command WAIT" in finding.message
+        assert "ACL SETUSER gateway +wait" in finding.message
+
+
+@pytest.mark.parametrize("url_without_wait", TOPOLOGIES, indirect=True)
+async def test_the_redis_of_images_needs_the_right_to_wait_too(
+    tmp_path: Path, upstream: Upstream, url_without_wait: str
+) -> None:
+    store = {"blobs_url": url_without_wait}
+    settings = make_settings(tmp_path / "data", upstream.base_url, store=store)
+    async with run_gateway(settings) as here:
+        found = await findings_of(at(here))
+    assert "ACL SETUSER gateway +wait" in found["wait for replicas"].message
 
 
 # ── upstream, prices, parser ────────────────────────────────────────────────────────────────

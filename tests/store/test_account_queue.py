@@ -21,6 +21,7 @@ from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.clocked_store import ClockedStore, clocked
+from tests.stores import TOPOLOGIES
 
 DAY = Counter("key:k", "images", "day", 10)
 MINUTE = Counter("key:k", "images", "minute", 10)
@@ -199,7 +200,7 @@ class TestReroute:
         assert (await execute(store, commands.OpenJournals("w")))[0].payload == b"received"
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 async def clocked_store(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]:
     async with clocked(request) as found:
         yield found

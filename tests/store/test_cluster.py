@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
+from structlog.testing import capture_logs
 
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store import commands
@@ -29,6 +31,7 @@ from gateway.store.redis.store import open_redis_store
 from gateway.store.redis.topology.cluster import ClusterMap
 from tests.redis_cluster import AUTHORITY, Node, RedisCluster, run_redis_cluster
 from tests.redis_server import skip_without_tls
+from tests.store.test_kept_reads import kept
 from tests.waiting import eventually
 
 KEYS = Keys("igw:")
@@ -356,6 +359,106 @@ async def test_tls_and_announced_host_names(tmp_path: Path) -> None:
             async with store.watch("flight") as watch:
                 await execute(store, commands.Publish("flight", "1", b"event", LONG))
                 await watch.wait(600)
+
+
+# ── outages in the log ──────────────────────────────────────────────────────────────────────────
+
+
+def outages(logs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The lines about outages: what happened, and the address of the node."""
+    events = {"store_unavailable": "begins", "store_available": "ends"}
+    return [
+        (events[line["event"]], line["store"].rpartition("@")[2].removeprefix("redis://"))
+        for line in logs
+        if line["event"] in events
+    ]
+
+
+async def make_unavailable(store: Store, name: str) -> None:
+    """Writes a value until that fails."""
+
+    async def has_failed() -> bool:
+        try:
+            await execute(store, set_value(name))
+        except StoreUnavailable:
+            return True
+        return False
+
+    await eventually(has_failed)
+
+
+async def test_an_outage_that_broke_no_connection_ends_in_the_log_without_a_further_call(
+    cluster: RedisCluster,
+) -> None:
+    node = cluster.masters()[0]
+    name, address = name_at(cluster, node), f"{node.name}/0"
+    with capture_logs() as logs:
+        async with open_redis_store(cluster.url) as store:
+            await store_ready(store)
+            node.run("CONFIG", "SET", "min-replicas-to-write", 9)
+            try:
+                await make_unavailable(store, name)
+                assert outages(logs) == [("begins", address)]
+            finally:
+                node.run("CONFIG", "SET", "min-replicas-to-write", 0)
+            await eventually(lambda: ("ends", address) in outages(logs))
+    assert outages(logs) == [("begins", address), ("ends", address)]
+
+
+@pytest.mark.long
+class TestOutagesInTheLog:
+    async def test_of_a_node_that_returns_without_a_further_call(
+        self, own_cluster: RedisCluster
+    ) -> None:
+        own_cluster.everywhere("CONFIG", "SET", "cluster-replica-no-failover", "yes")
+        own_cluster.everywhere("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        node = own_cluster.masters()[0]
+        name, address = name_at(own_cluster, node), f"{node.name}/0"
+        with capture_logs() as logs:
+            async with open_redis_store(own_cluster.url) as store:
+                await store_ready(store)
+                node.kill()
+                await make_unavailable(store, name)
+                node.start()
+                await eventually(lambda: ("ends", address) in outages(logs))
+        assert [each for each, _ in outages(logs)].count("ends") == 1
+        assert outages(logs)[-1] == ("ends", address)
+
+    async def test_of_a_node_that_has_a_successor_and_never_returns(
+        self, own_cluster: RedisCluster
+    ) -> None:
+        own_cluster.everywhere("CONFIG", "SET", "cluster-node-timeout", 4000)
+        node = own_cluster.masters()[0]
+        name, address = name_at(own_cluster, node), f"{node.name}/0"
+        with capture_logs() as logs:
+            async with open_redis_store(own_cluster.url) as store:
+                await store_ready(store)
+                await kept(store, get_value(name))
+                node.kill()
+                await make_unavailable(store, name)
+                await eventually(lambda: ("ends", address) in outages(logs))
+                assert await execute(store, set_value(name))
+                lost = [line["event"] for line in logs if line["event"].startswith("tracking_")]
+        assert {store for _, store in outages(logs)} == {address}
+        assert [each for each, _ in outages(logs)].count("ends") == 1
+        assert outages(logs)[-1] == ("ends", address)
+        assert set(lost) == {"tracking_lost", "tracking_works"}
+
+    async def test_of_a_cluster_whose_map_cannot_be_read(self, own_cluster: RedisCluster) -> None:
+        for node in own_cluster.nodes:
+            node.freeze()
+        with capture_logs() as logs:
+            async with open_redis_store(own_cluster.url) as store:
+                with pytest.raises(StoreUnavailable):
+                    await execute(store, get_value("v"))
+                for node in own_cluster.nodes:
+                    node.thaw()
+                await eventually(lambda: "ends" in dict(outages(logs)))
+                where = {line["store"] for line in logs if line["event"] == "store_available"}
+                assert where == {store.name}
+
+
+# ── lost nodes ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.long

@@ -21,8 +21,8 @@ from gateway.store import commands
 from gateway.store.batch import execute
 from gateway.store.commands import Consumption, Counter, LostReservation, Place
 from gateway.store.protocol import Command, Store
-from gateway.store.redis.answers import read_repeat
 from gateway.store.redis.commands import encode
+from gateway.store.redis.repeats import read_repeat
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import open_redis_store
 from tests.ports import free_port

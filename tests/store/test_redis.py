@@ -42,7 +42,7 @@ from gateway.store.redis.urls import TIMEOUT_SECONDS, redacted_url
 from gateway.store.wrappers import InstrumentedStore
 from tests.redis_server import binary, skip_without_tls
 from tests.store.pages import read_set
-from tests.waiting import GENEROUS_SECONDS, generous, until
+from tests.waiting import GENEROUS_SECONDS, eventually, generous, until
 
 TLS = Path(__file__).parent.parent / "tls"
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -543,6 +543,15 @@ class TestOutages:
                         await execute(store, read("a"))
                 stopped.start()
                 await execute(store, read("a"))
+        assert [line["event"] for line in logs] == ["store_unavailable", "store_available"]
+
+    async def test_its_end_is_logged_without_a_further_call(self, stopped: Server) -> None:
+        with capture_logs() as logs:
+            async with open_redis_blobs(stopped.url) as blobs:
+                with pytest.raises(StoreUnavailable):
+                    await blobs.get("0" * 64)
+                stopped.start()
+                await eventually(lambda: logs[-1]["event"] == "store_available")
         assert [line["event"] for line in logs] == ["store_unavailable", "store_available"]
 
     async def test_it_reconnects_by_itself_and_keeps_acknowledged_writes(

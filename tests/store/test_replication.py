@@ -189,6 +189,7 @@ async def test_the_warning_names_a_user_without_the_right_to_wait(servers: Senti
     with structlog.testing.capture_logs() as logs:
         async with open_redis_store(url) as store:
             assert await execute(store, RECEIVE) == "unknown"
+            assert "ACL SETUSER gateway +wait" in str(await store.find_wait_refusal())
     (begun,) = (line for line in logs if line["event"] == "replication_unconfirmed")
     assert "ACL SETUSER gateway +wait" in str(begun["reason"])
 

@@ -29,6 +29,7 @@ from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.moved_calendar import MovedCalendar
 from tests.principals import make_principal
+from tests.stores import TOPOLOGIES
 
 Open = Callable[[Calendar], AbstractAsyncContextManager[Store]]
 
@@ -65,13 +66,13 @@ EDGES = [
 ]
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", *TOPOLOGIES])
 def opening(request: pytest.FixtureRequest) -> Open:
     """Opens the test's store with a calendar."""
     if request.param == "sqlite":
         path: Path = request.getfixturevalue("sqlite_path")
         return lambda calendar: open_sqlite_store(path, calendar=calendar)
-    url: str = request.getfixturevalue("redis_url")
+    url: str = request.getfixturevalue(f"{request.param}_url")
     return lambda calendar: open_redis_store(url, calendar=calendar)
 
 

@@ -121,6 +121,10 @@ class RedisBlobs:
         """As `RedisStore.check_schema`, for a server that has only blobs."""
         await self._client.check(BLOB_COMMANDS)
 
+    async def find_wait_refusal(self) -> str | None:
+        """As `RedisClient.find_wait_refusal`."""
+        return await self._client.find_wait_refusal()
+
     def _key(self, digest: str) -> bytes:
         check_digest(digest)
         return self._keys.blob(digest, kind=self._kind).encode()

@@ -17,7 +17,6 @@ from typing import Any, Final
 import structlog
 from redis import exceptions as redis_errors
 
-from gateway.conditions import Condition
 from gateway.errors import StoreFull, StoreUnavailable, detach
 from gateway.store.handshake import (
     SCHEMA_VERSION,
@@ -39,6 +38,7 @@ from gateway.store.redis.faults import (
     retires,
 )
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.outage import Outage
 from gateway.store.redis.replication import Replication
 from gateway.store.redis.rights import find_missing_rights
 from gateway.store.redis.scripts import SCRIPTS, Script
@@ -49,9 +49,6 @@ log = structlog.get_logger(__name__)
 
 PROBE_SECONDS: Final = 1.0
 """How long a server counts as one that takes writes. After that, a probe precedes the next read."""
-
-QUIET_SECONDS: Final = 2.0
-"""Without a failed call, after which an outage is over that broke no connection."""
 
 RETRY_SECONDS: Final = 0.25
 """The pause before another attempt to connect to a server that answers but cannot be used."""
@@ -149,12 +146,8 @@ class RedisClient:
         self._connections = 0
         self._drops = 0
         self._is_closed = False
-        self._outage = Condition(
-            log,
-            "store_unavailable",
-            "store_available",
-            counted="failed_calls",
-            fields={"store": self.location, "holds": "books" if holds_books else "bytes"},
+        self._outage = Outage(
+            location=self.location, holds_books=holds_books, is_available=self._is_available
         )
         self._logged_policy = NO_EVICTION
 
@@ -170,6 +163,7 @@ class RedisClient:
     async def close(self) -> None:
         """Pending requests fail with `StoreUnavailable`."""
         self._is_closed = True
+        self._outage.stop()
         if self._attempt is not None:
             self._attempt.cancel()
             await asyncio.wait([self._attempt])
@@ -272,8 +266,6 @@ class RedisClient:
                     replies[i] = reply
         except _EXECUTE_ERRORS as error:
             raise self._translate(error) from error
-        if self._outage.lasts:  # of calls that failed without a new connection
-            self._outage.ends_if_quiet(QUIET_SECONDS)
         return replies
 
     async def check(
@@ -300,6 +292,21 @@ class RedisClient:
                 raise
         if fault is not None:
             raise self._refusal(fault)
+
+    async def find_wait_refusal(self) -> str | None:
+        """Why writes cannot wait for replicas; None if they can, or if none may be promoted.
+
+        Raises as `execute`.
+        """
+        if self._replication is None:
+            return None
+        deadline = _deadline()
+        try:
+            pipeline = await self._ready_pipeline(deadline)
+            fault = await self._find_missing_rights(pipeline, ("WAIT",), deadline=deadline)
+        except _EXECUTE_ERRORS as error:
+            raise self._translate(error) from error
+        return f"{self._subject} {fault.text}" if fault is not None else None
 
     async def _find_missing_rights(
         self, pipeline: PipelinedConnection, names: Sequence[str], *, deadline: float
@@ -339,15 +346,30 @@ class RedisClient:
         """Whether a cluster's node may have the key: always True for a single server."""
         return True
 
-    def translate(self, reply: Exception, command: str) -> Exception:
-        """A reply as `StoreFull`, `StoreUnavailable`, or `RuntimeError` for a bug of ours."""
+    def translate(
+        self, reply: Exception, command: str, *, outage: Outage | None = None
+    ) -> Exception:
+        """A reply as `StoreFull`, `StoreUnavailable`, or `RuntimeError` for a bug of ours.
+
+        `outage` is that of a whole cluster; None: of this server.
+        """
         if code_of(reply) == "OOM":
             return StoreFull(node=reply.node if isinstance(reply, NodeFull) else None)
         if (fault := self._find_fault(reply)) is None:
             return RuntimeError(f"Redis refused {command}: {reply}")
         reason = f"{self._subject} {fault.text}"
-        self._outage.occurs(reason, reason=reason)
+        (outage or self._outage).occurs(reason)
         return StoreUnavailable(reason=reason)
+
+    async def _is_available(self) -> bool:
+        """Whether the server takes writes, for `Outage`."""
+        deadline = _deadline()
+        try:
+            pipeline = await self._ready_pipeline(deadline)
+            (reply,) = await pipeline.execute([self._probe], deadline=deadline)
+        except (*_EXECUTE_ERRORS, StoreMissing):
+            return False
+        return not isinstance(reply, redis_errors.RedisError)
 
     # ── connecting ──────────────────────────────────────────────────────────────────────────
 
@@ -508,7 +530,7 @@ class RedisClient:
 
     def _translate(self, error: Exception) -> Exception:
         if isinstance(error, SchemaMismatch):
-            self._outage.occurs(str(error), reason=str(error))
+            self._outage.occurs(str(error))
             return schema_mismatch_refusal(error)
         return self.translate(error, "the connection")
 

@@ -108,6 +108,11 @@ class Replication:
         """Ends all waits."""
         self._fence.end()
 
+    def leave(self) -> None:
+        """Ends all waits for good: nothing is written to this server any more."""
+        self.end()
+        self._unconfirmed.ends()
+
     async def close(self) -> None:
         """Ends all waits, and returns once no connection is open."""
         self.end()

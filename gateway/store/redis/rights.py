@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 from redis import exceptions as redis_errors
 
@@ -126,6 +126,7 @@ async def find_missing_rights(
         ("ASKING", (b"ASKING",)),
         ("CLUSTER|NODES", (b"CLUSTER", b"NODES")),
         ("CLUSTER|SLOTS", (b"CLUSTER", b"SLOTS")),
+        ("WAIT", (b"WAIT", b"0", b"0")),  # for no replica, so it returns at once
     ]
     plain_names = {name for name, _ in plain} - {"UNLINK"}
     script = (
@@ -149,7 +150,14 @@ async def find_missing_rights(
         for name, text in tried:
             found[name.decode()] = redis_errors.ResponseError(text.decode())
     for (name, _), reply in zip(plain, replies, strict=True):
-        if isinstance(reply, redis_errors.NoPermissionError) and name in names:
+        if name in names and _is_refused(reply):
             found.setdefault(name, reply)
     version = _VERSION.search(info) if isinstance(info, bytes) else None
     return MissingRights(found, version[1].decode() if version else "") if found else None
+
+
+def _is_refused(reply: Any) -> bool:
+    """Whether the user may not use the command, or the server does not have it."""
+    if isinstance(reply, redis_errors.NoPermissionError):
+        return True
+    return isinstance(reply, redis_errors.ResponseError) and "unknown command" in str(reply).lower()

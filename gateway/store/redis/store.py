@@ -16,7 +16,6 @@ from gateway.errors import StoreUnavailable
 from gateway.store.commands import CompareAndSet, Receive, Settle, SetValue
 from gateway.store.kept_reads import WRITERS, ReadMemory, names_announced, names_written
 from gateway.store.protocol import Command, KeptReads, Watch
-from gateway.store.redis.answers import LearnedKeys, read_repeat
 from gateway.store.redis.client import NodeReplies, NotReached
 from gateway.store.redis.clients import Client, create_client
 from gateway.store.redis.cluster.client import ClusterClient
@@ -24,6 +23,7 @@ from gateway.store.redis.cluster.tracking import TrackedCluster
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
+from gateway.store.redis.repeats import LearnedKeys, read_repeat
 from gateway.store.redis.rights import SCRIPT_COMMANDS, STORE_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.tracking import RedisKeptReads, Tracked, TrackedServer
@@ -193,6 +193,10 @@ class RedisStore:
             (*SCRIPT_COMMANDS, *STORE_COMMANDS),
             subscribe=lambda: self._notifications.check(channel),
         )
+
+    async def find_wait_refusal(self) -> str | None:
+        """As `RedisClient.find_wait_refusal`."""
+        return await self._client.find_wait_refusal()
 
 
 def _must_be_replicated(command: Command[Any]) -> bool:

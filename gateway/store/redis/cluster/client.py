@@ -1,7 +1,8 @@
 """The client of a Redis Cluster: executes batches, and checks whether the cluster can be used.
 
-`order` divides a batch into stages, and `stage` executes one of them. `reads` sends a read to all
-nodes, and `scan` reads them page by page. `nodes` has the connections.
+`handshake` reads the map and checks the schema version before the first command. `order` divides a
+batch into stages, and `stage` executes one of them. `reads` sends a read to all nodes, and `scan`
+reads them page by page. `nodes` has the connections.
 """
 
 from __future__ import annotations
@@ -16,13 +17,11 @@ from redis import exceptions as redis_errors
 
 from gateway.errors import StoreUnavailable
 from gateway.store.handshake import (
-    SCHEMA_VERSION,
-    SchemaMismatch,
     StoreMisconfigured,
-    StoreMissing,
 )
-from gateway.store.redis.client import NodeReplies, NotReached, schema_mismatch_refusal
-from gateway.store.redis.cluster.nodes import NO_SLOTS, ClusterMark, ClusterNodes
+from gateway.store.redis.client import NodeReplies, NotReached
+from gateway.store.redis.cluster.handshake import ClusterHandshake
+from gateway.store.redis.cluster.nodes import ClusterMark, ClusterNodes
 from gateway.store.redis.cluster.order import find_stages
 from gateway.store.redis.cluster.reads import ClusterReads
 from gateway.store.redis.cluster.scan import ClusterScan
@@ -32,7 +31,7 @@ from gateway.store.redis.connection import RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, find_fault
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.rights import CLUSTER_COMMANDS
-from gateway.store.redis.scripts import SCRIPTS, Script
+from gateway.store.redis.scripts import Script
 from gateway.store.redis.topology.cluster import ClusterMap, slot_of
 from gateway.store.redis.topology.cluster_addresses import ClusterAddresses
 from gateway.store.redis.topology.single import SingleServer
@@ -69,19 +68,22 @@ class ClusterClient:
         self.addresses = ClusterAddresses(self.topology)
         self.on_connected: Callable[[], None] = lambda: None
         self._keys = keys
-        self._may_create = may_create
-        self._schema_slot = slot_of(keys.schema)
         self._books_slot = slot_of(keys.books)
-        self._has_schema = False
-        self._checking_schema = asyncio.Lock()
         self._nodes = ClusterNodes(
             self.topology,
             keys=keys,
             scripts=scripts,
             holds_books=holds_books,
-            on_connected=self._after_connect,
         )
         self._reads = ClusterReads(self.topology, self._nodes)
+        self._handshake = ClusterHandshake(
+            self.topology,
+            self._nodes,
+            location=self.location,
+            keys=keys,
+            may_create=may_create,
+            holds_books=holds_books,
+        )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -90,6 +92,7 @@ class ClusterClient:
             try:
                 yield
             finally:
+                self._handshake.outage.stop()
                 await self._nodes.close()
 
     # ── what callers need ───────────────────────────────────────────────────────────────────
@@ -103,7 +106,7 @@ class ClusterClient:
         """
         routed = [Routed(each, slot_of(each[1])) for each in commands]  # type: ignore[arg-type]
         deadline = _deadline()
-        await self._prepare(deadline)
+        await self._handshake.prepare(deadline)
         executed = mark.executed if mark is not None else None
         return await self._stage(deadline, executed).execute(routed)
 
@@ -114,7 +117,7 @@ class ClusterClient:
         replies are `NotReached`. A command that has `merge` has `NodeReplies`.
         """
         deadline, executed = _deadline(), mark.executed if mark is not None else None
-        await self._prepare(deadline)
+        await self._handshake.prepare(deadline)
         routed = [Routed(each.command, slot_of(each.keys[0]) if each.keys else None)
                   for each in commands]  # fmt: skip
         replies: list[Any] = [None] * len(commands)
@@ -168,13 +171,13 @@ class ClusterClient:
         Raises `StoreUnavailable` if one of them is unavailable.
         """
         deadline = _deadline()
-        await self._prepare(deadline)
+        await self._handshake.prepare(deadline)
         return await self._execute_everywhere(command, deadline)
 
     async def scan(self, command: Sequence[Any], *, cursor_at: int) -> Any:
         """As `RedisClient.scan`, over all primaries one after the other."""
         deadline = _deadline()
-        await self._prepare(deadline)
+        await self._handshake.prepare(deadline)
         return await ClusterScan(self.topology, self._reads, deadline=deadline).read(
             command, cursor_at
         )
@@ -199,7 +202,7 @@ class ClusterClient:
 
     def translate(self, reply: Exception, command: str) -> Exception:
         """As `RedisClient.translate`."""
-        return self._nodes.any().translate(reply, command)
+        return self._nodes.any().translate(reply, command, outage=self._handshake.outage)
 
     async def check(
         self, names: Sequence[str], *, subscribe: Callable[[], Awaitable[None]] | None = None
@@ -215,12 +218,20 @@ class ClusterClient:
             raise StoreMisconfigured(f"The Redis Cluster at {self.location} has no slots.")
         for node in self._nodes.primaries().values():
             await node.check((*CLUSTER_COMMANDS, *names), subscribe=None)
-        await self._check_schema(deadline)
+        await self._handshake.check_schema(deadline)
         if subscribe is not None:
             try:
                 await subscribe()
             except (*CONNECTION_ERRORS, redis_errors.ResponseError) as error:
                 raise self._refusal(error) from error
+
+    async def find_wait_refusal(self) -> str | None:
+        """As `RedisClient.find_wait_refusal`, of the first primary that refuses."""
+        await self._handshake.prepare(_deadline())
+        for node in self._nodes.primaries().values():
+            if (refusal := await node.find_wait_refusal()) is not None:
+                return refusal
+        return None
 
     def nodes(self) -> Mapping[str, SingleServer]:
         """The addresses of the primaries by name, for further connections to each of them.
@@ -240,59 +251,6 @@ class ClusterClient:
         self, deadline: float, executed: set[tuple[int | None, str]] | None = None
     ) -> ClusterStage:
         return ClusterStage(self.topology, self._nodes, deadline=deadline, executed=executed)
-
-    # ── checks of the cluster ─────────────────────────────────────────────────────────────────────
-
-    def _after_connect(self, name: str) -> None:
-        # The node may have been replaced, and its data with it.
-        if self.topology.owner(self._schema_slot) == name:
-            self._has_schema = False
-
-    async def _prepare(self, deadline: float) -> None:
-        """Reads the map and checks the schema version, unless that was done already."""
-        if not self.topology.is_known:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self.topology.refresh()
-            except (*CONNECTION_ERRORS, redis_errors.RedisError) as error:
-                raise self._nodes.unavailable(self._nodes.any(), error) from error
-            if not self.topology.is_known:
-                raise StoreUnavailable(reason=NO_SLOTS)
-        if not self._has_schema:
-            try:
-                await self._check_schema(deadline)
-            except SchemaMismatch as error:
-                raise schema_mismatch_refusal(error) from error
-
-    async def _check_schema(self, deadline: float) -> None:
-        async with self._lock_schema(deadline):
-            if self._has_schema:
-                return
-            source, version = SCRIPTS["handshake"].source, str(SCHEMA_VERSION).encode()
-            schema_key = self._keys.schema.encode()
-            command = (b"EVAL", source, b"1", schema_key, version, b"%d" % self._may_create)
-            (found,) = await self._stage(deadline).execute([Routed(command, self._schema_slot)])
-            if isinstance(found, redis_errors.RedisError):
-                raise self.translate(found, "the handshake") from found
-            if found is None:
-                raise StoreMissing(self.location)
-            if found != version:
-                raise SchemaMismatch(self.location, str(found, errors="replace"))
-            self._has_schema = True
-
-    @asynccontextmanager
-    async def _lock_schema(self, deadline: float) -> AsyncIterator[None]:
-        """Lets one request at a time check. The others then find what it has found."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._checking_schema.acquire()
-        except TimeoutError as error:
-            node = self._nodes.get(self._nodes.owner(self._schema_slot))
-            raise self._nodes.unavailable(node, error) from error
-        try:
-            yield
-        finally:
-            self._checking_schema.release()
 
     def _refusal(self, error: Exception) -> Exception:
         """Why the cluster cannot be used, for the start and `doctor`."""

@@ -16,6 +16,7 @@ from gateway.store.redis.client import RedisClient
 from gateway.store.redis.connection import PipelinedConnection, RawCommand
 from gateway.store.redis.faults import CONNECTION_ERRORS, Fault, code_of
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.outage import Outage
 from gateway.store.redis.replication import Replication
 from gateway.store.redis.rights import find_missing_rights
 from gateway.store.redis.scripts import Script
@@ -53,12 +54,15 @@ class NodeClient(RedisClient):
         scripts: Sequence[Script],
         holds_books: bool,
         find_fence: Callable[[], str],
+        has_slots: Callable[[], bool],
     ) -> None:
         """`find_fence` returns a key in one of its slots that no other command uses."""
         super().__init__(server, keys=keys, scripts=scripts, holds_books=holds_books)
         self.name = name
         self._subject = f"The node {name} of the Redis Cluster"
         self.server = server
+        self._find_fence = find_fence
+        self._has_slots = has_slots
         self._replication = Replication(server, find_key=find_fence, find_fault=self._find_fault)
         self.probe_key: str | None = None
         """A key in one of its slots, which no other command uses."""
@@ -132,14 +136,28 @@ class NodeClient(RedisClient):
         if self._attempt is not None:
             # Otherwise it would open a connection that nothing closes.
             self._attempt.cancel()
+        # Other nodes have its slots, so nothing waits for this one.
+        self._outage.ends()
+        self._outage.stop()
         if self._replication is not None:
-            self._replication.end()
+            self._replication.leave()
         if self._pipeline is not None:
             self._pipeline.retire()
 
-    def unavailable(self, error: Exception) -> Exception:
+    def unavailable(self, error: Exception, *, outage: Outage | None = None) -> Exception:
         """`StoreUnavailable` with the reason, which is logged."""
-        return self.translate(error, "the connection")
+        return self.translate(error, "the connection", outage=outage)
+
+    async def _is_available(self) -> bool:
+        if not self._has_slots():
+            return True  # nothing is sent to it
+        delete = (b"DEL", self._find_fence().encode())
+        try:
+            (reply,) = await self.send([delete], deadline=_deadline())
+        except (NotSent, *CONNECTION_ERRORS):
+            return False
+        is_redirected = isinstance(reply, redis_errors.AskError)  # or moved
+        return is_redirected or not isinstance(reply, redis_errors.RedisError)
 
     async def _shake_hands(self, pipeline: PipelinedConnection, deadline: float) -> None:
         await self._load_scripts(pipeline, deadline)
@@ -159,3 +177,7 @@ class NodeClient(RedisClient):
         if missing is None:
             return None
         return missing.as_fault(self.addresses.user, self._keys.prefix)
+
+
+def _deadline() -> float:
+    return asyncio.get_running_loop().time() + TIMEOUT_SECONDS

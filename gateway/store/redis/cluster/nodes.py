@@ -15,6 +15,7 @@ from typing import Final
 from gateway.errors import StoreUnavailable
 from gateway.store.redis.cluster.node import NodeClient
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.outage import Outage
 from gateway.store.redis.scripts import Script
 from gateway.store.redis.topology.cluster import ClusterMap, address_of, slot_of
 from gateway.store.redis.topology.single import SingleServer
@@ -45,13 +46,12 @@ class ClusterNodes:
         keys: Keys,
         scripts: Sequence[Script],
         holds_books: bool,
-        on_connected: Callable[[str], None],
     ) -> None:
         self._topology = topology
         self._keys = keys
         self._scripts = scripts
         self._holds_books = holds_books
-        self._on_connected = on_connected
+        self.on_connected: Callable[[str], None] = lambda _name: None
         self._nodes: dict[str, NodeClient] = {}
         self._fences = itertools.count()
         self._left: list[NodeClient] = []
@@ -70,8 +70,9 @@ class ClusterNodes:
                 scripts=self._scripts,
                 holds_books=self._holds_books,
                 find_fence=partial(self._find_fence, name),
+                has_slots=partial(self._has_slots, name),
             )
-            node.on_connected = partial(self._on_connected, name)
+            node.on_connected = partial(self._after_connect, name)
         return node
 
     def any(self) -> NodeClient:
@@ -106,10 +107,15 @@ class ClusterNodes:
         """The mark of a batch that is about to be executed."""
         return ClusterMark({name: node.mark() for name, node in self._nodes.items()})
 
-    def unavailable(self, node: NodeClient, error: Exception) -> Exception:
-        """The error for callers; the map is read again, because the node may have a successor."""
+    def unavailable(
+        self, node: NodeClient, error: Exception, *, outage: Outage | None = None
+    ) -> Exception:
+        """The error for callers; the map is read again, because the node may have a successor.
+
+        `outage` is that of the cluster; None: of the node.
+        """
         self._topology.want_refresh(failed=node.name)
-        translated = node.unavailable(error)
+        translated = node.unavailable(error, outage=outage)
         if isinstance(translated, StoreUnavailable):
             translated.is_partial = len(self._topology.primaries) > 1
         return translated
@@ -124,6 +130,12 @@ class ClusterNodes:
             node = self._nodes.pop(name)
             node.leave()
             self._left.append(node)
+
+    def _after_connect(self, name: str) -> None:
+        self.on_connected(name)
+
+    def _has_slots(self, name: str) -> bool:
+        return name in self._topology.primaries
 
     def _find_fence(self, name: str) -> str:
         # In another slot each time, because a slot that is being moved takes no new keys.

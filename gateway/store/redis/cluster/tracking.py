@@ -121,6 +121,7 @@ class TrackedNode(TrackedServer):
         """The node has no slots any more."""
         self.lose(tuple(self._sources))
         self._is_over.set()
+        self._outage.ends()
 
     def _forget(self) -> None:
         self._probe_key = None
