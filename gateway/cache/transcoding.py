@@ -86,7 +86,6 @@ class Transcoding:
         self._impossible: OrderedDict[str, None] = OrderedDict()
         """Ids of images that cannot be made faithfully. To find out takes as long as to make one,
         and costs a client nothing."""
-        self._admissions: SingleFlight[tuple[str, str], None] = SingleFlight()
         self._requested: SingleFlight[tuple[str, str], Image | None] = SingleFlight()
         """By image and key id. Two keys have the same image in two turns: one with many images
         must not delay another key by all of them."""
@@ -121,38 +120,31 @@ class Transcoding:
             image_id = _id_of(target, slot, source.image)
             if image_id in self._impossible:
                 continue
+            find = partial(self._find, target, slot, image_id)
             transcode = partial(self._transcode, target, slot, source, image_id=image_id)
             make = partial(self._making.run, image_id, transcode, name=f"transcode {image_id}")
             if image_id in self._making:
                 image = await make()
             else:
-                image = await self._request(make, admit, request=(image_id, key_id))
+                begin = partial(self._begin, find, admit, make, key_id=key_id)
+                name = f"turn for {image_id}"
+                image = await self._requested.run((image_id, key_id), begin, name=name)
             if image is not None:
                 made[slot] = replace(source, image=image)
         return made
 
-    async def _request(
-        self,
-        make: Callable[[], Awaitable[Image | None]],
-        admit: Callable[[], Coroutine[Any, Any, None]],
-        *,
-        request: tuple[str, str],
-    ) -> Image | None:
-        """Makes an image in the key's turn, once for all of the key's requests."""
-        image_id, key_id = request
-        if request not in self._requested:
-            self._check_open(key_id)  # first, because an image that is refused does not count
-            await self._admissions.run(request, admit, name=f"admit {image_id}")
-        begin = partial(self._begin, make, key_id=key_id)
-        return await self._requested.run(request, begin, name=f"turn for {image_id}")
-
     def _begin(
-        self, make: Callable[[], Awaitable[Image | None]], *, key_id: str
+        self,
+        find: Callable[[], Awaitable[Image | None]],
+        admit: Callable[[], Awaitable[None]],
+        make: Callable[[], Awaitable[Image | None]],
+        *,
+        key_id: str,
     ) -> Coroutine[Any, Any, Image | None]:
         """Raises `LimitExceeded` for the caller alone."""
         self._check_open(key_id)
         self._open[key_id] += 1
-        return self._take_turn(make, key_id=key_id)
+        return self._count_and_make(find, admit, make, key_id=key_id)
 
     def _check_open(self, key_id: str) -> None:
         if self._open[key_id] < MAX_OPEN:
@@ -166,10 +158,20 @@ class Transcoding:
             headers={"Retry-After": str(RETRY_SECONDS)},
         )
 
-    async def _take_turn(
-        self, make: Callable[[], Awaitable[Image | None]], *, key_id: str
+    async def _count_and_make(
+        self,
+        find: Callable[[], Awaitable[Image | None]],
+        admit: Callable[[], Awaitable[None]],
+        make: Callable[[], Awaitable[Image | None]],
+        *,
+        key_id: str,
     ) -> Image | None:
+        """Makes an image in the key's turn, once for all of the key's requests."""
         try:
+            # It may have been made since the caller read the entry. Then it does not count.
+            if (found := await find()) is not None:
+                return found
+            await admit()
             # One image of a key at a time. A key with many waits for itself, and the others wait
             # for one image of it at most.
             async with self._turns.setdefault(key_id, asyncio.Lock()):
@@ -186,10 +188,8 @@ class Transcoding:
         if source.image.format != "png":
             return None
         # Another key may have had an earlier turn for it.
-        entry = await self._cache.entry(target.fingerprint)
-        found = fresh_images(entry, [slot], with_expired=True).get(slot)
-        if found is not None and found.image.id == image_id:
-            return found.image
+        if (found := await self._find(target, slot, image_id)) is not None:
+            return found
         transcoded = await self._convert(target, source.image.digest, image_id=image_id)
         if transcoded is None:
             return None
@@ -228,6 +228,12 @@ class Transcoding:
         if source.image.id not in {one.image_id for one in entry.slots.values()}:
             await self._cache.empty(target.fingerprint, {slot: image_id})
         return image
+
+    async def _find(self, target: TranscodingTarget, slot: int, image_id: str) -> Image | None:
+        """The image, if it was made already."""
+        entry = await self._cache.entry(target.fingerprint)
+        found = fresh_images(entry, [slot], with_expired=True).get(slot)
+        return found.image if found is not None and found.image.id == image_id else None
 
     async def _convert(
         self, target: TranscodingTarget, digest: str, *, image_id: str

@@ -45,12 +45,7 @@ from gateway.purchasing.routing import (
     largest_estimate,
     named_record,
 )
-from gateway.purchasing.settlement import (
-    Settlements,
-    do_nothing,
-    gateway_failure,
-    retry_until_stored,
-)
+from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
 from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.request.retirement import name_successor
 from gateway.store.batch import Batch, Result
@@ -71,7 +66,7 @@ LEASE_MARGIN_SECONDS: Final = 120.0
 """How much longer than upstream's deadline a lease lasts: time to fetch links, store and settle."""
 
 COMMIT_WAIT_SECONDS: Final = 2.0
-"""How long this worker's clients wait at most for the first attempt to store and settle."""
+"""How long this worker's clients wait at most for storing and settling."""
 
 T = TypeVar("T")
 
@@ -205,17 +200,8 @@ class Purchases:
                 delivered = await self._deliver(order, flight, route)
                 received = _charge_delivery(order, route, delivered, slots=flight.slots)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
-        first = _FirstAttempt()
-        # The answer with a link needs a stored image, so it waits for the next attempts too.
-        is_link = order.request.response_format == "url"
-        commit = self._commit_images(
-            order,
-            received,
-            purchased,
-            keeper=keeper,
-            on_unavailable=do_nothing if is_link else first.fail,
-        )
-        await self._wait_for_limits(order, commit, first)
+        commit = self._commit_images(order, received, purchased, keeper=keeper)
+        await self._wait_for_limits(order, commit)
         return purchased
 
     async def buy_unstored(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
@@ -226,12 +212,10 @@ class Purchases:
             delivered = await self._deliver(order, flight, route)
             received = _charge_delivery(order, route, delivered, slots=flight.slots)
         order.summary.cost_micros += received.charge.usd_micros
-        first = _FirstAttempt()
         commit = self._tasks.start(
-            self._settlements.commit(received, {}, on_unavailable=first.fail),
-            name=f"commit {flight.id}",
+            self._settlements.commit(received, {}), name=f"commit {flight.id}"
         )
-        await self._wait_for_limits(order, commit, first)
+        await self._wait_for_limits(order, commit)
         return PurchasedImages(received.images, _bytes_of(delivered))
 
     async def buy_without_store(
@@ -506,7 +490,6 @@ class Purchases:
         *,
         keeper: LeaseKeeper,
         opening: asyncio.Task[float] | None = None,
-        on_unavailable: Callable[[], None] = do_nothing,
     ) -> asyncio.Task[Settlement]:
         """Starts to store the images. Until then this worker serves them from memory."""
         summary, flight = order.summary, received.reserved.flight
@@ -519,13 +502,7 @@ class Purchases:
             if flight is not None:
                 self._unstored.confirm(flight.id)
 
-        commit = self._commit_dated(
-            received,
-            purchased.data,
-            opening=opening,
-            on_stored=on_stored,
-            on_unavailable=on_unavailable,
-        )
+        commit = self._commit_dated(received, purchased.data, opening=opening, on_stored=on_stored)
         task = self._tasks.start(commit, name=f"commit {received.reserved.purchase}")
         if flight is not None:
             self._unstored.add(flight, purchased)
@@ -539,29 +516,16 @@ class Purchases:
         data: Mapping[str, bytes],
         *,
         opening: asyncio.Task[float] | None,
-        on_stored: Callable[[], None] = do_nothing,
-        on_unavailable: Callable[[], None] = do_nothing,
+        on_stored: Callable[[], None] = lambda: None,
     ) -> Settlement:
         if opening is not None:
             received = replace(received, record=await _dated(received.record, opening))
-        return await self._settlements.commit(
-            received, data, on_stored=on_stored, on_unavailable=on_unavailable
-        )
+        return await self._settlements.commit(received, data, on_stored=on_stored)
 
-    async def _wait_for_limits(
-        self, order: PurchaseOrder, task: asyncio.Task[Settlement], first: _FirstAttempt
-    ) -> None:
-        """Waits for a settlement, at most `COMMIT_WAIT_SECONDS`; the task goes on.
-
-        After the first attempt it waits no longer: how long the next ones take is unknown.
-        """
+    async def _wait_for_limits(self, order: PurchaseOrder, task: asyncio.Task[Settlement]) -> None:
+        """Waits for a settlement, at most `COMMIT_WAIT_SECONDS`; the task goes on."""
         order.summary.settling.append(task)
-        ends: set[asyncio.Future[Any]] = {task, first.failed}
-        await asyncio.wait(
-            ends,
-            timeout=COMMIT_WAIT_SECONDS,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        await asyncio.wait({task}, timeout=COMMIT_WAIT_SECONDS)
         if task.done():
             order.summary.limits = quota.reservation_states(order.principal, task.result().states)
 
@@ -591,30 +555,16 @@ class Purchases:
         )
         order.span.settled(record, failure.usage, error=failure.report.reason)
         failure.trace = order.span.traceparent
-        name, first = f"settle {reserved.purchase}", _FirstAttempt()
+        name = f"settle {reserved.purchase}"
 
         async def settle() -> Settlement:
             dated = record if opening is None else await _dated(record, opening)
-            return await self._settlements.settle_failure(
-                reserved, failure, charge, record=dated, on_unavailable=first.fail
-            )
+            return await self._settlements.settle_failure(reserved, failure, charge, record=dated)
 
         if opening is not None:  # the store is unavailable, so no client waits for it
             self._tasks.start(settle(), name=name)
             return
-        await self._wait_for_limits(order, self._tasks.start(settle(), name=name), first)
-
-
-class _FirstAttempt:
-    """The first attempt to store or settle a purchase. `failed` is done once it has failed."""
-
-    def __init__(self) -> None:
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def fail(self) -> None:
-        """To be called after each attempt that has failed."""
-        if not self.failed.done():
-            self.failed.set_result(None)
+        await self._wait_for_limits(order, self._tasks.start(settle(), name=name))
 
 
 def _with_successor(failure: UpstreamFailure, order: PurchaseOrder) -> UpstreamFailure:

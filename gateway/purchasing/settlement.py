@@ -38,10 +38,6 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-def do_nothing() -> None:
-    """The callback of those who need not know."""
-
-
 class Settlements:
     """Settles purchases."""
 
@@ -55,20 +51,17 @@ class Settlements:
         received: Received,
         data: Mapping[str, bytes],
         *,
-        on_stored: Callable[[], None] = do_nothing,
-        on_unavailable: Callable[[], None] = do_nothing,
+        on_stored: Callable[[], None] = lambda: None,
     ) -> Settlement:
         """Stores the images and settles their charge, however often the store has to be asked.
 
         `data` holds the images' bytes by digest; it is empty for images that are not stored.
-        `on_stored` is called if the store has confirmed that the entry has all of the images, and
-        `on_unavailable` after each attempt that has failed.
+        `on_stored` is called if the store has confirmed that the entry has all of the images.
         """
         attempt = new_attempt()
         try:
             settlement, is_stored = await retry_until_stored(
-                partial(self._commit, received, data, attempt=attempt),
-                on_unavailable=on_unavailable,
+                partial(self._commit, received, data, attempt=attempt)
             )
         except Exception:
             # A fault of our own keeps the images from being stored. The charge is settled anyway.
@@ -82,7 +75,6 @@ class Settlements:
                 received.charge,
                 record=record,
                 attempt=attempt,
-                on_unavailable=on_unavailable,
             )
         if is_stored:
             on_stored()
@@ -174,12 +166,8 @@ class Settlements:
         record: Record,
         attempt: str | None = None,
         tell_followers: Callable[[Flight, Batch, UpstreamFailure], None] = Flight.fail,
-        on_unavailable: Callable[[], None] = do_nothing,
     ) -> Settlement:
-        """Settles a purchase that brought no image, however often the store has to be asked.
-
-        `on_unavailable` is as in `commit`.
-        """
+        """Settles a purchase that brought no image, however often the store has to be asked."""
         attempt = attempt or new_attempt()
         settlement = await retry_until_stored(
             partial(
@@ -190,8 +178,7 @@ class Settlements:
                 record=record,
                 attempt=attempt,
                 tell_followers=tell_followers,
-            ),
-            on_unavailable=on_unavailable,
+            )
         )
         self.count(settlement, record, attempt=attempt)
         return settlement
@@ -298,19 +285,13 @@ def gateway_failure(*, charge: Charge = Charge.PRESUMED) -> UpstreamFailure:
     return UpstreamFailure("The gateway failed while it was waiting for this image.", charge=charge)
 
 
-async def retry_until_stored(
-    step: Callable[[], Awaitable[T]], *, on_unavailable: Callable[[], None] = do_nothing
-) -> T:
-    """Repeats a repeatable step while the store is unavailable.
-
-    `on_unavailable` is called after each attempt that has failed.
-    """
+async def retry_until_stored(step: Callable[[], Awaitable[T]]) -> T:
+    """Repeats a repeatable step while the store is unavailable."""
     attempt = 0
     while True:
         try:
             return await step()
         except StoreUnavailable:
-            on_unavailable()
             pause = RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]
             attempt += 1
             await asyncio.sleep(pause)

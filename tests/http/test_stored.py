@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from gateway.cache.image_cache import ImageCache, PendingImages
 from gateway.purchasing import purchase
@@ -16,8 +13,7 @@ from gateway.store.commands import Receive
 from tests.gateways import Client, InProcess, Upstream
 from tests.http.conftest import OpenGateway
 from tests.http.test_bought_once import sent, stopping
-from tests.stores import TOPOLOGIES, usually_on
-from tests.waiting import eventually, generous
+from tests.waiting import generous
 
 
 @pytest.fixture
@@ -56,52 +52,6 @@ async def test_a_commit_that_takes_too_long_is_not_called_stored(
     assert float(hits[0].headers["x-gateway-saved-usd"]) > 0
     assert reloaded.cache_status == "fwd=request; stored"
     assert await sent(upstream, "an otter") == 3
-
-
-@usually_on("sqlite", more=TOPOLOGIES)
-async def test_an_answer_waits_only_for_the_first_attempt_to_store(
-    open_gateway: OpenGateway, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Images cannot be stored for now. The next attempts may take any time."""
-    monkeypatch.setattr(purchase, "COMMIT_WAIT_SECONDS", 3600.0)
-    folder = tmp_path / "images"
-    async with open_gateway(store={"blobs_url": f"file://{folder}"}) as gateway:
-        alice = await gateway.client.with_key("alice")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.touch()  # no folder
-        bought = await alice.ask("an otter")
-        again = await alice.ask("an otter")
-        folder.unlink()
-        await drain(gateway)
-        hit = await alice.ask("an otter")
-        records = await gateway.ledger()
-
-    assert (bought.status, bought.cache_status) == (200, "fwd=miss")
-    assert {again.images[0], hit.images[0]} == {bought.images[0]}
-    assert [record.outcome for record in records] == ["bought", "hit", "hit"]
-    assert await sent(upstream, "an otter") == 1
-
-
-@usually_on("sqlite")
-async def test_an_answer_with_a_link_waits_for_the_next_attempts_too(
-    open_gateway: OpenGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It needs a stored image."""
-    monkeypatch.setattr(purchase, "COMMIT_WAIT_SECONDS", 3600.0)
-    folder = tmp_path / "images"
-    async with open_gateway(store={"blobs_url": f"file://{folder}"}) as gateway:
-        alice = await gateway.client.with_key("alice")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.touch()  # no folder
-        with capture_logs() as logs:
-            body = {"model": "dall-e-2", "response_format": "url"}
-            asking = asyncio.create_task(alice.ask("an otter", **body))
-            await eventually(lambda: "store_unavailable" in {line["event"] for line in logs})
-        folder.unlink()
-        bought = await asking
-        async with alice.session.get(bought.json["data"][0]["url"]) as shown:
-            assert shown.status == 200
-    assert bought.cache_status == "fwd=miss; stored"
 
 
 async def test_idempotent_requests_do_not_buy_what_is_in_memory(

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ from structlog.testing import capture_logs
 
 from gateway.cache import transcoding
 from gateway.imagefile.convert import MAX_SMALL_PIXELS, transcode_image
+from gateway.store.commands import ReadEntry
+from gateway.store.protocol import Command, Store
 from tests import scripted_upstream
 from tests.gateways import Client, InProcess, Reply, Upstream, run_processes
 from tests.http.conftest import OpenGateway
@@ -216,6 +218,45 @@ async def test_a_transcoded_image_counts_in_the_images_of_the_minute(
     assert "Limit images_per_minute of key 'alice' reached" in third.error["message"]
     assert int(third.headers["Retry-After"]) in range(1, 61)
     assert len(await upstream.bodies()) == 1
+
+
+@dataclass
+class HeldLookUps:
+    """A store whose look-ups of sources wait at the gate, once it is closed, with their results."""
+
+    store: Store
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    held: int = 0
+
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        results = await self.store.execute(commands)
+        if any(isinstance(command, ReadEntry) for command in commands):
+            self.held += 1
+            await self.gate.wait()
+        return results
+
+
+async def test_an_image_that_was_made_meanwhile_does_not_count(
+    open_gateway: OpenGateway, conversions: Conversions
+) -> None:
+    """A request has found no entry, and goes on when another one has stored it."""
+    async with transcoding_gateway(open_gateway) as here:
+        alice = await here.client.with_key("alice", limits={"images_per_minute": 2})
+        first = jpeg(alice, 50)
+        await conversions.until_begun(1)
+        made_here = here.gateway.cache.transcoding
+        look_ups = HeldLookUps(made_here._store)
+        made_here._store = look_ups  # type: ignore[assignment]
+        late = jpeg(alice, 50)
+        await eventually(lambda: look_ups.held)
+        conversions.gate.set()
+        replies = [await first]
+        look_ups.gate.set()
+        replies += [await late, await jpeg(alice, 51)]
+        refused = await jpeg(alice, 52)
+
+    assert {reply.status for reply in replies} == {200}
+    assert refused.status == 429
 
 
 async def test_an_image_that_cannot_be_transcoded_is_tried_once(
