@@ -125,9 +125,8 @@ async def check_before_serving(settings: Settings) -> Sequence[Finding]:
             # threads in which a bucket is used do not survive that.
             url = settings.store.redis_url.get_secret_value()
             async with open_redis_store(url) as store:
-                facts = await execute(store, Inspect())
+                findings += _judge_configuration(settings, await execute(store, Inspect()))
                 findings += await check_wait(store)
-            findings += _judge_configuration(settings, facts)
     return [finding for finding in findings if finding.level != "ok"]
 
 
