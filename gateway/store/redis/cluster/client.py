@@ -16,9 +16,7 @@ from typing import Any, Final, cast
 from redis import exceptions as redis_errors
 
 from gateway.errors import StoreUnavailable
-from gateway.store.handshake import (
-    StoreMisconfigured,
-)
+from gateway.store.handshake import StoreMisconfigured
 from gateway.store.redis.client import NodeReplies, NotReached
 from gateway.store.redis.cluster.handshake import ClusterHandshake
 from gateway.store.redis.cluster.nodes import ClusterMark, ClusterNodes
