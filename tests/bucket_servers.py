@@ -48,6 +48,9 @@ class BucketServer:
 
     def start(self) -> None:
         """Starts the server on the same port, with what its folder has."""
+        # nanio never stores an object of which a killed server has left the temporary file.
+        for left in self.folder.rglob("*.tmp"):
+            left.unlink()
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "nanio", "serve", "--data-dir", str(self.folder)),
