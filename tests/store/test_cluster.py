@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -374,6 +374,16 @@ def outages(logs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
+@contextmanager
+def refusing_writes(node: Node) -> Iterator[None]:
+    """The node wants more replicas than it has."""
+    node.run("CONFIG", "SET", "min-replicas-to-write", 9)
+    try:
+        yield
+    finally:
+        node.run("CONFIG", "SET", "min-replicas-to-write", 0)
+
+
 async def make_unavailable(store: Store, name: str) -> None:
     """Writes a value until that fails."""
 
@@ -395,12 +405,9 @@ async def test_an_outage_that_broke_no_connection_ends_in_the_log_without_a_furt
     with capture_logs() as logs:
         async with open_redis_store(cluster.url) as store:
             await store_ready(store)
-            node.run("CONFIG", "SET", "min-replicas-to-write", 9)
-            try:
+            with refusing_writes(node):
                 await make_unavailable(store, name)
                 assert outages(logs) == [("begins", address)]
-            finally:
-                node.run("CONFIG", "SET", "min-replicas-to-write", 0)
             await eventually(lambda: ("ends", address) in outages(logs))
     assert outages(logs) == [("begins", address), ("ends", address)]
 
@@ -446,14 +453,11 @@ async def test_an_outage_of_a_node_that_refuses_writes_lasts_over_a_new_connecti
     with capture_logs() as logs:
         async with open_redis_store(cluster.url) as store:
             await store_ready(store)
-            node.run("CONFIG", "SET", "min-replicas-to-write", 9)
-            try:
+            with refusing_writes(node):
                 await make_unavailable(store, name)
                 node.run("CLIENT", "KILL", "TYPE", "normal")
                 await tried_twice(node)
                 assert outages(logs) == [("begins", address)]
-            finally:
-                node.run("CONFIG", "SET", "min-replicas-to-write", 0)
 
 
 async def test_requests_of_a_closed_store_connect_to_no_node(cluster: RedisCluster) -> None:

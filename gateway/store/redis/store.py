@@ -259,9 +259,8 @@ async def open_redis_store(
 
     def reconnect() -> None:
         notifications.reconnect()
-        if isinstance(
-            tracked, TrackedServer
-        ):  # `TrackedCluster` follows the map of slots by itself
+        # `TrackedCluster` follows the map of slots by itself.
+        if isinstance(tracked, TrackedServer):
             tracked.reconnect()
 
     client.on_connected = reconnect
