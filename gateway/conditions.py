@@ -15,7 +15,8 @@ from typing import Any, Final
 REMIND_SECONDS: Final = 60.0
 
 FLAP_SECONDS: Final = 10.0
-"""A state that begins again so soon after its end is logged once this time is over, if it shows."""
+"""If a state begins again within this time after its end, its first occurrence after this time is
+logged."""
 
 MAX_DETAILS: Final = 8
 """Different details of one state that are logged at once."""

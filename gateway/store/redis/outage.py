@@ -20,7 +20,7 @@ CHECK_SECONDS: Final = 1.0
 """The pause before another attempt to use the server."""
 
 QUIET_SECONDS: Final = 2.0
-"""Without a failed call, after which an outage is over that broke no connection."""
+"""How long no call may fail before a successful check ends the outage."""
 
 
 class Outage:
@@ -45,7 +45,7 @@ class Outage:
 
     @property
     def lasts(self) -> bool:
-        """Whether a call has failed, and the server could not be used since."""
+        """Whether an outage has begun and not ended."""
         return self._condition.lasts
 
     def occurs(self, reason: str) -> None:
