@@ -190,6 +190,8 @@ class Usage:
 
     def shares(self, count: int) -> list[Usage]:
         """`count` integer shares, as even as possible, whose sum is this usage."""
+        if count == 1:
+            return [self]
 
         def split(tokens: int, index: int) -> int:
             # The first shares get the remainder, so no share has more cached tokens than tokens.

@@ -43,6 +43,9 @@ from gateway.store.commands import (
 UNRESERVED: Final = "unreserved"
 """The flag of a record whose reservation the store had lost."""
 
+_UNRESERVED_START: Final = b'{"flags":["unreserved"],'
+"""How a record begins with no other flag. The order of its members means nothing."""
+
 SHADOW_LIMIT: Final = "shadow_limit"
 """The flag of a record that a limit would have refused if it were not in shadow mode."""
 
@@ -291,21 +294,28 @@ def settle(
     """
     if record is None:
         return batch.add(Settle(purchase, _by_unit(charge), None, presumed, correct, attempt))
-    unreserved = record.but(flags=(*record.flags, UNRESERVED))
-    subjects = limit_subjects(record.key_id, record.team)
+    encoded, subjects = record.encode(), limit_subjects(record.key_id, record.team)
     return batch.add(
         Settle(
             purchase,
             _by_unit(charge),
-            record.encode(),
+            encoded,
             presumed=presumed,
             correct=correct,
             attempt=attempt,
-            lost=LostReservation(subjects, record.time, unreserved.encode()),
+            lost=LostReservation(subjects, record.time, _unreserved(record, encoded)),
             totals=running_totals(record),
             saved_micros=record.saved_micros,
         )
     )
+
+
+def _unreserved(record: Record, encoded: bytes) -> bytes:
+    """The record with the flag `unreserved`, encoded; `encoded` is the record without it."""
+    if record.flags:
+        return record.but(flags=(*record.flags, UNRESERVED)).encode()
+    # Nearly every record: it has no such member yet, and is not encoded a second time.
+    return _UNRESERVED_START + encoded[1:]
 
 
 def _by_unit(amounts: Amounts) -> dict[str, int]:

@@ -540,6 +540,8 @@ def _find_repeats(commands: Sequence[RedisCommand], replies: Sequence[Any]) -> S
     reads after the first of them: they were executed before the commands that precede them.
     """
     repeats: list[int] = []
+    if not has_error(replies):
+        return repeats
     for i, (command, reply) in enumerate(zip(commands, replies, strict=True)):
         if isinstance(reply, redis_errors.RedisError) and retires(reply):
             return [*repeats, *range(i, len(replies))]
@@ -547,6 +549,12 @@ def _find_repeats(commands: Sequence[RedisCommand], replies: Sequence[Any]) -> S
         if is_lost or (repeats and command.script is None):
             repeats.append(i)
     return repeats
+
+
+def has_error(replies: Sequence[Any]) -> bool:
+    """Whether a command was refused."""
+    # Most batches have none, and a loop over classes is faster than over `isinstance`.
+    return any(issubclass(kind, redis_errors.RedisError) for kind in set(map(type, replies)))
 
 
 def _find_unexecuted(replies: Sequence[Any]) -> Sequence[int]:

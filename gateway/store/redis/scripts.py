@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Final
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, several times a command
 class Script:
     """A Lua script, and the SHA-1 by which the server caches it."""
 

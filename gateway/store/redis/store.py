@@ -17,7 +17,7 @@ from gateway.store.commands import CompareAndSet, Receive, Settle, SetValue
 from gateway.store.kept_reads import WRITERS, ReadMemory, names_announced, names_written
 from gateway.store.protocol import Command, KeptReads, Watch
 from gateway.store.redis.answers import LearnedKeys, read_repeat
-from gateway.store.redis.client import NodeReplies, NotReached
+from gateway.store.redis.client import NodeReplies, NotReached, has_error
 from gateway.store.redis.clients import Client, create_client
 from gateway.store.redis.cluster.client import ClusterClient
 from gateway.store.redis.cluster.tracking import TrackedCluster
@@ -88,11 +88,11 @@ class RedisStore:
         mark: Any = self._client.mark() if must_be_replicated else None
         encoded = self._encode(commands)
         replies = await self._client.run(encoded, mark)
-        if any(isinstance(reply, RedisError) for reply in replies):
+        if has_error(replies):
             await self._repeat(commands, encoded, replies, mark)
-        for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, RedisError):
-                raise self._refusal(command, reply) from reply
+            for command, reply in zip(commands, replies, strict=True):
+                if isinstance(reply, RedisError):
+                    raise self._refusal(command, reply) from reply
         if any(each.follow_up for each in encoded):
             await self._follow_up(commands, encoded, replies)
         if must_be_replicated:

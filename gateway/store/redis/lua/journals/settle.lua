@@ -22,8 +22,8 @@ local is_lost = journal == nil
 local function flatten_charge(charged)
   local flat = {}
   for unit, amount in pairs(charged) do
-    table.insert(flat, unit)
-    table.insert(flat, amount)
+    local n = #flat
+    flat[n + 1], flat[n + 2] = unit, amount
   end
   return flat
 end
@@ -61,13 +61,21 @@ local function moves(before)
   return false
 end
 
--- The writes that closing and correcting share; `before` is the charge so far, and `end_of_ledger`
--- where the record belongs.
-local function write_charge(journal, counters, before, end_of_ledger)
-  for _, counter in ipairs(counters) do
-    if counter.is_charged then
-      local difference = (charge[counter.unit] or 0) - (before[counter.unit] or 0)
-      add_to_window(counter.window, counter.unit, 'spent', difference)
+-- The writes that closing and correcting share; `windows` and `amounts` are what the purchase has
+-- reserved, `before` is the charge so far, and `end_of_ledger` where the record belongs.
+local function write_charge(journal, windows, amounts, before, end_of_ledger)
+  local differences = {} -- as text, which is written to several windows
+  for unit, amount in pairs(charge) do
+    differences[unit] = digits(amount - (before[unit] or 0))
+  end
+  for unit, amount in pairs(before) do
+    differences[unit] = differences[unit] or digits(-amount)
+  end
+  for _, window in ipairs(windows) do
+    if window.ends then -- the concurrency window only counts reserved amounts
+      for unit in pairs(amounts[window]) do
+        add_to_window(window, unit, 'spent', differences[unit] or 0)
+      end
     end
   end
   write_windows()
@@ -88,31 +96,29 @@ local function write_charge(journal, counters, before, end_of_ledger)
   end
 end
 
--- Reads what closing and correcting need, before anything is written. Returns the counters of the
--- windows, the journal's consumptions, and where the record belongs in the ledger.
+-- Reads what closing and correcting need, before anything is written. Returns the windows and their
+-- amounts, the journal's consumptions, and where the record belongs in the ledger.
 local function read_holdings(journal, before)
   local consumptions, scopes = cjson.decode(journal.consumptions), cjson.decode(journal.windows)
   add_needed = function(names)
     add_reserved_keys(names, consumptions, scopes)
     add_journal_keys(names, journal)
   end
-  local counters = reserved_counters(consumptions, scopes)
-  return counters, reread_consumptions(consumptions),
+  local windows, amounts = reserved_amounts(consumptions, scopes)
+  return windows, amounts, reread_consumptions(consumptions),
     record and prepare_append(1, moves(before))
 end
 
 local function close(journal)
   journal.charged, journal.presumed = pack_charge(charge), is_presumed and '1' or '0'
-  local counters, consumptions, end_of_ledger = read_holdings(journal, {})
+  local windows, amounts, consumptions, end_of_ledger = read_holdings(journal, {})
   need_journal(journal)
   if is_lost then
     redis.write('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', journal.windows,
       'unreserved', journal.unreserved)
   end
-  for _, counter in ipairs(counters) do
-    add_to_window(counter.window, counter.unit, 'reserved', -counter.amount)
-  end
-  write_charge(journal, counters, {}, end_of_ledger)
+  subtract_reserved(windows, amounts)
+  write_charge(journal, windows, amounts, {}, end_of_ledger)
   move_totals(charge.usd_micros or 0, saved)
   leave_place(journal, purchase)
   redis.write('HDEL', key, 'payload', 'place')
@@ -127,8 +133,8 @@ local function correct(journal)
   local before = unpack_charge(journal.charged)
   journal.corrected_from = journal.charged
   journal.charged, journal.presumed = pack_charge(charge), '0'
-  local counters, consumptions, end_of_ledger = read_holdings(journal, before)
-  write_charge(journal, counters, before, end_of_ledger)
+  local windows, amounts, consumptions, end_of_ledger = read_holdings(journal, before)
+  write_charge(journal, windows, amounts, before, end_of_ledger)
   move_totals((charge.usd_micros or 0) - (before.usd_micros or 0), 0)
   redis.write('HSET', key, 'corrected_from', journal.corrected_from)
   return result('corrected', journal, consumptions)
