@@ -79,7 +79,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "sweep": _INDEX,
     },
     "ordered_sets": {
-        "add_to_ordered_sets": ("clock", "expiry"),
+        "add_to_ordered_sets": ("clock",),
         "remove_from_ordered_sets": (),
         "count_ordered_sets": (),
     },

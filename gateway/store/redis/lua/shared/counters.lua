@@ -290,13 +290,18 @@ end
 -- microseconds until a denied bucket holds the amount. `denied` is the number of the denied
 -- consumption, if any.
 local function states(consumptions, denied)
-  local list = {}
+  local list, i = {}, 0
   for number, consumption in ipairs(consumptions) do
     local counter = consumption.counter
     local state = counter.period == 'minute' and bucket_state or window_state
-    local i = 4 * number
-    list[i - 3], list[i - 2], list[i - 1], list[i] =
+    local used, reserved, resets_in, retry_in =
       state(counter, number == denied and consumption.amount)
+    -- In order. An assignment of all four begins with the last one, and Lua then uses a hash.
+    list[i + 1] = used
+    list[i + 2] = reserved
+    list[i + 3] = resets_in
+    list[i + 4] = retry_in
+    i = i + 4
   end
   return list
 end
