@@ -19,7 +19,7 @@ SCHEMAS := import pathlib; from gateway.configuration.schema import write_schema
 LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
 	--no-header --no-emit-options --no-emit-index-url --no-emit-trusted-host \
 	--no-emit-find-links --annotation-style=line
-LOCKED := --extra otel pyproject.toml requirements/install.in
+LOCKED := --extra fast --extra otel pyproject.toml requirements/install.in
 
 # With it, each of the hundreds of gateways that the tests start would compile every module.
 unexport PYTHONDONTWRITEBYTECODE
