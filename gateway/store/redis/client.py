@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import structlog
@@ -553,8 +554,13 @@ def _find_repeats(commands: Sequence[RedisCommand], replies: Sequence[Any]) -> S
 
 def has_error(replies: Sequence[Any]) -> bool:
     """Whether a command was refused."""
-    # Most batches have none, and a loop over classes is faster than over `isinstance`.
-    return any(issubclass(kind, redis_errors.RedisError) for kind in set(map(type, replies)))
+    # Most batches have none, and their replies are of few classes.
+    return any(map(_is_error, set(map(type, replies))))
+
+
+@cache
+def _is_error(kind: type) -> bool:
+    return issubclass(kind, redis_errors.RedisError)
 
 
 def _find_unexecuted(replies: Sequence[Any]) -> Sequence[int]:

@@ -175,7 +175,8 @@ class RedisStore:
             self._keys = replace(self._keys, calendar=days.calendar, days=days.ledger)
         # By class in the registry: as `encode(command, keys)`, without a dispatch for each.
         encoded = [encode.registry[type(command)](command, self._keys) for command in commands]
-        return [self._learned.declare(each) for each in encoded]
+        learned = self._learned
+        return [learned.declare(each) if each.recalls or each.teaches else each for each in encoded]
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """Watches a flight. Enter it *before* reading the state that decides whether to wait."""

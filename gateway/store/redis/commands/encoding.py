@@ -72,6 +72,8 @@ class RedisCommand:
         if self.script is None:
             raise TypeError("Only a script can have further keys.")
         keys = tuple(dict.fromkeys((*self.keys, *more)))
+        if len(keys) == len(self.keys):
+            return self
         command = ("EVALSHA", self.script.sha, len(keys), *keys, *self.arguments)
         return replace(self, command=command, keys=keys)
 
