@@ -235,9 +235,11 @@ local expiries = {} -- the ends of windows as `PEXPIREAT` takes them, because wr
 -- One command per amount takes less time than to read the window, compute, and write text.
 local function write_window(window)
   local key, ends, added, written = window.key, window.ends, window.added, {}
+  local may_be_new = false -- in a window that was there, the first amount is larger than its change
   for i = 1, #added, 2 do
     local field = added[i]
     local total = redis.write('HINCRBY', key, field, added[i + 1])
+    may_be_new = may_be_new or i == 1 and total <= tonumber(added[2])
     if total < 0 then
       redis.write('HSET', key, field, 0)
       total = 0
@@ -246,8 +248,10 @@ local function write_window(window)
   end
   window.added, window.written = {}, written
   if ends then
-    expiries[ends] = expiries[ends] or milliseconds(ends + WINDOW_GRACE)
-    redis.write('PEXPIREAT', key, expiries[ends], 'NX')
+    if may_be_new then
+      expiries[ends] = expiries[ends] or milliseconds(ends + WINDOW_GRACE)
+      redis.write('PEXPIREAT', key, expiries[ends], 'NX')
+    end
     return
   end
   -- The concurrency window never expires and would collect fields at zero.
