@@ -32,7 +32,16 @@ end
 local packed = pack_consumptions(consumptions)
 scopes.windows = pack_current_windows()
 local windows, amounts = reserved_amounts(packed, scopes)
-add_reserved(windows, amounts)
+change_windows(windows, amounts, function(of_window)
+  local changes = {}
+  for unit, amount in pairs(of_window) do
+    if tonumber(amount) ~= 0 then
+      changes[#changes + 1] = unit .. ':reserved'
+      changes[#changes + 1] = amount
+    end
+  end
+  return changes
+end)
 write_buckets(consumptions)
 local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()

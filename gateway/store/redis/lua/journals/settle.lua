@@ -62,22 +62,26 @@ local function moves(before)
 end
 
 -- The writes that closing and correcting share; `windows` and `amounts` are what the purchase has
--- reserved, `before` is the charge so far, and `end_of_ledger` where the record belongs.
+-- reserved, which closing releases; `before` is the charge so far, and `end_of_ledger` where the record
+-- belongs.
 local function write_charge(journal, windows, amounts, before, end_of_ledger)
-  local differences = {} -- as text, which is written to several windows
-  for unit, amount in pairs(charge) do
-    differences[unit] = digits(amount - (before[unit] or 0))
-  end
-  for unit, amount in pairs(before) do
-    differences[unit] = differences[unit] or digits(-amount)
-  end
-  for _, window in ipairs(windows) do
-    if window.ends then -- the concurrency window only counts reserved amounts
-      for unit in pairs(amounts[window]) do
-        add_to_window(window, unit, 'spent', differences[unit] or 0)
+  local releases = journal.state ~= 'settled'
+  change_windows(windows, amounts, function(of_window, window)
+    local changes = {}
+    for unit, amount in pairs(of_window) do
+      if releases and tonumber(amount) ~= 0 then
+        changes[#changes + 1] = unit .. ':reserved'
+        changes[#changes + 1] = negated(amount)
+      end
+      local difference = (charge[unit] or 0) - (before[unit] or 0)
+      -- The concurrency window only counts reserved amounts.
+      if difference ~= 0 and window.ends then
+        changes[#changes + 1] = unit .. ':spent'
+        changes[#changes + 1] = digits(difference)
       end
     end
-  end
+    return changes
+  end)
   write_windows()
   if record then
     append_records({ record }, moves(before), end_of_ledger)
@@ -117,7 +121,6 @@ local function close(journal)
     redis.write('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', journal.windows,
       'unreserved', journal.unreserved)
   end
-  subtract_reserved(windows, amounts)
   write_charge(journal, windows, amounts, {}, end_of_ledger)
   move_totals(charge.usd_micros or 0, saved)
   leave_place(journal, purchase)

@@ -67,6 +67,7 @@ local function wrong_calendar()
   return error_reply('CALENDAR ' .. digits(now))
 end
 
+local NO_CHANGES = {}
 local opened_windows = {} -- in the order of `open_window`
 local windows_by_subject = {} -- by subject, then by name
 
@@ -85,8 +86,8 @@ local function open_window(subject, name, ends)
       ask_for({ key })
     end
     -- `fields` are the amounts as the script has changed them, and `added` are the changes: field,
-    -- amount, …, which `write_windows` writes.
-    window = { key = key, ends = ends, fields = nil, added = {} }
+    -- amount, …, which `write_windows` writes. Windows may share them, see `change_windows`.
+    window = { key = key, ends = ends, fields = nil, written = nil, added = NO_CHANGES }
     by_name[name] = window
     opened_windows[#opened_windows + 1] = window
   end
@@ -221,9 +222,13 @@ end
 -- Adds to an amount of a window; `write_windows` writes it. The amount is a number, or text of digits.
 local function add_to_window(window, unit, kind, amount)
   if amount ~= 0 and amount ~= '0' then
-    local added, fields, field = window.added, window.fields, unit .. ':' .. kind
-    local n = #added
-    added[n + 1], added[n + 2] = field, amount
+    local fields, field = window.fields, unit .. ':' .. kind
+    if window.added == NO_CHANGES then
+      window.added = {}
+    end
+    local added = window.added
+    added[#added + 1] = field
+    added[#added + 1] = amount
     if fields then
       add_to_field(fields, field, amount)
     end
@@ -246,7 +251,12 @@ local function write_window(window)
     end
     written[field] = total
   end
-  window.added, window.written = {}, written
+  window.added, window.written = NO_CHANGES, written
+  if window.fields then
+    for field, total in pairs(written) do
+      window.fields[field] = total
+    end
+  end
   if ends then
     if may_be_new then
       expiries[ends] = expiries[ends] or milliseconds(ends + WINDOW_GRACE)

@@ -80,13 +80,32 @@ local function add_reserved(windows, amounts)
   end
 end
 
+-- Has `write_windows` write what `changes_of(amounts, window)` returns for each window: field, amount,
+-- …. It is called once for each table of amounts, because most windows share one.
+local function change_windows(windows, amounts, changes_of)
+  local known = {}
+  for _, window in ipairs(windows) do
+    local of_window = amounts[window]
+    local changes = known[of_window]
+    if not changes then
+      changes = changes_of(of_window, window)
+      known[of_window] = changes
+    end
+    window.added = changes
+  end
+end
+
+local function negated(amount)
+  if type(amount) == 'number' then
+    return -amount
+  end
+  return amount == '0' and amount or '-' .. amount
+end
+
 local function subtract_reserved(windows, amounts)
   for _, window in ipairs(windows) do
     for unit, amount in pairs(amounts[window]) do
-      if amount ~= '0' then
-        local negated = type(amount) == 'string' and '-' .. amount or -amount
-        add_to_window(window, unit, 'reserved', negated)
-      end
+      add_to_window(window, unit, 'reserved', negated(amount))
     end
   end
 end
