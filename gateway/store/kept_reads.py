@@ -218,6 +218,8 @@ def names_written(commands: Iterable[Command[Any]]) -> Collection[str]:
     """The names that commands write, and that a read can depend on."""
     names: list[str] = []
     for command in commands:
+        if type(command) not in WRITERS:  # faster than the cases, for a batch has many
+            continue
         match command:
             case CompareAndSet(changes=changes):
                 names += [f"records:{write.space}" for write in changes]
@@ -235,6 +237,8 @@ def names_announced(commands: Iterable[Command[Any]]) -> Collection[str]:
     """
     names: dict[str, None] = {}
     for command in commands:
+        if type(command) not in WRITERS:
+            continue
         match command:
             case CompareAndSet() | EmptySlots() | SetValue(is_kept=True):
                 names |= dict.fromkeys(names_written([command]))
