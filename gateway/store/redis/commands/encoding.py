@@ -153,6 +153,11 @@ def microseconds(seconds: float) -> int:
     return math.ceil(seconds * SECOND)
 
 
+def milliseconds(seconds: float) -> int:
+    """Seconds as milliseconds, rounded up, for scripts that do without the clock."""
+    return math.ceil(seconds * 1000)
+
+
 def optional(value: bytes | None) -> tuple[Argument, Argument]:
     """Bytes that may be absent, as the scripts read them."""
     return (0, b"") if value is None else (1, value)
