@@ -16,6 +16,7 @@ from gateway.api.http.body import read_body
 from gateway.api.http.json import JSON, json_response
 from gateway.api.http.sending import send_body
 from gateway.api.http.streaming import EventStream
+from gateway.api.http.whole import JOIN_BYTES, WholeResponse
 from gateway.api.open_requests import Place
 from gateway.api.origin import public_url
 from gateway.api.rendering import (
@@ -36,9 +37,6 @@ from gateway.errors import GatewayError
 from gateway.proxy.context import RequestContext
 from gateway.proxy.request import Proxy
 from gateway.proxy.result import Answer, DryRun
-
-JOIN_BYTES: Final = 64 * 1024
-"""Bodies up to this size are joined and sent in one piece; larger ones are not copied."""
 
 BY_ADMIN: Final = "by_admin"
 """The flag of a request that an admin made with a holder's key, in the dashboard."""
@@ -129,9 +127,6 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
 
 
 async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
-    size = request[EXCHANGE].body_bytes = sum(map(len, pieces))
-    if size <= JOIN_BYTES:
-        return web.Response(body=b"".join(pieces), content_type=JSON)
-    response = web.StreamResponse(headers={hdrs.CONTENT_LENGTH: str(size)})
-    response.content_type = JSON
-    return await send_body(request, response, pieces)
+    response = WholeResponse(pieces, content_type=JSON)
+    size = request[EXCHANGE].body_bytes = response.body_bytes
+    return response if size <= JOIN_BYTES else await send_body(request, response)

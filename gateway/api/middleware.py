@@ -164,7 +164,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     return _answer(request[EXCHANGE], detach(error))
 
 
-def _answer(exchange: Exchange, error: GatewayError) -> web.Response:
+def _answer(exchange: Exchange, error: GatewayError) -> web.StreamResponse:
     exchange.error = error
     return error_response(error, exchange.request_id)
 

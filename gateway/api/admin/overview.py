@@ -82,7 +82,7 @@ class Facts:
         return {"limits", "cache", "books"} <= {*self.failed}
 
 
-async def show_overview(request: web.Request) -> web.Response:
+async def show_overview(request: web.Request) -> web.StreamResponse:
     """`GET /admin/overview`: 200 also while the store is unavailable."""
     check_query(request, ())
     services = request.app[SERVICES]

@@ -26,12 +26,13 @@ from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+from aiohttp.web_protocol import RequestPayloadError, _ErrInfo
 
 from gateway.api.access_log import log_unread
 from gateway.api.cors import Cors
 from gateway.api.exchange import EXCHANGE, SERVER
 from gateway.api.http import sending
+from gateway.api.http.answering import Answering
 from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
 from gateway.api.http.connection_limits import (
     LINGER_SECONDS,
@@ -44,6 +45,7 @@ from gateway.api.http.connection_limits import (
 from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
 from gateway.api.http.host import check_host
 from gateway.api.http.json import error_response
+from gateway.api.http.whole import WholeResponse
 from gateway.errors import (
     INVALID_REQUEST,
     ErrorCode,
@@ -119,7 +121,7 @@ class Shared:
     cors: Cors
 
 
-class Connection(RequestHandler):
+class Connection(Answering):
     """One client's connection."""
 
     __slots__ = (
@@ -400,6 +402,12 @@ class Connection(RequestHandler):
         """False while the parser keeps bytes of a body whose reader is full."""
         return self._payload is None or self._payload.is_eof()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """The reader of a body has room again, or the body is complete."""
+        # Called twice for each body. Only one that was paused is worth a call of the parser.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _resume_transport_reading(self) -> None:
         if not self._held:
             super()._resume_transport_reading()
@@ -469,7 +477,14 @@ class Connection(RequestHandler):
             resp.force_close()
             # aiohttp would read the rest of the request for some seconds after the response.
             self._lingering_time = 0.0
-        sent = await super().finish_response(request, resp, start_time)
+        if isinstance(resp, WholeResponse):
+            try:
+                await resp.prepare(request)
+            except ConnectionError:
+                return resp, True
+            sent: tuple[web.StreamResponse, bool] = resp, False
+        else:
+            sent = await super().finish_response(request, resp, start_time)
         if is_cut or (self._held and not resp.keep_alive):
             await self._linger()
         return sent
