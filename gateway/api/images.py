@@ -103,7 +103,8 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
             request_id=request_id,
             time=now,
             client_address=exchange.client_address,
-        ).but(flags=(BY_ADMIN,) if is_admin else ()),
+            flags=(BY_ADMIN,) if is_admin else (),
+        ),
         trace=exchange.trace,
         is_connected=lambda: request.transport is not None and not request.transport.is_closing(),
     )

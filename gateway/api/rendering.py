@@ -56,7 +56,7 @@ EVENT_FIELDS: Final = ("size", "quality", "background", "output_format")
 def context_headers(context: RequestContext) -> dict[str, str]:
     """The headers of every response to an image request, also of an error."""
     headers = {
-        **rate_headers(context.latest_limits),
+        **_rate_headers(context),
         **_notice_header(context),
         **_queue_header(context),
         **_model_headers(context),
@@ -106,7 +106,7 @@ def early_headers(context: RequestContext) -> dict[str, str]:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
     if context.purchase.is_answering:  # until then the purchase may go on to another account
         headers |= _upstream_header(context)
-    return {**headers, **rate_headers(context.latest_limits)}
+    return {**headers, **_rate_headers(context)}
 
 
 def stream_headers(answer: Answer, context: RequestContext, *, now: float) -> dict[str, str]:
@@ -125,6 +125,12 @@ def error_headers(context: RequestContext) -> dict[str, str]:
     if (status := _error_cache_status(context)) is not None:
         headers[CACHE_STATUS] = status
     return headers
+
+
+def _rate_headers(context: RequestContext) -> Mapping[str, str]:
+    if context.known_rate_headers is not None and not context.purchase.limits:
+        return context.known_rate_headers
+    return rate_headers(context.latest_limits)
 
 
 def _upstream_header(context: RequestContext) -> dict[str, str]:

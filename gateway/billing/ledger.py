@@ -80,7 +80,12 @@ class LedgerSettings(BaseModel):
 
 
 def draft(
-    principal: Principal, *, request_id: str, time: float, client_address: str | None = None
+    principal: Principal,
+    *,
+    request_id: str,
+    time: float,
+    client_address: str | None = None,
+    flags: tuple[str, ...] = (),
 ) -> Record:
     """A record with the fields that follow from the key and from where the request came."""
     return Record(
@@ -92,6 +97,7 @@ def draft(
         team=principal.team,
         labels=principal.labels,
         client_address=client_address,
+        flags=flags,
     )
 
 

@@ -139,6 +139,8 @@ class _Prepared(NamedTuple):
     """Those in whose windows a purchase counts, with or without a limit."""
     compared: tuple[Get, ...]
     """The reads of the records that an admission compares."""
+    expected_values: list[bytes]
+    """What these reads return while the records are the same; b"" for one that is not there."""
     counts_requests: bool
     """Whether `admit` takes anything from a counter."""
 
@@ -167,10 +169,7 @@ def compared(principal: Principal) -> Sequence[Get]:
 
 def is_unchanged(principal: Principal, stored: Sequence[bytes | None]) -> bool:
     """Whether these are still the records that the principal was made of."""
-    return all(
-        expected.value == (value or b"")
-        for expected, value in zip(principal.expected, stored, strict=True)
-    )
+    return [value or b"" for value in stored] == _prepared(principal).expected_values
 
 
 def counts_requests(principal: Principal) -> bool:
@@ -343,6 +342,7 @@ def _prepare(principal: Principal) -> _Prepared:
         reserved=tuple(_reserved(principal)),
         subjects=tuple(subject.name for subject in principal.subjects),
         compared=tuple(Get(record.space, record.name) for record in expected),
+        expected_values=[record.value for record in expected],
         counts_requests=any(consumption.amount for consumption in consumptions),
     )
 

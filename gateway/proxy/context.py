@@ -14,6 +14,7 @@ from gateway.access.key_spaces import Credential
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
 from gateway.billing.quota import LimitState, flag_shadowed
+from gateway.cache.entries import CachedImage
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.partial_images import Subscriber
@@ -56,6 +57,8 @@ class RequestContext:
     """Receives the partial images; one for all flights, so that none is sent twice."""
     purchase: PurchaseSummary = field(default_factory=PurchaseSummary)
     limits: list[LimitState] = field(default_factory=list)
+    known_rate_headers: Mapping[str, str] | None = None
+    """Of a hit from memory: the headers that show `limits`."""
     shadowed: list[LimitState] = field(default_factory=list)
     """The limits in shadow mode that it exceeded without a purchase."""
     is_follower: bool = False
@@ -71,8 +74,8 @@ class RequestContext:
     """It was counted against the key's requests."""
     was_looked_up: bool = False
     """It was admitted, and its entry was read."""
-    is_from_memory: bool = False
-    """It was admitted, and its entry found, without the store."""
+    found_in_memory: Mapping[int, CachedImage] | None = None
+    """It was admitted, and its entry found with all of its images, without the store."""
     interpretation: tuple[Any, Any] | None = None
     """Of a body that this worker did not know, for `Interpreter.remember`."""
     cache_policy: CachePolicy = _DEFAULT_CACHE_POLICY
@@ -84,6 +87,11 @@ class RequestContext:
     """The idempotency key that it has locked."""
     is_stored_result: bool = False
     """It is answered with the stored result of its idempotency key."""
+
+    @property
+    def is_from_memory(self) -> bool:
+        """Whether it was admitted, and its entry found, without the store."""
+        return self.found_in_memory is not None
 
     @property
     def principal(self) -> Principal:

@@ -110,6 +110,11 @@ class Images:
 
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
         """The images of a query whose entry was read. Raises `GatewayError`."""
+        if (cached := context.found_in_memory) is not None and query.request.unchecked is None:
+            # Nothing is missing, so nothing is transcoded or bought, unless bytes were evicted.
+            loaded = self._cache.load_from_memory(cached, query.representation)
+            if loaded is not None:
+                return await self.serve(query, loaded, cached=cached, has_entry=True)
         if context.key.parallel == "vary" and query.buys:
             query = await take_slots(self._store, context, query)
         cached = usable_images(query, entry)
@@ -220,10 +225,10 @@ class Images:
 
         `has_entry`: the entry in this worker's memory has them.
         """
-        result = result or FlightResult(missing=set())
         if not images:
             # A copy, because all requests of a flight have the same error.
-            raise (result.own_error or result.flight_error or _no_image()).copy()
+            error = None if result is None else result.own_error or result.flight_error
+            raise (error or _no_image()).copy()
         if query.request.stream:
             # A stream ends with one image, also if others came beside it.
             slot = next((slot for slot in query.request.slots if slot in images), min(images))
@@ -232,18 +237,19 @@ class Images:
             images = await self._cache.link(
                 query.fingerprint, images, self._sign, has_entry=has_entry
             )
-        free = [image for slot, (image, _) in images.items() if slot not in result.bought]
+        bought = frozenset[int]() if result is None else result.bought
+        free = [image for slot, (image, _) in images.items() if slot not in bought]
         self._hits.note([image.id for image in free])
         return Answer(
             query.request,
-            outcome=_outcome(result, count=len(images)),
+            outcome="hit" if result is None else _outcome(result, count=len(images)),
             images=tuple(images[slot] for slot in sorted(images)),
             fingerprint=None if query.cache_policy.no_store else query.fingerprint,
             ttl_seconds=min(
                 (cached[slot].ttl_seconds for slot in images if slot in cached), default=0
             ),
             saved_micros=sum(image.cost_micros for image in free),
-            bought=frozenset(images[slot][0].id for slot in result.bought if slot in images),
+            bought=frozenset(images[slot][0].id for slot in bought if slot in images),
             detail=detail,
         )
 
