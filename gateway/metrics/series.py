@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar, cast
 
@@ -47,8 +48,7 @@ class Uncounted:
 
     def observe(self, amount: float) -> None: ...
 
-    def parts(self, amount: float) -> Iterable[tuple[Series, float]]:
-        return ()
+    def observe_all(self, amounts: Sequence[float]) -> None: ...
 
 
 class SummedHistogram(Histogram):
@@ -57,12 +57,14 @@ class SummedHistogram(Histogram):
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         super().observe(round(amount, DECIMALS), exemplar)
 
-    def parts(self, amount: float) -> Iterable[tuple[Series, float]]:
-        """The series that `observe` would add to, and how much."""
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """As `observe` with each of them, but adds to each series only once."""
+        self._sum.inc(sum(round(amount, DECIMALS) for amount in amounts))
         # As in `observe`: prometheus_client adds to one bucket and makes them cumulative in the
         # text form.
-        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
-        return (self._sum, round(amount, DECIMALS)), (bucket, 1)
+        counts = Counts(bisect_left(self._upper_bounds, amount) for amount in amounts)
+        for index, count in counts.items():
+            self._buckets[index].inc(count)
 
 
 class PendingAmounts:
@@ -74,22 +76,36 @@ class PendingAmounts:
 
     def __init__(self) -> None:
         self._amounts: dict[Series, float] = {}
+        self._observed: dict[SummedHistogram, list[float]] = {}
+        self._is_empty = True
 
     def add(self, series: Series, amount: float = 1) -> None:
         """Adds an amount; a gauge's may be below zero."""
-        if not self._amounts:
-            asyncio.get_running_loop().call_soon(self._write)
+        if self._is_empty:
+            self._write_later()
         self._amounts[series] = self._amounts.get(series, 0) + amount
 
     def observe(self, histogram: SummedHistogram, amount: float) -> None:
         """Adds an observation."""
-        for part, more in histogram.parts(amount):
-            self.add(part, more)
+        if self._is_empty:
+            self._write_later()
+        if (observed := self._observed.get(histogram)) is None:
+            observed = self._observed[histogram] = []
+        observed.append(amount)
+
+    def _write_later(self) -> None:
+        asyncio.get_running_loop().call_soon(self._write)
+        self._is_empty = False
 
     def _write(self) -> None:
         amounts, self._amounts = self._amounts, {}
+        observed, self._observed = self._observed, {}
+        self._is_empty = True
         for series, amount in amounts.items():
-            series.inc(amount)
+            if amount:  # a request that began and ended in this turn changes no gauge
+                series.inc(amount)
+        for histogram, all_amounts in observed.items():
+            histogram.observe_all(all_amounts)
 
 
 M = TypeVar("M", Counter, Gauge, SummedHistogram)
