@@ -302,10 +302,10 @@ class Images:
         try:
             stored = await self._cache.tag(context.principal.key_id, query.fingerprint, tags)
         except StoreUnavailable:
-            context.notices.append(TAGS_LOST)
+            context.note(TAGS_LOST)
             return
         if refused := [tag for tag in tags if tag not in stored]:
-            context.notices.append(
+            context.note(
                 f"{TAGS} not stored, because this key has {MAX_ENTRY_TAGS} tags for this image or "
                 f"{MAX_KEY_TAGS} in all: {', '.join(refused)}"
             )

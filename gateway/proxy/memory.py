@@ -49,7 +49,7 @@ class _KnownLimits:
     at: float
     subjects: Sequence[LimitSubject]
     """Of the key that `limits` are for."""
-    limits: list[LimitState]
+    limits: Sequence[LimitState]
     headers: Mapping[str, str] | None = None
     """Those that show the limits, once a hit has made them."""
 
