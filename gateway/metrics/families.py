@@ -265,11 +265,12 @@ class UpstreamMetrics:
 class CacheMetrics:
     """The cache, and the store that it lives in."""
 
-    def __init__(self, create: Factory) -> None:
+    def __init__(self, create: Factory, pending: PendingAmounts) -> None:
+        self._pending = pending
         self._evictions = create.counter(
             "cache_evictions_total", "Images evicted to keep within the bound"
         )
-        self.hits_from_memory = create.counter(
+        self._hits_from_memory = create.counter(
             "memory_hits_total", "Requests whose key and entry this worker had in memory"
         )
         self._damaged = create.counter(
@@ -302,6 +303,10 @@ class CacheMetrics:
         self.store_errors = create.counter(
             "store_errors_total", "Calls that the store did not answer"
         )
+
+    def found_in_memory(self) -> None:
+        """Counts a request whose key and entry were in memory."""
+        self._pending.add(self._hits_from_memory)
 
     def evicted(self, images: int) -> None:
         """Counts evicted images."""
