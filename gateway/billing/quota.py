@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 from gateway.billing.running_totals import limit_subjects, running_totals
@@ -591,6 +592,7 @@ def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
     return headers
 
 
+@lru_cache(maxsize=4096)  # most answers cost nothing, and save what many others save
 def show_usd(usd_micros: int) -> str:
     """Micro-dollars as dollars with six decimals, exactly: `0.166000`, `-0.000001`."""
     sign, amount = ("-", -usd_micros) if usd_micros < 0 else ("", usd_micros)

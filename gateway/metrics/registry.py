@@ -98,9 +98,7 @@ class Metrics:
         retiring_models: Mapping[str, date],
     ) -> None:
         """Gives these values labels of their own, and shows how old the price table is."""
-        self._labels.models = models
-        self._labels.sizes = sizes
-        self._labels.qualities = qualities
+        self._labels.use_values(models=models, sizes=sizes, qualities=qualities)
         self._prices_as_of = prices_as_of
         self.upstream.use_models(models)
         self.policy.shutdown.values = {

@@ -29,6 +29,9 @@ WRITE_SECONDS: Final = 0.01
 DECIMALS: Final = 6
 """Of what is counted: micro-dollars and microseconds, so sums can be rounded."""
 
+MAX_REMEMBERED: Final = 4096
+"""Combinations of values whose series is remembered, for each of two families."""
+
 FOLDED_SHARE: Final = 4
 """The series of a family that have `other` for room come on top of its bound: at most this part."""
 
@@ -112,6 +115,8 @@ class PendingAmounts:
             histogram.observe_all(all_amounts)
 
 
+K = TypeVar("K")
+V = TypeVar("V")
 M = TypeVar("M", Counter, Gauge, SummedHistogram)
 
 
@@ -169,6 +174,18 @@ class Bounded(Labelled[Counter]):
             )
         # Refused labels are not kept: there may be hundreds of thousands.
         return self.get(admitted) or super().__missing__(admitted)
+
+
+def remember(known: dict[K, V], values: K, found: V, *series: object) -> None:
+    """Keeps what was found for some values. A client may have chosen them, so it keeps few.
+
+    `series` are those that were found.
+    """
+    if any(isinstance(one, Uncounted) for one in series):
+        return
+    if len(known) >= MAX_REMEMBERED:
+        known.clear()
+    known[values] = found
 
 
 class Factory:

@@ -111,7 +111,9 @@ def asks_for_dry_run(headers: Iterable[tuple[str, str]]) -> bool:
 
 def retry_count(headers: Mapping[str, str]) -> int | None:
     """How often an SDK has retried: `docs/reference/images-api.md#retries-of-sdks`."""
-    count = headers.get(RETRY_COUNT, "").strip()
+    if RETRY_COUNT not in headers:
+        return None
+    count = headers[RETRY_COUNT].strip()
     if not (count.isascii() and count.isdecimal()):
         return None
     # Python refuses to convert thousands of digits.

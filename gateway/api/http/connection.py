@@ -216,7 +216,9 @@ class Connection(Answering):
             self._parse_body(b"")
         if self._held:
             data, self._held = self._held + data, b""
-        while data and not (self._drops_input or self._is_ending()):
+        while data and not self._drops_input:
+            if (self._close or self._force_close) and self._is_ending():
+                return
             if self._rest_bytes or self._chunks is not None:
                 data = self._receive_body(data)
             elif self._is_answering or not self._is_body_parsed():
@@ -228,9 +230,11 @@ class Connection(Answering):
                 data = self._receive_head(data)
 
     def _is_ending(self) -> bool:
-        """Whether nothing more is read. The body of an open request still is: it is answered."""
-        is_body_missing = self._is_answering and (self._rest_bytes or self._chunks is not None)
-        return (self._close or self._force_close) and not is_body_missing
+        """Whether a closing connection reads nothing more.
+
+        The body of an open request still is read: it is answered.
+        """
+        return not (self._is_answering and (self._rest_bytes or self._chunks is not None))
 
     def _wait_for_answer(self, data: bytes) -> None:
         """Keeps what came behind a request, and reads no more until that is answered."""
@@ -280,7 +284,7 @@ class Connection(Answering):
             return
         self._stop_timer()
         self._release_early()
-        self._head = HeadEnd()
+        self._head.begin()
         self._payload = None if payload is EMPTY_PAYLOAD else payload
         self._enqueue(message, payload)
         if message.method == hdrs.METH_CONNECT:

@@ -2,7 +2,7 @@
 
 aiohttp writes the head of a `StreamResponse` by itself, which is a system call and, without
 Nagle's algorithm, a packet of its own; and it takes a dozen coroutines for the two. The bytes are
-the same: aiohttp decides on the headers, and its serializer refuses control characters in them.
+the same. aiohttp's serializer writes the head too, and refuses control characters in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_writer import _serialize_headers
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class WholeResponse(web.StreamResponse):
         self.body_bytes = sum(map(len, pieces)) if body_bytes is None else body_bytes
         if content_type is not None:
             self._headers[hdrs.CONTENT_TYPE] = content_type
+        elif self.body_bytes:
+            self._headers.setdefault(hdrs.CONTENT_TYPE, "application/octet-stream")
         self._headers[hdrs.CONTENT_LENGTH] = str(self.body_bytes)
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -65,8 +69,7 @@ class WholeResponse(web.StreamResponse):
     async def _begin(self, request: web.BaseRequest) -> bytes:
         """The bytes of the head."""
         self._req, self._payload_writer = request, request.writer
-        self._must_be_empty_body = request.method == hdrs.METH_HEAD
-        await self._prepare_headers()
+        self._add_headers(request)
         # None for a request that was refused before it had a route.
         if isinstance(request, web.Request) and request._match_info is not None:  # noqa: SLF001
             # As `Signal.send`, which would be a coroutine more.
@@ -75,6 +78,23 @@ class WholeResponse(web.StreamResponse):
         version = request.version
         status_line = f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}"
         return _serialize_headers(status_line, self._headers)
+
+    def _add_headers(self, request: web.BaseRequest) -> None:
+        """Those that aiohttp adds to a response with a length, in its order."""
+        headers = self._headers
+        if self._cookies:
+            for cookie in self._cookies.values():
+                headers.add(hdrs.SET_COOKIE, cookie.output(header="")[1:])
+        if self._keep_alive is None:
+            self._keep_alive = request.keep_alive
+        if hdrs.DATE not in headers:
+            headers[hdrs.DATE] = rfc822_formatted_time()
+        headers.setdefault(hdrs.SERVER, SERVER_SOFTWARE)
+        if hdrs.CONNECTION not in headers:
+            if self._keep_alive and request.version == HttpVersion10:
+                headers[hdrs.CONNECTION] = "keep-alive"
+            elif not self._keep_alive and request.version == HttpVersion11:
+                headers[hdrs.CONNECTION] = "close"
 
     def _write(
         self,
