@@ -35,14 +35,15 @@ class WholeResponse(web.StreamResponse):
         headers: Mapping[str, str] | None = None,
         body_bytes: int | None = None,
     ) -> None:
-        """`body_bytes` is the length that an answer to HEAD names without having the body."""
+        """A type of the content is in `content_type` or in `headers`.
+
+        `body_bytes` is the length that an answer to HEAD names without having the body.
+        """
         super().__init__(status=status, headers=headers)
         self._pieces = pieces
         self.body_bytes = sum(map(len, pieces)) if body_bytes is None else body_bytes
         if content_type is not None:
             self._headers[hdrs.CONTENT_TYPE] = content_type
-        elif self.body_bytes:
-            self._headers.setdefault(hdrs.CONTENT_TYPE, "application/octet-stream")
         self._headers[hdrs.CONTENT_LENGTH] = str(self.body_bytes)
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
