@@ -580,15 +580,19 @@ def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
     """
     tightest: dict[str, tuple[int, LimitState]] = {}
     for state in states:
-        unit, remaining = state.limit.unit, state.remaining
-        is_shown = unit in _SHOWN and state.is_enforced
-        if is_shown and (unit not in tightest or remaining <= tightest[unit][0]):
-            tightest[unit] = remaining, state
+        # Without the properties of `LimitState`: nearly every answer shows up to seven limits.
+        limit, _, rule, counter = state
+        if limit.unit not in _SHOWN or rule.mode != "enforce":
+            continue
+        remaining = max(0, rule.maximum - counter.used - counter.reserved)
+        found = tightest.get(limit.unit)
+        if found is None or remaining <= found[0]:
+            tightest[limit.unit] = remaining, state
     headers: dict[str, str] = {}
     for shown, (remaining, state) in tightest.items():
-        headers[f"x-ratelimit-limit-{shown}"] = str(state.maximum)
-        headers[f"x-ratelimit-remaining-{shown}"] = str(remaining)
-        headers[f"x-ratelimit-reset-{shown}"] = go_duration(state.counter.resets_in)
+        headers["x-ratelimit-limit-" + shown] = str(state.rule.maximum)
+        headers["x-ratelimit-remaining-" + shown] = str(remaining)
+        headers["x-ratelimit-reset-" + shown] = go_duration(state.counter.resets_in)
     return headers
 
 

@@ -110,14 +110,19 @@ class Images:
 
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
         """The images of a query whose entry was read. Raises `GatewayError`."""
-        if (cached := context.found_in_memory) is not None and query.request.unchecked is None:
-            # Nothing is missing, so nothing is transcoded or bought, unless bytes were evicted.
-            loaded = self._cache.load_from_memory(cached, query.representation)
-            if loaded is not None:
-                return await self.serve(query, loaded, cached=cached, has_entry=True)
         if context.key.parallel == "vary" and query.buys:
             query = await take_slots(self._store, context, query)
-        cached = usable_images(query, entry)
+        found = context.found_in_memory
+        cached = dict(usable_images(query, entry) if found is None else found)
+        if query.request.unchecked is None and not missing_from(query, cached):
+            # Nothing is transcoded or bought, unless bytes are not in memory, and then are lost.
+            loaded = self._cache.load_from_memory(cached, query.representation)
+            if loaded is not None:
+                answer = await self.serve(
+                    query, loaded, cached=cached, has_entry=context.is_from_memory
+                )
+                await self.tag(context, query)
+                return answer
         unstored = await self.checked_unstored(query, missing_from(query, cached))
         cached |= {slot: found.cached for slot, found in unstored.items()}
         transcoded = await self._transcode(context, query, cached)

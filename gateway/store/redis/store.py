@@ -84,7 +84,9 @@ class RedisStore:
                 await self._tracked.announce(names)
 
     async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        must_be_replicated = any(map(_must_be_replicated, commands))
+        must_be_replicated = not REPLICATED.isdisjoint(map(type, commands)) and any(
+            map(_must_be_replicated, commands)
+        )
         mark: Any = self._client.mark() if must_be_replicated else None
         encoded = self._encode(commands)
         replies = await self._client.run(encoded, mark)
@@ -193,6 +195,10 @@ class RedisStore:
             (*SCRIPT_COMMANDS, *STORE_COMMANDS),
             subscribe=lambda: self._notifications.check(channel),
         )
+
+
+REPLICATED: Final = frozenset({Receive, Settle, CompareAndSet, SetValue})
+"""The commands that `_must_be_replicated` may be true of."""
 
 
 def _must_be_replicated(command: Command[Any]) -> bool:
