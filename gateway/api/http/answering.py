@@ -81,35 +81,6 @@ class Answering(RequestHandler):
             request._task = None  # noqa: SLF001 - a cycle
         return self._keepalive and not self._close and not self._force_close
 
-    async def _handle_request(
-        self,
-        request: web.BaseRequest,
-        start_time: float | None,
-        request_handler: Handler,
-    ) -> tuple[web.StreamResponse, bool]:
-        """Calls the handler and sends its response; returns whether the client is gone."""
-        self._request_in_progress = True
-        self._current_request = request
-        try:
-            try:
-                response = await request_handler(request)
-            except web.HTTPException as raised:
-                response = raised
-            except TimeoutError as raised:
-                self.log_debug("Request handler timed out.", exc_info=raised)
-                response = self.handle_error(request, 504)
-            except Exception as raised:  # noqa: BLE001 - every fault is answered
-                response = self.handle_error(request, 500, raised)
-            finally:
-                self._current_request = None
-            # Over `raised`, whose traceback refers to this frame.
-            response, is_lost = await self.finish_response(request, response, start_time)
-            return response, is_lost
-        finally:
-            self._request_in_progress = False
-            if self._handler_waiter is not None:
-                self._handler_waiter.set_result(None)
-
     async def _drop_rest(self, payload: StreamReader) -> None:
         """Reads and drops the rest of a body for `_lingering_time`, then closes the connection."""
         if not self._force_close and self._lingering_time:

@@ -437,17 +437,34 @@ class Connection(Answering):
                 # The client left before its turn. `connection_lost` has ended the body as if it
                 # were complete, so it must not be read.
                 return web.Response(), True
-            return await super()._handle_request(request, start_time, request_handler)
+            self._request_in_progress, self._current_request = True, request
+            try:
+                response = await request_handler(request)
+            except web.HTTPException as raised:
+                response = raised
+            except TimeoutError as raised:
+                self.log_debug("Request handler timed out.", exc_info=raised)
+                response = self.handle_error(request, 504)
+            except Exception as raised:  # noqa: BLE001 - every fault is answered
+                response = self.handle_error(request, 500, raised)
+            finally:
+                self._current_request = None
+            # Over `raised`, whose traceback refers to this frame.
+            response, is_lost = await self.finish_response(request, response, start_time)
+            return response, is_lost
         except ConnectionError as error:
-            # Not raised: aiohttp would hold the task that failed in a frame of the traceback.
+            # Not raised: its traceback would hold the request.
             detach(error)
             return web.Response(), True
         finally:
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
             self._release_body()
             self._is_answering = False
             if self._held:
-                # Not now: aiohttp's task would answer what was sent ahead without a pause, until
-                # the client's buffers are full, and no other client would have a turn.
+                # Not now: what was sent ahead would be answered without a pause, until the client's
+                # buffers are full, and no other client would have a turn.
                 self._loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:

@@ -56,19 +56,6 @@ class WholeResponse(web.StreamResponse):
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has disconnected")
-        sent: list[bytes | memoryview] = [await self._begin(request)]
-        if request.method != hdrs.METH_HEAD:
-            sent += self._pieces
-        self._write(request, transport, sent)
-        if request.protocol.writing_paused:
-            await request.writer.drain()
-            if transport.is_closing():
-                raise ConnectionResetError("the client has disconnected, or stopped reading")
-        self._end()
-        return None
-
-    async def _begin(self, request: web.BaseRequest) -> bytes:
-        """The bytes of the head."""
         self._req, self._payload_writer = request, request.writer
         self._add_headers(request)
         # None for a request that was refused before it had a route.
@@ -76,9 +63,13 @@ class WholeResponse(web.StreamResponse):
             # As `Signal.send`, which would be a coroutine more.
             for receiver in request.app.on_response_prepare:
                 await receiver(request, self)
-        version = request.version
-        status_line = f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}"
-        return _serialize_headers(status_line, self._headers)
+        self._write(request, transport)
+        if request.protocol.writing_paused:
+            await request.writer.drain()
+            if transport.is_closing():
+                raise ConnectionResetError("the client has disconnected, or stopped reading")
+        self._end()
+        return None
 
     def _add_headers(self, request: web.BaseRequest) -> None:
         """Those that aiohttp adds to a response with a length, in its order."""
@@ -97,18 +88,18 @@ class WholeResponse(web.StreamResponse):
             elif not self._keep_alive and request.version == HttpVersion11:
                 headers[hdrs.CONNECTION] = "close"
 
-    def _write(
-        self,
-        request: web.BaseRequest,
-        transport: asyncio.Transport,
-        sent: Sequence[bytes | memoryview],
-    ) -> None:
-        if self.body_bytes <= JOIN_BYTES:
-            transport.write(b"".join(sent))
+    def _write(self, request: web.BaseRequest, transport: asyncio.Transport) -> None:
+        major, minor = request.version
+        status_line = f"HTTP/{major}.{minor} {self._status} {self._reason}"
+        head = _serialize_headers(status_line, self._headers)
+        if request.method == hdrs.METH_HEAD:
+            transport.write(head)
+        elif self.body_bytes <= JOIN_BYTES:
+            transport.write(b"".join((head, *self._pieces)))
         else:
-            transport.writelines(sent)
+            transport.writelines((head, *self._pieces))
         # By it, `handle_error` knows that a response has begun.
-        request.writer.output_size += self.body_bytes
+        request.writer.output_size += len(head)
 
     def _end(self) -> None:
         self._eof_sent = True
