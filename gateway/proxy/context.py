@@ -120,7 +120,8 @@ class RequestContext:
     def note_model(self, model: Model, *, asked: str | None) -> None:
         """Remembers which model serves it, and when that is shut down."""
         self.served_by = None if asked is None else model.id
-        self.retires = model.shutdown if is_announced(model.shutdown, self.today) else None
+        is_shown = model.shutdown is not None and is_announced(model.shutdown, self.today)
+        self.retires = model.shutdown if is_shown else None
 
     def use_key(self, key: Key) -> None:
         """Goes on with a newer version of the key, also in the ledger record."""

@@ -114,7 +114,8 @@ class Images:
             query = await take_slots(self._store, context, query)
         found = context.found_in_memory
         cached = dict(usable_images(query, entry) if found is None else found)
-        if query.request.unchecked is None and not missing_from(query, cached):
+        is_whole = found is not None or not missing_from(query, cached)
+        if is_whole and query.request.unchecked is None:
             # Nothing is transcoded or bought, unless bytes are not in memory, and then are lost.
             loaded = self._cache.load_from_memory(cached, query.representation)
             if loaded is not None:
@@ -242,19 +243,18 @@ class Images:
             images = await self._cache.link(
                 query.fingerprint, images, self._sign, has_entry=has_entry
             )
-        bought = frozenset[int]() if result is None else result.bought
+        bought = set[int]() if result is None else result.bought
         free = [image for slot, (image, _) in images.items() if slot not in bought]
         self._hits.note([image.id for image in free])
+        ttls = [cached[slot].ttl_seconds for slot in images if slot in cached]
         return Answer(
             query.request,
             outcome="hit" if result is None else _outcome(result, count=len(images)),
-            images=tuple(images[slot] for slot in sorted(images)),
+            images=tuple([images[slot] for slot in sorted(images)]),
             fingerprint=None if query.cache_policy.no_store else query.fingerprint,
-            ttl_seconds=min(
-                (cached[slot].ttl_seconds for slot in images if slot in cached), default=0
-            ),
-            saved_micros=sum(image.cost_micros for image in free),
-            bought=frozenset(images[slot][0].id for slot in bought if slot in images),
+            ttl_seconds=min(ttls, default=0),
+            saved_micros=sum([image.cost_micros for image in free]),
+            bought=frozenset([images[slot][0].id for slot in bought if slot in images]),
             detail=detail,
         )
 

@@ -132,18 +132,19 @@ class Interpreter:
         if query.retired == "refuse":
             context.record = context.record.but(**recorded)
             raise refuse_retired(query.model)
-        headers = _NO_HEADERS
+        headers = None
         if has_request_headers(context.headers):
             headers = parse_request_headers(context.headers.items())
-        context.record = context.record.but(**recorded, tags=headers.tags)
+        context.record = context.record.but(**recorded)
         if context.key.user_header is not None and context.record.user is None:
             named = read_user_header(context.key.user_header, context.headers.items())
             context.record = context.record.but(user=named and named[:MAX_USER])
-        request = at_variation(query.request, headers.variation or 0)
-        _check_combination(request, headers)
-        if headers is _NO_HEADERS:
+        if headers is None:
             context.cache_policy = query.cache_policy
             return query
+        context.record = context.record.but(tags=headers.tags)
+        request = at_variation(query.request, headers.variation or 0)
+        _check_combination(request, headers)
         context.cache_policy = _cache_policy(headers, context.key)
         return replace(query, request=request, headers=headers, cache_policy=context.cache_policy)
 
