@@ -54,7 +54,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def _answer(
     request: web.Request, services: Services, exchange: Exchange, *, place: Place
 ) -> web.StreamResponse:
-    exchange.context = context = _create_context(request, services, place)
+    exchange.context = context = _create_context(request, services, exchange, place=place)
     base_url = public_url(request)  # now: nothing of the request may fail when charged
     with EventStream(request) as stream:
         context.on_stream = stream.start
@@ -75,12 +75,16 @@ async def _answer(
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
     body = json_body(result, created=int(now), public_url=base_url, reports_all_usage=shows)
-    return await _send(request, body)
+    response = WholeResponse(body, content_type=JSON)
+    exchange.body_bytes = response.body_bytes
+    # A small one is sent when the handler has ended, and its place is free by then.
+    return response if response.body_bytes <= JOIN_BYTES else await send_body(request, response)
 
 
-def _create_context(request: web.Request, services: Services, place: Place) -> RequestContext:
-    key, exchange = request[KEY], request[EXCHANGE]
-    request_id, now = exchange.request_id, services.clock()
+def _create_context(
+    request: web.Request, services: Services, exchange: Exchange, *, place: Place
+) -> RequestContext:
+    key, request_id, now = request[KEY], exchange.request_id, services.clock()
     is_admin = SESSION in request and request[SESSION].kind == "admin"
 
     async def enter_and_read() -> bytes:
@@ -125,9 +129,3 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
     finally:
         exchange.model, exchange.outcome = context.record.model, context.outcome
         exchange.headers.update(context_headers(context))
-
-
-async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
-    response = WholeResponse(pieces, content_type=JSON)
-    size = request[EXCHANGE].body_bytes = response.body_bytes
-    return response if size <= JOIN_BYTES else await send_body(request, response)

@@ -68,7 +68,7 @@ class Answering(RequestHandler):
             self._keepalive = bool(response.keep_alive)
             if not payload.is_eof():
                 await self._drop_rest(payload)
-            payload.set_exception(_PAYLOAD_ACCESS_ERROR)
+                payload.set_exception(_PAYLOAD_ACCESS_ERROR)
         except ConnectionError:
             return False
         except Exception as fault:  # noqa: BLE001 - of the response, such as a line break in a header
