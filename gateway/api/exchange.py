@@ -40,6 +40,8 @@ class Exchange:
     key_name: str | None = field(default=None, init=False)
     model: str | None = field(default=None, init=False)
     outcome: str | None = field(default=None, init=False)
+    is_of_admin: bool = field(default=False, init=False)
+    """An admin sent it in the dashboard."""
     context: RequestContext | None = field(default=None, init=False)
     """Of an image request, until it is logged."""
     saved_micros: int = field(default=0, init=False)

@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.api.auth import CREDENTIAL, KEY, SESSION
+from gateway.api.auth import CREDENTIAL, KEY
 from gateway.api.exchange import EXCHANGE, Exchange
 from gateway.api.http.body import read_body
 from gateway.api.http.json import JSON, json_response
@@ -85,7 +85,6 @@ def _create_context(
     request: web.Request, services: Services, exchange: Exchange, *, place: Place
 ) -> RequestContext:
     key, request_id, now = request[KEY], exchange.request_id, services.clock()
-    is_admin = SESSION in request and request[SESSION].kind == "admin"
 
     async def enter_and_read() -> bytes:
         # Here, because an error of the body is recorded, and nothing was stored or bought yet.
@@ -107,7 +106,7 @@ def _create_context(
             request_id=request_id,
             time=now,
             client_address=exchange.client_address,
-            flags=(BY_ADMIN,) if is_admin else (),
+            flags=(BY_ADMIN,) if exchange.is_of_admin else (),
         ),
         trace=exchange.trace,
         is_connected=lambda: request.transport is not None and not request.transport.is_closing(),

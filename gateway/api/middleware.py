@@ -58,9 +58,10 @@ class Observing:
         A response that does not say how it may be cached contains a key, a link, or a part of one,
         or is for one client alone: no cache stores it.
         """
-        if EXCHANGE not in request:
+        try:
+            exchange = request[EXCHANGE]
+        except KeyError:
             return  # malformed HTTP never came to `observe`; `http/connection` adds its headers
-        exchange = request[EXCHANGE]
         exchange.has_begun = True
         seconds = time.monotonic() - exchange.started_at
         headers = response.headers
