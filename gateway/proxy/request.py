@@ -30,7 +30,7 @@ from gateway.proxy.context import RequestContext
 from gateway.proxy.idempotency import IdempotentImages
 from gateway.proxy.images import Images, missing_from, usable_images
 from gateway.proxy.interpret import ImageQuery, Interpreter
-from gateway.proxy.memory import Memory
+from gateway.proxy.memory import Found, Memory
 from gateway.proxy.parallel import peek_slots
 from gateway.proxy.recording import Recorder
 from gateway.proxy.result import Answer, DryRun
@@ -205,9 +205,9 @@ class Proxy:
         given one. Raises `LimitExceeded`.
         """
         for _ in range(ADMISSION_ATTEMPTS):
-            if (entry := self._memory.look_up(context, query)) is not None:
-                self._use_memory(context, entry)
-                return query, entry
+            if (found := self._memory.look_up(context, query)) is not None:
+                self._use_memory(context, found)
+                return query, found.entry
             batch = Batch(self._store)
             admission = None
             if not context.is_admitted:
@@ -220,12 +220,13 @@ class Proxy:
             query = await self._interpret(context, query.body)
         raise self._changed_too_often(context)
 
-    def _use_memory(self, context: RequestContext, entry: Entry) -> None:
+    def _use_memory(self, context: RequestContext, found: Found) -> None:
         """Admits a request by what this worker has kept."""
         self._keys.mark_confirmed(context.key)
-        context.record = context.record.but(time=entry.now)
-        context.limits = self._memory.known_limits(context)
-        context.is_admitted = context.was_looked_up = context.is_from_memory = True
+        context.record = context.record.but(time=found.entry.now)
+        context.found_in_memory = found.cached
+        self._memory.use_known_limits(context)
+        context.is_admitted = context.was_looked_up = True
 
     def _changed_too_often(self, context: RequestContext) -> GatewayError:
         return GatewayError(

@@ -84,7 +84,7 @@ class RedisStore:
                 await self._tracked.announce(names)
 
     async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        must_be_replicated = not _MAY_NEED_REPLICAS.isdisjoint(map(type, commands)) and any(
+        must_be_replicated = not REPLICATED.isdisjoint(map(type, commands)) and any(
             map(_must_be_replicated, commands)
         )
         mark: Any = self._client.mark() if must_be_replicated else None
@@ -198,7 +198,8 @@ class RedisStore:
         )
 
 
-_MAY_NEED_REPLICAS: Final = frozenset({Receive, Settle, CompareAndSet, SetValue})
+REPLICATED: Final = frozenset({Receive, Settle, CompareAndSet, SetValue})
+"""The commands that `_must_be_replicated` may be true of."""
 
 
 def _must_be_replicated(command: Command[Any]) -> bool:
