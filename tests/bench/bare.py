@@ -26,7 +26,7 @@ SESSION = web.AppKey("session", ClientSession)
 def create_hits(source: str, redis_url: str, answer_file: str) -> web.Application:
     """Answers every request; `source` is `memory`, `round-trip` or `redis`."""
     answer, is_from_redis = Path(answer_file).read_bytes(), source == "redis"
-    stored = f"bench:entry:{len(answer)}"
+    stored = f"bench:entry:{source}:{len(answer)}"
 
     async def connect(app: web.Application) -> AsyncIterator[None]:
         async with Redis.from_url(redis_url) as app[REDIS]:

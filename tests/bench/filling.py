@@ -16,17 +16,22 @@ from gateway.access.audit import Actor
 from gateway.access.key_records import KeySpec
 from gateway.assembly import Gateway
 from gateway.configuration.settings import Settings
+from gateway.errors import GatewayError, StoreUnavailable
 from gateway.images import Image
 from gateway.maintenance import open_running_gateway
 from gateway.process.bootstrap import prepare
 from gateway.store.batch import Batch
+from tests.bench.load import Failed
 from tests.gateways import SHIPPED
 from tests.month import KEYS, RecordWriter, traffic
 
-BATCH: Final = 1_000
-"""Entries of one round trip."""
+BATCH: Final = 100
+"""Entries of one call of the store."""
 AT_ONCE: Final = 4
-"""Round trips. While the store executes one, this process encodes the next."""
+"""Calls. While the store executes some, this process encodes others. Concurrent calls share a round
+trip or a transaction, which must not take two seconds, on a slow machine either."""
+ATTEMPTS: Final = 10
+PAUSE_SECONDS: Final = 1.0
 KEYS_AT_ONCE: Final = 64
 MONTH_SECONDS: Final = 30 * 86_400
 T = TypeVar("T")
@@ -34,7 +39,7 @@ _ACTOR: Final = Actor(via="cli", by="bench")
 
 
 def fill_entries(settings: Settings, count: int) -> None:
-    """Writes entries of one image each, as a purchase does, but for the bytes of the images.
+    """Writes `count` entries of one image each, as a purchase does, but without their bytes.
 
     No hit reads the bytes of other images.
     """
@@ -74,12 +79,17 @@ def write_records(settings: Settings, count: int, *, seed: int) -> None:
 
 
 def _run(settings: Settings, fill: Callable[[Gateway], Awaitable[None]]) -> None:
+    """Raises `Failed` if the store is not available."""
+
     async def run() -> None:
         async with open_running_gateway(settings, SHIPPED) as gateway:
             await fill(gateway)
 
     prepare(settings)
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except GatewayError as error:
+        raise Failed(f"the store could not be filled: {error}") from error
 
 
 async def _in_turn(
@@ -90,9 +100,19 @@ async def _in_turn(
 
     async def work() -> None:
         for item in left:
-            await write(item)
+            await _write_patiently(lambda item=item: write(item))
 
     await asyncio.gather(*(work() for _ in range(at_once)))
+
+
+async def _write_patiently(write: Callable[[], Awaitable[None]]) -> None:
+    """Repeats what timed out, which the store may still have executed: there may be a few more."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return await write()
+        except StoreUnavailable:
+            await asyncio.sleep(PAUSE_SECONDS)
+    return await write()
 
 
 async def _write_entries(gateway: Gateway, count: int) -> None:
