@@ -34,6 +34,7 @@ def main() -> int:
     words = _parser().parse_args()
     options = _options(words)
     try:
+        options.check()
         check_tools()
         check_peers(options.peers)
     except Failed as failed:

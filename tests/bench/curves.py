@@ -64,7 +64,7 @@ def _records(
     for count in RECORDS:
         if count <= records:
             print(f"{count:,} ledger records …", file=sys.stderr)  # noqa: T201
-            write_records(settings, count - written, seed=count)
+            write_records(settings, count - written)
             written = count
             yield count, _point(gateway, kept, USUAL_CONNECTIONS, seconds=seconds)
 

@@ -9,7 +9,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from itertools import islice
 from typing import Final, TypeVar
 
 from gateway.access.audit import Actor
@@ -67,13 +66,21 @@ def create_keys(settings: Settings, count: int, limits: Mapping[str, int]) -> li
     return found
 
 
-def write_records(settings: Settings, count: int, *, seed: int) -> None:
-    """Writes ledger records of the last 30 days. Another `seed` makes other records."""
+def write_records(settings: Settings, count: int) -> None:
+    """Writes the records of `count` requests of the last 30 days to the ledger."""
 
     async def fill(gateway: Gateway) -> None:
         now = time.time()
-        records = traffic(now - MONTH_SECONDS, now, seed=seed, requests=count, keys=KEYS)
-        await RecordWriter(gateway.store).write(islice(records, count))
+        since = now - MONTH_SECONDS
+
+        async def write(share: int) -> None:
+            # Its own seed, so that no two writers have a purchase of the same id.
+            seed = secrets.randbits(63)
+            records = traffic(since, now, seed=seed, requests=share, keys=KEYS)
+            await RecordWriter(gateway.store).write(records)
+
+        shares = [count // AT_ONCE + (number < count % AT_ONCE) for number in range(AT_ONCE)]
+        await asyncio.gather(*map(write, shares))
 
     _run(settings, fill)
 

@@ -51,8 +51,7 @@ class Options:
     only: str = ""
     """A text that is in the names of the cells or parts that are measured."""
     entries: int = 1_000_000
-    """In the store that is full."""
-    """The ledger records of the longest curve are as many."""
+    """In the store that is full; as many are the ledger records at the end of their curve."""
     is_short: bool = False
     has_curves: bool = False
 
@@ -64,6 +63,13 @@ class Options:
         else:
             names = PARTS if self.has_curves or self.only == CURVES else PARTS[:-1]
         return [name for name in names if self.only in name]
+
+    def check(self) -> None:
+        """Raises `Failed` if nothing would be measured."""
+        if not self.parts and not chosen_cells(self.only, is_short=self.is_short):
+            cells = [cell.name for cell in chosen_cells("", is_short=self.is_short)]
+            names = ", ".join((*cells, *(SHORT_PARTS if self.is_short else PARTS)))
+            raise Failed(f"'{self.only}' is in the name of no cell and no part; there are {names}")
 
     @property
     def stream_sizes(self) -> Sequence[str]:
@@ -79,6 +85,8 @@ def run_parts(
             yield from part()
         except Failed as failed:
             faults.append(str(failed))
+        except (AssertionError, OSError) as error:  # a server did not start, or died
+            faults.append(f"{type(error).__name__}: {error}")
 
 
 def _parts(

@@ -62,6 +62,7 @@ def _measure_steps(
     for before, step in zip([KNOWN_IMAGES, *steps], steps, strict=False):
         print(f"{step:,} entries, {store} …", file=sys.stderr)  # noqa: T201
         fill_entries(filled, step - before)
+        _hits(targets)  # caches fill
         pairs = [_hits(targets) for _ in range(rounds)]
         hits = median([pair[1] for pair in pairs])
         purchase = measure(targets[1], PURCHASE_SMALL, seconds=ROUND_SECONDS)

@@ -17,7 +17,9 @@ from tests.bench.cells import (
     chosen_cells,
 )
 from tests.bench.goals import CELL_GOALS, RateGoal, cell_figures
+from tests.bench.load import Failed
 from tests.bench.results import Measurement
+from tests.bench.run import CURVES, PARTS, Options
 from tests.bench.workers import workers_figure
 
 
@@ -81,3 +83,19 @@ def test_cells_are_chosen_by_name():
     assert [cell.name for cell in found] == ["purchase 2 KB c=1", "purchase 2 KB c=16"]
     assert set(PEERS) < set(found[PURCHASE_SMALL])
     assert chosen_cells("no such cell", is_short=True) == {}
+
+
+def test_parts_are_chosen_by_name_too():
+    assert Options(5, 1).parts == [part for part in PARTS if part != CURVES]
+    assert Options(5, 1, has_curves=True).parts == list(PARTS)
+    assert Options(5, 1, only="curves").parts == [CURVES]
+    assert set(Options(2, 1, is_short=True).parts) < set(PARTS)
+
+
+def test_a_run_of_nothing_is_refused():
+    Options(5, 1, only="hit 2 KB").check()
+    Options(5, 1, only="workers").check()
+    with pytest.raises(
+        Failed, match="'memory' is in the name of no cell .* hit 2 KB c=1, .*curves"
+    ):
+        Options(5, 1, only="memory").check()
