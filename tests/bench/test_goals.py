@@ -96,6 +96,6 @@ def test_a_run_of_nothing_is_refused():
     Options(5, 1, only="hit 2 KB").check()
     Options(5, 1, only="workers").check()
     with pytest.raises(
-        Failed, match="'memory' is in the name of no cell .* hit 2 KB c=1, .*curves"
+        Failed, match=r"'memory' is in the name of no cell .* hit 2 KB c=1, .*curves"
     ):
         Options(5, 1, only="memory").check()
