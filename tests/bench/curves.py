@@ -31,7 +31,7 @@ def measure_curves(folder: Path, setup: Setup, *, records: int, seconds: int) ->
     own = replace(setup, folder=folder / "curves", redis_url=own_url)
     own.folder.mkdir()
     with run_gateway(own, "curves", own_url) as gateway:
-        kept = with_limits(gateway, f"{setup.size} kept", PURCHASE_LIMITS)
+        kept = with_limits(gateway, setup.size, PURCHASE_LIMITS)
         yield Part(curves={"connections": tuple(_connections(gateway, kept, seconds))})
         settings = make_settings(own.folder / "curves" / "data", setup.upstream, own_url)
         yield Part(curves={"keys": tuple(_keys(gateway, settings, own.folder, seconds))})

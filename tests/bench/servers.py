@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping
@@ -233,15 +234,15 @@ def run_gateway(
 def with_limits(target: Target, size: str, limits: Mapping[str, int]) -> Target:
     """The same gateway, with a new key that has these limits."""
     url = target.url.removesuffix(f"/{PATH}")
-    name = f"{_file_name(target.name)} {size} {len(limits)} limits"
+    name = f"{_file_name(target.name)} {size} {secrets.token_hex(4)}"
     request = urllib.request.Request(
         f"{url}/admin/keys",
         data=json.dumps({"name": name, "limits": limits}).encode(),
         headers={"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request) as response:
-        secret = json.load(response)["key"]
-    return replace(target, headers={"Authorization": f"Bearer {secret}"})
+        key = json.load(response)["key"]
+    return replace(target, headers={"Authorization": f"Bearer {key}"})
 
 
 def _file_name(name: str) -> str:
