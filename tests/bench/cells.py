@@ -41,11 +41,14 @@ class Cell:
     kind: Kind
     size: str
     connections: int
+    images: int = 0
+    """Different images that hits request in turn; 0: one."""
 
     @property
     def name(self) -> str:
         kind = "hit" if self.kind == "hit" else "purchase"
-        return f"{kind} {self.size} c={self.connections}"
+        images = f" {self.images:,} images" if self.images else ""
+        return f"{kind} {self.size} c={self.connections}{images}"
 
     @property
     def servers(self) -> Sequence[str]:
@@ -53,14 +56,16 @@ class Cell:
         if self.kind == "bought":
             ours = (GATEWAY, EMBEDDED)
             return (*ours, BARE, NGINX_STORED, NGINX_PROXY, UPSTREAM, *PEERS)
-        others = (EMBEDDED, BARE, BARE_MEMORY, NGINX_CACHE, UPSTREAM)
-        if self.size == "2 MB":
-            return (GATEWAY, NO_MEMORY_CACHE, BARE_REDIS, *others)
-        return (GATEWAY, ADMITTED, *others)
+        if self.images:
+            return (NO_MEMORY_CACHE, BARE_REDIS)
+        ours = (GATEWAY, ADMITTED) if self.size == "2 KB" else (GATEWAY,)
+        return (*ours, EMBEDDED, BARE, BARE_MEMORY, NGINX_CACHE, UPSTREAM)
 
 
 HIT_SMALL: Final = Cell("hit", "2 KB", 16)
 HIT_LARGE: Final = Cell("hit", "2 MB", 16)
+HIT_COLD: Final = Cell("hit", "2 MB", 16, images=64)
+"""Several images, because requests for the same image at once share one read of its bytes."""
 PURCHASE_SMALL: Final = Cell("bought", "2 KB", 16)
 PURCHASE_LARGE: Final = Cell("bought", "2 MB", 16)
 LATENCY: Final = Cell("bought", "2 KB", 1)
@@ -69,14 +74,14 @@ SHORT: Final[Mapping[Cell, Sequence[str]]] = {
     HIT_SMALL: (GATEWAY, ADMITTED, EMBEDDED, BARE),
     LATENCY: (GATEWAY, UPSTREAM),
     PURCHASE_SMALL: (GATEWAY, BARE, *PEERS),
-    HIT_LARGE: (GATEWAY, NO_MEMORY_CACHE, EMBEDDED, BARE_REDIS, BARE, NGINX_CACHE),
+    HIT_LARGE: (GATEWAY, EMBEDDED, BARE, NGINX_CACHE),
     PURCHASE_LARGE: (GATEWAY, BARE, NGINX_STORED),
 }
 """The cells of the short run, and those of their servers that a floor or a ratio needs."""
 
 
 def all_cells() -> Iterator[Cell]:
-    """Every cell, grouped by size."""
+    """Every cell of one image, grouped by size."""
     for size in SIZES:
         for kind in ("hit", "bought"):
             for connections in CONNECTIONS:

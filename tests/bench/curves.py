@@ -15,6 +15,7 @@ from gateway.configuration.settings import Settings
 from tests.bench.cells import Cell
 from tests.bench.filling import create_keys, write_records
 from tests.bench.load import Target, measure, run_wrk
+from tests.bench.processor_time import until_idle
 from tests.bench.results import Measurement, Part, Servers
 from tests.bench.servers import LIMITS, PURCHASE_LIMITS, Setup, run_gateway, with_limits
 from tests.gateways import make_settings
@@ -65,6 +66,7 @@ def _records(
         if count <= records:
             print(f"{count:,} ledger records …", file=sys.stderr)  # noqa: T201
             write_records(settings, count - written)
+            until_idle(gateway.processes)  # the totals have the records
             written = count
             yield count, _point(gateway, kept, USUAL_CONNECTIONS, seconds=seconds)
 

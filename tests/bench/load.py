@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 
-from tests.bench.cells import SIZES, Cell
+import aiohttp
+
+from tests.bench.cells import CONNECTIONS, SIZES, Cell
 from tests.bench.processor_time import SETTLE_SECONDS, Processes, spent_by
 from tests.bench.results import Measurement, median
 
@@ -48,28 +52,21 @@ class Speed:
     """The number of answers."""
 
 
-def known_prompt(number: int) -> str:
-    """A prompt of `run_wrk` with `known_images`, as `post.lua` writes it."""
-    return f"An otter that nobody has seen, known-{number}"
-
-
 def run_wrk(
     target: Target,
     cell: Cell,
     *,
     seconds: int,
-    known_images: int = 0,
     keys_file: Path | None = None,
 ) -> Speed:
     """Measures a cell. Raises `Failed` unless every answer has an image of the cell's size.
 
-    `known_images` is the number of different images that are requested in turn; 0: of a hit one,
-    of a purchase no limit. The file has a key in each line, which are used in turn in place of the
-    target's.
+    Hits of several images are those that `buy_known` buys. The file has a key in each line, which
+    are used in turn in place of the target's.
     """
     headers = [f"-H{name}: {value}" for name, value in target.headers.items()]
     salt = str(time.time_ns()) if cell.kind == "bought" else ""
-    arguments = ["known" if known_images else salt, str(known_images)]
+    arguments = ["known" if cell.images else salt, str(cell.images)]
     if keys_file is not None:
         arguments.append(str(keys_file))
     done = subprocess.run(
@@ -96,14 +93,11 @@ def measure(
     cell: Cell,
     *,
     seconds: int,
-    known_images: int = 0,
     keys_file: Path | None = None,
 ) -> Measurement:
     """As `run_wrk`, with processor time."""
     with spent_by(target.processes) as spent:
-        speed = run_wrk(
-            target, cell, seconds=seconds, known_images=known_images, keys_file=keys_file
-        )
+        speed = run_wrk(target, cell, seconds=seconds, keys_file=keys_file)
     return spent.for_each(speed.requests, per_second=speed.per_second, p50_ms=speed.p50_ms)
 
 
@@ -119,6 +113,25 @@ def measure_in_turn(
         for _ in range(rounds)
     ]
     return {name: median([each[name] for each in found]) for name in found[0]}
+
+
+async def buy_known(target: Target, count: int) -> None:
+    """Buys the images that hits of `count` images request. Raises `Failed` if one is refused."""
+    connector = aiohttp.TCPConnector(limit=CONNECTIONS[-1])
+    async with aiohttp.ClientSession(connector=connector, headers=target.headers) as session:
+
+        async def buy(number: int) -> None:
+            body = {
+                "model": "gpt-image-2",
+                "prompt": f"An otter that nobody has seen, known-{number}",  # as in post.lua
+                "size": "1024x1024",
+                "quality": "high",
+            }
+            async with session.post(target.url, json=body) as response:
+                if response.status != HTTPStatus.OK:
+                    raise Failed(f"{target.name} sold no image: {await response.text()}")
+
+        await asyncio.gather(*(buy(number) for number in range(count)))
 
 
 def _check(target: Target, result: Mapping[str, int], *, least_bytes: int) -> None:

@@ -15,7 +15,8 @@ import redis
 
 from tests.bench.processes import tool_path
 
-PACKAGES = ("aiohttp", "uvloop", "redis", "hiredis", "orjson", "pybase64", "Pillow")
+_NAMES = ("aiohttp", "uvloop", "hiredis", "orjson", "pybase64", "Pillow")
+PACKAGES = {**{name: name for name in _NAMES}, "redis-py": "redis"}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -46,7 +47,7 @@ def describe_versions(redis_url: str) -> dict[str, str]:
         "store": store,
         "nginx": _output(["nginx", "-v"]).rpartition("/")[2],
         "wrk": _output(["wrk", "-v"]).partition("[")[0].removeprefix("wrk").strip(),
-        **{package: version(package) for package in PACKAGES},
+        **{name: version(package) for name, package in PACKAGES.items()},
     }
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from tests.bench.bulk import in_flight, large
 from tests.bench.cells import PEERS, SIZES, Cell, chosen_cells
 from tests.bench.curves import measure_curves
-from tests.bench.distinct import distinct
+from tests.bench.distinct import distinct, not_in_memory
 from tests.bench.goals import IDENTICAL, cell_figures
 from tests.bench.load import Failed, measure_in_turn
 from tests.bench.results import Part
@@ -27,6 +27,7 @@ IDENTICAL_REQUESTS: Final = 100
 WORKERS: Final = 4
 CURVES: Final = "curves"
 PARTS: Final = (
+    "not in memory",
     "streams",
     "identical",
     "distinct",
@@ -36,7 +37,7 @@ PARTS: Final = (
     "entries",
     CURVES,
 )
-SHORT_PARTS: Final = ("streams", "identical")
+SHORT_PARTS: Final = ("not in memory", "streams", "identical")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _parts(
     setup = setups["2 KB"]
     redis_url, seconds, rounds = setup.redis_url, options.seconds, options.rounds
     parts: dict[str, Callable[[], Iterator[Part]]] = {
+        "not in memory": lambda: not_in_memory(folder, redis_url, seconds=seconds, rounds=rounds),
         "streams": lambda: streams(folder, redis_url, options.stream_sizes, seconds=seconds),
         "identical": lambda: _identical(folder, redis_url),
         "distinct": lambda: distinct(folder, redis_url, seconds=seconds, rounds=rounds),

@@ -12,22 +12,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from http import HTTPStatus
 from pathlib import Path
 from typing import Final
-
-import aiohttp
 
 from gateway.configuration.settings import Settings
 from tests.bench.cells import HIT_SMALL, PURCHASE_SMALL
 from tests.bench.filling import fill_entries
 from tests.bench.goals import SCALE
-from tests.bench.load import Failed, Target, known_prompt, measure
+from tests.bench.load import Target, buy_known, measure
+from tests.bench.processor_time import until_idle
 from tests.bench.results import Measurement, Part, Servers, median, ratio
 from tests.bench.servers import Setup, run_gateway
 from tests.gateways import make_settings
 
-KNOWN_IMAGES: Final = 1000
+FEWEST: Final = replace(HIT_SMALL, images=1000)
 STEPS: Final = (10_000, 100_000)
 FEW, MANY = "few", "many"
 ROUND_SECONDS: Final = 2
@@ -40,7 +38,7 @@ def scale(folder: Path, setup: Setup, *, entries: int, rounds: int) -> Iterator[
         "Redis": (f"{redis}/1", f"{redis}/2"),
         "embedded store": (None, None),
     }
-    steps = [KNOWN_IMAGES, *(step for step in STEPS if step < entries), entries]
+    steps = [FEWEST.images, *(step for step in STEPS if step < entries), entries]
     for store, urls in stores.items():
         own = replace(setup, folder=folder / f"entries-{store.replace(' ', '-')}")
         own.folder.mkdir()
@@ -51,7 +49,7 @@ def scale(folder: Path, setup: Setup, *, entries: int, rounds: int) -> Iterator[
                 for name, url in zip((FEW, MANY), urls, strict=True)
             )
             for target in (few, many):
-                asyncio.run(_buy_all(target))
+                asyncio.run(buy_known(target, FEWEST.images))
             yield _measure_steps(store, (few, many), many_settings, steps, rounds=rounds)
 
 
@@ -59,9 +57,10 @@ def _measure_steps(
     store: str, targets: Sequence[Target], filled: Settings, steps: Sequence[int], *, rounds: int
 ) -> Part:
     points: list[tuple[float, Servers]] = []
-    for before, step in zip([KNOWN_IMAGES, *steps], steps, strict=False):
+    for before, step in zip([FEWEST.images, *steps], steps, strict=False):
         print(f"{step:,} entries, {store} …", file=sys.stderr)  # noqa: T201
         fill_entries(filled, step - before)
+        until_idle(targets[1].processes)
         _hits(targets)  # caches fill
         pairs = [_hits(targets) for _ in range(rounds)]
         hits = median([pair[1] for pair in pairs])
@@ -75,10 +74,7 @@ def _measure_steps(
 
 
 def _hits(targets: Sequence[Target]) -> list[Measurement]:
-    return [
-        measure(target, HIT_SMALL, seconds=ROUND_SECONDS, known_images=KNOWN_IMAGES)
-        for target in targets
-    ]
+    return [measure(target, FEWEST, seconds=ROUND_SECONDS) for target in targets]
 
 
 def _median_ratio(pairs: Sequence[Sequence[Measurement]]) -> float | None:
@@ -86,22 +82,3 @@ def _median_ratio(pairs: Sequence[Sequence[Measurement]]) -> float | None:
     ratios = [ratio(many.processor_ms, few.processor_ms) for few, many in pairs]
     known = [each for each in ratios if each is not None]
     return statistics.median(known) if known else None
-
-
-async def _buy_all(target: Target) -> None:
-    """Buys the images that are requested later, over HTTP."""
-    connector = aiohttp.TCPConnector(limit=HIT_SMALL.connections)
-    async with aiohttp.ClientSession(connector=connector, headers=target.headers) as session:
-
-        async def buy(number: int) -> None:
-            body = {
-                "model": "gpt-image-2",
-                "prompt": known_prompt(number),
-                "size": "1024x1024",
-                "quality": "high",
-            }
-            async with session.post(target.url, json=body) as response:
-                if response.status != HTTPStatus.OK:
-                    raise Failed(f"{target.name} sold no image: {await response.text()}")
-
-        await asyncio.gather(*(buy(number) for number in range(KNOWN_IMAGES)))

@@ -24,7 +24,6 @@ from tests.bench.cells import (
     NGINX_CACHE,
     NGINX_PROXY,
     NGINX_STORED,
-    NO_MEMORY_CACHE,
     PEERS,
     SIZES,
     UPSTREAM,
@@ -128,23 +127,14 @@ class _Targets:
 
     def open_gateways(self) -> None:
         """Hits use a key with `PURCHASE_LIMITS`, purchases one with `LIMITS`."""
-        setup = self._setup
-        gateway = self._gateway(GATEWAY, setup.redis_url)
-        self.add(gateway, "bought")
-        self.add(with_limits(gateway, setup.size, PURCHASE_LIMITS), "hit")
-        self.add(replace(gateway, name=ADMITTED), "hit")
-        if EMBEDDED in self._chosen:
-            embedded = self._gateway(EMBEDDED, None)
-            self.add(embedded, "bought")
-            self.add(with_limits(embedded, setup.size, PURCHASE_LIMITS), "hit")
-        if NO_MEMORY_CACHE in self._chosen:
-            cold = run_gateway(
-                setup, NO_MEMORY_CACHE, setup.redis_url, memory_bytes=0, limits=PURCHASE_LIMITS
-            )
-            self.add(self._stack.enter_context(cold), "hit")
-
-    def _gateway(self, name: str, redis_url: str | None) -> Target:
-        return self._stack.enter_context(run_gateway(self._setup, name, redis_url))
+        for name, redis_url in ((GATEWAY, self._setup.redis_url), (EMBEDDED, None)):
+            if name in self._chosen:
+                running = run_gateway(self._setup, name, redis_url)
+                gateway = self._stack.enter_context(running)
+                self.add(gateway, "bought")
+                self.add(with_limits(gateway, self._setup.size, PURCHASE_LIMITS), "hit")
+                if name == GATEWAY:
+                    self.add(replace(gateway, name=ADMITTED), "hit")
 
     def open_bare(self) -> None:
         """The bare handlers."""

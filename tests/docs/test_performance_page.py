@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.bench import goals
-from tests.bench.cells import PEERS, all_cells
+from tests.bench.cells import HIT_COLD, PEERS, all_cells
 from tests.bench.goals import cell_figures
 from tests.bench.performance import PAGE, daily_bounds, load_run, rendered
 from tests.bench.results import Figure, Part, as_document, ratio
@@ -86,7 +86,8 @@ def _expected() -> list[Figure]:
     single = [goals.ADDED_LATENCY, goals.IN_FLIGHT, goals.LARGE_MEMORY, goals.LARGE_PAUSE]
     many = [goals.IDENTICAL, *goals.FIRST_PARTIAL.values(), *goals.SCALE.values()]
     others = [goal.figure(None) for goal in (*single, *many, *goals.WORKERS.values())]
-    return [*(figure for cell in all_cells() for figure in cell_figures(cell, {})), *others]
+    cells = [*all_cells(), HIT_COLD]
+    return [*(figure for cell in cells for figure in cell_figures(cell, {})), *others]
 
 
 def _scaled(name: str) -> str:
