@@ -22,7 +22,7 @@ from tests.bench import goals, nginx
 from tests.bench.cells import GATEWAY, SIZES
 from tests.bench.load import Failed, Target
 from tests.bench.processes import raise_descriptor_limit, run_process
-from tests.bench.processor_time import spent_by
+from tests.bench.processor_time import SETTLE_SECONDS, spent_by
 from tests.bench.results import Measurement, Part
 from tests.bench.servers import Setup, run_gateway
 from tests.ports import free_port
@@ -36,9 +36,6 @@ LARGE_BYTES = 8 * 1024 * 1024
 """The size of a large image. Its base64 is a third larger."""
 
 WARM_UP = 100
-SETTLE_SECONDS = 1.5
-"""After the last answer, the worker still writes its ledger and last uses."""
-
 TIMEOUT_SECONDS = 300.0
 
 

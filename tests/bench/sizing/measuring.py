@@ -22,12 +22,12 @@ from typing import Any
 
 import redis
 
-from tests.bench.bulk import SETTLE_SECONDS, measure_in_flight
+from tests.bench.bulk import measure_in_flight
 from tests.bench.cells import SIZES, Cell, Kind
 from tests.bench.distinct import run_distinct
 from tests.bench.load import Failed, Target, run_wrk
 from tests.bench.machine import processor_name, store_version
-from tests.bench.processor_time import used_seconds
+from tests.bench.processor_time import SETTLE_SECONDS, used_seconds
 from tests.bench.servers import PURCHASE_LIMITS
 from tests.bench.sizing.figures import Figures, Load
 from tests.bench.sizing.recovery import measure_recovery
