@@ -14,7 +14,7 @@ SETTLE_SECONDS = 1.0
 """After the last answer, a worker still writes its counts, records and last uses."""
 IDLE_SHARE = 0.05
 """Of a processor."""
-IDLE_ATTEMPTS = 600
+IDLE_ATTEMPTS = 1200
 _WHOLE_PROCESS = 2
 """The kind of a clock in Linux' ids of clocks: user and system time of all threads."""
 
@@ -66,14 +66,14 @@ def spent_by(processes: Processes, *, settle_seconds: float = SETTLE_SECONDS) ->
 def until_idle(processes: Processes) -> None:
     """Waits until worker and Redis are idle: what was written before is worked off.
 
-    Raises `TimeoutError` after ten minutes.
+    Raises `TimeoutError` after twenty minutes.
     """
     for _ in range(IDLE_ATTEMPTS):
         with spent_by(processes) as spent:
             pass
         if (spent.worker or 0.0) + (spent.redis or 0.0) < IDLE_SHARE * SETTLE_SECONDS:
             return
-    raise TimeoutError("after ten minutes the gateway is still not idle")
+    raise TimeoutError("after twenty minutes the gateway is still not idle")
 
 
 def _read(processes: Processes) -> tuple[float | None, float | None, float | None]:
