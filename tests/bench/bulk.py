@@ -100,7 +100,7 @@ def measure_in_flight(folder: Path, redis_url: str, count: int) -> InFlight:
             pass
         idle = _memory(gateway.worker, "VmRSS")
         with (
-            spent_by(gateway.processes, settle_seconds=0) as spent,
+            spent_by(gateway.processes) as spent,
             _crowd(gateway, upstream, count, least_bytes=SIZES["2 KB"]),
         ):
             held = _memory(gateway.worker, "VmRSS")
@@ -118,7 +118,7 @@ def large(folder: Path, redis_url: str) -> Iterator[Part]:
             time.sleep(SETTLE_SECONDS)
         idle = _memory(gateway.worker, "VmRSS")
         with (
-            spent_by(gateway.processes, settle_seconds=0) as spent,
+            spent_by(gateway.processes) as spent,
             _prober(gateway) as busy,
             _crowd(gateway, upstream, LARGE, least_bytes=base64_bytes),
         ):

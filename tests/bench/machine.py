@@ -7,7 +7,8 @@ import platform
 import re
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import redis
 from tests.bench.processes import tool_path
 
 _NAMES = ("aiohttp", "uvloop", "hiredis", "orjson", "pybase64", "Pillow")
-PACKAGES = {**{name: name for name in _NAMES}, "redis-py": "redis"}
+PACKAGES = {**{name: name for name in _NAMES}, "redis-py": "redis", "ISA-L": "isal"}
+"""Packages that requests run through, by name. The last one is optional."""
 
 
 def describe_machine() -> dict[str, Any]:
@@ -47,8 +49,16 @@ def describe_versions(redis_url: str) -> dict[str, str]:
         "store": store,
         "nginx": _output(["nginx", "-v"]).rpartition("/")[2],
         "wrk": _output(["wrk", "-v"]).partition("[")[0].removeprefix("wrk").strip(),
-        **{name: version(package) for name, package in PACKAGES.items()},
+        **_package_versions(),
     }
+
+
+def _package_versions() -> dict[str, str]:
+    found = {}
+    for name, package in PACKAGES.items():
+        with suppress(PackageNotFoundError):
+            found[name] = version(package)
+    return found
 
 
 def store_version(client: redis.Redis) -> str:

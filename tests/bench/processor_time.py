@@ -11,10 +11,10 @@ from tests.bench.results import Measurement, ratio
 from tests.processes import living_children
 
 SETTLE_SECONDS = 1.0
-"""After the last answer, a worker still writes its counts, records and last uses."""
-IDLE_SHARE = 0.05
-"""Of a processor."""
-IDLE_ATTEMPTS = 1200
+"""After the last answer, a worker of the gateway still writes counts, records and last uses."""
+IDLE_SECONDS = 0.1
+"""Processor time of idle processes while they are watched, which includes the settling."""
+IDLE_ATTEMPTS = 600
 _WHOLE_PROCESS = 2
 """The kind of a clock in Linux' ids of clocks: user and system time of all threads."""
 
@@ -26,6 +26,8 @@ class Processes:
     workers: Sequence[int] = ()
     redis: int | None = None
     upstream: int | None = None
+    settle_seconds: float = 0.0
+    """How long they write after the last answer."""
 
 
 @dataclass
@@ -51,11 +53,11 @@ def _milliseconds(seconds: float | None, requests: int) -> float | None:
 
 
 @contextmanager
-def spent_by(processes: Processes, *, settle_seconds: float = SETTLE_SECONDS) -> Iterator[Spent]:
+def spent_by(processes: Processes) -> Iterator[Spent]:
     """Measures while the block runs, and for the time that writing afterwards takes."""
     spent, before = Spent(), _read(processes)
     yield spent
-    time.sleep(settle_seconds)
+    time.sleep(processes.settle_seconds)
     after = _read(processes)
     spent.worker, spent.redis, spent.upstream = (
         None if start is None or end is None else end - start
@@ -70,8 +72,8 @@ def until_idle(processes: Processes) -> None:
     """
     for _ in range(IDLE_ATTEMPTS):
         with spent_by(processes) as spent:
-            pass
-        if (spent.worker or 0.0) + (spent.redis or 0.0) < IDLE_SHARE * SETTLE_SECONDS:
+            time.sleep(SETTLE_SECONDS)
+        if (spent.worker or 0.0) + (spent.redis or 0.0) < IDLE_SECONDS:
             return
     raise TimeoutError("after twenty minutes the gateway is still not idle")
 

@@ -32,7 +32,7 @@ from tests.bench.cells import (
 from tests.bench.load import Target
 from tests.bench.nginx import PATH, Nginx
 from tests.bench.processes import run_process
-from tests.bench.processor_time import Processes
+from tests.bench.processor_time import SETTLE_SECONDS, Processes
 from tests.gateways import ADMIN_TOKEN, start_processes
 from tests.ports import free_port
 from tests.redis_server import run_redis_server
@@ -217,6 +217,7 @@ def run_gateway(
             tuple(running.workers()),
             redis_pid(redis_url) if redis_url else None,
             upstream=setup.upstream_pid,
+            settle_seconds=SETTLE_SECONDS,
         )
         yield replace(target, processes=processes)
 

@@ -40,7 +40,7 @@ def test_a_process_that_has_ended_has_used_none():
 
 def test_only_the_block_counts():
     _use(0.05)
-    with spent_by(Processes((os.getpid(),), upstream=os.getpid()), settle_seconds=0) as spent:
+    with spent_by(Processes((os.getpid(),), upstream=os.getpid())) as spent:
         _use(0.05)
     assert 0.05 <= spent.worker == pytest.approx(spent.upstream, abs=0.01)
     assert spent.worker < 0.09
