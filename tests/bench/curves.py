@@ -24,6 +24,7 @@ CONNECTIONS: Final = (1, 4, 16, 64, 256)
 KEYS: Final = (1, 100, 10_000)
 RECORDS: Final = (0, 10_000, 100_000, 1_000_000)
 USUAL_CONNECTIONS: Final = 16
+VERIFICATION_SECONDS: Final = 65.0
 
 
 def measure_curves(folder: Path, setup: Setup, *, records: int, seconds: int) -> Iterator[Part]:
@@ -66,7 +67,8 @@ def _records(
         if count <= records:
             print(f"{count:,} ledger records …", file=sys.stderr)  # noqa: T201
             write_records(settings, count - written)
-            until_idle(gateway.processes)  # the totals have the records
+            # Totals have the records within seconds; verification runs every minute.
+            until_idle(gateway.processes, watch_seconds=VERIFICATION_SECONDS)
             written = count
             yield count, _point(gateway, kept, USUAL_CONNECTIONS, seconds=seconds)
 

@@ -12,9 +12,9 @@ from tests.processes import living_children
 
 SETTLE_SECONDS = 1.0
 """After the last answer, a worker of the gateway still writes counts, records and last uses."""
-IDLE_SECONDS = 0.1
-"""Processor time of idle processes while they are watched, which includes the settling."""
-IDLE_ATTEMPTS = 600
+IDLE_SHARE = 0.02
+"""Of a processor, that an idle worker and Redis stay below."""
+MAX_WAIT_SECONDS = 1200.0
 _WHOLE_PROCESS = 2
 """The kind of a clock in Linux' ids of clocks: user and system time of all threads."""
 
@@ -65,15 +65,16 @@ def spent_by(processes: Processes) -> Iterator[Spent]:
     )
 
 
-def until_idle(processes: Processes) -> None:
-    """Waits until worker and Redis are idle: what was written before is worked off.
+def until_idle(processes: Processes, *, watch_seconds: float = 5.0) -> None:
+    """Waits until worker and Redis have worked off what was written before.
 
-    Raises `TimeoutError` after twenty minutes.
+    They are watched for `watch_seconds` at a time. Raises `TimeoutError` after twenty minutes.
     """
-    for _ in range(IDLE_ATTEMPTS):
+    until = time.monotonic() + MAX_WAIT_SECONDS
+    while time.monotonic() < until:
         with spent_by(processes) as spent:
-            time.sleep(SETTLE_SECONDS)
-        if (spent.worker or 0.0) + (spent.redis or 0.0) < IDLE_SECONDS:
+            time.sleep(watch_seconds)
+        if (spent.worker or 0.0) + (spent.redis or 0.0) < IDLE_SHARE * watch_seconds:
             return
     raise TimeoutError("after twenty minutes the gateway is still not idle")
 
