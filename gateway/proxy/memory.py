@@ -2,7 +2,8 @@
 
 A worker keeps the records that a key and its limits were made of, the entries of fingerprints, and
 the markers of purges, until the store says that they have changed (`store.kept_reads`). A request
-that must be counted or recorded before it is answered asks the store. So does every miss.
+that must be recorded before it is answered asks the store, and so does every miss. One that must be
+counted asks it only for that.
 
 Described in `docs/reference/cache.md#hits-from-memory`.
 """
