@@ -76,8 +76,10 @@ class RequestContext:
     """It was counted against the key's requests."""
     was_looked_up: bool = field(default=False, init=False)
     """It was admitted, and its entry was read."""
+    needed_no_store: bool = field(default=False, init=False)
+    """It was admitted, and its entry found, in this worker's memory."""
     found_in_memory: Mapping[int, CachedImage] | None = field(default=None, init=False)
-    """It was admitted, and its entry found with all of its images, without the store."""
+    """The images of its entry, found without the store: all that it asks for."""
     interpretation: tuple[Any, Any] | None = field(default=None, init=False)
     """Of a body that this worker did not know, for `Interpreter.remember`."""
     cache_policy: CachePolicy = field(default=_DEFAULT_CACHE_POLICY, init=False)
@@ -92,7 +94,7 @@ class RequestContext:
 
     @property
     def is_from_memory(self) -> bool:
-        """Whether it was admitted, and its entry found, without the store."""
+        """Whether its entry was found without the store."""
         return self.found_in_memory is not None
 
     @property

@@ -2,7 +2,8 @@
 
 A worker keeps the records that a key and its limits were made of, the entries of fingerprints, and
 the markers of purges, until the store says that they have changed (`store.kept_reads`). A request
-that must be counted or recorded before it is answered asks the store. So does every miss.
+that must be recorded before it is answered asks the store, and so does every miss. One that must be
+counted asks it only for that.
 
 Described in `docs/reference/cache.md#hits-from-memory`.
 """
@@ -92,9 +93,27 @@ class Memory:
         self._on_hit()
         return Found(entry, cached)
 
+    def look_up_entry(self, context: RequestContext, query: ImageQuery) -> Found | None:
+        """The entry of a query that it can answer alone, for a request that is counted first.
+
+        None: the store has to be asked for it too.
+        """
+        if not _can_use_memory(context, query):
+            return None
+        found = self._kept.find(self._cache.reads(query.fingerprint))
+        if found is None:
+            return None
+        entry, purges = found
+        if purges is not None:
+            return None
+        cached = usable_images(query, entry)
+        return None if missing_from(query, cached) else Found(entry, cached)
+
     def learn(self, context: RequestContext, query: ImageQuery) -> None:
         """Keeps what a hit needed of the store, if it is not the first one of its fingerprint."""
-        if context.is_from_memory or not _needs_no_store(context, query):
+        # Of a request that is counted, the entry is all that can be kept.
+        is_kept = context.is_from_memory and quota.counts_requests(context.principal)
+        if context.needed_no_store or is_kept or not _can_use_memory(context, query):
             return
         fingerprint = query.fingerprint
         if fingerprint in self._seen:
@@ -138,11 +157,15 @@ class Memory:
 
 def _needs_no_store(context: RequestContext, query: ImageQuery) -> bool:
     """Whether a hit has nothing to count, and nothing to write before its answer."""
+    return _can_use_memory(context, query) and not quota.counts_requests(context.principal)
+
+
+def _can_use_memory(context: RequestContext, query: ImageQuery) -> bool:
+    """Whether a hit has nothing to write before its answer, besides its count."""
     headers = query.headers
     return not (
         headers.dry_run
         or headers.tags
         or headers.idempotency_key is not None
         or context.key.parallel == "vary"
-        or quota.counts_requests(context.principal)
     )

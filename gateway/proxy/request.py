@@ -198,6 +198,7 @@ class Proxy:
         """Counts the request and reads its entry, in one round trip.
 
         A hit that has nothing to count, and whose key and entry this worker has kept, needs none.
+        One that is counted only needs the admission if the entry is kept.
 
         The admission also compares the records that the key and its limits were read from with the
         store's. If one was changed, the
@@ -212,11 +213,19 @@ class Proxy:
             admission = None
             if not context.is_admitted:
                 admission = quota.admit(batch, context.principal, peeks=query.headers.dry_run)
-            look_up = self._cache.look_up(batch, query.fingerprint)
+            look_up = None
+            if admission is None or self._memory.look_up_entry(context, query) is None:
+                look_up = self._cache.look_up(batch, query.fingerprint)
             await batch.execute()
             if admission is None or await self._use_admission(context, admission.value):
                 context.was_looked_up = True
-                return query, await self._cache.looked_up(look_up)
+                if look_up is not None:
+                    return query, await self._cache.looked_up(look_up)
+                # Again, because it may have changed meanwhile.
+                if (found := self._memory.look_up_entry(context, query)) is not None:
+                    context.found_in_memory = found.cached
+                    return query, found.entry
+                return query, await self._cache.entry(query.fingerprint)
             query = await self._interpret(context, query.body)
         raise self._changed_too_often(context)
 
@@ -226,7 +235,7 @@ class Proxy:
         context.record = context.record.but(time=found.entry.now)
         context.found_in_memory = found.cached
         self._memory.use_known_limits(context)
-        context.is_admitted = context.was_looked_up = True
+        context.is_admitted = context.was_looked_up = context.needed_no_store = True
 
     def _changed_too_often(self, context: RequestContext) -> GatewayError:
         return GatewayError(
