@@ -20,7 +20,7 @@ from tests.bench.pages import GB, byte_size, milliseconds, number, percent, tabl
 from tests.bench.results import Figure, Measurement, Run, parse_document, ratio
 from tests.bench.sizing.arithmetic import GIVEN, Plan
 from tests.bench.sizing.figures import Figures, load_figures
-from tests.bench.table import UNKNOWN, amount, bound
+from tests.bench.table import UNKNOWN, amount, bound, times
 
 FILE: Final = Path(__file__).with_name("performance.json")
 PAGE: Final = Path(__file__).parents[2] / "docs" / "performance.md"
@@ -110,7 +110,7 @@ def _cells(run: Run) -> Iterable[str]:
                     "" if position else cell,
                     name,
                     *map(_ms, (each.worker_ms, each.redis_ms, each.upstream_ms)),
-                    _times(ratio(each.processor_ms, bare.processor_ms)),
+                    times(ratio(each.processor_ms, bare.processor_ms)),
                     UNKNOWN if each.per_second is None else number(each.per_second),
                     _ms(each.p50_ms),
                 ]
@@ -121,10 +121,6 @@ def _cells(run: Run) -> Iterable[str]:
 
 def _ms(value: float | None) -> str:
     return UNKNOWN if value is None else milliseconds(value)
-
-
-def _times(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.2f} ×"
 
 
 # ── curves ──────────────────────────────────────────────────────────────────────────────────

@@ -18,11 +18,13 @@ UNKNOWN = "–"
 def print_run(run: Run) -> None:
     """Prints the cells, then the figures that have a floor or a target."""
     console = Console(width=WIDTH)
-    console.print(_cells_table(run))
+    if run.results.cells:
+        console.print(_cells_table(run))
     for name, points in run.results.curves.items():
         cells = {f"{at:,} {name}": servers for at, servers in points}
         console.print(_servers_table(f"curve: {name}", cells))
-    console.print(_figures_table(run))
+    if run.results.figures:
+        console.print(_figures_table(run))
 
 
 def _cells_table(run: Run) -> Table:
@@ -55,8 +57,8 @@ def _rows(servers: Servers) -> Iterator[list[str]]:
             UNKNOWN if each.per_second is None else f"{each.per_second:,.0f}",
             _ms(each.p50_ms, digits=2),
             *(_ms(time, digits=3) for time in times),
-            _times(ratio(each.processor_ms, bare.processor_ms)),
-            _times(ratio(each.per_second, bare.per_second)),
+            times(ratio(each.processor_ms, bare.processor_ms)),
+            times(ratio(each.per_second, bare.per_second)),
         ]
 
 
@@ -64,7 +66,8 @@ def _ms(value: float | None, *, digits: int) -> str:
     return UNKNOWN if value is None else f"{value:.{digits}f} ms"
 
 
-def _times(value: float | None) -> str:
+def times(value: float | None) -> str:
+    """A ratio, or `UNKNOWN`."""
     return UNKNOWN if value is None else f"{value:.2f} ×"
 
 
