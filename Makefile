@@ -19,14 +19,14 @@ SCHEMAS := import pathlib; from gateway.configuration.schema import write_schema
 LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
 	--no-header --no-emit-options --no-emit-index-url --no-emit-trusted-host \
 	--no-emit-find-links --annotation-style=line
-LOCKED := --extra otel pyproject.toml requirements/install.in
+LOCKED := --extra fast --extra otel pyproject.toml requirements/install.in
 
 # With it, each of the hundreds of gateways that the tests start would compile every module.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-parallel test-timed smoke screenshots test-clients test-valkey test-long coverage bench scale check schemas manifests lock clean
+.PHONY: help run test test-parallel test-timed smoke screenshots test-clients test-valkey test-long coverage bench performance scale check schemas manifests lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -69,9 +69,16 @@ test-long: $(VENV)/dev.stamp ## run the long tests, the others on Debian 13, the
 coverage: $(VENV)/dev.stamp ## which lines and branches the tests reach; they take half as long again
 	@$(BIN)/pytest -n $(TESTERS) -m "not long" --cov --cov-report=term:skip-covered
 
-bench: $(VENV)/dev.stamp ## measure speed; SECONDS=5 ROUNDS=1 ENTRIES=1000000 ONLY='hit 2 KB' PEERS=litellm,portkey
-	@$(BIN)/python -m tests.bench --seconds $(or $(SECONDS),5) --rounds $(or $(ROUNDS),1) \
-		--only '$(ONLY)' --peers '$(PEERS)' --entries $(or $(ENTRIES),50000)
+bench: $(VENV)/dev.stamp ## measure speed; SHORT=1 SECONDS=5 ROUNDS=1 ONLY='hit 2 KB' PEERS=litellm,portkey ENTRIES=1000000 CURVES=1 JSON=FILE
+	@$(BIN)/python -m tests.bench $(if $(SHORT),--short) $(if $(SECONDS),--seconds $(SECONDS)) \
+		--rounds $(or $(ROUNDS),1) --only '$(ONLY)' --peers '$(PEERS)' \
+		--entries $(or $(ENTRIES),50000) $(if $(CURVES),--curves) $(if $(JSON),--json '$(JSON)')
+
+performance: $(VENV)/dev.stamp ## measure everything, and write the tables of docs/performance.md; SECONDS=5 ROUNDS=3 ONLY=… PEERS=… ENTRIES=1000000
+	@$(BIN)/python -m tests.bench --curves --json tests/bench/performance.json $(if $(ONLY),--merge) \
+		--seconds $(or $(SECONDS),5) --rounds $(or $(ROUNDS),3) --only '$(ONLY)' \
+		--peers '$(PEERS)' --entries $(or $(ENTRIES),1000000)
+	@$(BIN)/python -m tests.bench.performance
 
 scale: $(VENV)/dev.stamp ## measure one worker and one Redis, and write the tables of docs/scale.md
 	@$(BIN)/python -m tests.bench.sizing

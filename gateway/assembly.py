@@ -157,6 +157,7 @@ async def open_gateway(
     policy = create_policy(ServedPolicySource(source, settings), metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
+        stack.callback(metrics.write_pending)
         # First, so that it is closed last: purchases end while the rest closes.
         tracer = await stack.enter_async_context(open_tracer(tracing_settings(settings, worker)))
         opened_store, blob_store = await stack.enter_async_context(open_store(settings))
@@ -372,7 +373,7 @@ def wire_gateway(
         interpreter,
         cache.image_cache,
         images,
-        memory=Memory(store.kept, cache.image_cache, on_hit=metrics.cache.hits_from_memory.inc),
+        memory=Memory(store.kept, cache.image_cache, on_hit=metrics.cache.found_in_memory),
         idempotent_images=idempotent_images,
         store_outage=store_outage,
         recorder=Recorder(ledger, metrics, clock, on_refused=alert_watch.note_refusal),

@@ -10,6 +10,8 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import compress
+from operator import ne
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -190,6 +192,8 @@ class Usage:
 
     def shares(self, count: int) -> list[Usage]:
         """`count` integer shares, as even as possible, whose sum is this usage."""
+        if count == 1:
+            return [self]
 
         def split(tokens: int, index: int) -> int:
             # The first shares get the remainder, so no share has more cached tokens than tokens.
@@ -581,9 +585,10 @@ class Record(NamedTuple):
 
     def encode(self) -> bytes:
         """The record's bytes in the ledger: JSON without what `decode` adds."""
-        # Of a hit a third: millions of records are kept.
-        fields = zip(self._fields, self, _DEFAULTS, strict=True)
-        stored = {name: value for name, value, default in fields if value != default}
+        # Of a hit a third: millions of records are kept. Compared without Python code, because
+        # every hit encodes a record.
+        fields = zip(self._fields, self, strict=True)
+        stored = dict(compress(fields, map(ne, self, _DEFAULTS)))
         if self.request_id == self.id:
             del stored["request_id"]
         return orjson.dumps(stored)
@@ -609,8 +614,14 @@ class Record(NamedTuple):
 
     def but(self, **changes: Any) -> Record:
         """The same record with some fields changed."""
-        return self._replace(**changes)
+        # A third of the time of `_replace`, which looks every field up.
+        fields = list(self)
+        for name, value in changes.items():
+            fields[_POSITIONS[name]] = value
+        return tuple.__new__(Record, fields)
 
+
+_POSITIONS: Final = {name: position for position, name in enumerate(Record._fields)}
 
 _DEFAULTS: Final = tuple(Record._field_defaults.get(name, ...) for name in Record._fields)
 """`...` for a field without a default."""

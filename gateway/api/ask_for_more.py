@@ -21,7 +21,7 @@ from gateway.limits import CALENDAR_PERIODS, LIMITS, MICROS_PER_USD, CalendarPer
 from gateway.values import nearest
 
 
-async def ask_for_more(request: web.Request) -> web.Response:
+async def ask_for_more(request: web.Request) -> web.StreamResponse:
     """Makes an event, once for each key, limit and window; works with the budget used up."""
     given = await read_parameters(request, ("limit", "amount", "reason"))
     limit = _read_limit(given.get("limit"))

@@ -38,7 +38,8 @@ def with_key(handler: Handler) -> Handler:
     async def authenticated(request: web.Request) -> web.StreamResponse:
         secret, services = _key_secret(request), request.app[SERVICES]
         credential = Credential.of(secret)
-        with _noting_incorrect(request, secret):
+        # Not with `_noting_incorrect`: a context manager takes longer than the look-up.
+        try:
             # The key may have been revoked since; the admission that follows checks that.
             key = services.keys.find_known(credential)
             if key is None:
@@ -46,6 +47,9 @@ def with_key(handler: Handler) -> Handler:
                 key = await services.attempts.look_up(client_of(request), look_up)
             use_key(request, key, credential)
             return await handler(request)
+        except IncorrectKey:
+            _note_incorrect(request, secret)
+            raise
 
     return authenticated
 
@@ -100,9 +104,13 @@ def _noting_incorrect(request: web.Request, secret: str) -> Iterator[None]:
     try:
         yield
     except IncorrectKey:
-        address = request[EXCHANGE].client_address
-        request.app[SERVICES].revoked_secrets.note(secret, address)
+        _note_incorrect(request, secret)
         raise
+
+
+def _note_incorrect(request: web.Request, secret: str) -> None:
+    address = request[EXCHANGE].client_address
+    request.app[SERVICES].revoked_secrets.note(secret, address)
 
 
 def use_key(request: web.Request, key: Key, credential: Credential) -> None:

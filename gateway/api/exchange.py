@@ -22,7 +22,7 @@ SERVER: Final = "image-gateway"
 """The `Server` header: no library, no version."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Exchange:
     """A request, from its head to its response."""
 
@@ -34,20 +34,23 @@ class Exchange:
     client_scheme: str | None = None
     """`http` or `https`, if a trusted proxy says which one the client used."""
     trace: TraceContext = NO_TRACE_CONTEXT
-    headers: dict[str, str] = field(default_factory=dict)
+    # Learnt later: as in `RequestContext`, a default costs nothing.
+    headers: dict[str, str] = field(default_factory=dict, init=False)
     """Headers for the response, also if it is an error."""
-    key_name: str | None = None
-    model: str | None = None
-    outcome: str | None = None
-    context: RequestContext | None = None
+    key_name: str | None = field(default=None, init=False)
+    model: str | None = field(default=None, init=False)
+    outcome: str | None = field(default=None, init=False)
+    is_of_admin: bool = field(default=False, init=False)
+    """An admin sent it in the dashboard."""
+    context: RequestContext | None = field(default=None, init=False)
     """Of an image request, until it is logged."""
-    saved_micros: int = 0
+    saved_micros: int = field(default=0, init=False)
     """The original cost of the images that it got without buying them."""
-    error: GatewayError | None = None
+    error: GatewayError | None = field(default=None, init=False)
     """The error that it was answered with."""
-    body_bytes: int = 0
+    body_bytes: int = field(default=0, init=False)
     """Bytes of an image response that were sent, or are about to be."""
-    has_begun: bool = False
+    has_begun: bool = field(default=False, init=False)
     """The response has begun, so there can be no other one."""
 
 

@@ -10,12 +10,13 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.api.auth import CREDENTIAL, KEY, SESSION
+from gateway.api.auth import CREDENTIAL, KEY
 from gateway.api.exchange import EXCHANGE, Exchange
 from gateway.api.http.body import read_body
 from gateway.api.http.json import JSON, json_response
 from gateway.api.http.sending import send_body
 from gateway.api.http.streaming import EventStream
+from gateway.api.http.whole import JOIN_BYTES, WholeResponse
 from gateway.api.open_requests import Place
 from gateway.api.origin import public_url
 from gateway.api.rendering import (
@@ -37,9 +38,6 @@ from gateway.proxy.context import RequestContext
 from gateway.proxy.request import Proxy
 from gateway.proxy.result import Answer, DryRun
 
-JOIN_BYTES: Final = 64 * 1024
-"""Bodies up to this size are joined and sent in one piece; larger ones are not copied."""
-
 BY_ADMIN: Final = "by_admin"
 """The flag of a request that an admin made with a holder's key, in the dashboard."""
 
@@ -56,7 +54,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def _answer(
     request: web.Request, services: Services, exchange: Exchange, *, place: Place
 ) -> web.StreamResponse:
-    exchange.context = context = _create_context(request, services, place)
+    exchange.context = context = _create_context(request, services, exchange, place=place)
     base_url = public_url(request)  # now: nothing of the request may fail when charged
     with EventStream(request) as stream:
         context.on_stream = stream.start
@@ -77,13 +75,16 @@ async def _answer(
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
     body = json_body(result, created=int(now), public_url=base_url, reports_all_usage=shows)
-    return await _send(request, body)
+    response = WholeResponse(body, content_type=JSON)
+    exchange.body_bytes = response.body_bytes
+    # A small one is sent when the handler has ended, and its place is free by then.
+    return response if response.body_bytes <= JOIN_BYTES else await send_body(request, response)
 
 
-def _create_context(request: web.Request, services: Services, place: Place) -> RequestContext:
-    key, exchange = request[KEY], request[EXCHANGE]
-    request_id, now = exchange.request_id, services.clock()
-    is_admin = SESSION in request and request[SESSION].kind == "admin"
+def _create_context(
+    request: web.Request, services: Services, exchange: Exchange, *, place: Place
+) -> RequestContext:
+    key, request_id, now = request[KEY], exchange.request_id, services.clock()
 
     async def enter_and_read() -> bytes:
         # Here, because an error of the body is recorded, and nothing was stored or bought yet.
@@ -105,7 +106,8 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
             request_id=request_id,
             time=now,
             client_address=exchange.client_address,
-        ).but(flags=(BY_ADMIN,) if is_admin else ()),
+            flags=(BY_ADMIN,) if exchange.is_of_admin else (),
+        ),
         trace=exchange.trace,
         is_connected=lambda: request.transport is not None and not request.transport.is_closing(),
     )
@@ -126,12 +128,3 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
     finally:
         exchange.model, exchange.outcome = context.record.model, context.outcome
         exchange.headers.update(context_headers(context))
-
-
-async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
-    size = request[EXCHANGE].body_bytes = sum(map(len, pieces))
-    if size <= JOIN_BYTES:
-        return web.Response(body=b"".join(pieces), content_type=JSON)
-    response = web.StreamResponse(headers={hdrs.CONTENT_LENGTH: str(size)})
-    response.content_type = JSON
-    return await send_body(request, response, pieces)

@@ -19,7 +19,7 @@ from gateway.catalog.lifecycle import utc_date
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, shorten_name
 
 
-async def list_models(request: web.Request) -> web.Response:
+async def list_models(request: web.Request) -> web.StreamResponse:
     """`GET /v1/models`: without models that are not sold.
 
     Their price is not known, or they were shut down and `retired` is `refuse`.
@@ -33,7 +33,7 @@ async def list_models(request: web.Request) -> web.Response:
     )
 
 
-async def show_model(request: web.Request) -> web.Response:
+async def show_model(request: web.Request) -> web.StreamResponse:
     """`GET /v1/models/{id}`; 404 also for a model that the key may not use."""
     await _add_limit_headers(request)
     model_id = request.match_info["model"]

@@ -6,9 +6,7 @@ goes on, and is bounded by `server.max_open_purchases`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from aiohttp import web
 
@@ -32,9 +30,13 @@ class Place:
         """Counts the request. Raises 429 if its key or address has as many open as it may."""
         self._owners = self._requests.add(self, request, key=key, address=address)
 
-    def leave(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Frees the place, if there is one."""
-        self._requests.remove(self, self._owners)
+        if self._owners:
+            self._requests.remove(self, self._owners)
 
 
 class OpenRequests:
@@ -45,14 +47,9 @@ class OpenRequests:
         self._max_per_address = max_per_address
         self._open: dict[_Owner, dict[Place, web.Request]] = {}
 
-    @contextmanager
-    def place(self) -> Iterator[Place]:
-        """A place that a request can enter, until the block is left."""
-        place = Place(self)
-        try:
-            yield place
-        finally:
-            place.leave()
+    def place(self) -> Place:
+        """A place that a request can enter; it is left with its `with` block."""
+        return Place(self)
 
     def add(
         self, place: Place, request: web.Request, *, key: Principal, address: str

@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 
 from gateway.api.http.json import json_response
 from gateway.api.http.sending import send_body
+from gateway.api.http.whole import WholeResponse
 from gateway.api.scraping import scrape
 from gateway.api.services import SERVICES
 from gateway.failure_report import Reason
@@ -34,12 +35,12 @@ GZIP: Final = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE
 """In `Accept-Encoding`, unless its weight is 0."""
 
 
-async def healthz(_request: web.Request) -> web.Response:
+async def healthz(_request: web.Request) -> web.StreamResponse:
     """200 as long as the event loop runs."""
     return json_response({"status": "ok"}, headers=NO_STORE)
 
 
-async def readyz(request: web.Request) -> web.Response:
+async def readyz(request: web.Request) -> web.StreamResponse:
     """503 before the store was first reached, and while draining.
 
     A later outage of the store, and failures of upstream, are only listed as `degraded`, with their
@@ -106,7 +107,6 @@ async def metrics(request: web.Request) -> web.StreamResponse:
     """The metrics of all workers in Prometheus' text form."""
     compressed = GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, "")) is not None
     body = await scrape(request.app[SERVICES], compressed=compressed)
-    headers = {hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.CONTENT_LENGTH: str(len(body))}
-    if compressed:
-        headers[hdrs.CONTENT_ENCODING] = "gzip"
-    return await send_body(request, web.StreamResponse(headers=headers), [body])
+    headers: dict[str, str] = {hdrs.CONTENT_ENCODING: "gzip"} if compressed else {}
+    response = WholeResponse([body], content_type=CONTENT_TYPE, headers=headers)
+    return await send_body(request, response)

@@ -8,7 +8,7 @@ These functions are pure. `images` is the handler, `http/` sends. Described in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from aiohttp import hdrs
@@ -48,6 +48,10 @@ PARTIAL_IMAGE: Final = "image_generation.partial_image"
 COMPLETED: Final = "image_generation.completed"
 EVENT_FIELDS: Final = ("size", "quality", "background", "output_format")
 """The echoed parameters of an event, in the order of the images API."""
+MAX_FRAMES: Final = 1024
+"""Of answers with one image that a worker keeps. When there are more, all are made again."""
+_END_FIELDS: Final = ("output_format", "quality", "size")
+"""Those behind the images of a JSON body. `background` is in front of them."""
 
 
 # ── headers ─────────────────────────────────────────────────────────────────────────────────
@@ -55,12 +59,8 @@ EVENT_FIELDS: Final = ("size", "quality", "background", "output_format")
 
 def context_headers(context: RequestContext) -> dict[str, str]:
     """The headers of every response to an image request, also of an error."""
-    headers = {
-        **rate_headers(context.latest_limits),
-        **_notice_header(context),
-        **_queue_header(context),
-        **_model_headers(context),
-    }
+    headers = dict(_rate_headers(context))
+    _add_facts(headers, context)
     if context.is_stored_result:
         headers["idempotent-replayed"] = "true"
     return headers
@@ -95,18 +95,14 @@ def early_headers(context: RequestContext) -> dict[str, str]:
             # Mostly the purchase is still running, and nothing is stored.
             forwarded = STORED[forwarded] if context.purchase.is_stored else forwarded
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
-    headers = {
-        CACHE_STATUS: status,
-        **_notice_header(context),
-        **_queue_header(context),
-        **_model_headers(context),
-    }
+    headers = {CACHE_STATUS: status}
+    _add_facts(headers, context)
     # The cost is not known yet. A follower pays nothing, and its savings are not known either.
     if context.purchase.has_begun:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
     if context.purchase.is_answering:  # until then the purchase may go on to another account
         headers |= _upstream_header(context)
-    return {**headers, **rate_headers(context.latest_limits)}
+    return {**headers, **_rate_headers(context)}
 
 
 def stream_headers(answer: Answer, context: RequestContext, *, now: float) -> dict[str, str]:
@@ -127,6 +123,12 @@ def error_headers(context: RequestContext) -> dict[str, str]:
     return headers
 
 
+def _rate_headers(context: RequestContext) -> Mapping[str, str]:
+    if context.known_rate_headers is not None and not context.purchase.limits:
+        return context.known_rate_headers
+    return rate_headers(context.latest_limits)
+
+
 def _upstream_header(context: RequestContext) -> dict[str, str]:
     """Names the account of the latest purchase; nothing for an answer without one."""
     name = context.purchase.upstream
@@ -135,27 +137,22 @@ def _upstream_header(context: RequestContext) -> dict[str, str]:
 
 def notice_of(context: RequestContext) -> str:
     """What the gateway did otherwise than a header of the request, or its key, says; or nothing."""
-    return "; ".join(n for n in (context.cache_policy.notice, *context.notices) if n)
+    notice = context.cache_policy.notice
+    if not context.notices:
+        return notice or ""
+    return "; ".join(n for n in (notice, *context.notices) if n)
 
 
-def _notice_header(context: RequestContext) -> dict[str, str]:
-    notice = notice_of(context)
-    return {"x-gateway-notice": notice} if notice else {}
-
-
-def _queue_header(context: RequestContext) -> dict[str, str]:
-    text = context.purchase.waiting.text
-    return {} if text is None else {QUEUE: text}
-
-
-def _model_headers(context: RequestContext) -> dict[str, str]:
-    """Which model serves an alias, and when the model is shut down."""
-    headers = {}
-    if context.served_by is not None:
+def _add_facts(headers: dict[str, str], context: RequestContext) -> None:
+    """Adds what a client should know: of its headers, of the queue, and of the model."""
+    if notice := notice_of(context):
+        headers["x-gateway-notice"] = notice
+    if (text := context.purchase.waiting.text) is not None:
+        headers[QUEUE] = text
+    if context.served_by is not None:  # it serves an alias
         headers[MODEL] = context.served_by
     if context.retires is not None:
         headers[RETIRES] = context.retires.isoformat()
-    return headers
 
 
 def _cache_status(answer: Answer, context: RequestContext) -> str:
@@ -196,7 +193,11 @@ def json_body(
 
     Without `reports_all_usage`, images that the request did not buy count as no tokens in `usage`.
     """
-    echoed = _echoed_fields(answer.images[0][0])
+    first, data = answer.images[0]
+    if len(answer.images) == 1 and answer.request.response_format != "url":
+        frame = _frame(first, answer, reports_all_usage=reports_all_usage)
+        return [b'{"created":%d' % created, frame.start, data, frame.end]
+    echoed = _echoed_fields(first)
     start: dict[str, Any] = {"created": created}
     if "background" in echoed:
         start["background"] = echoed["background"]
@@ -208,10 +209,48 @@ def json_body(
             pieces.append(orjson.dumps(link))
         else:
             pieces += [b'{"b64_json":"', data, b'"', _rest(_image_fields(image))]
-    end = {key: echoed[key] for key in ("output_format", "quality", "size") if key in echoed}
+    end = {key: echoed[key] for key in _END_FIELDS if key in echoed}
     usage = _usage(answer, reports_all_usage=reports_all_usage)
     pieces += [b"]", _rest(end | usage)]
     return pieces
+
+
+class _Frame(NamedTuple):
+    """What stands before and behind the base64 of an answer's only image, without `created`."""
+
+    image: Image
+    shows_usage: bool
+    start: bytes
+    end: bytes
+
+
+_frames: Final[dict[str, _Frame]] = {}
+"""By the image's id. A hit's frame is the same each time, and to make it takes as long as to find
+the image."""
+
+
+def _frame(image: Image, answer: Answer, *, reports_all_usage: bool) -> _Frame:
+    shows_usage = reports_all_usage or image.id in answer.bought
+    kept = _frames.get(image.id)
+    if kept is not None and kept.image is image and kept.shows_usage == shows_usage:
+        return kept
+    if len(_frames) >= MAX_FRAMES:
+        _frames.clear()
+    frame = _frames[image.id] = _make_frame(image, shows_usage=shows_usage)
+    return frame
+
+
+def _make_frame(image: Image, *, shows_usage: bool) -> _Frame:
+    echoed = _echoed_fields(image)
+    start = {key: echoed[key] for key in ("background",) if key in echoed}
+    end: dict[str, Any] = {key: echoed[key] for key in _END_FIELDS if key in echoed}
+    if image.usage is not None:
+        end |= _usage_fields(image.usage if shows_usage else image.usage.zeroed())
+    opening = b"," + orjson.dumps(start)[1:-1] if start else b""
+    rest = _rest(_image_fields(image))
+    return _Frame(
+        image, shows_usage, opening + b',"data":[{"b64_json":"', b'"%b]%b' % (rest, _rest(end))
+    )
 
 
 def dry_run_body(result: DryRun) -> dict[str, Any]:
@@ -253,9 +292,10 @@ def _usage(answer: Answer, *, reports_all_usage: bool) -> dict[str, Any]:
         for image, _ in answer.images
         if image.usage is not None
     ]
-    if not shares:
-        return {}
-    usage = Usage.sum(shares)
+    return _usage_fields(Usage.sum(shares)) if shares else {}
+
+
+def _usage_fields(usage: Usage) -> dict[str, Any]:
     details: dict[str, Any] = {"image_tokens": usage.image_in, "text_tokens": usage.text_in}
     if usage.has_cached:
         details["cached_tokens"] = usage.cached_text_in + usage.cached_image_in

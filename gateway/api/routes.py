@@ -44,7 +44,7 @@ from gateway.api.dashboard.routes import (
     dashboard_routes,
 )
 from gateway.api.http.body import defer_continue
-from gateway.api.middleware import add_headers, answer_errors, observe
+from gateway.api.middleware import Observing, answer_errors
 from gateway.api.openapi.document import DOCUMENTS, Documents, show_document
 from gateway.api.services import SERVICES, Services
 from gateway.api.tracing import trace_request
@@ -72,14 +72,16 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
     """
     # `observe` is outside: it counts errors after `answer_errors` has made them responses.
     traced = () if services.tracer is None else (trace_request,)
-    app = web.Application(middlewares=[observe, *traced, answer_errors])
+    # Not on an address of operators: no page may call them.
+    cors = Cors(services.settings.cors_origins if client_routes in tables else ())
+    observing = Observing(services, cors)
+    app = web.Application(middlewares=[observing.observe, *traced, answer_errors])
     app._router = _Router()  # noqa: SLF001 - the argument `router` is deprecated
     app[SERVICES], app[TURNS] = services, Turns()
     # Of all tables, whichever of them this address has. Only the page calls the dashboard's API.
     app[DOCUMENTS] = Documents(route for table in (*ALL_TABLES, health_routes) for route in table())
-    # Not on an address of operators: no page may call them.
-    app[CORS] = Cors(services.settings.cors_origins if client_routes in tables else ())
-    app.on_response_prepare.append(add_headers)
+    app[CORS] = cors
+    app.on_response_prepare.append(observing.add_headers)
     for table in (*tables, health_routes):
         app.add_routes(table())
     _add_dashboard(app, serves_admin=admin_routes in tables)

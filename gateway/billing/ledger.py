@@ -80,7 +80,12 @@ class LedgerSettings(BaseModel):
 
 
 def draft(
-    principal: Principal, *, request_id: str, time: float, client_address: str | None = None
+    principal: Principal,
+    *,
+    request_id: str,
+    time: float,
+    client_address: str | None = None,
+    flags: tuple[str, ...] = (),
 ) -> Record:
     """A record with the fields that follow from the key and from where the request came."""
     return Record(
@@ -92,6 +97,7 @@ def draft(
         team=principal.team,
         labels=principal.labels,
         client_address=client_address,
+        flags=flags,
     )
 
 
@@ -124,7 +130,8 @@ class Ledger:
         self._begin_series()
         self._unfolded = 0
         self._unfolded_logged_at = -LOG_EVERY_SECONDS
-        self._saved: dict[str, int] = {}
+        self._saved: dict[tuple[str, ...], int] = {}
+        """By the running totals that a record moves."""
         self._free_bytes = DEFAULT_FREE_BYTES
         self._inspected_at = -math.inf
         self._hmac_key = b""
@@ -144,8 +151,8 @@ class Ledger:
             self._dropped += 1  # `append` drops the oldest one
         self._pending.append(record.encode())
         if record.saved_micros:
-            for total in running_totals(record):
-                self._saved[total] = self._saved.get(total, 0) + record.saved_micros
+            totals = running_totals(record)
+            self._saved[totals] = self._saved.get(totals, 0) + record.saved_micros
 
     def add_refusal(self, record: Record) -> None:
         """Counts a refused request. The first of a minute makes the record of all of them."""
@@ -211,7 +218,11 @@ class Ledger:
     def _next_append(self) -> Append:
         count = min(BATCH_RECORDS, len(self._pending))
         records = tuple(self._pending.popleft() for _ in range(count))
-        saved, self._saved = self._saved, {}
+        saved: dict[str, int] = {}
+        for totals, micros in self._saved.items():
+            for total in totals:
+                saved[total] = saved.get(total, 0) + micros
+        self._saved = {}
         reasons = list(self._refused)[:BATCH_REFUSALS]
         refusals = tuple(_count(self._refused.pop(reason)) for reason in reasons)
         return Append(records, refusals, writer=self._writer, number=self._number + 1, saved=saved)

@@ -54,6 +54,9 @@ KINDS: Final = (
 UNKNOWN_PRICE: Final = "unknown_price"
 """The flag of a purchase whose model has no price: it is charged the configured worst case."""
 
+MAX_PREPARED: Final = 1000
+"""How many bounds of an image are kept of a row, by size and quality."""
+
 _PRICES: Final = ("prices",)
 """The key of a row's token prices among what is prepared of it."""
 
@@ -174,12 +177,18 @@ def _most_expensive_image(
     billing: TokenBilling, size: str | None, quality: str | None
 ) -> _ImageEstimate:
     """The bound of one image; None is what upstream chooses."""
-    if size is not None:
-        return _highest(billing, (size,), quality)
-    known: _ImageEstimate | None = billing.prepared.get(quality)
+    known: _ImageEstimate | None = billing.prepared.get((size, quality))
     if known is None:
-        sizes = (billing.dearest_size, *(billing.output_tokens or ()), *billing.usd_per_image)
-        known = billing.prepared[quality] = _highest(billing, dict.fromkeys(sizes), quality)
+        sizes = (
+            [size]
+            if size is not None
+            else dict.fromkeys(
+                (billing.dearest_size, *(billing.output_tokens or ()), *billing.usd_per_image)
+            )
+        )
+        known = _highest(billing, sizes, quality)
+        if len(billing.prepared) < MAX_PREPARED:  # clients choose among very many sizes
+            billing.prepared[size, quality] = known
     return known
 
 

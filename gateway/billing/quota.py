@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 from gateway.billing.running_totals import limit_subjects, running_totals
@@ -42,6 +43,9 @@ from gateway.store.commands import (
 
 UNRESERVED: Final = "unreserved"
 """The flag of a record whose reservation the store had lost."""
+
+_UNRESERVED_START: Final = b'{"flags":["unreserved"],'
+"""How a record begins with no other flag. The order of its members means nothing."""
 
 SHADOW_LIMIT: Final = "shadow_limit"
 """The flag of a record that a limit would have refused if it were not in shadow mode."""
@@ -139,6 +143,8 @@ class _Prepared(NamedTuple):
     """Those in whose windows a purchase counts, with or without a limit."""
     compared: tuple[Get, ...]
     """The reads of the records that an admission compares."""
+    expected_values: list[bytes]
+    """What these reads return while the records are the same; b"" for one that is not there."""
     counts_requests: bool
     """Whether `admit` takes anything from a counter."""
 
@@ -167,10 +173,7 @@ def compared(principal: Principal) -> Sequence[Get]:
 
 def is_unchanged(principal: Principal, stored: Sequence[bytes | None]) -> bool:
     """Whether these are still the records that the principal was made of."""
-    return all(
-        expected.value == (value or b"")
-        for expected, value in zip(principal.expected, stored, strict=True)
-    )
+    return [value or b"" for value in stored] == _prepared(principal).expected_values
 
 
 def counts_requests(principal: Principal) -> bool:
@@ -291,21 +294,28 @@ def settle(
     """
     if record is None:
         return batch.add(Settle(purchase, _by_unit(charge), None, presumed, correct, attempt))
-    unreserved = record.but(flags=(*record.flags, UNRESERVED))
-    subjects = limit_subjects(record.key_id, record.team)
+    encoded, subjects = record.encode(), limit_subjects(record.key_id, record.team)
     return batch.add(
         Settle(
             purchase,
             _by_unit(charge),
-            record.encode(),
+            encoded,
             presumed=presumed,
             correct=correct,
             attempt=attempt,
-            lost=LostReservation(subjects, record.time, unreserved.encode()),
+            lost=LostReservation(subjects, record.time, _unreserved(record, encoded)),
             totals=running_totals(record),
             saved_micros=record.saved_micros,
         )
     )
+
+
+def _unreserved(record: Record, encoded: bytes) -> bytes:
+    """The record with the flag `unreserved`, encoded; `encoded` is the record without it."""
+    if record.flags:
+        return record.but(flags=(*record.flags, UNRESERVED)).encode()
+    # Nearly every record: it has no such member yet, and is not encoded a second time.
+    return _UNRESERVED_START + encoded[1:]
 
 
 def _by_unit(amounts: Amounts) -> dict[str, int]:
@@ -343,6 +353,7 @@ def _prepare(principal: Principal) -> _Prepared:
         reserved=tuple(_reserved(principal)),
         subjects=tuple(subject.name for subject in principal.subjects),
         compared=tuple(Get(record.space, record.name) for record in expected),
+        expected_values=[record.value for record in expected],
         counts_requests=any(consumption.amount for consumption in consumptions),
     )
 
@@ -579,18 +590,23 @@ def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
     """
     tightest: dict[str, tuple[int, LimitState]] = {}
     for state in states:
-        unit, remaining = state.limit.unit, state.remaining
-        is_shown = unit in _SHOWN and state.is_enforced
-        if is_shown and (unit not in tightest or remaining <= tightest[unit][0]):
-            tightest[unit] = remaining, state
+        # Without the properties of `LimitState`: nearly every answer shows up to seven limits.
+        limit, _, rule, counter = state
+        if limit.unit not in _SHOWN or rule.mode != "enforce":
+            continue
+        remaining = max(0, rule.maximum - counter.used - counter.reserved)
+        found = tightest.get(limit.unit)
+        if found is None or remaining <= found[0]:
+            tightest[limit.unit] = remaining, state
     headers: dict[str, str] = {}
     for shown, (remaining, state) in tightest.items():
-        headers[f"x-ratelimit-limit-{shown}"] = str(state.maximum)
-        headers[f"x-ratelimit-remaining-{shown}"] = str(remaining)
-        headers[f"x-ratelimit-reset-{shown}"] = go_duration(state.counter.resets_in)
+        headers["x-ratelimit-limit-" + shown] = str(state.rule.maximum)
+        headers["x-ratelimit-remaining-" + shown] = str(remaining)
+        headers["x-ratelimit-reset-" + shown] = go_duration(state.counter.resets_in)
     return headers
 
 
+@lru_cache(maxsize=4096)  # most answers cost nothing, and save what many others save
 def show_usd(usd_micros: int) -> str:
     """Micro-dollars as dollars with six decimals, exactly: `0.166000`, `-0.000001`."""
     sign, amount = ("-", -usd_micros) if usd_micros < 0 else ("", usd_micros)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -37,7 +38,14 @@ def limit_subjects(key_id: str, team: str | None) -> tuple[str, ...]:
 
 def running_totals(record: Record) -> tuple[str, ...]:
     """The running totals that a record moves. That of a key outlives a change of its name."""
-    return total_names(record.key_id, record.team, record.model, record.labels)
+    if record.labels:
+        return total_names(record.key_id, record.team, record.model, record.labels)
+    return _names_without_labels(record.key_id, record.team, record.model)
+
+
+@lru_cache(maxsize=1024)
+def _names_without_labels(key_id: str, team: str | None, model: str | None) -> tuple[str, ...]:
+    return total_names(key_id, team, model, {})
 
 
 def total_names(

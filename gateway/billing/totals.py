@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -372,13 +372,17 @@ async def in_slices(rows: Iterable[tuple[str, Slots]]) -> AsyncIterator[tuple[st
             await asyncio.sleep(0)
 
 
+_Repeated: TypeAlias = dict[int, list[Any]]
+"""Amounts and how often they are to be added, by identity: records alike share them."""
+
+
 class _Step:
     """The increments of one `FoldTotals`."""
 
     def __init__(self, series: Sequence[Series]) -> None:
         self._series = series
         self._sums: dict[tuple[Period, int, str], tuple[str, str, dict[str, int]]] = {}
-        self._same: dict[tuple[int, RecordRows], tuple[RecordAmounts, dict[str, int]]] = {}
+        self._same: dict[tuple[int, RecordRows], tuple[RecordAmounts, _Repeated]] = {}
         """By quarter hour and rows, which name all places of a record: the first such record, and
         what all of them add. Most hits are like many others."""
         self.unreadable: list[str] = []
@@ -396,7 +400,10 @@ class _Step:
         if place not in self._same:
             self._same[place] = record, {}
             self._add(record, {})  # what it will need of the room
-        add_amounts(self._same[place][1], record.amounts)
+        repeated = self._same[place][1]
+        if (found := repeated.get(id(record.amounts))) is None:
+            found = repeated[id(record.amounts)] = [record.amounts, 0]
+        found[1] += 1
         return True
 
     def _add(self, record: RecordAmounts, amounts: Mapping[str, int]) -> None:
@@ -408,8 +415,9 @@ class _Step:
 
     def increments(self) -> tuple[Increment, ...]:
         """All increments so far. Call it once."""
-        for record, amounts in self._same.values():
-            self._add(record, amounts)
+        for record, repeated in self._same.values():
+            for amounts, count in repeated.values():
+                self._add(record, {code: count * amount for code, amount in amounts.items()})
         return tuple(
             Increment(period, slot, group, row, other, sums)
             for (period, slot, row), (group, other, sums) in self._sums.items()

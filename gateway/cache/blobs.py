@@ -160,9 +160,7 @@ class Blobs:
         """
         if digest in self._takedowns:
             return None
-        self._mark_used(digest)
-        cached = self._memory.get(digest, representation)
-        if cached is not None:
+        if (cached := self.load_from_memory(digest, representation)) is not None:
             return cached
         if data is not None and len(data) <= ENCODE_INLINE_BYTES:
             return await self._load(digest, representation, data)  # faster than a task
@@ -172,6 +170,13 @@ class Blobs:
             partial(self._load, digest, representation, data),
             name=f"load blob {digest[:12]} as {representation}",
         )
+
+    def load_from_memory(self, digest: str, representation: Representation) -> bytes | None:
+        """The same if this worker has them in memory; else None."""
+        if digest in self._takedowns:
+            return None
+        self._mark_used(digest)
+        return self._memory.get(digest, representation)
 
     async def peek(self, digest: str) -> bytes | None:
         """The raw bytes as `load` has them, for what is no use: it keeps none from being evicted.

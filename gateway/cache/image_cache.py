@@ -165,6 +165,18 @@ class ImageCache:
             await self.empty(fingerprint, lost)
         return loaded
 
+    def load_from_memory(
+        self, images: Mapping[int, CachedImage], representation: Representation
+    ) -> LoadedImages | None:
+        """The images with their bytes, if this worker has all of them in memory."""
+        loaded = {}
+        for slot, cached in images.items():
+            content = self._blobs.load_from_memory(cached.image.digest, representation)
+            if content is None:
+                return None
+            loaded[slot] = (cached.image, content)
+        return loaded
+
     async def link(
         self, fingerprint: str, images: LoadedImages, sign: Sign, *, has_entry: bool = False
     ) -> LoadedImages:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Final
 
 import orjson
@@ -92,34 +93,36 @@ class IndexedImage:
     @staticmethod
     def of(image: Image, fingerprint: str, origin: ImageOrigin | None = None) -> IndexedImage:
         """The record of an image of an entry; without an origin what the image itself says."""
-        indexed = IndexedImage(
+        size = image.echoed.get("size") or image.size_text
+        quality = image.echoed.get("quality")
+        further: dict[str, Any] = {}
+        if origin is not None:
+            asked = image.echoed.get("size") or origin.size or ""
+            size = asked if SIZE.fullmatch(asked) else size
+            quality = quality or origin.quality
+            further = {
+                "key_id": origin.key_id,
+                "key": origin.key,
+                "team": origin.team,
+                "tags": origin.tags,
+                "prompt": origin.prompt,
+                "revised_prompt": None if origin.prompt is None else image.revised_prompt,
+            }
+        return IndexedImage(
             image.digest,
             image.format,
             fingerprint,
             created_at=image.created_at,
             model=image.model,
-            size=image.echoed.get("size") or image.size_text,
-            quality=image.echoed.get("quality"),
+            size=size,
+            quality=quality,
             width=image.width,
             height=image.height,
             size_bytes=image.size_bytes,
             cost_micros=image.cost_micros,
             is_transcoded=image.transcoded_from is not None,
             active=image.active,
-        )
-        if origin is None:
-            return indexed
-        size = image.echoed.get("size") or origin.size or ""
-        return replace(
-            indexed,
-            size=size if SIZE.fullmatch(size) else indexed.size,
-            quality=indexed.quality or origin.quality,
-            key_id=origin.key_id,
-            key=origin.key,
-            team=origin.team,
-            tags=origin.tags,
-            prompt=origin.prompt,
-            revised_prompt=None if origin.prompt is None else image.revised_prompt,
+            **further,
         )
 
     @property
@@ -151,8 +154,8 @@ class IndexedImage:
 
     def encode(self) -> bytes:
         """The record's bytes: JSON without what `decode` adds."""
-        stored = {name: getattr(self, name) for name in _NAMES}
-        return orjson.dumps({n: v for n, v in stored.items() if v != _DEFAULTS[n]})
+        members = zip(_NAMES, _values_of(self), _DEFAULTS, strict=True)
+        return orjson.dumps({name: value for name, value, default in members if value != default})
 
     @staticmethod
     def decode(encoded: bytes) -> IndexedImage:
@@ -163,7 +166,8 @@ class IndexedImage:
 
 
 _NAMES: Final = tuple(f.name for f in fields(IndexedImage))
-_DEFAULTS: Final = {f.name: f.default for f in fields(IndexedImage)}
+_DEFAULTS: Final = tuple(f.default for f in fields(IndexedImage))
+_values_of: Final = attrgetter(*_NAMES)
 
 
 def list_name(kind: str, value: str) -> str:

@@ -7,6 +7,7 @@ seconds, from their caller: the clock is an argument.
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 
 Retired: TypeAlias = Literal["forward", "serve-cached", "refuse"]
@@ -15,13 +16,20 @@ Retired: TypeAlias = Literal["forward", "serve-cached", "refuse"]
 `forward`: they are sent as before. `serve-cached`: its images do not expire, and nothing is bought.
 `refuse`: they are refused before the cache is asked."""
 
+DAY_SECONDS: Final = 86_400
+
 WARNING_DAYS: Final = 60
 """Days before the shutdown from which answers have the header `x-gateway-model-retires`."""
 
 
 def utc_date(now: float) -> date:
     """The date of a moment in Unix seconds."""
-    return datetime.fromtimestamp(now, UTC).date()
+    return _date_of(int(now // DAY_SECONDS))
+
+
+@lru_cache(maxsize=16)
+def _date_of(day: int) -> date:
+    return datetime.fromtimestamp(day * DAY_SECONDS, UTC).date()
 
 
 def is_shut_down(shutdown: date | None, today: date) -> bool:

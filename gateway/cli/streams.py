@@ -48,14 +48,14 @@ class _Output(io.FileIO):
 
 class _ErrorOutput(_Output):
     def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OutputLost:
-            return len(data)
-
-    def write_now(self, data: Any) -> int:
         """Drops what a full pipe that does not block cannot take: no request waits for a log."""
-        written = io.FileIO.write(self, data)
+        # In one step: every request writes a line.
+        written = None
+        if not self.is_lost:
+            try:
+                written = io.FileIO.write(self, data)
+            except OSError:
+                self.is_lost = True
         return len(data) if written is None else written
 
 

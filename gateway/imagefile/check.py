@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 from typing import Final
 
+from gateway.imagefile.checksum import crc32
 from gateway.imagefile.facts import MAX_SMALL_PARTS, BadImage, ImageFacts
 from gateway.imagefile.gif import SIGNATURES, check_gif
 from gateway.imagefile.svg import is_svg
@@ -124,7 +124,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         end = offset + 8 + length
         if end + 4 > len(data):
             raise BadImage("PNG is cut short")
-        if zlib.crc32(view[offset + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+        if crc32(view[offset + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise BadImage("PNG chunk with a wrong checksum")
         kind = data[offset + 4 : offset + 8]
         yield kind, view[offset + 8 : end]

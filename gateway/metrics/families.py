@@ -8,7 +8,13 @@ from typing import Final, Protocol, get_args
 from prometheus_client import Counter
 
 from gateway.metrics.labels import OTHER, Labels
-from gateway.metrics.series import DECIMALS, Factory, PendingAmounts
+from gateway.metrics.series import (
+    DECIMALS,
+    Factory,
+    PendingAmounts,
+    SummedHistogram,
+    remember,
+)
 from gateway.net.guard import Reason
 
 OVERHEAD_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1)
@@ -104,6 +110,9 @@ class RequestMetrics:
         )
         for reason in ("connections", "address"):
             self._refused_connections[(reason,)]
+        self._known: dict[tuple[str, str | None, int, str], tuple[Counter, SummedHistogram]] = {}
+        """The series of answers, by their values before they become labels."""
+        labels.on_change(self._known.clear)
 
     def started(self) -> None:
         """A request is in flight."""
@@ -117,9 +126,14 @@ class RequestMetrics:
         self, *, endpoint: str, model: str | None, status: int, outcome: str, seconds: float
     ) -> None:
         """Counts one answer."""
-        labels = endpoint, self._labels.model(model), str(status), outcome
-        self._pending.add(self._total[labels])
-        self._pending.observe(self._duration[(outcome,)], seconds)
+        key = endpoint, model, status, outcome
+        if (found := self._known.get(key)) is None:
+            labels = endpoint, self._labels.model(model), str(status), outcome
+            found = self._total[labels], self._duration[(outcome,)]
+            remember(self._known, key, found, *found)
+        total, duration = found
+        self._pending.add(total)
+        self._pending.observe(duration, seconds)
         if outcome == "hit":
             self._pending.observe(self._overhead, seconds)
 
@@ -265,11 +279,12 @@ class UpstreamMetrics:
 class CacheMetrics:
     """The cache, and the store that it lives in."""
 
-    def __init__(self, create: Factory) -> None:
+    def __init__(self, create: Factory, pending: PendingAmounts) -> None:
+        self._pending = pending
         self._evictions = create.counter(
             "cache_evictions_total", "Images evicted to keep within the bound"
         )
-        self.hits_from_memory = create.counter(
+        self._hits_from_memory = create.counter(
             "memory_hits_total", "Requests whose key and entry this worker had in memory"
         )
         self._damaged = create.counter(
@@ -302,6 +317,10 @@ class CacheMetrics:
         self.store_errors = create.counter(
             "store_errors_total", "Calls that the store did not answer"
         )
+
+    def found_in_memory(self) -> None:
+        """Counts a request whose key and entry were in memory."""
+        self._pending.add(self._hits_from_memory)
 
     def evicted(self, images: int) -> None:
         """Counts evicted images."""
@@ -354,6 +373,9 @@ class MoneyMetrics:
         self._unreadable = create.counter(
             "ledger_unreadable_total", "Ledger records left out of the totals"
         )
+        self._known: dict[tuple[str | None, ...], Counter] = {}
+        """The series of images, by their values before they become labels."""
+        labels.on_change(self._known.clear)
 
     def purchased(self, billed: Billed) -> None:
         """Counts a settled purchase, once."""
@@ -381,7 +403,11 @@ class MoneyMetrics:
 
     def served(self, billed: Billed, images: int) -> None:
         """Counts images that were served without a purchase."""
-        self._pending.add(self._images_of(billed, self._shared_labels(billed)), images)
+        key = billed.key, billed.team, billed.model, billed.size, billed.quality, billed.outcome
+        if (series := self._known.get(key)) is None:
+            series = self._images_of(billed, self._shared_labels(billed))
+            remember(self._known, key, series, series)
+        self._pending.add(series, images)
 
     def _shared_labels(self, billed: Billed) -> tuple[str, str, str]:
         key = self._labels.key(billed.key)

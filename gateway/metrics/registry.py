@@ -52,6 +52,8 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry or CollectorRegistry()
         self._labels, pending = Labels(), PendingAmounts()
+        self.write_pending = pending.write
+        """Writes what this process has counted within the last `series.WRITE_SECONDS`."""
         self._prices_as_of: date | None = None
         folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
         self._folder = folder
@@ -59,7 +61,7 @@ class Metrics:
         create = Factory(self._registry, Admission(folder))
         self.requests = RequestMetrics(create, self._labels, pending)
         self.upstream = UpstreamMetrics(create, self._labels)
-        self.cache = CacheMetrics(create)
+        self.cache = CacheMetrics(create, pending)
         self.money = MoneyMetrics(create, self._labels, pending)
         self.process = ProcessMetrics(create)
         self.books = BookMetrics(self._registry)
@@ -96,9 +98,7 @@ class Metrics:
         retiring_models: Mapping[str, date],
     ) -> None:
         """Gives these values labels of their own, and shows how old the price table is."""
-        self._labels.models = models
-        self._labels.sizes = sizes
-        self._labels.qualities = qualities
+        self._labels.use_values(models=models, sizes=sizes, qualities=qualities)
         self._prices_as_of = prices_as_of
         self.upstream.use_models(models)
         self.policy.shutdown.values = {

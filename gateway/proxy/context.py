@@ -14,6 +14,7 @@ from gateway.access.key_spaces import Credential
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
 from gateway.billing.quota import LimitState, flag_shadowed
+from gateway.cache.entries import CachedImage
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.partial_images import Subscriber
@@ -27,7 +28,7 @@ from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
 _DEFAULT_CACHE_POLICY: Final = CachePolicy()
 
 
-@dataclass(slots=True)
+@dataclass
 class RequestContext:
     """One authenticated request, from its arrival to its answer."""
 
@@ -52,38 +53,49 @@ class RequestContext:
     """Starts to answer a client that asked for a stream."""
     is_connected: Callable[[], bool] = lambda: True
     """Whether the client has not left, as far as this worker can tell."""
-    subscriber: Subscriber | None = None
+    # What is learnt on the way. Without slots, and not in `__init__`: a default of the class costs
+    # nothing, and a hit keeps most of them.
+    subscriber: Subscriber | None = field(default=None, init=False)
     """Receives the partial images; one for all flights, so that none is sent twice."""
-    purchase: PurchaseSummary = field(default_factory=PurchaseSummary)
-    limits: list[LimitState] = field(default_factory=list)
-    shadowed: list[LimitState] = field(default_factory=list)
+    purchase: PurchaseSummary = field(default_factory=PurchaseSummary, init=False)
+    limits: Sequence[LimitState] = field(default=(), init=False)
+    known_rate_headers: Mapping[str, str] | None = field(default=None, init=False)
+    """Of a hit from memory: the headers that show `limits`."""
+    shadowed: tuple[LimitState, ...] = field(default=(), init=False)
     """The limits in shadow mode that it exceeded without a purchase."""
-    is_follower: bool = False
+    is_follower: bool = field(default=False, init=False)
     """It followed another request's purchase and bought nothing itself."""
-    followed_traces: Collection[str] = ()
+    followed_traces: Collection[str] = field(default=(), init=False)
     """The traceparents of the purchases that it followed, if they are traced."""
-    served_by: str | None = None
+    served_by: str | None = field(default=None, init=False)
     """The model that serves the alias that the client asked for; None if it asked for a model."""
-    retires: date | None = None
+    retires: date | None = field(default=None, init=False)
     """The shutdown date of the model, from `WARNING_DAYS` before it."""
-    outcome: Outcome = "refused"
-    is_admitted: bool = False
+    outcome: Outcome = field(default="refused", init=False)
+    is_admitted: bool = field(default=False, init=False)
     """It was counted against the key's requests."""
-    was_looked_up: bool = False
+    was_looked_up: bool = field(default=False, init=False)
     """It was admitted, and its entry was read."""
-    is_from_memory: bool = False
-    """It was admitted, and its entry found, without the store."""
-    interpretation: tuple[Any, Any] | None = None
+    needed_no_store: bool = field(default=False, init=False)
+    """It was admitted, and its entry found, in this worker's memory."""
+    found_in_memory: Mapping[int, CachedImage] | None = field(default=None, init=False)
+    """The images of its entry, found without the store: all that it asks for."""
+    interpretation: tuple[Any, Any] | None = field(default=None, init=False)
     """Of a body that this worker did not know, for `Interpreter.remember`."""
-    cache_policy: CachePolicy = _DEFAULT_CACHE_POLICY
-    is_reload: bool = False
+    cache_policy: CachePolicy = field(default=_DEFAULT_CACHE_POLICY, init=False)
+    is_reload: bool = field(default=False, init=False)
     """It buys, or would buy, although the entry has images: its client refused those."""
-    notices: list[str] = field(default_factory=list)
+    notices: tuple[str, ...] = field(default=(), init=False)
     """What the gateway did not do for this request although a header asked for it."""
-    idempotent: IdempotentRequest | None = None
+    idempotent: IdempotentRequest | None = field(default=None, init=False)
     """The idempotency key that it has locked."""
-    is_stored_result: bool = False
+    is_stored_result: bool = field(default=False, init=False)
     """It is answered with the stored result of its idempotency key."""
+
+    @property
+    def is_from_memory(self) -> bool:
+        """Whether its entry was found without the store."""
+        return self.found_in_memory is not None
 
     @property
     def principal(self) -> Principal:
@@ -96,17 +108,22 @@ class RequestContext:
         return utc_date(self.time)
 
     @property
-    def latest_limits(self) -> list[LimitState]:
+    def latest_limits(self) -> Sequence[LimitState]:
         """The limits as last seen: a settlement is later than the admission."""
         if not self.purchase.limits:
             return self.limits
         newer = {(state.limit, state.scope): state for state in self.purchase.limits}
         return [newer.get((state.limit, state.scope), state) for state in self.limits]
 
+    def note(self, notice: str) -> None:
+        """Adds to `notices`."""
+        self.notices = (*self.notices, notice)
+
     def note_model(self, model: Model, *, asked: str | None) -> None:
         """Remembers which model serves it, and when that is shut down."""
         self.served_by = None if asked is None else model.id
-        self.retires = model.shutdown if is_announced(model.shutdown, self.today) else None
+        is_shown = model.shutdown is not None and is_announced(model.shutdown, self.today)
+        self.retires = model.shutdown if is_shown else None
 
     def use_key(self, key: Key) -> None:
         """Goes on with a newer version of the key, also in the ledger record."""
@@ -118,7 +135,7 @@ class RequestContext:
 
     def note_shadowed(self, shadowed: Sequence[LimitState]) -> None:
         """Remembers limits in shadow mode that it exceeds, also in the ledger record."""
-        self.shadowed += shadowed
+        self.shadowed += tuple(shadowed)
         self.record = flag_shadowed(self.record, shadowed)
 
     def note_flights(self, result: FlightResult) -> None:

@@ -126,7 +126,7 @@ class IdempotentImages:
         is_free = not context.purchase.has_begun
         stored = self._keys.store(idempotent, images, is_free=is_free, settling=settling)
         if not await stored:
-            context.notices.append(
+            context.note(
                 f"{IDEMPOTENCY_KEY} not stored: this request cost nothing, and the key has "
                 f"{MAX_FREE_RESULTS} stored results of such requests"
             )

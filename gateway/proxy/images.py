@@ -112,7 +112,18 @@ class Images:
         """The images of a query whose entry was read. Raises `GatewayError`."""
         if context.key.parallel == "vary" and query.buys:
             query = await take_slots(self._store, context, query)
-        cached = usable_images(query, entry)
+        found = context.found_in_memory
+        cached = dict(usable_images(query, entry) if found is None else found)
+        is_whole = found is not None or not missing_from(query, cached)
+        if is_whole and query.request.unchecked is None:
+            # Nothing is transcoded or bought, unless bytes are not in memory, and then are lost.
+            loaded = self._cache.load_from_memory(cached, query.representation)
+            if loaded is not None:
+                answer = await self.serve(
+                    query, loaded, cached=cached, has_entry=context.is_from_memory
+                )
+                await self.tag(context, query)
+                return answer
         unstored = await self.checked_unstored(query, missing_from(query, cached))
         cached |= {slot: found.cached for slot, found in unstored.items()}
         transcoded = await self._transcode(context, query, cached)
@@ -220,10 +231,10 @@ class Images:
 
         `has_entry`: the entry in this worker's memory has them.
         """
-        result = result or FlightResult(missing=set())
         if not images:
             # A copy, because all requests of a flight have the same error.
-            raise (result.own_error or result.flight_error or _no_image()).copy()
+            error = None if result is None else result.own_error or result.flight_error
+            raise (error or _no_image()).copy()
         if query.request.stream:
             # A stream ends with one image, also if others came beside it.
             slot = next((slot for slot in query.request.slots if slot in images), min(images))
@@ -232,18 +243,18 @@ class Images:
             images = await self._cache.link(
                 query.fingerprint, images, self._sign, has_entry=has_entry
             )
-        free = [image for slot, (image, _) in images.items() if slot not in result.bought]
+        bought = set[int]() if result is None else result.bought
+        free = [image for slot, (image, _) in images.items() if slot not in bought]
         self._hits.note([image.id for image in free])
+        ttls = [cached[slot].ttl_seconds for slot in images if slot in cached]
         return Answer(
             query.request,
-            outcome=_outcome(result, count=len(images)),
-            images=tuple(images[slot] for slot in sorted(images)),
+            outcome="hit" if result is None else _outcome(result, count=len(images)),
+            images=tuple([images[slot] for slot in sorted(images)]),
             fingerprint=None if query.cache_policy.no_store else query.fingerprint,
-            ttl_seconds=min(
-                (cached[slot].ttl_seconds for slot in images if slot in cached), default=0
-            ),
-            saved_micros=sum(image.cost_micros for image in free),
-            bought=frozenset(images[slot][0].id for slot in result.bought if slot in images),
+            ttl_seconds=min(ttls, default=0),
+            saved_micros=sum([image.cost_micros for image in free]),
+            bought=frozenset([images[slot][0].id for slot in bought if slot in images]),
             detail=detail,
         )
 
@@ -296,10 +307,10 @@ class Images:
         try:
             stored = await self._cache.tag(context.principal.key_id, query.fingerprint, tags)
         except StoreUnavailable:
-            context.notices.append(TAGS_LOST)
+            context.note(TAGS_LOST)
             return
         if refused := [tag for tag in tags if tag not in stored]:
-            context.notices.append(
+            context.note(
                 f"{TAGS} not stored, because this key has {MAX_ENTRY_TAGS} tags for this image or "
                 f"{MAX_KEY_TAGS} in all: {', '.join(refused)}"
             )

@@ -26,7 +26,7 @@ from gateway.catalog import Catalog, Model
 from gateway.catalog.lifecycle import Retired
 from gateway.errors import ErrorCode, InvalidRequest
 from gateway.imagefile.convert import as_transcoded_format
-from gateway.images import Expected, ImageRequest, Principal, Representation
+from gateway.images import ImageRequest, Principal, Representation
 from gateway.proxy.context import RequestContext
 from gateway.request.body import MAX_INLINE_BYTES, parse_body
 from gateway.request.cache_control import CachePolicy, resolve_cache_policy
@@ -89,13 +89,7 @@ class InterpreterSettings(BaseModel):
     scope: Scope = "global"
 
 
-class _KeyVersion(NamedTuple):
-    key_id: str
-    declared_version: int
-    expected: tuple[Expected, ...]
-
-
-_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, _KeyVersion, date]
+_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, str, date]
 """All that an interpretation depends on, besides the policy."""
 
 
@@ -138,18 +132,19 @@ class Interpreter:
         if query.retired == "refuse":
             context.record = context.record.but(**recorded)
             raise refuse_retired(query.model)
-        headers = _NO_HEADERS
+        headers = None
         if has_request_headers(context.headers):
             headers = parse_request_headers(context.headers.items())
-        context.record = context.record.but(**recorded, tags=headers.tags)
+        context.record = context.record.but(**recorded)
         if context.key.user_header is not None and context.record.user is None:
             named = read_user_header(context.key.user_header, context.headers.items())
             context.record = context.record.but(user=named and named[:MAX_USER])
-        request = at_variation(query.request, headers.variation or 0)
-        _check_combination(request, headers)
-        if headers is _NO_HEADERS:
+        if headers is None:
             context.cache_policy = query.cache_policy
             return query
+        context.record = context.record.but(tags=headers.tags)
+        request = at_variation(query.request, headers.variation or 0)
+        _check_combination(request, headers)
         context.cache_policy = _cache_policy(headers, context.key)
         return replace(query, request=request, headers=headers, cache_policy=context.cache_policy)
 
@@ -161,11 +156,7 @@ class Interpreter:
         deployment, content_type = context.deployment, context.content_type
         if len(body) + len(content_type or "") + len(deployment or "") > MAX_CACHED_BODY:
             return await self._read(context, body)
-        # With the key's records: models, validation, scope and reuse of the key are part of the
-        # meaning. A declared key has none, but it has a version.
-        principal, version = context.principal, context.key.declared_version
-        of_key = _KeyVersion(principal.key_id, version, principal.expected)
-        cache_key = (body, deployment, content_type, of_key, context.today)
+        cache_key = (body, deployment, content_type, _version_of(context.key), context.today)
         cached = self._cached.get(cache_key)
         if cached is not None:
             self._cached.move_to_end(cache_key)
@@ -266,6 +257,18 @@ class Interpreter:
             upstream_name=self._accounts.group_of(model.id),
             scope=_name_space(key.scope or self._settings.scope, key.principal),
         )
+
+
+def _version_of(key: Key) -> str:
+    """What names a key with its records, as text, whose hash Python keeps."""
+    # Models, validation, scope and reuse of the key are part of the meaning. A declared key has no
+    # records, but it has a version.
+    prepared = key.principal.prepared
+    version: str | None = prepared.get("interpret")
+    if version is None:
+        of_key = (key.principal.key_id, key.declared_version, key.principal.expected)
+        version = prepared["interpret"] = repr(of_key)
+    return version
 
 
 def _cache_policy(headers: RequestHeaders, key: Key) -> CachePolicy:

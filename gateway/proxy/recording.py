@@ -82,6 +82,8 @@ class Recorder:
 
     def _count_shadowed(self, context: RequestContext) -> None:
         """Counts the limits that would have refused the request if they were enforced."""
+        if not (context.shadowed or context.purchase.shadowed):
+            return
         key = context.principal.key_name
         for state in (*context.shadowed, *context.purchase.shadowed):
             self._metrics.requests.shadowed(key, state.limit.name)

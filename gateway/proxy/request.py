@@ -30,7 +30,7 @@ from gateway.proxy.context import RequestContext
 from gateway.proxy.idempotency import IdempotentImages
 from gateway.proxy.images import Images, missing_from, usable_images
 from gateway.proxy.interpret import ImageQuery, Interpreter
-from gateway.proxy.memory import Memory
+from gateway.proxy.memory import Found, Memory
 from gateway.proxy.parallel import peek_slots
 from gateway.proxy.recording import Recorder
 from gateway.proxy.result import Answer, DryRun
@@ -198,6 +198,7 @@ class Proxy:
         """Counts the request and reads its entry, in one round trip.
 
         A hit that has nothing to count, and whose key and entry this worker has kept, needs none.
+        One that is counted only needs the admission if the entry is kept.
 
         The admission also compares the records that the key and its limits were read from with the
         store's. If one was changed, the
@@ -205,27 +206,36 @@ class Proxy:
         given one. Raises `LimitExceeded`.
         """
         for _ in range(ADMISSION_ATTEMPTS):
-            if (entry := self._memory.look_up(context, query)) is not None:
-                self._use_memory(context, entry)
-                return query, entry
+            if (found := self._memory.look_up(context, query)) is not None:
+                self._use_memory(context, found)
+                return query, found.entry
             batch = Batch(self._store)
             admission = None
             if not context.is_admitted:
                 admission = quota.admit(batch, context.principal, peeks=query.headers.dry_run)
-            look_up = self._cache.look_up(batch, query.fingerprint)
+            look_up = None
+            if admission is None or self._memory.look_up_entry(context, query) is None:
+                look_up = self._cache.look_up(batch, query.fingerprint)
             await batch.execute()
             if admission is None or await self._use_admission(context, admission.value):
                 context.was_looked_up = True
-                return query, await self._cache.looked_up(look_up)
+                if look_up is not None:
+                    return query, await self._cache.looked_up(look_up)
+                # Again, because it may have changed meanwhile.
+                if (found := self._memory.look_up_entry(context, query)) is not None:
+                    context.found_in_memory = found.cached
+                    return query, found.entry
+                return query, await self._cache.entry(query.fingerprint)
             query = await self._interpret(context, query.body)
         raise self._changed_too_often(context)
 
-    def _use_memory(self, context: RequestContext, entry: Entry) -> None:
+    def _use_memory(self, context: RequestContext, found: Found) -> None:
         """Admits a request by what this worker has kept."""
         self._keys.mark_confirmed(context.key)
-        context.record = context.record.but(time=entry.now)
-        context.limits = self._memory.known_limits(context)
-        context.is_admitted = context.was_looked_up = context.is_from_memory = True
+        context.record = context.record.but(time=found.entry.now)
+        context.found_in_memory = found.cached
+        self._memory.use_known_limits(context)
+        context.is_admitted = context.was_looked_up = context.needed_no_store = True
 
     def _changed_too_often(self, context: RequestContext) -> GatewayError:
         return GatewayError(

@@ -83,7 +83,7 @@ class StoreOutage:
             images |= await self._images.load_result(query, result)
             cached |= result.cached
         if query.headers.tags and not context.purchase.has_begun:
-            context.notices.append(TAGS_LOST)  # those of a purchase are stored later
+            context.note(TAGS_LOST)  # those of a purchase are stored later
         return await self._images.serve(query, images, cached=cached, result=result)
 
     async def _run(

@@ -44,7 +44,7 @@ class LeaseTimes:
 
 
 class LeaseKeeper:
-    """Keeps the lease of one flight, in a task that `stop` ends."""
+    """Keeps the lease of one flight, until `stop` ends that."""
 
     def __init__(
         self,
@@ -60,10 +60,23 @@ class LeaseKeeper:
         self._times = times
         self._opening = opening
         self._is_delivered = False
+        self._ends_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Starts to renew, soon: an outage may begin at any time."""
+        loop = asyncio.get_running_loop()
+        self._ends_at = loop.time() + self._times.whole
+        # Many purchases end before, and then have never had a task for it.
+        self._timer = loop.call_later(self._first_pause, self._begin)
+
+    @property
+    def _first_pause(self) -> float:
+        return min(RETRY_SECONDS, self._times.check / 3)
+
+    def _begin(self) -> None:
+        self._timer = None
         # Not one of `OwnedTasks`, because a draining worker need not wait for it.
         self._task = asyncio.create_task(self._keep(), name=f"renew lease {self._flight.id}")
 
@@ -95,13 +108,13 @@ class LeaseKeeper:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
-        ends_at = loop.time() + self._times.whole
-        pause = min(RETRY_SECONDS, self._times.check / 3)
-        while (left := ends_at - loop.time() - pause) > 0:
-            await asyncio.sleep(pause)
+        while (left := self._ends_at - loop.time()) > 0:
             try:
                 pause = self._times.check if await self._renew(left) else RETRY_SECONDS
             except StoreUnavailable:
@@ -109,6 +122,7 @@ class LeaseKeeper:
             except Exception:
                 log.exception("lease_renewal_failed", flight=self._flight.id)
                 pause = self._times.check
+            await asyncio.sleep(pause)
 
     async def _renew(self, left: float) -> bool:
         """Whether the lease is held for as long as it is needed."""

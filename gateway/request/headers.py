@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 from gateway.errors import ErrorCode, InvalidRequest, shorten
@@ -39,6 +40,9 @@ _PREFIX: Final = VARIATION.lower().removesuffix("-variation")
 
 _NO_CACHE_CONTROL: Final = CacheControl()
 
+MAX_KEPT_NAMES: Final = 1024
+"""Characters of the names of a request's headers."""
+
 _NAMES: Final = {
     name.lower(): name
     for name in ("Cache-Control", "Pragma", "Prefer", IDEMPOTENCY_KEY, VARIATION, TAGS, MAX_COST)
@@ -64,10 +68,17 @@ class RequestHeaders:
 
 def has_request_headers(headers: Mapping[str, str]) -> bool:
     """Whether a request has any of these headers, also misspelt. `headers` must ignore case."""
-    if any(map(headers.__contains__, _NAMES)):
-        return True
-    # All names at once, because every request is checked; an underscore is an error for a hyphen.
-    return _PREFIX in "\n".join(headers).lower().replace("_", "-")
+    # Nearly all requests of a client have the same names. Longer ones are not kept.
+    names = "\n".join(headers)
+    is_short = len(names) <= MAX_KEPT_NAMES
+    return _has_request_names(names) if is_short else _has_request_names.__wrapped__(names)
+
+
+@lru_cache(maxsize=1024)
+def _has_request_names(names: str) -> bool:
+    names = names.lower()
+    # An underscore is an error for a hyphen.
+    return not _NAMES.keys().isdisjoint(names.split("\n")) or _PREFIX in names.replace("_", "-")
 
 
 def parse_request_headers(headers: Iterable[tuple[str, str]]) -> RequestHeaders:
@@ -100,7 +111,9 @@ def asks_for_dry_run(headers: Iterable[tuple[str, str]]) -> bool:
 
 def retry_count(headers: Mapping[str, str]) -> int | None:
     """How often an SDK has retried: `docs/reference/images-api.md#retries-of-sdks`."""
-    count = headers.get(RETRY_COUNT, "").strip()
+    if RETRY_COUNT not in headers:
+        return None
+    count = headers[RETRY_COUNT].strip()
     if not (count.isascii() and count.isdecimal()):
         return None
     # Python refuses to convert thousands of digits.

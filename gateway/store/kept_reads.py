@@ -81,6 +81,9 @@ class ReadMemory:
         self._max_bytes = max_bytes
         self._max_count = max_count
         self._size_bytes = 0
+        self._is_crowded = False
+        """More than half of a bound is used. Until then, which result was used last matters to
+        nothing, and is not noted: that takes longer than to find a result."""
         self._kept: OrderedDict[Command[Any], _Kept] = OrderedDict()
         self._filling: dict[Command[Any], Fill] = {}
         self._by_name: dict[str, set[Command[Any]]] = {}
@@ -101,9 +104,28 @@ class ReadMemory:
         kept = self._kept.get(command)
         if kept is None or not kept.fill.source.is_trusted:
             return NOT_KEPT
-        self._kept.move_to_end(command)
+        if self._is_crowded:
+            self._kept.move_to_end(command)
         value = kept.value
         return Entry(kept.fill.source.now(), value.slots) if type(value) is Entry else value
+
+    def find_all(self, commands: Sequence[Command[Any]]) -> list[Any] | None:
+        """The results of all commands as reads would return them now; None if one is missing."""
+        # Every hit finds four: as `find`, but a source is asked once.
+        kept_results, trusted, found = self._kept, None, []
+        for command in commands:
+            kept = kept_results.get(command)
+            if kept is None:
+                return None
+            source, value = kept.fill.source, kept.value
+            if source is not trusted:
+                if not source.is_trusted:
+                    return None
+                trusted = source
+            if self._is_crowded:
+                kept_results.move_to_end(command)
+            found.append(Entry(source.now(), value.slots) if type(value) is Entry else value)
+        return found
 
     def begin(self, command: Command[Any], source: Source) -> Fill | None:
         """Registers a read before it is sent. None: its result is kept, or being read already."""
@@ -131,6 +153,8 @@ class ReadMemory:
         self._size_bytes += size_bytes
         while self._size_bytes > self._max_bytes or len(self._kept) > self._max_count:
             self._drop(next(iter(self._kept)))
+        is_crowded = self._size_bytes > self._max_bytes // 2
+        self._is_crowded = is_crowded or len(self._kept) > self._max_count // 2
         if self._watches:
             # A watcher may have read it earlier, before a write that no source reported, because
             # nothing had been read over that source yet.
@@ -218,6 +242,8 @@ def names_written(commands: Iterable[Command[Any]]) -> Collection[str]:
     """The names that commands write, and that a read can depend on."""
     names: list[str] = []
     for command in commands:
+        if type(command) not in WRITERS:  # faster than the cases, for a batch has many
+            continue
         match command:
             case CompareAndSet(changes=changes):
                 names += [f"records:{write.space}" for write in changes]
@@ -235,21 +261,12 @@ def names_announced(commands: Iterable[Command[Any]]) -> Collection[str]:
     """
     names: dict[str, None] = {}
     for command in commands:
+        if type(command) not in WRITERS:
+            continue
         match command:
             case CompareAndSet() | EmptySlots() | SetValue(is_kept=True):
                 names |= dict.fromkeys(names_written([command]))
     return names
-
-
-def find_all(memory: ReadMemory, commands: Sequence[Command[Any]]) -> list[Any] | None:
-    """The kept results of all commands, or None."""
-    found = []
-    for command in commands:
-        value = memory.find(command)
-        if value is NOT_KEPT:
-            return None
-        found.append(value)
-    return found
 
 
 def _size_of(value: Any) -> int:

@@ -1,10 +1,11 @@
 """A baseline: an aiohttp handler that does the minimum in the gateway's place.
 
-For a hit it reads the body, makes one pipelined round trip to Redis as a hit does (key record,
-admission, entry) and answers from memory or with the value read from Redis. For a purchase it
-forwards the body and returns the answer. Runs as its own process:
+For a hit it reads the body, makes one pipelined round trip to Redis (key record, admission, entry)
+and answers from memory (`round-trip`) or with the value read from Redis (`redis`). As `memory` it
+makes no round trip. For a purchase it forwards the body and returns the answer. Runs as its own
+process:
 
-    python -m tests.bench.bare PORT memory|redis REDIS_URL ANSWER_FILE
+    python -m tests.bench.bare PORT memory|round-trip|redis REDIS_URL ANSWER_FILE
     python -m tests.bench.bare PORT pass UPSTREAM_URL
 """
 
@@ -23,14 +24,18 @@ SESSION = web.AppKey("session", ClientSession)
 
 
 def create_hits(source: str, redis_url: str, answer_file: str) -> web.Application:
-    """Answers every request from `memory` or from `redis`."""
+    """Answers every request; `source` is `memory`, `round-trip` or `redis`."""
     answer, is_from_redis = Path(answer_file).read_bytes(), source == "redis"
-    stored = f"bench:entry:{len(answer)}"
+    stored = f"bench:entry:{source}:{len(answer)}"
 
     async def connect(app: web.Application) -> AsyncIterator[None]:
         async with Redis.from_url(redis_url) as app[REDIS]:
             await app[REDIS].set(stored, answer if is_from_redis else b"an entry")
             yield
+
+    async def answer_from_memory(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(body=answer, content_type="application/json")
 
     async def handle(request: web.Request) -> web.Response:
         await request.read()
@@ -41,8 +46,11 @@ def create_hits(source: str, redis_url: str, answer_file: str) -> web.Applicatio
         return web.Response(body=body, content_type="application/json")
 
     app = web.Application()
-    app.cleanup_ctx.append(connect)
-    app.router.add_post("/{any:.*}", handle)
+    if source == "memory":
+        app.router.add_post("/{any:.*}", answer_from_memory)
+    else:
+        app.cleanup_ctx.append(connect)
+        app.router.add_post("/{any:.*}", handle)
     return app
 
 

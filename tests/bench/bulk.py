@@ -18,24 +18,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import nginx
-from tests.bench.cells import GATEWAY, SIZES, Row, in_flight_row, peak_row, standstill_row
+from tests.bench import goals, nginx
+from tests.bench.cells import GATEWAY, SIZES
 from tests.bench.load import Failed, Target
 from tests.bench.processes import raise_descriptor_limit, run_process
+from tests.bench.processor_time import SETTLE_SECONDS, spent_by
+from tests.bench.results import Measurement, Part
 from tests.bench.servers import Setup, run_gateway
 from tests.ports import free_port
 
 IN_FLIGHT = 9_000
 """Each has two connections: more would not fit into 20,000 descriptors."""
+SPARE_FILES = 200
 
 LARGE = 64
 LARGE_BYTES = 8 * 1024 * 1024
 """The size of a large image. Its base64 is a third larger."""
 
 WARM_UP = 100
-SETTLE_SECONDS = 1.5
-"""After the last answer, the worker still writes its ledger and last uses."""
-
 TIMEOUT_SECONDS = 300.0
 
 
@@ -63,26 +63,51 @@ class Upstream:
             pass
 
 
-def in_flight_rows(folder: Path, redis_url: str) -> Iterator[Row]:
-    """Memory of the worker while thousands of purchases are in flight, minus that when idle."""
+@dataclass(frozen=True)
+class InFlight:
+    """What purchases in flight take."""
+
+    idle_bytes: int
+    """Memory of the worker before them."""
+    held_bytes: int
+    """Memory of the worker with them."""
+    each: Measurement
+    """Processor time of a purchase, with a connection of its own."""
+
+
+def in_flight(folder: Path, redis_url: str) -> Iterator[Part]:
+    """Memory of the worker while thousands of purchases are in flight, minus that when idle.
+
+    Raises `Failed` if this user may not open enough files.
+    """
     print("in flight …", file=sys.stderr)  # noqa: T201
-    count = min(IN_FLIGHT, (raise_descriptor_limit() - 200) // 2)
-    held, idle = in_flight_memory(folder, redis_url, count)
-    yield in_flight_row(count, (held - idle) / count)
+    if (limit := raise_descriptor_limit()) < 2 * IN_FLIGHT + SPARE_FILES:
+        raise Failed(
+            f"{IN_FLIGHT:,} in flight need ulimit -n {2 * IN_FLIGHT + SPARE_FILES}: {limit}"
+        )
+    found = measure_in_flight(folder, redis_url, IN_FLIGHT)
+    each_kilobytes = (found.held_bytes - found.idle_bytes) / IN_FLIGHT / 1024
+    yield Part(
+        {f"{IN_FLIGHT:,} purchases in flight": {GATEWAY: found.each}},
+        (goals.IN_FLIGHT.figure(each_kilobytes),),
+    )
 
 
-def in_flight_memory(folder: Path, redis_url: str, count: int) -> tuple[int, int]:
-    """The worker's memory with `count` purchases in flight, and that when idle."""
+def measure_in_flight(folder: Path, redis_url: str, count: int) -> InFlight:
+    """`count` purchases in flight."""
     with _run(folder, redis_url, size_bytes=SIZES["2 KB"]) as (upstream, gateway):
         with _crowd(gateway, upstream, WARM_UP, least_bytes=SIZES["2 KB"]):
             pass
         idle = _memory(gateway.worker, "VmRSS")
-        with _crowd(gateway, upstream, count, least_bytes=SIZES["2 KB"]):
+        with (
+            spent_by(gateway.processes) as spent,
+            _crowd(gateway, upstream, count, least_bytes=SIZES["2 KB"]),
+        ):
             held = _memory(gateway.worker, "VmRSS")
-    return held, idle
+    return InFlight(idle, held, spent.for_each(count))
 
 
-def large_rows(folder: Path, redis_url: str) -> Iterator[Row]:
+def large(folder: Path, redis_url: str) -> Iterator[Part]:
     """Peak memory of the worker minus that when idle, and the longest block of its event loop."""
     print("large …", file=sys.stderr)  # noqa: T201
     base64_bytes = LARGE_BYTES * 4 // 3
@@ -92,11 +117,20 @@ def large_rows(folder: Path, redis_url: str) -> Iterator[Row]:
         with _prober(gateway) as quiet:
             time.sleep(SETTLE_SECONDS)
         idle = _memory(gateway.worker, "VmRSS")
-        with _prober(gateway) as busy, _crowd(gateway, upstream, LARGE, least_bytes=base64_bytes):
+        with (
+            spent_by(gateway.processes) as spent,
+            _prober(gateway) as busy,
+            _crowd(gateway, upstream, LARGE, least_bytes=base64_bytes),
+        ):
             _forget_peak(gateway.worker)
         peak = _memory(gateway.worker, "VmHWM")
-    yield peak_row(LARGE, peak - idle, base64_bytes * LARGE)
-    yield standstill_row(LARGE, quiet["milliseconds"], busy["milliseconds"])
+    yield Part(
+        {f"{LARGE} purchases of 8 MB at once": {GATEWAY: spent.for_each(LARGE)}},
+        (
+            goals.LARGE_MEMORY.figure((peak - idle) / (base64_bytes * LARGE)),
+            goals.LARGE_PAUSE.figure(busy["milliseconds"] - quiet["milliseconds"]),
+        ),
+    )
 
 
 @contextmanager
@@ -106,13 +140,11 @@ def _run(folder: Path, redis_url: str, *, size_bytes: int) -> Iterator[tuple[Ups
     answer, port = folder / "answer.json", free_port()
     answer.write_bytes(nginx.answer_of(size_bytes))
     upstream = Upstream(port, folder)
-    setup = Setup(folder, folder.name, upstream.base_url, "", "", redis_url=redis_url)
     command = [sys.executable, "-m", "tests.bench.holding", str(port), str(answer)]
-    with (
-        run_process("holding", command, port=port, folder=folder),
-        run_gateway(setup, GATEWAY, redis_url) as gateway,
-    ):
-        yield upstream, gateway
+    with run_process("holding", command, port=port, folder=folder) as pid:
+        setup = Setup(folder, folder.name, upstream.base_url, redis_url, upstream_pid=pid)
+        with run_gateway(setup, GATEWAY, redis_url) as gateway:
+            yield upstream, gateway
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Nginx as the upstream, and in the gateway's place: as a plain proxy and as a cache.
 
 The upstream answers every POST from a file, so it is never the bottleneck. It returns the same
-image for every prompt. Each nginx is one process without a master.
+image for every prompt. Each nginx has one worker. The caches have a master too, because only its
+cache manager keeps them within their bounds: one is for hits, and one stores every answer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -24,7 +26,8 @@ PATH = "v1/images/generations"
 
 _COMMON = """
 daemon off;
-master_process off;
+master_process %(master)s;
+user root;
 pid %(folder)s/nginx.pid;
 error_log %(folder)s/error.log;
 events { worker_connections 1024; }
@@ -53,7 +56,7 @@ _UPSTREAM = """
     }
 """
 
-_PROXIES = """
+_TO_UPSTREAM = """
     upstream upstream {
         server 127.0.0.1:%(upstream_port)d;
         keepalive 64;
@@ -61,13 +64,20 @@ _PROXIES = """
     }
     proxy_http_version 1.1;
     proxy_set_header Connection "";
-    proxy_cache_path %(folder)s/cache keys_zone=images:10m;
+"""
+
+_PROXY = """
     server {
-        listen 127.0.0.1:%(proxy_port)d;
+        listen 127.0.0.1:%(port)d;
         location / { proxy_pass http://upstream; }
     }
+"""
+
+_CACHE = """
+    proxy_cache_path %(folder)s/cache levels=1:2 keys_zone=images:50m max_size=1g inactive=1h
+        use_temp_path=off;
     server {
-        listen 127.0.0.1:%(cache_port)d;
+        listen 127.0.0.1:%(port)d;
         open_file_cache max=10;
         location / {
             proxy_pass http://upstream;
@@ -75,6 +85,7 @@ _PROXIES = """
             proxy_cache_methods POST;
             proxy_cache_key $uri$request_body;
             proxy_cache_valid 200 1h;
+            add_header X-Cache-Status $upstream_cache_status;
         }
     }
 """
@@ -108,32 +119,48 @@ def _noise(size_bytes: int) -> bytes:
     return file.getvalue()
 
 
+@dataclass(frozen=True)
+class Nginx:
+    """One running nginx."""
+
+    port: int
+    pid: int
+
+
 @contextmanager
-def run_upstream(folder: Path, answers: dict[str, bytes]) -> Iterator[int]:
-    """Serves each answer under `/<name>/v1/images/generations`; yields the port."""
+def run_upstream(folder: Path, answers: dict[str, bytes]) -> Iterator[Nginx]:
+    """Serves each answer under `/<name>/v1/images/generations`."""
     for name, answer in answers.items():
         path = folder / "answers" / name / PATH
         path.parent.mkdir(parents=True)
         path.write_bytes(answer)
+    with _run_nginx("the upstream", folder, _UPSTREAM) as upstream:
+        yield upstream
+
+
+@contextmanager
+def run_proxy(folder: Path, upstream: Nginx) -> Iterator[Nginx]:
+    """A plain proxy in front of that upstream."""
+    facts = {"upstream_port": upstream.port}
+    with _run_nginx("nginx-proxy", folder, _TO_UPSTREAM + _PROXY, **facts) as proxy:
+        yield proxy
+
+
+@contextmanager
+def run_cache(folder: Path, upstream: Nginx) -> Iterator[Nginx]:
+    """A cache of at most a gigabyte in front of that upstream, on disk."""
+    facts = {"upstream_port": upstream.port, "master": "on"}
+    with _run_nginx("nginx-cache", folder, _TO_UPSTREAM + _CACHE, **facts) as cache:
+        yield cache
+
+
+@contextmanager
+def _run_nginx(name: str, folder: Path, servers: str, **facts: str | int) -> Iterator[Nginx]:
+    folder.mkdir(exist_ok=True)
     port = free_port()
-    with _run_nginx("the upstream", folder, _UPSTREAM, port=port):
-        yield port
-
-
-@contextmanager
-def run_proxies(folder: Path, upstream_port: int) -> Iterator[tuple[int, int]]:
-    """Yields the ports of a plain proxy and of a cache in front of that upstream."""
-    folder.mkdir()
-    proxy_port, cache_port = free_port(), free_port()
-    ports = {"proxy_port": proxy_port, "cache_port": cache_port, "upstream_port": upstream_port}
-    with _run_nginx("nginx", folder, _PROXIES, port=proxy_port, **ports):
-        yield proxy_port, cache_port
-
-
-@contextmanager
-def _run_nginx(name: str, folder: Path, servers: str, *, port: int, **ports: int) -> Iterator[None]:
-    facts = {"folder": folder, "port": port, **ports}
+    facts = {"master": "off", "folder": str(folder), "port": port, **facts}
     file = folder / "nginx.conf"
     file.write_text(_COMMON % {**facts, "servers": servers % facts})
-    with run_process(name, ["nginx", "-p", folder, "-c", file], port=port, folder=folder):
-        yield
+    command = ["nginx", "-p", folder, "-c", file]
+    with run_process(name, command, port=port, folder=folder) as pid:
+        yield Nginx(port, pid)

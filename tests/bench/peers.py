@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.bench.load import Failed, Target
 from tests.bench.nginx import PATH
 from tests.bench.processes import run_process
+from tests.bench.processor_time import Processes
 from tests.ports import free_port
 
 MODEL = "gpt-image-2"
@@ -82,9 +83,10 @@ def _run_litellm(upstream: str, folder: Path) -> Iterator[Target]:
         "LITELLM_MASTER_KEY": LITELLM_KEY,
     }
     command += ["--host", "127.0.0.1"]
-    with run_process("litellm", command, port=port, folder=folder, environ=environ):
+    with run_process("litellm", command, port=port, folder=folder, environ=environ) as pid:
         headers = {"Authorization": f"Bearer {LITELLM_KEY}"}
-        yield Target("litellm", f"http://127.0.0.1:{port}/{PATH}", headers)
+        url = f"http://127.0.0.1:{port}/{PATH}"
+        yield Target("litellm", url, headers, processes=Processes((pid,)))
 
 
 # ── Portkey ─────────────────────────────────────────────────────────────────────────────────
@@ -108,8 +110,9 @@ def _run_portkey(upstream: str, folder: Path) -> Iterator[Target]:
         "x-portkey-provider": "openai",
         "x-portkey-custom-host": upstream,
     }
-    with run_process("portkey", command, port=port, folder=folder, environ=environ):
-        yield Target("portkey", f"http://127.0.0.1:{port}/{PATH}", headers)
+    with run_process("portkey", command, port=port, folder=folder, environ=environ) as pid:
+        url = f"http://127.0.0.1:{port}/{PATH}"
+        yield Target("portkey", url, headers, processes=Processes((pid,)))
 
 
 INSTALL: Mapping[str, Callable[[Path], None]] = {

@@ -28,13 +28,13 @@ PACKAGES = {"nginx": "nginx-light", "wrk": "wrk", "redis-server": "redis-server"
 
 def check_tools() -> None:
     """If tools are missing, raises `Failed` with the packages to install."""
-    missing = [tool for tool in PACKAGES if shutil.which(tool, path=_path()) is None]
+    missing = [tool for tool in PACKAGES if shutil.which(tool, path=tool_path()) is None]
     if missing:
         packages = " ".join(PACKAGES[tool] for tool in missing)
         raise Failed(f"{', '.join(missing)} missing: apt-get install {packages}")
 
 
-def _path() -> str:
+def tool_path() -> str:
     """Debian installs nginx into /usr/sbin, which is only in root's PATH."""
     return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
 
@@ -54,19 +54,22 @@ def run_process(
     port: int,
     folder: Path,
     environ: Mapping[str, str] | None = None,
-) -> Iterator[None]:
-    """Runs a server until the block is left; its output goes to `<name>.log` in the folder."""
+) -> Iterator[int]:
+    """Runs a server until the block is left; yields its process id.
+
+    Its output goes to `<name>.log` in the folder.
+    """
     log_file = folder / f"{name}.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             command,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PATH": _path(), **(environ or {})},
+            env={**os.environ, "PATH": tool_path(), **(environ or {})},
         )
     try:
         _wait_until_it_listens(name, process, port=port, log_file=log_file)
-        yield
+        yield process.pid
     finally:
         _end(process)
 

@@ -1,5 +1,5 @@
-"""Streams: latency added to the first partial image, events a second, and the effect of a slow
-client on others.
+"""Streams: latency added to the first partial image, rate, and the effect of a slow client on
+others.
 
 The baseline of the first two is the same upstream without the gateway. wrk cannot measure when a
 part of an answer arrived, so this process has its own small client.
@@ -20,15 +20,18 @@ import aiohttp
 
 from gateway.net.sse import Splitter
 from tests.bench import nginx
-from tests.bench.cells import GATEWAY, SIZES, Row, crowd_row, events_row, first_event_row
+from tests.bench.cells import GATEWAY, SIZES, UPSTREAM
 from tests.bench.events import PARTIALS
+from tests.bench.goals import FIRST_PARTIAL, SLOW_FOLLOWER, added_ms
 from tests.bench.load import Failed, Target
 from tests.bench.nginx import PATH
 from tests.bench.processes import run_process
+from tests.bench.processor_time import SETTLE_SECONDS, Processes, spent_by
+from tests.bench.results import Figure, Measurement, Part
 from tests.bench.servers import Setup, run_gateway
 from tests.ports import free_port
 
-CONNECTIONS = 8
+CONNECTIONS = (1, 8)
 CROWD = 50
 SLOW_BYTES = 1024
 """Bytes a second that a slow client reads."""
@@ -43,45 +46,55 @@ class Stream:
 
     first_seconds: float
     """From the request to the end of the first event."""
-    events: int
 
 
-def stream_rows(folder: Path, redis_url: str, *, seconds: int) -> Iterator[Row]:
-    """The rows of each image size."""
-    for size, size_bytes in SIZES.items():
+def streams(folder: Path, redis_url: str, sizes: Sequence[str], *, seconds: int) -> Iterator[Part]:
+    """The results of each image size."""
+    for size in sizes:
         print(f"stream {size} …", file=sys.stderr)  # noqa: T201
-        own_folder, port = folder / f"streams-{size_bytes}", free_port()
+        own_folder, port = folder / f"streams-{SIZES[size]}", free_port()
         own_folder.mkdir()
         answer = own_folder / "answer.json"
-        answer.write_bytes(nginx.answer_of(size_bytes))
-        base_url = f"http://127.0.0.1:{port}/v1"
-        setup = Setup(own_folder, f"stream {size}", base_url, "", "", redis_url=redis_url)
+        answer.write_bytes(nginx.answer_of(SIZES[size]))
         command = [sys.executable, "-m", "tests.bench.events", str(port), str(answer)]
-        with (
-            run_process("events", command, port=port, folder=own_folder),
-            run_gateway(setup, GATEWAY, redis_url) as gateway,
-        ):
-            upstream = Target("upstream", f"http://127.0.0.1:{port}/{PATH}")
-            yield from asyncio.run(_measure(size, [upstream, gateway], seconds=seconds))
-            yield asyncio.run(_measure_crowd(size, gateway))
+        with run_process("events", command, port=port, folder=own_folder) as pid:
+            base_url = f"http://127.0.0.1:{port}/v1"
+            setup = Setup(own_folder, f"stream {size}", base_url, redis_url, upstream_pid=pid)
+            processes = Processes(upstream=pid)
+            upstream = Target(UPSTREAM, f"http://127.0.0.1:{port}/{PATH}", processes=processes)
+            with run_gateway(setup, GATEWAY, redis_url) as gateway:
+                yield from _measure(size, [upstream, gateway], seconds=seconds)
+                yield Part(figures=(asyncio.run(_measure_crowd(size, gateway)),))
 
 
-async def _measure(size: str, targets: Sequence[Target], *, seconds: int) -> list[Row]:
+def _measure(size: str, targets: Sequence[Target], *, seconds: int) -> Iterator[Part]:
     """Measures one target after another, each after a second of warm-up."""
-    first_ms: dict[str, float] = {}
-    per_second: dict[str, float] = {}
     for target in targets:
-        await _run_streams(target, seconds=1, connections=1)
-        alone = await _run_streams(target, seconds=seconds, connections=1)
-        first_ms[target.name] = statistics.median(s.first_seconds for s in alone) * 1000
+        asyncio.run(_run_streams(target, seconds=1, connections=1))
+    time.sleep(SETTLE_SECONDS)
+    for connections in CONNECTIONS:
+        servers = {
+            target.name: _measure_target(target, seconds=seconds, connections=connections)
+            for target in targets
+        }
+        figures = [FIRST_PARTIAL[size].figure(added_ms(servers))] if connections == 1 else []
+        yield Part({f"stream {size} c={connections}": servers}, figures)
+
+
+def _measure_target(target: Target, *, seconds: int, connections: int) -> Measurement:
+    """The latency is that of the first event."""
+    with spent_by(target.processes) as spent:
         started = time.perf_counter()
-        streams = await _run_streams(target, seconds=seconds, connections=CONNECTIONS)
+        done = asyncio.run(_run_streams(target, seconds=seconds, connections=connections))
         elapsed = time.perf_counter() - started
-        per_second[target.name] = sum(stream.events for stream in streams) / elapsed
-    return [first_event_row(size, first_ms), events_row(size, CONNECTIONS, per_second)]
+    return spent.for_each(
+        len(done),
+        per_second=len(done) / elapsed,
+        p50_ms=statistics.median(stream.first_seconds for stream in done) * 1000,
+    )
 
 
-async def _measure_crowd(size: str, target: Target) -> Row:
+async def _measure_crowd(size: str, target: Target) -> Figure:
     """How long fifty clients take for one stream, without and with a slow client beside them."""
     alone = await _crowd_seconds(target, _body())
     body = _body()
@@ -94,7 +107,7 @@ async def _measure_crowd(size: str, target: Target) -> Row:
         await asyncio.gather(slow, return_exceptions=True)
     if not is_still_reading:
         raise Failed("the slow reader was not slow")
-    return crowd_row(size, CROWD, {"alone": alone, "beside": beside})
+    return SLOW_FOLLOWER[size].figure(beside / alone)
 
 
 async def _crowd_seconds(target: Target, body: Mapping[str, object]) -> float:
@@ -129,7 +142,7 @@ async def _run_streams(target: Target, *, seconds: int, connections: int) -> lis
         return [stream for streams in await asyncio.gather(*runs) for stream in streams]
 
 
-async def _repeat(session: aiohttp.ClientSession, target: Target, *, until: float):
+async def _repeat(session: aiohttp.ClientSession, target: Target, *, until: float) -> list[Stream]:
     streams = []
     while time.perf_counter() < until:
         streams.append(await _read(session, target))
@@ -145,7 +158,7 @@ async def _read(session: aiohttp.ClientSession, target: Target) -> Stream:
             arrived_at += [time.perf_counter()] * len(splitter.feed(chunk))
     if len(arrived_at) != PARTIALS + 1:
         raise Failed(f"{target.name} answered {response.status} with {len(arrived_at)} events")
-    return Stream(arrived_at[0] - sent_at, len(arrived_at))
+    return Stream(arrived_at[0] - sent_at)
 
 
 def _body() -> dict[str, object]:

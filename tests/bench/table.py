@@ -1,28 +1,103 @@
-"""Prints the results as a table."""
+"""Prints the results as two tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.cells import GATEWAY, Row
+from tests.bench.cells import BARE
+from tests.bench.results import Figure, Measurement, Run, Servers, ratio
 
-COLUMNS = ("upstream", "nginx", "bare", GATEWAY)
-WIDTH = 165
+WIDTH = 150
 """Fixed, so that output into a file is as wide."""
+UNKNOWN = "–"
 
 
-def print_table(title: str, rows: Sequence[Row], *, peers: Sequence[str]) -> None:
-    """Prints the rows, with a column for each target."""
-    columns = (*COLUMNS, *peers)
+def print_run(run: Run) -> None:
+    """Prints the cells, then the figures that have a floor or a target."""
+    console = Console(width=WIDTH)
+    if run.results.cells:
+        console.print(_cells_table(run))
+    for name, points in run.results.curves.items():
+        cells = {f"{at:,} {name}": servers for at, servers in points}
+        console.print(_servers_table(f"curve: {name}", cells))
+    if run.results.figures:
+        console.print(_figures_table(run))
+
+
+def _cells_table(run: Run) -> Table:
+    title = (
+        f"{run.seconds} s × {run.rounds} a cell, {run.machine['processors']} processors; processor"
+        " time (user and system) of a request; bare: that of the bare handler in the same cell"
+    )
+    return _servers_table(title, run.results.cells)
+
+
+def _servers_table(title: str, cells: dict[str, Servers]) -> Table:
     table = Table(title=title, title_justify="left", title_style="")
-    table.add_column("requests a second")
-    for name in (*columns, "ratio", "floor"):
+    table.add_column("cell")
+    table.add_column("server")
+    for name in ("a second", "p50", "worker", "Redis", "upstream", "time ÷ bare", "rate ÷ bare"):
         table.add_column(name, justify="right")
-    table.add_column("")
-    for row in rows:
-        figures = (row.figures.get(name, "–") for name in columns)
-        table.add_row(row.name, *figures, row.ratio or "–", row.floor or "–", row.verdict)
-    Console(width=WIDTH).print(table)
+    for cell, servers in cells.items():
+        for number, row in enumerate(_rows(servers)):
+            table.add_row("" if number else cell, *row)
+        table.add_section()
+    return table
+
+
+def _rows(servers: Servers) -> Iterator[list[str]]:
+    bare = servers.get(BARE, Measurement())
+    for name, each in servers.items():
+        times = [each.worker_ms, each.redis_ms, each.upstream_ms]
+        yield [
+            name,
+            UNKNOWN if each.per_second is None else f"{each.per_second:,.0f}",
+            _ms(each.p50_ms, digits=2),
+            *(_ms(time, digits=3) for time in times),
+            times(ratio(each.processor_ms, bare.processor_ms)),
+            times(ratio(each.per_second, bare.per_second)),
+        ]
+
+
+def _ms(value: float | None, *, digits: int) -> str:
+    return UNKNOWN if value is None else f"{value:.{digits}f} ms"
+
+
+def times(value: float | None) -> str:
+    """A ratio, or `UNKNOWN`."""
+    return UNKNOWN if value is None else f"{value:.2f} ×"
+
+
+def _figures_table(run: Run) -> Table:
+    table = Table(title="floors and targets", title_justify="left", title_style="")
+    table.add_column("figure")
+    for name in ("measured", "floor", "", "target", ""):
+        table.add_column(name, justify="right")
+    for figure in run.results.figures:
+        table.add_row(
+            figure.name,
+            amount(figure.value, figure.unit),
+            bound(figure, figure.floor),
+            figure.floor_verdict,
+            bound(figure, figure.target),
+            figure.target_verdict,
+        )
+    return table
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A value with its unit, with three digits that count."""
+    if value is None:
+        return UNKNOWN
+    digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{digits} {unit}".strip()
+
+
+def bound(figure: Figure, value: float | None) -> str:
+    """A floor or a target, with the direction in which it holds."""
+    if value is None:
+        return UNKNOWN
+    return f"{'≤' if figure.is_lower_better else '≥'} {amount(value, figure.unit)}"

@@ -16,6 +16,8 @@ import pytest
 import redis
 import redis.asyncio
 
+from gateway.store.commands import Admit
+from gateway.store.protocol import Command, Store
 from tests.gateways import (
     Client,
     InProcess,
@@ -122,6 +124,45 @@ async def test_a_limit_of_requests_counts_every_hit_from_its_answer_on(gateway: 
         lifted = {"limits": {"requests_per_minute": None}, **scope}
         assert (await client.admin("PATCH", path, lifted)).status == 200
         await until_from_memory(client)
+
+
+class Asked:
+    """A store that remembers the kinds of commands that it has executed."""
+
+    def __init__(self, store: Store) -> None:
+        self.name, self.kept, self.watch = store.name, store.kept, store.watch
+        self.commands: list[type[Command[Any]]] = []
+        self._store = store
+
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        self.commands += map(type, commands)
+        return await self._store.execute(commands)
+
+
+async def test_a_hit_that_is_counted_asks_the_store_for_nothing_else(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    client, proxy = gateway.client, gateway.gateway.services.proxy
+    limited = {"limits": {"requests_per_minute": 10_000}}
+    assert (await client.admin("PATCH", f"/admin/keys/{client.key_id}", limited)).status == 200
+    store = proxy._store = Asked(proxy._store)
+
+    async def is_only_counted() -> bool:
+        store.commands.clear()
+        reply = await client.ask()
+        assert reply.cache_status.startswith("hit; ttl=")
+        assert int(reply.headers["x-ratelimit-remaining-requests"]) < 10_000
+        return store.commands == [Admit]
+
+    assert await eventually(is_only_counted)
+    assert (await client.admin("POST", "/admin/cache/purge", {"all": True})).status == 200
+    reply = await client.ask()
+    assert reply.cache_status == "fwd=miss; stored"
+    assert await eventually(is_only_counted)
+    image = {"image": reply.headers["x-gateway-image-ids"]}
+    assert (await client.admin("POST", "/admin/cache/takedown", image)).status == 200
+    assert (await client.ask()).cache_status == "fwd=miss; stored"
+    assert len(await upstream.calls()) == 3
 
 
 async def test_changes_hold_for_the_next_request_of_the_same_worker(

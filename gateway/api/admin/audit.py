@@ -14,7 +14,7 @@ from gateway.api.services import SERVICES
 MAX_LISTED: Final = 1000
 
 
-async def list_events(request: web.Request) -> web.Response:
+async def list_events(request: web.Request) -> web.StreamResponse:
     """`GET /admin/audit?since&until&limit&after`: the events, newest first."""
     check_query(request, ("since", "until", "limit", "after"))
     now = request.app[SERVICES].clock()

@@ -21,7 +21,7 @@ _PURGES: Final[Mapping[str, Callable[[Invalidation, str], Awaitable[Purge]]]] = 
 }
 
 
-async def cache_stats(request: web.Request) -> web.Response:
+async def cache_stats(request: web.Request) -> web.StreamResponse:
     """`GET /admin/cache`: the number of images, their bytes, and the bound."""
     blobs = request.app[SERVICES].cache.blobs
     totals = await blobs.totals()
@@ -31,7 +31,7 @@ async def cache_stats(request: web.Request) -> web.Response:
     )
 
 
-async def purge(request: web.Request) -> web.Response:
+async def purge(request: web.Request) -> web.StreamResponse:
     """`POST /admin/cache/purge`: empties slots. Links that were given to clients keep working."""
     invalidation = request.app[SERVICES].cache.invalidation
     known = (*_PURGES, "all")
@@ -53,7 +53,7 @@ async def purge(request: web.Request) -> web.Response:
     return await _audited(request, "cache.purge", purged_object, purged)
 
 
-async def take_down(request: web.Request) -> web.Response:
+async def take_down(request: web.Request) -> web.StreamResponse:
     """`POST /admin/cache/takedown`: removes an image everywhere, and refuses its bytes from now."""
     parameters = await read_parameters(request, ("image", "prompt"))
     image, prompt = parameters.get("image"), parameters.get("prompt")
@@ -67,7 +67,7 @@ async def take_down(request: web.Request) -> web.Response:
     return await _audited(request, "cache.takedown", taken_object, taken_down, prompt=bool(prompt))
 
 
-async def purge_progress(request: web.Request) -> web.Response:
+async def purge_progress(request: web.Request) -> web.StreamResponse:
     """`GET /admin/cache/purges/{id}`: how far a purge of the last days is."""
     purge = await request.app[SERVICES].cache.purges.find(request.match_info["id"])
     return json_response(purge.public())
@@ -75,7 +75,7 @@ async def purge_progress(request: web.Request) -> web.Response:
 
 async def _audited(
     request: web.Request, action: str, named: str, purge: Purge, **more: bool
-) -> web.Response:
+) -> web.StreamResponse:
     """The response to a purge or take-down, which is in the audit now."""
     # Afterwards: what failed is no event. Both can be repeated if the audit cannot be written.
     after = {"purge": purge.id, "images": purge.images, **more}
@@ -83,6 +83,6 @@ async def _audited(
     return _progress(purge)
 
 
-def _progress(purge: Purge) -> web.Response:
+def _progress(purge: Purge) -> web.StreamResponse:
     """200, or 202 while slots are still being emptied. It holds already."""
     return json_response(purge.public(), status=200 if purge.done else 202)

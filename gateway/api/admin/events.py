@@ -16,7 +16,7 @@ MAX_LISTED: Final = 500
 DEFAULT_LIMIT: Final = 50
 
 
-async def list_events(request: web.Request) -> web.Response:
+async def list_events(request: web.Request) -> web.StreamResponse:
     """`GET /admin/events?limit&after&kind`: those that are kept, sent or not."""
     check_query(request, ("limit", "after", "kind"))
     after, kind = request.query.get("after"), request.query.get("kind")

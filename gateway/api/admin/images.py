@@ -41,7 +41,7 @@ def owner_of(request: web.Request) -> str | None:
     return request[KEY].principal.key_id if KEY in request else None
 
 
-async def list_images(request: web.Request) -> web.Response:
+async def list_images(request: web.Request) -> web.StreamResponse:
     """`GET /admin/images`: images whose bytes are stored, newest first."""
     owner, now = owner_of(request), request.app[SERVICES].clock()
     filters = _FILTERS if owner is not None else (*_FILTERS, "key", "key_id")
@@ -60,7 +60,7 @@ async def list_images(request: web.Request) -> web.Response:
     return json_response({"data": data, "after": page.after})
 
 
-async def show_image(request: web.Request) -> web.Response:
+async def show_image(request: web.Request) -> web.StreamResponse:
     """`GET /admin/images/{id}`: one image."""
     return json_response(await _public(request, await _find(request)))
 
@@ -169,7 +169,7 @@ def _headers(etag: str, format: str, name: str, *, is_download: bool = False) ->
     }
 
 
-def _not_modified(etag: str) -> web.Response:
+def _not_modified(etag: str) -> web.StreamResponse:
     return web.Response(status=304, headers={hdrs.ETAG: etag, hdrs.CACHE_CONTROL: _CACHE_CONTROL})
 
 

@@ -29,7 +29,7 @@ MAX_LISTED: Final = 1000
 STATES: Final = ("active", "expired", "revoked", "all")
 
 
-async def create_key(request: web.Request) -> web.Response:
+async def create_key(request: web.Request) -> web.StreamResponse:
     """`POST /admin/keys`: the only response that contains the secret."""
     spec = parse_spec(await read_object(request))
     check_models(request, spec.models or ())
@@ -37,7 +37,7 @@ async def create_key(request: web.Request) -> web.Response:
     return json_response({**record.public(), "key": secret}, status=201)
 
 
-async def list_keys(request: web.Request) -> web.Response:
+async def list_keys(request: web.Request) -> web.StreamResponse:
     """`GET /admin/keys`: all keys, oldest first, with those revoked in the last 90 days.
 
     `limit` and `after` (a key's id) ask for a part of the list, `search` and `state` for some of
@@ -68,7 +68,7 @@ async def list_keys(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type=JSON)
 
 
-async def show_key(request: web.Request) -> web.Response:
+async def show_key(request: web.Request) -> web.StreamResponse:
     """`GET /admin/keys/{id}`: one key, with what it has used of its limits."""
     services = request.app[SERVICES]
     record = await services.keys.find(request.match_info["id"])
@@ -144,7 +144,7 @@ def _with_more(encoded: bytes, last_used_at: int | None, used: bytes | None) -> 
     return b"%b%b}" % (encoded[:-1], more)
 
 
-async def change_key(request: web.Request) -> web.Response:
+async def change_key(request: web.Request) -> web.StreamResponse:
     """`PATCH /admin/keys/{id}`: merges the fields; `null` removes one. Holds for new requests."""
     fields = await read_object(request)
     models = fields.get("models")
@@ -156,7 +156,7 @@ async def change_key(request: web.Request) -> web.Response:
     return json_response(record.public())
 
 
-async def rotate_key(request: web.Request) -> web.Response:
+async def rotate_key(request: web.Request) -> web.StreamResponse:
     """`POST /admin/keys/{id}/rotate`: a new secret. The former one works for `overlap`, if set."""
     # Without a body there is no overlap.
     parameters = await read_parameters(request, ("overlap",)) if request.body_exists else {}
@@ -169,7 +169,7 @@ async def rotate_key(request: web.Request) -> web.Response:
     return json_response({**record.public(), "key": secret}, status=201)
 
 
-async def revoke_key(request: web.Request) -> web.Response:
+async def revoke_key(request: web.Request) -> web.StreamResponse:
     """`DELETE /admin/keys/{id}`: the key stops working, and its name is free."""
     keys = request.app[SERVICES].keys
     await keys.revoke(request.match_info["id"], actor=read_actor(request))

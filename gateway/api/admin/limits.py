@@ -16,14 +16,14 @@ RAISE_FIELDS: Final = ("limit", "amount", "until", "reason")
 _EXPECTED_SCOPE: Final = "everyone, team:NAME or key:NAME"
 
 
-async def show_limits(request: web.Request) -> web.Response:
+async def show_limits(request: web.Request) -> web.StreamResponse:
     """`GET /admin/limits?scope=…`: each limit, what is used of it, and its raises."""
     check_query(request, ("scope",))
     scope = _scope(request.query.get("scope"))
     return await _answer(request, await request.app[SERVICES].limit_changes.show(scope))
 
 
-async def change_limits(request: web.Request) -> web.Response:
+async def change_limits(request: web.Request) -> web.StreamResponse:
     """`PATCH /admin/limits`: merges limits; `null` removes one. Holds for new requests."""
     fields = await read_parameters(request, ("scope", "limits"))
     if "limits" not in fields:
@@ -34,7 +34,7 @@ async def change_limits(request: web.Request) -> web.Response:
     return await _answer(request, changed)
 
 
-async def raise_limit(request: web.Request) -> web.Response:
+async def raise_limit(request: web.Request) -> web.StreamResponse:
     """`POST /admin/limits/raise`: adds to a limit until the end of a day."""
     fields = await read_parameters(request, ("scope", *RAISE_FIELDS))
     scope = _scope(fields.pop("scope", None))
@@ -44,14 +44,14 @@ async def raise_limit(request: web.Request) -> web.Response:
     return json_response({**raised.public(), "scope": scope}, status=201)
 
 
-async def end_raise(request: web.Request) -> web.Response:
+async def end_raise(request: web.Request) -> web.StreamResponse:
     """`DELETE /admin/limits/raise/{id}`: ends a raise before its time."""
     changes, raise_id = request.app[SERVICES].limit_changes, request.match_info["id"]
     await changes.remove_raise(raise_id, actor=read_actor(request))
     return web.Response(status=204)
 
 
-async def _answer(request: web.Request, found: ScopeLimits) -> web.Response:
+async def _answer(request: web.Request, found: ScopeLimits) -> web.StreamResponse:
     services = request.app[SERVICES]
     states = await services.read_limit_states(found.subject)
     return json_response(

@@ -9,7 +9,7 @@ from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
 
 
-async def show_request(request: web.Request) -> web.Response:
+async def show_request(request: web.Request) -> web.StreamResponse:
     """`GET /admin/requests/{id}?since`: its records, and its purchases that are still open."""
     check_query(request, ("since",))
     services = request.app[SERVICES]

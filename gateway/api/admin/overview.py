@@ -82,11 +82,12 @@ class Facts:
         return {"limits", "cache", "books"} <= {*self.failed}
 
 
-async def show_overview(request: web.Request) -> web.Response:
+async def show_overview(request: web.Request) -> web.StreamResponse:
     """`GET /admin/overview`: 200 also while the store is unavailable."""
     check_query(request, ())
     services = request.app[SERVICES]
     facts = await read_facts(services)
+    services.metrics.write_pending()
     live = await asyncio.to_thread(services.metrics.read_live)
     return json_response(
         {

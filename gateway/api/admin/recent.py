@@ -22,7 +22,7 @@ PARAMETERS: Final = ("outcome", "key", "model", "flag", "since", "limit", "after
 OUTCOMES: Final[Collection[str]] = get_args(Outcome)
 
 
-async def list_requests(request: web.Request) -> web.Response:
+async def list_requests(request: web.Request) -> web.StreamResponse:
     """`GET /admin/requests`: newest first. `after` is what the previous page said."""
     check_query(request, PARAMETERS)
     services, after = request.app[SERVICES], request.query.get("after")

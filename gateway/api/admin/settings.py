@@ -13,7 +13,7 @@ from gateway.api.inspection import ShownFinding
 from gateway.api.services import SERVICES
 
 
-async def show_settings(request: web.Request) -> web.Response:
+async def show_settings(request: web.Request) -> web.StreamResponse:
     """`GET /admin/settings`: every setting, and where it comes from. Secrets are masked."""
     check_query(request, ())
     settings = await asyncio.to_thread(request.app[SERVICES].inspection.settings)
@@ -24,7 +24,7 @@ async def show_settings(request: web.Request) -> web.Response:
     return json_response({"data": rows})
 
 
-async def run_doctor(request: web.Request) -> web.Response:
+async def run_doctor(request: web.Request) -> web.StreamResponse:
     """`POST /admin/doctor`: every check, as `gateway doctor` makes it. It takes seconds.
 
     There is one at a time: a request meanwhile gets the findings of that one.

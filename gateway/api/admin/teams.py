@@ -17,7 +17,7 @@ from gateway.api.services import SERVICES
 from gateway.billing.reports import SLICE_ROWS
 
 
-async def create_team(request: web.Request) -> web.Response:
+async def create_team(request: web.Request) -> web.StreamResponse:
     """`POST /admin/teams`: a team, which keys may name already."""
     spec = parse_model(NewTeam, await read_object(request))
     check_models(request, spec.models or ())
@@ -25,7 +25,7 @@ async def create_team(request: web.Request) -> web.Response:
     return json_response(team.public(), status=201)
 
 
-async def list_teams(request: web.Request) -> web.Response:
+async def list_teams(request: web.Request) -> web.StreamResponse:
     """`GET /admin/teams`: all teams by name, also those that only keys name.
 
     `with=limits` adds what they have used of their limits.
@@ -48,13 +48,13 @@ async def list_teams(request: web.Request) -> web.Response:
     return web.Response(body=b'{"data":[%b]}' % b",".join(rows), content_type=JSON)
 
 
-async def show_team(request: web.Request) -> web.Response:
+async def show_team(request: web.Request) -> web.StreamResponse:
     """`GET /admin/teams/{name}`."""
     team = await request.app[SERVICES].teams.show(request.match_info["name"])
     return json_response(team.public())
 
 
-async def change_team(request: web.Request) -> web.Response:
+async def change_team(request: web.Request) -> web.StreamResponse:
     """`PATCH /admin/teams/{name}`: merges the fields; `null` removes one."""
     changes = await read_object(request)
     models = changes.get("models")
@@ -64,7 +64,7 @@ async def change_team(request: web.Request) -> web.Response:
     return json_response((await teams.change(name, changes, actor=read_actor(request))).public())
 
 
-async def remove_team(request: web.Request) -> web.Response:
+async def remove_team(request: web.Request) -> web.StreamResponse:
     """`DELETE /admin/teams/{name}`: of a team without active keys."""
     teams, name = request.app[SERVICES].teams, request.match_info["name"]
     await teams.remove(name, actor=read_actor(request))

@@ -13,12 +13,12 @@ from gateway.errors import ErrorCode, InvalidRequest
 from gateway.purchasing.account_states import public_accounts, public_states
 
 
-async def show_upstreams(request: web.Request) -> web.Response:
+async def show_upstreams(request: web.Request) -> web.StreamResponse:
     """`GET /admin/upstream`: every account, as all workers and gateways together know it."""
     return json_response({"data": await read_upstreams(request.app[SERVICES])})
 
 
-async def switch_upstream(request: web.Request) -> web.Response:
+async def switch_upstream(request: web.Request) -> web.StreamResponse:
     """`PATCH /admin/upstream/{name}`: takes an account out of service, or puts it back.
 
     Purchases under way go on. Every worker of every gateway knows it within a second.

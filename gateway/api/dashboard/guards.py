@@ -58,6 +58,7 @@ def with_session(handler: Handler, kind: Kind | None = None) -> Handler:
     async def admitted(request: web.Request) -> web.StreamResponse:
         request[SESSION] = session = await read_session(request)
         if session.kind == "admin":
+            request[EXCHANGE].is_of_admin = True
             check_admin_address(request)
         if kind is not None and session.kind != kind:
             raise _wrong_session(kind)

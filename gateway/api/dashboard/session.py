@@ -29,7 +29,7 @@ _Start: TypeAlias = Callable[[], Awaitable[tuple[Session, str]]]
 """Starts a session: the caller has proved who they are."""
 
 
-async def sign_in(request: web.Request) -> web.Response:
+async def sign_in(request: web.Request) -> web.StreamResponse:
     """Starts a session with `token`, the admin token or a gateway key, or with a one-time `link`.
 
     A session that the browser already has ends.
@@ -49,14 +49,14 @@ async def sign_in(request: web.Request) -> web.Response:
     return json_response(_session_object(request, session, key), status=HTTPStatus.CREATED)
 
 
-async def show_session(request: web.Request) -> web.Response:
+async def show_session(request: web.Request) -> web.StreamResponse:
     """The session of the cookie."""
     session = request[SESSION]
     key = request[KEY] if session.kind == "key" else None
     return json_response(_session_object(request, session, key))
 
 
-async def sign_out(request: web.Request) -> web.Response:
+async def sign_out(request: web.Request) -> web.StreamResponse:
     """Ends the session; without one there is nothing to end."""
     delete_cookie(request)
     try:

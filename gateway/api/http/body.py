@@ -58,10 +58,14 @@ async def read_body(request: web.Request) -> bytes:
     """The body of the request. Raises 408 or 413 if it is too slow or too large."""
     settings = request.app[SERVICES].settings
     max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
-    _check_head(request, max_bytes)
+    headers = request.headers
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    if hdrs.CONTENT_ENCODING in headers:
+        _check_encoding(headers[hdrs.CONTENT_ENCODING])
     if isinstance(fault := request.content.exception(), BodyRefused):
         raise fault.answer()
-    if request.headers.get(hdrs.EXPECT, "").strip().lower() == "100-continue":
+    if hdrs.EXPECT in headers and headers[hdrs.EXPECT].strip().lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # aiohttp and `handle_error` take a size above zero for a response that has begun.
         request.writer.output_size = 0
@@ -84,11 +88,8 @@ async def read_body(request: web.Request) -> bytes:
     return body
 
 
-def _check_head(request: web.Request, max_bytes: int) -> None:
-    """Refuses a body by its headers, before any of it is read."""
-    if (request.content_length or 0) > max_bytes:
-        raise _too_large(max_bytes)
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
+def _check_encoding(encoding: str) -> None:
+    if encoding.strip().lower() != "identity":
         raise InvalidRequest(
             "Compressed request bodies are not supported. Please send the JSON as it is, without "
             "'Content-Encoding'.",

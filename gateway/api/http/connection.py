@@ -26,12 +26,13 @@ from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+from aiohttp.web_protocol import RequestPayloadError, _ErrInfo
 
 from gateway.api.access_log import log_unread
 from gateway.api.cors import Cors
 from gateway.api.exchange import EXCHANGE, SERVER
 from gateway.api.http import sending
+from gateway.api.http.answering import Answering
 from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
 from gateway.api.http.connection_limits import (
     LINGER_SECONDS,
@@ -44,6 +45,7 @@ from gateway.api.http.connection_limits import (
 from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
 from gateway.api.http.host import check_host
 from gateway.api.http.json import error_response
+from gateway.api.http.whole import WholeResponse
 from gateway.errors import (
     INVALID_REQUEST,
     ErrorCode,
@@ -119,7 +121,7 @@ class Shared:
     cors: Cors
 
 
-class Connection(RequestHandler):
+class Connection(Answering):
     """One client's connection."""
 
     __slots__ = (
@@ -214,7 +216,9 @@ class Connection(RequestHandler):
             self._parse_body(b"")
         if self._held:
             data, self._held = self._held + data, b""
-        while data and not (self._drops_input or self._is_ending()):
+        while data and not self._drops_input:
+            if (self._close or self._force_close) and self._is_ending():
+                return
             if self._rest_bytes or self._chunks is not None:
                 data = self._receive_body(data)
             elif self._is_answering or not self._is_body_parsed():
@@ -226,9 +230,11 @@ class Connection(RequestHandler):
                 data = self._receive_head(data)
 
     def _is_ending(self) -> bool:
-        """Whether nothing more is read. The body of an open request still is: it is answered."""
-        is_body_missing = self._is_answering and (self._rest_bytes or self._chunks is not None)
-        return (self._close or self._force_close) and not is_body_missing
+        """Whether a closing connection reads nothing more.
+
+        The body of an open request still is read: it is answered.
+        """
+        return not (self._is_answering and (self._rest_bytes or self._chunks is not None))
 
     def _wait_for_answer(self, data: bytes) -> None:
         """Keeps what came behind a request, and reads no more until that is answered."""
@@ -278,7 +284,7 @@ class Connection(RequestHandler):
             return
         self._stop_timer()
         self._release_early()
-        self._head = HeadEnd()
+        self._head.begin()
         self._payload = None if payload is EMPTY_PAYLOAD else payload
         self._enqueue(message, payload)
         if message.method == hdrs.METH_CONNECT:
@@ -400,6 +406,12 @@ class Connection(RequestHandler):
         """False while the parser keeps bytes of a body whose reader is full."""
         return self._payload is None or self._payload.is_eof()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """The reader of a body has room again, or the body is complete."""
+        # Called twice for each body. Only one that was paused is worth a call of the parser.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _resume_transport_reading(self) -> None:
         if not self._held:
             super()._resume_transport_reading()
@@ -425,17 +437,34 @@ class Connection(RequestHandler):
                 # The client left before its turn. `connection_lost` has ended the body as if it
                 # were complete, so it must not be read.
                 return web.Response(), True
-            return await super()._handle_request(request, start_time, request_handler)
+            self._request_in_progress, self._current_request = True, request
+            try:
+                response = await request_handler(request)
+            except web.HTTPException as raised:
+                response = raised
+            except TimeoutError as raised:
+                self.log_debug("Request handler timed out.", exc_info=raised)
+                response = self.handle_error(request, 504)
+            except Exception as raised:  # noqa: BLE001 - every fault is answered
+                response = self.handle_error(request, 500, raised)
+            finally:
+                self._current_request = None
+            # Over `raised`, whose traceback refers to this frame.
+            response, is_lost = await self.finish_response(request, response, start_time)
+            return response, is_lost
         except ConnectionError as error:
-            # Not raised: aiohttp would hold the task that failed in a frame of the traceback.
+            # Not raised: its traceback would hold the request.
             detach(error)
             return web.Response(), True
         finally:
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
             self._release_body()
             self._is_answering = False
             if self._held:
-                # Not now: aiohttp's task would answer what was sent ahead without a pause, until
-                # the client's buffers are full, and no other client would have a turn.
+                # Not now: what was sent ahead would be answered without a pause, until the client's
+                # buffers are full, and no other client would have a turn.
                 self._loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
@@ -469,7 +498,14 @@ class Connection(RequestHandler):
             resp.force_close()
             # aiohttp would read the rest of the request for some seconds after the response.
             self._lingering_time = 0.0
-        sent = await super().finish_response(request, resp, start_time)
+        if isinstance(resp, WholeResponse):
+            try:
+                await resp.prepare(request)
+            except ConnectionError:
+                return resp, True
+            sent: tuple[web.StreamResponse, bool] = resp, False
+        else:
+            sent = await super().finish_response(request, resp, start_time)
         if is_cut or (self._held and not resp.keep_alive):
             await self._linger()
         return sent

@@ -20,6 +20,10 @@ class HeadEnd:
     __slots__ = ("_has_begun", "_last", "size_bytes")
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Looks for the end of another head."""
         self.size_bytes = 0
         """So many bytes of it have arrived."""
         self._has_begun = False

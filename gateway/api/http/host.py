@@ -52,6 +52,8 @@ def check_host(message: RawRequestMessage) -> InvalidRequest | None:
     """The refusal of a request whose host is missing, repeated or invalid."""
     # Nearly always there is exactly one. HTTP/1.0 has none (RFC 9112 §3.2).
     hosts = message.headers.getall(hdrs.HOST, ())
+    if len(hosts) == 1 and is_valid_authority(hosts[0]) and message.path.startswith("/"):
+        return None
     is_valid = len(hosts) == 1 if message.version >= HttpVersion11 else len(hosts) <= 1
     if is_valid and all(map(is_valid_authority, hosts)):
         target = message.path

@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 
 from gateway.api.http.ranges import requested_range
 from gateway.api.http.sending import send_body
+from gateway.api.http.whole import WholeResponse
 from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES
 
 _POLICY: Final = "default-src 'none'; sandbox"
@@ -55,9 +56,9 @@ async def send_part(
     headers: Mapping[str, str],
 ) -> web.StreamResponse:
     """Sends a piece of `size` bytes, which is that `part` of them, or all; to HEAD the headers."""
-    response = web.StreamResponse(headers=headers)
+    status = HTTPStatus.OK if part is None else HTTPStatus.PARTIAL_CONTENT
+    length = len(part or range(size))
+    response = WholeResponse([piece], status=status, headers=headers, body_bytes=length)
     if part is not None:
-        response.set_status(HTTPStatus.PARTIAL_CONTENT)
         response.headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size}"
-    response.content_length = len(part or range(size))
-    return await send_body(request, response, [piece])
+    return await send_body(request, response)

@@ -11,8 +11,9 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
+from gateway.api.http.whole import WholeResponse
 from gateway.errors import GatewayError
 
 JSON: Final = "application/json"
@@ -28,15 +29,15 @@ _ERROR_STYLE: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
 def json_response(
     data: object, *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
+) -> WholeResponse:
     """A response with `data` as its body."""
-    return web.Response(body=orjson.dumps(data), status=status, content_type=JSON, headers=headers)
+    return WholeResponse([orjson.dumps(data)], status=status, content_type=JSON, headers=headers)
 
 
-def error_response(error: GatewayError, request_id: str) -> web.Response:
+def error_response(error: GatewayError, request_id: str) -> WholeResponse:
     """An error in the envelope of the images API: `docs/reference/errors.md`."""
-    response = web.Response(
-        body=_encode_error(error.body_for(request_id)),
+    response = WholeResponse(
+        [_encode_error(error.body_for(request_id))],
         status=error.status,
         content_type=JSON,
         # Also where the middleware does not come by. A 401 shows a part of the key.

@@ -16,6 +16,8 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
+from gateway.api.http.whole import WholeResponse
+
 WRITE_STALL_SECONDS: Final = 60.0
 """A client that reads nothing for so long is disconnected."""
 
@@ -23,18 +25,13 @@ PROGRESS_CHECKS: Final = 12
 """How often in that time the progress of all clients is measured."""
 
 
-async def send_body(
-    request: web.Request, response: web.StreamResponse, pieces: Sequence[bytes | memoryview]
-) -> web.StreamResponse:
-    """Sends a whole response, whose headers contain its length; to HEAD without the body.
+async def send_body(request: web.Request, response: WholeResponse) -> web.StreamResponse:
+    """Sends a response from its handler, which then lasts until the client has read nearly all.
 
     Returns normally if the client disconnects.
     """
     try:
         await response.prepare(request)
-        if request.method != hdrs.METH_HEAD:
-            await write_pieces(request, response, pieces)
-        await response.write_eof()
     except ConnectionError:
         # A client that disconnects is no error: its request is counted and logged like any other.
         response.force_close()

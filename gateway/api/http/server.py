@@ -21,6 +21,7 @@ from gateway.api.http import sending
 from gateway.api.http.body import HeldBytes
 from gateway.api.http.connection import Connection, Shared
 from gateway.api.http.connection_limits import ConnectionLimits, OpenConnections, Reason
+from gateway.api.http.dispatch import Dispatcher
 from gateway.api.http.handshake import Handshake
 from gateway.tasks import Turns
 
@@ -81,7 +82,7 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         return ConnectionServer(
-            server.request_handler,
+            Dispatcher(self.app),
             request_factory=server.request_factory,
             loop=asyncio.get_running_loop(),
             head_seconds=self._head_seconds,

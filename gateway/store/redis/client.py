@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import structlog
@@ -555,6 +556,8 @@ def _find_repeats(commands: Sequence[RedisCommand], replies: Sequence[Any]) -> S
     reads after the first of them: they were executed before the commands that precede them.
     """
     repeats: list[int] = []
+    if not has_error(replies):
+        return repeats
     for i, (command, reply) in enumerate(zip(commands, replies, strict=True)):
         if isinstance(reply, redis_errors.RedisError) and retires(reply):
             return [*repeats, *range(i, len(replies))]
@@ -562,6 +565,17 @@ def _find_repeats(commands: Sequence[RedisCommand], replies: Sequence[Any]) -> S
         if is_lost or (repeats and command.script is None):
             repeats.append(i)
     return repeats
+
+
+def has_error(replies: Sequence[Any]) -> bool:
+    """Whether a command was refused."""
+    # Most batches have none, and their replies are of few classes.
+    return any(map(_is_error, set(map(type, replies))))
+
+
+@cache
+def _is_error(kind: type) -> bool:
+    return issubclass(kind, redis_errors.RedisError)
 
 
 def _find_unexecuted(replies: Sequence[Any]) -> Sequence[int]:

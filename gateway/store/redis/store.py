@@ -16,7 +16,7 @@ from gateway.errors import StoreUnavailable
 from gateway.store.commands import CompareAndSet, Receive, Settle, SetValue
 from gateway.store.kept_reads import WRITERS, ReadMemory, names_announced, names_written
 from gateway.store.protocol import Command, KeptReads, Watch
-from gateway.store.redis.client import NodeReplies, NotReached
+from gateway.store.redis.client import NodeReplies, NotReached, has_error
 from gateway.store.redis.clients import Client, create_client
 from gateway.store.redis.cluster.client import ClusterClient
 from gateway.store.redis.cluster.tracking import TrackedCluster
@@ -84,15 +84,17 @@ class RedisStore:
                 await self._tracked.announce(names)
 
     async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        must_be_replicated = any(map(_must_be_replicated, commands))
+        must_be_replicated = not REPLICATED.isdisjoint(map(type, commands)) and any(
+            map(_must_be_replicated, commands)
+        )
         mark: Any = self._client.mark() if must_be_replicated else None
         encoded = self._encode(commands)
         replies = await self._client.run(encoded, mark)
-        if any(isinstance(reply, RedisError) for reply in replies):
+        if has_error(replies):
             await self._repeat(commands, encoded, replies, mark)
-        for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, RedisError):
-                raise self._refusal(command, reply) from reply
+            for command, reply in zip(commands, replies, strict=True):
+                if isinstance(reply, RedisError):
+                    raise self._refusal(command, reply) from reply
         if any(each.follow_up for each in encoded):
             await self._follow_up(commands, encoded, replies)
         if must_be_replicated:
@@ -175,7 +177,8 @@ class RedisStore:
             self._keys = replace(self._keys, calendar=days.calendar, days=days.ledger)
         # By class in the registry: as `encode(command, keys)`, without a dispatch for each.
         encoded = [encode.registry[type(command)](command, self._keys) for command in commands]
-        return [self._learned.declare(each) for each in encoded]
+        learned = self._learned
+        return [learned.declare(each) if each.recalls or each.teaches else each for each in encoded]
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """Watches a flight. Enter it *before* reading the state that decides whether to wait."""
@@ -197,6 +200,10 @@ class RedisStore:
     async def find_wait_refusal(self) -> str | None:
         """As `RedisClient.find_wait_refusal`."""
         return await self._client.find_wait_refusal()
+
+
+REPLICATED: Final = frozenset({Receive, Settle, CompareAndSet, SetValue})
+"""The commands that `_must_be_replicated` may be true of."""
 
 
 def _must_be_replicated(command: Command[Any]) -> bool:

@@ -23,7 +23,7 @@ import structlog
 from redis import exceptions as redis_errors
 
 from gateway.conditions import Condition
-from gateway.store.kept_reads import Fill, ReadMemory, find_all
+from gateway.store.kept_reads import Fill, ReadMemory
 from gateway.store.protocol import Command
 from gateway.store.redis.commands import encode
 from gateway.store.redis.commands.encoding import SECOND, RedisCommand
@@ -277,7 +277,7 @@ class RedisKeptReads:
 
     def find(self, commands: Sequence[Command[Any]]) -> list[Any] | None:
         """The results, if all of them are kept and hold now."""
-        return find_all(self._memory, commands)
+        return self._memory.find_all(commands)
 
     def fill(self, commands: Sequence[Command[Any]]) -> None:
         """Reads what is not kept yet."""

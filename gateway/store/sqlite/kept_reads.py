@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from gateway.store.kept_reads import Fill, ReadMemory, find_all
+from gateway.store.kept_reads import Fill, ReadMemory
 from gateway.store.protocol import Command
 from gateway.store.sqlite.commands import execute
 from gateway.store.sqlite.steady_clock import ReadClocks
@@ -84,7 +84,7 @@ class SqliteKeptReads:
             return None
         # Not only after the turn of `call_soon_threadsafe`.
         self._forget_written()
-        return find_all(self._memory, commands)
+        return self._memory.find_all(commands)
 
     def fill(self, commands: Sequence[Command[Any]]) -> None:
         """Reads what is not kept yet."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from gateway.configuration.settings import BillingSettings, CacheSettings
 from gateway.store.commands.journals import CLOSED_JOURNAL_SECONDS
+from tests.bench.pages import GB, TB
 from tests.bench.sizing.figures import Figures
 
 RATES = (10, 1_000, 100_000)
@@ -20,7 +21,6 @@ MONTH_SECONDS = 30 * 86_400
 DAY_SECONDS = 86_400
 FLIGHT_SECONDS = 120
 """How long Redis keeps the events of a purchase for its followers."""
-GB, TB = 10**9, 10**12
 
 ONE_SLOT = {
     "books": ("journal", "record", "other books"),

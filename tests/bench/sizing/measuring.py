@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,16 +22,16 @@ from typing import Any
 
 import redis
 
-from tests.bench import nginx
-from tests.bench.bulk import SETTLE_SECONDS, in_flight_memory
+from tests.bench.bulk import measure_in_flight
 from tests.bench.cells import SIZES, Cell, Kind
+from tests.bench.distinct import run_distinct
 from tests.bench.load import Failed, Target, run_wrk
-from tests.bench.processes import run_process
-from tests.bench.servers import LIMITS, Setup, run_gateway
+from tests.bench.machine import processor_name, store_version
+from tests.bench.processor_time import SETTLE_SECONDS, used_seconds
+from tests.bench.servers import PURCHASE_LIMITS
 from tests.bench.sizing.figures import Figures, Load
 from tests.bench.sizing.recovery import measure_recovery
 from tests.gateways import start_processes
-from tests.ports import free_port
 from tests.processes import resident_bytes
 from tests.redis_server import run_redis_server
 
@@ -91,14 +91,14 @@ def measure(folder: Path) -> Figures:
         client.flushall()
         per_second, busy = _measure_two_workers(folder, client, url)
         client.flushall()
-        held, idle = in_flight_memory(folder / "in-flight", url, IN_FLIGHT)
+        in_flight = measure_in_flight(folder / "in-flight", url, IN_FLIGHT)
         client.flushall()
         start_seconds, idle_bytes = _measure_start(folder / "start", url)
         return Figures(
             date=time.strftime("%Y-%m-%d", time.gmtime()),
-            machine=_processor_name(),
+            machine=processor_name(),
             processors=os.cpu_count() or 1,
-            versions=_versions(client),
+            versions=f"Python {platform.python_version()}, {store_version(client)}",
             image_bytes=SIZES["2 MB"],
             hit_kept=kept,
             hit_small=small.hit,
@@ -109,7 +109,7 @@ def measure(folder: Path) -> Figures:
             purchase_shares=small.purchase_shares,
             purchase_memory=small.memory,
             free_record_bytes=small.free_record_bytes,
-            in_flight_bytes=(held - idle) / IN_FLIGHT,
+            in_flight_bytes=(in_flight.held_bytes - in_flight.idle_bytes) / IN_FLIGHT,
             idle_bytes=idle_bytes,
             start_seconds=start_seconds,
             both_per_second=per_second,
@@ -131,7 +131,7 @@ class _Size:
 
 
 def _measure_size(folder: Path, client: redis.Redis, url: str, size: str) -> _Size:
-    with _run(folder / size.replace(" ", ""), url, size) as target:
+    with run_distinct(folder / size.replace(" ", ""), url, size) as target:
         hit, hit_shares = _measure_load(target, client, "hit", size)
         # The records of hits, before purchases add theirs.
         records = sum(client.xlen(key) for key in client.scan_iter("igw:*ledger:free:*"))
@@ -146,33 +146,10 @@ def _measure_size(folder: Path, client: redis.Redis, url: str, size: str) -> _Si
 
 def _measure_kept_hit(folder: Path, client: redis.Redis, url: str) -> Load:
     """A small hit of a key with all limits but the one that counts every request."""
-    limits = {name: limit for name, limit in LIMITS.items() if name != "requests_per_minute"}
-    with _run(folder / "kept", url, "2 KB", limits=limits) as target:
+    with run_distinct(folder / "kept", url, "2 KB", limits=PURCHASE_LIMITS) as target:
         load, _ = _measure_load(target, client, "hit", "2 KB")
     client.flushall()
     return load
-
-
-@contextmanager
-def _run(
-    folder: Path,
-    url: str,
-    size: str,
-    *,
-    workers: int = 1,
-    limits: Mapping[str, int] = LIMITS,
-) -> Iterator[Target]:
-    """A gateway in front of an upstream whose images all differ."""
-    folder.mkdir()
-    answer, port = folder / "answer.json", free_port()
-    answer.write_bytes(nginx.answer_of(SIZES[size]))
-    setup = Setup(folder, size, f"http://127.0.0.1:{port}/v1", "", "", redis_url=url)
-    command = [sys.executable, "-m", "tests.bench.holding", str(port), str(answer), "open"]
-    with (
-        run_process("upstream", command, port=port, folder=folder),
-        run_gateway(setup, "gateway", url, workers=workers, limits=limits) as target,
-    ):
-        yield target
 
 
 # ── processor time and commands ─────────────────────────────────────────────────────────────
@@ -205,10 +182,8 @@ def _measure_load(
 
 def _read(target: Target, client: redis.Redis) -> _Reading:
     info: dict[str, Any] = client.info()
-    # utime and stime are the 14th and 15th field; the second one, a name, may have blanks.
-    stat = Path(f"/proc/{target.worker}/stat").read_text().rpartition(")")[2].split()
     return _Reading(
-        worker_seconds=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
+        worker_seconds=sum(map(used_seconds, target.processes.workers)),
         redis_seconds=info["used_cpu_user"] + info["used_cpu_sys"],
         bytes=info["total_net_input_bytes"] + info["total_net_output_bytes"],
     )
@@ -246,7 +221,7 @@ def _shares(log: Sequence[tuple[str, int]]) -> dict[str, float]:
 def _measure_two_workers(folder: Path, client: redis.Redis, url: str) -> tuple[float, float]:
     """Purchases a second of two workers, and the share of a processor that Redis used."""
     cell = Cell("bought", "2 KB", 2 * CONNECTIONS)
-    with _run(folder / "two", url, "2 KB", workers=2) as target:
+    with run_distinct(folder / "two", url, "2 KB", workers=2) as target:
         run_wrk(target, cell, seconds=1)
         before = _read(target, client)
         started = time.monotonic()
@@ -300,16 +275,3 @@ def _measure_start(folder: Path, url: str) -> tuple[float, int]:
         time.sleep(SETTLE_SECONDS)
         (worker,) = processes.workers()
         return seconds, resident_bytes(worker)
-
-
-def _processor_name() -> str:
-    names = re.findall(r"(?m)^model name\s*: (.+?) *$", Path("/proc/cpuinfo").read_text())
-    return names[0] if names else platform.machine()
-
-
-def _versions(client: redis.Redis) -> str:
-    info = client.info("server")
-    server = f"Redis {info['redis_version']}"
-    if "valkey_version" in info:
-        server = f"Valkey {info['valkey_version']}"
-    return f"Python {platform.python_version()}, {server}"

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tests.bench.sizing.arithmetic import GB, GIVEN, ONE_SLOT, RATES, TB, Plan, most
+from tests.bench import pages
+from tests.bench.pages import byte_size, milliseconds, number, percent, table
+from tests.bench.sizing.arithmetic import GIVEN, ONE_SLOT, RATES, Plan, most
 from tests.bench.sizing.figures import Figures, Load
 
 PAGE = Path(__file__).parents[3] / "docs" / "scale.md"
-_BLOCK = r"(<!-- {name} -->\n).*?(<!-- end -->)"
 
 
 def rendered(text: str, figures: Figures) -> str:
     """The page with its tables made from these figures."""
-    for name, make in BLOCKS.items():
-        body = "\n".join(make(figures))
-        pattern = re.compile(_BLOCK.format(name=name), re.DOTALL)
-        text, count = pattern.subn(lambda found, body=body: found[1] + body + "\n" + found[2], text)
-        if count != 1:
-            raise ValueError(f"{PAGE.name} needs the block <!-- {name} --> once, it has {count}")
-    return text
+    blocks = {name: make(figures) for name, make in BLOCKS.items()}
+    return pages.rendered(text, blocks, page=PAGE.name)
 
 
 def write_page(figures: Figures) -> None:
@@ -48,28 +43,28 @@ def _requests(figures: Figures) -> Iterable[str]:
     }
 
     def row(load: Load) -> list[str]:
-        times = [_ms(load.worker_ms), _ms(load.redis_ms)]
-        return [*times, _number(load.commands), _bytes(load.redis_bytes), _number(load.per_second)]
+        times = [milliseconds(load.worker_ms), milliseconds(load.redis_ms)]
+        return [*times, number(load.commands), byte_size(load.redis_bytes), number(load.per_second)]
 
     header = ["request", "worker", "Redis", "commands", "worker ↔ Redis", "a second"]
-    yield from _table(header, [[name, *row(load)] for name, load in loads.items()])
+    yield from table(header, [[name, *row(load)] for name, load in loads.items()])
 
 
 def _others(figures: Figures) -> Iterable[str]:
     memory = figures.purchase_memory
     rows = [
         ["start, until a worker serves", f"{figures.start_seconds:.1f} s"],
-        ["memory of a worker without requests", _bytes(figures.idle_bytes)],
-        ["memory of a worker for a purchase in flight", _bytes(figures.in_flight_bytes)],
-        ["Redis' memory for a purchase, without the image", _bytes(sum(memory.values()))],
+        ["memory of a worker without requests", byte_size(figures.idle_bytes)],
+        ["memory of a worker for a purchase in flight", byte_size(figures.in_flight_bytes)],
+        ["Redis' memory for a purchase, without the image", byte_size(sum(memory.values()))],
         *(
-            [f"… of this: {kind}", _bytes(size)]
+            [f"… of this: {kind}", byte_size(size)]
             for kind, size in sorted(memory.items(), key=lambda item: -item[1])
             if size >= 1
         ),
-        ["Redis' memory for the record of a hit", _bytes(figures.free_record_bytes)],
+        ["Redis' memory for the record of a hit", byte_size(figures.free_record_bytes)],
     ]
-    yield from _table(["figure", ""], rows)
+    yield from table(["figure", ""], rows)
 
 
 _GROUPS = {"lru": "LRU index", "others": "the rest"}
@@ -78,24 +73,24 @@ _GROUPS = {"lru": "LRU index", "others": "the rest"}
 def _books(figures: Figures) -> Iterable[str]:
     shares = figures.purchase_shares
     rows = [
-        ["Redis' processor time for a purchase", _ms(figures.purchase_small.redis_ms)],
+        ["Redis' processor time for a purchase", milliseconds(figures.purchase_small.redis_ms)],
         *(
-            [f"… of this: {_GROUPS.get(group, group)}", _percent(share)]
+            [f"… of this: {_GROUPS.get(group, group)}", percent(share)]
             for group, share in sorted(shares.items(), key=lambda item: -item[1])
         ),
-        ["the books, for a purchase", _ms(figures.purchase_books_ms)],
-        ["the books, for a hit", _ms(figures.hit_books_ms)],
+        ["the books, for a purchase", milliseconds(figures.purchase_books_ms)],
+        ["the books, for a hit", milliseconds(figures.hit_books_ms)],
         [
-            f"purchases a second that use {_percent(GIVEN.busy)} of the books' processor",
-            _number(GIVEN.busy / figures.purchase_books_ms * 1e3),
+            f"purchases a second that use {percent(GIVEN.busy)} of the books' processor",
+            number(GIVEN.busy / figures.purchase_books_ms * 1e3),
         ],
         [
             "two workers at full load: purchases a second",
-            _number(figures.both_per_second),
+            number(figures.both_per_second),
         ],
-        ["… and the processor that Redis used", _percent(figures.both_redis_busy)],
+        ["… and the processor that Redis used", percent(figures.both_redis_busy)],
     ]
-    yield from _table(["the books", ""], rows)
+    yield from table(["the books", ""], rows)
 
 
 def _carries(figures: Figures) -> Iterable[str]:
@@ -127,9 +122,9 @@ def _carries(figures: Figures) -> Iterable[str]:
         ),
     ]
     rows = [
-        [name, bound, _number(most(figures, used, limit))] for name, bound, used, limit in bounds
+        [name, bound, number(most(figures, used, limit))] for name, bound, used, limit in bounds
     ]
-    yield from _table(["", "bound", "images a minute"], rows)
+    yield from table(["", "bound", "images a minute"], rows)
 
 
 def _slot(group: str) -> Callable[[Plan], float]:
@@ -140,25 +135,25 @@ def _plans(figures: Figures) -> Iterable[str]:
     plans = [Plan(figures, rate) for rate in RATES]
     short = GIVEN.short_records_seconds
     lines: Sequence[tuple[str, Callable[[Plan], str]]] = [
-        ("purchases a second", lambda p: _number(p.purchases)),
-        ("hits a second", lambda p: _number(p.hits)),
-        ("purchases in flight", lambda p: _number(p.in_flight)),
-        ("workers", lambda p: _number(p.workers)),
-        ("machines for them", lambda p: _number(p.machines)),
-        ("memory of the workers", lambda p: _bytes(p.gateway_bytes)),
-        ("network, all directions", lambda p: f"{_bytes(p.network_bits / 8)}/s"),
-        ("Redis: processor", lambda p: _percent(p.redis_busy)),
-        ("… of this the books", lambda p: _percent(p.books_busy)),
-        ("Redis: memory, default lifetimes", lambda p: _bytes(p.redis_bytes())),
-        ("… of this the books", lambda p: _bytes(p.slot_bytes("books"))),
-        ("Redis: memory, records for 30 days", lambda p: _bytes(p.redis_bytes(short))),
-        ("… of this the books", lambda p: _bytes(p.slot_bytes("books", short))),
-        ("object storage", lambda p: _bytes(p.storage_bytes)),
+        ("purchases a second", lambda p: number(p.purchases)),
+        ("hits a second", lambda p: number(p.hits)),
+        ("purchases in flight", lambda p: number(p.in_flight)),
+        ("workers", lambda p: number(p.workers)),
+        ("machines for them", lambda p: number(p.machines)),
+        ("memory of the workers", lambda p: byte_size(p.gateway_bytes)),
+        ("network, all directions", lambda p: f"{byte_size(p.network_bits / 8)}/s"),
+        ("Redis: processor", lambda p: percent(p.redis_busy)),
+        ("… of this the books", lambda p: percent(p.books_busy)),
+        ("Redis: memory, default lifetimes", lambda p: byte_size(p.redis_bytes())),
+        ("… of this the books", lambda p: byte_size(p.slot_bytes("books"))),
+        ("Redis: memory, records for 30 days", lambda p: byte_size(p.redis_bytes(short))),
+        ("… of this the books", lambda p: byte_size(p.slot_bytes("books", short))),
+        ("object storage", lambda p: byte_size(p.storage_bytes)),
         ("full first", lambda p: p.bottleneck()),
-        ("installations", lambda p: _number(p.installations)),
+        ("installations", lambda p: number(p.installations)),
     ]
     header = ["images a minute", *(f"{rate:,}" for rate in RATES)]
-    yield from _table(header, [[name, *map(cell, plans)] for name, cell in lines])
+    yield from table(header, [[name, *map(cell, plans)] for name, cell in lines])
 
 
 def _costs(figures: Figures) -> Iterable[str]:
@@ -172,26 +167,26 @@ def _costs(figures: Figures) -> Iterable[str]:
         ["for comparison: what the hits save there", *(_usd(plan.saved_usd()) for plan in plans)],
     ]
     header = ["US dollars a month", *(f"{rate:,}" for rate in RATES)]
-    yield from _table(header, rows)
+    yield from table(header, rows)
 
 
 def _recovery(figures: Figures) -> Iterable[str]:
     rows = [[fault, f"{seconds:.1f} s"] for fault, seconds in figures.recovery_seconds.items()]
-    yield from _table(["what happens", "longest time without a purchase"], rows)
+    yield from table(["what happens", "longest time without a purchase"], rows)
 
 
 def _assumptions(_: Figures) -> Iterable[str]:
     given = GIVEN
     rows = [
-        ["share of hits", _percent(given.hit_share)],
+        ["share of hits", percent(given.hit_share)],
         ["an image", "2 MB of base64 in the answer, three quarters of it stored"],
         ["upstream takes for an image", f"{given.purchase_seconds:g} s"],
-        ["planned load of a processor and of a network card", _percent(given.busy)],
+        ["planned load of a processor and of a network card", percent(given.busy)],
         [
             "a machine",
             f"{given.machine_processors} processors, {given.machine_bits / 1e9:g} Gbit/s",
         ],
-        ["Redis' memory on one machine", _bytes(given.node_bytes)],
+        ["Redis' memory on one machine", byte_size(given.node_bytes)],
         ["replicas of Redis, in the costs", "one for each master"],
         ["a processor", f"${given.processor_usd:g} a month"],
         ["memory", f"${given.memory_gb_usd:g} for a GB and month"],
@@ -204,7 +199,7 @@ def _assumptions(_: Figures) -> Iterable[str]:
         ["traffic to clients outside of the cloud", f"${given.traffic_tb_usd:g} for a TB"],
         ["an image at upstream", f"${given.image_usd:g}"],
     ]
-    yield from _table(["assumption", ""], rows)
+    yield from table(["assumption", ""], rows)
 
 
 BLOCKS: dict[str, Callable[[Figures], Iterable[str]]] = {
@@ -220,36 +215,5 @@ BLOCKS: dict[str, Callable[[Figures], Iterable[str]]] = {
 }
 
 
-# ── cells ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    for cells in (header, ["---"] * len(header), *rows):
-        yield f"| {' | '.join(cells)} |"
-
-
-def _number(value: float) -> str:
-    """Two digits that count below 100, three above."""
-    if value >= 1000:
-        size = 10 ** (len(str(int(value))) - 3)
-        return f"{round(value / size) * size:,}"
-    return f"{value:.3g}" if value >= 100 else f"{value:.2g}"
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3f} ms" if value < 0.1 else f"{value:.2f} ms"
-
-
-def _bytes(value: float) -> str:
-    for size, unit in ((TB, "TB"), (GB, "GB"), (10**6, "MB"), (10**3, "KB")):
-        if value >= size:
-            return f"{_number(value / size)} {unit}"
-    return f"{value:.0f} B"
-
-
-def _percent(share: float) -> str:
-    return f"{_number(share * 100)} %"
-
-
 def _usd(value: float) -> str:
-    return f"{_number(value) if value >= 1 else f'{value:.2f}'}"
+    return f"{number(value) if value >= 1 else f'{value:.2f}'}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 from gateway.store import commands
-from gateway.store.redis.commands.encoding import RedisCommand, encode, no_result, script_command
+from gateway.store.redis.commands.encoding import (
+    RedisCommand,
+    encode,
+    milliseconds,
+    no_result,
+    script_command,
+)
 from gateway.store.redis.keys import Keys
 
 
 @encode.register
 def _put_blob(command: commands.PutBlob, keys: Keys) -> RedisCommand:
-    arguments = (command.data, math.ceil(command.ttl_seconds * 1000))
+    arguments = (command.data, milliseconds(command.ttl_seconds))
     return script_command("put_blob", [keys.blob(command.digest)], arguments, read=no_result)

@@ -50,9 +50,13 @@ def calendar_argument(counters: Iterable[Counter], keys: Keys) -> str:
 
 def read_states(flat: Sequence[int]) -> tuple[CounterState, ...]:
     """Counter states as `shared/counters.lua` returns them: four numbers each."""
-    resets_in, retry_in = ([micros / SECOND for micros in flat[i::4]] for i in (2, 3))
-    rows = zip(flat[0::4], flat[1::4], resets_in, retry_in, strict=True)
-    return tuple(map(CounterState._make, rows))
+    rows = zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+    return tuple(
+        [
+            CounterState(used, reserved, resets_in / SECOND, retry_in / SECOND)
+            for used, reserved, resets_in, retry_in in rows
+        ]
+    )
 
 
 def read_index(number: int) -> int | None:

@@ -72,6 +72,8 @@ class RedisCommand:
         if self.script is None:
             raise TypeError("Only a script can have further keys.")
         keys = tuple(dict.fromkeys((*self.keys, *more)))
+        if len(keys) == len(self.keys):
+            return self
         command = ("EVALSHA", self.script.sha, len(keys), *keys, *self.arguments)
         return replace(self, command=command, keys=keys)
 
@@ -149,6 +151,11 @@ def read_cursor(cursor: bytes) -> str | None:
 def microseconds(seconds: float) -> int:
     """Seconds as microseconds, rounded up."""
     return math.ceil(seconds * SECOND)
+
+
+def milliseconds(seconds: float) -> int:
+    """Seconds as milliseconds, rounded up, for scripts that do without the clock."""
+    return math.ceil(seconds * 1000)
 
 
 def optional(value: bytes | None) -> tuple[Argument, Argument]:

@@ -6,7 +6,7 @@ from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
-    microseconds,
+    milliseconds,
     no_result,
     plain_command,
     script_command,
@@ -19,7 +19,7 @@ from gateway.store.redis.keys import Keys
 def _publish(command: commands.Publish, keys: Keys) -> RedisCommand:
     both = [keys.events(command.flight), keys.event_ids(command.flight)]
     channel = keys.channel(command.flight)
-    arguments = (command.event_id, command.event, microseconds(command.ttl_seconds), channel)
+    arguments = (command.event_id, command.event, milliseconds(command.ttl_seconds), channel)
     return script_command("publish", both, arguments, read=no_result)
 
 

@@ -8,7 +8,7 @@ from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
-    microseconds,
+    milliseconds,
     no_result,
     plain_command,
     read_texts,
@@ -21,7 +21,7 @@ from gateway.store.redis.keys import Keys
 @encode.register
 def _add_to_ordered_sets(command: commands.AddToOrderedSets, keys: Keys) -> RedisCommand:
     sets = _sets(keys, command.space, command.names)
-    ttl = microseconds(command.ttl_seconds)
+    ttl = milliseconds(command.ttl_seconds)
     arguments = (command.member, ttl, command.max_members, command.oldest)
     return script_command("add_to_ordered_sets", sets, arguments, read=no_result)
 

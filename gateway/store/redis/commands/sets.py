@@ -11,6 +11,7 @@ from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
     microseconds,
+    milliseconds,
     no_result,
     plain_command,
     read_cursor,
@@ -23,7 +24,7 @@ from gateway.store.redis.keys import Keys
 @encode.register
 def _add_to_set(command: commands.AddToSet, keys: Keys) -> RedisCommand:
     key = keys.set(command.space, command.name)
-    arguments: list[Argument] = [microseconds(command.ttl_seconds), *command.members]
+    arguments: list[Argument] = [milliseconds(command.ttl_seconds), *command.members]
     return script_command("add_to_set", [key], arguments, read=no_result)
 
 

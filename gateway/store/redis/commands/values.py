@@ -8,6 +8,7 @@ from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
     microseconds,
+    milliseconds,
     no_result,
     plain_command,
     script_command,
@@ -19,7 +20,7 @@ from gateway.store.redis.keys import Keys
 @encode.register
 def _set_value(command: commands.SetValue, keys: Keys) -> RedisCommand:
     key = keys.value(command.space, command.name)
-    ttl: Argument = "" if command.ttl_seconds is None else microseconds(command.ttl_seconds)
+    ttl: Argument = "" if command.ttl_seconds is None else milliseconds(command.ttl_seconds)
     arguments: list[Argument] = [
         command.value,
         int(command.only_if_absent),

@@ -12,12 +12,6 @@ if not journal or (journal.state ~= 'queued' and journal.state ~= 'reserved') th
   return { -1, states(read_consumptions(ARGV, FIRST)), now, 0, {}, NO_TURN }
 end
 
-local function add_reserved(counters, sign)
-  for _, counter in ipairs(counters) do
-    add_to_window(counter.window, counter.unit, 'reserved', sign * counter.amount)
-  end
-end
-
 local old_consumptions, old_scopes =
   cjson.decode(journal.consumptions), cjson.decode(journal.windows)
 add_needed = function(names)
@@ -27,11 +21,8 @@ end
 need_journal(journal)
 
 -- In the tables only, so that a refusal changes nothing.
-local released = reserved_counters(old_consumptions, old_scopes)
-add_reserved(released, -1)
-for _, window in pairs(opened_windows) do
-  window.counters = {} -- those of the old reservation, which the new one counts in again
-end
+local released, old_amounts = reserved_amounts(old_consumptions, old_scopes)
+subtract_reserved(released, old_amounts)
 
 local consumptions = read_consumptions(ARGV, FIRST)
 -- A bucket has given what the purchase needed before.
@@ -57,7 +48,7 @@ local denied, exceeded = consume(consumptions, true)
 local place = read_place(ARGV[6])
 local turn = denied and NO_TURN or decide_turn(place)
 if denied or turn[1] == 'refused' then
-  add_reserved(released, 1)
+  add_reserved(released, old_amounts)
   local list = states(read_consumptions(ARGV, FIRST), denied)
   return { denied and denied - 1 or -1, list, now, now, {}, turn }
 end
@@ -69,13 +60,14 @@ for _, consumption in ipairs(consumptions) do
 end
 local packed = pack_consumptions(consumptions)
 scopes.windows = pack_current_windows()
-add_reserved(reserved_counters(packed, scopes), 1)
+local windows, amounts = reserved_amounts(packed, scopes)
+add_reserved(windows, amounts)
 local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()
-local at, held, windows = digits(now), cjson.encode(packed), cjson.encode(scopes)
+local at, held, held_windows = digits(now), cjson.encode(packed), cjson.encode(scopes)
 redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', at,
-  'consumptions', held, 'windows', windows, unpack(fields))
-write_reserved(worker, purchase, at, held, windows)
+  'consumptions', held, 'windows', held_windows, unpack(fields))
+write_reserved(worker, purchase, at, held, held_windows)
 if journal.worker ~= worker then
   redis.write('ZREM', open_key(journal.worker), purchase)
   redis.write('HDEL', reserved_key(journal.worker), purchase)

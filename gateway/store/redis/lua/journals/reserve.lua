@@ -31,16 +31,24 @@ end
 
 local packed = pack_consumptions(consumptions)
 scopes.windows = pack_current_windows()
-for _, counter in ipairs(reserved_counters(packed, scopes)) do
-  add_to_window(counter.window, counter.unit, 'reserved', counter.amount)
-end
+local windows, amounts = reserved_amounts(packed, scopes)
+change_windows(windows, amounts, function(of_window)
+  local changes = {}
+  for unit, amount in pairs(of_window) do
+    if tonumber(amount) ~= 0 then
+      changes[#changes + 1] = unit .. ':reserved'
+      changes[#changes + 1] = amount
+    end
+  end
+  return changes
+end)
 write_buckets(consumptions)
 local fields = write_turn(turn, place, purchase, worker, packed)
 write_windows()
-local at, held, windows = digits(now), cjson.encode(packed), cjson.encode(scopes)
+local at, held, held_windows = digits(now), cjson.encode(packed), cjson.encode(scopes)
 redis.write('HSET', key, 'worker', worker, 'payload', payload, 'at', at,
-  'consumptions', held, 'windows', windows, unpack(fields))
-write_reserved(worker, purchase, at, held, windows)
+  'consumptions', held, 'windows', held_windows, unpack(fields))
+write_reserved(worker, purchase, at, held, held_windows)
 redis.write('ZADD', open_key(worker), at, purchase)
 redis.write('ZADD', WORKERS, at, worker)
 return { -1, states(consumptions), now, now, exceeded, turn }

@@ -22,8 +22,8 @@ local is_lost = journal == nil
 local function flatten_charge(charged)
   local flat = {}
   for unit, amount in pairs(charged) do
-    table.insert(flat, unit)
-    table.insert(flat, amount)
+    local n = #flat
+    flat[n + 1], flat[n + 2] = unit, amount
   end
   return flat
 end
@@ -61,15 +61,27 @@ local function moves(before)
   return false
 end
 
--- The writes that closing and correcting share; `before` is the charge so far, and `end_of_ledger`
--- where the record belongs.
-local function write_charge(journal, counters, before, end_of_ledger)
-  for _, counter in ipairs(counters) do
-    if counter.is_charged then
-      local difference = (charge[counter.unit] or 0) - (before[counter.unit] or 0)
-      add_to_window(counter.window, counter.unit, 'spent', difference)
+-- The writes that closing and correcting share; `windows` and `amounts` are what the purchase has
+-- reserved, which closing releases; `before` is the charge so far, and `end_of_ledger` where the record
+-- belongs.
+local function write_charge(journal, windows, amounts, before, end_of_ledger)
+  local releases = journal.state ~= 'settled'
+  change_windows(windows, amounts, function(of_window, window)
+    local changes = {}
+    for unit, amount in pairs(of_window) do
+      if releases and tonumber(amount) ~= 0 then
+        changes[#changes + 1] = unit .. ':reserved'
+        changes[#changes + 1] = negated(amount)
+      end
+      local difference = (charge[unit] or 0) - (before[unit] or 0)
+      -- The concurrency window only counts reserved amounts.
+      if difference ~= 0 and window.ends then
+        changes[#changes + 1] = unit .. ':spent'
+        changes[#changes + 1] = digits(difference)
+      end
     end
-  end
+    return changes
+  end)
   write_windows()
   if record then
     append_records({ record }, moves(before), end_of_ledger)
@@ -88,31 +100,28 @@ local function write_charge(journal, counters, before, end_of_ledger)
   end
 end
 
--- Reads what closing and correcting need, before anything is written. Returns the counters of the
--- windows, the journal's consumptions, and where the record belongs in the ledger.
+-- Reads what closing and correcting need, before anything is written. Returns the windows and their
+-- amounts, the journal's consumptions, and where the record belongs in the ledger.
 local function read_holdings(journal, before)
   local consumptions, scopes = cjson.decode(journal.consumptions), cjson.decode(journal.windows)
   add_needed = function(names)
     add_reserved_keys(names, consumptions, scopes)
     add_journal_keys(names, journal)
   end
-  local counters = reserved_counters(consumptions, scopes)
-  return counters, reread_consumptions(consumptions),
+  local windows, amounts = reserved_amounts(consumptions, scopes)
+  return windows, amounts, reread_consumptions(consumptions),
     record and prepare_append(1, moves(before))
 end
 
 local function close(journal)
   journal.charged, journal.presumed = pack_charge(charge), is_presumed and '1' or '0'
-  local counters, consumptions, end_of_ledger = read_holdings(journal, {})
+  local windows, amounts, consumptions, end_of_ledger = read_holdings(journal, {})
   need_journal(journal)
   if is_lost then
     redis.write('HSET', key, 'worker', '', 'consumptions', '[]', 'windows', journal.windows,
       'unreserved', journal.unreserved)
   end
-  for _, counter in ipairs(counters) do
-    add_to_window(counter.window, counter.unit, 'reserved', -counter.amount)
-  end
-  write_charge(journal, counters, {}, end_of_ledger)
+  write_charge(journal, windows, amounts, {}, end_of_ledger)
   move_totals(charge.usd_micros or 0, saved)
   leave_place(journal, purchase)
   redis.write('HDEL', key, 'payload', 'place')
@@ -127,8 +136,8 @@ local function correct(journal)
   local before = unpack_charge(journal.charged)
   journal.corrected_from = journal.charged
   journal.charged, journal.presumed = pack_charge(charge), '0'
-  local counters, consumptions, end_of_ledger = read_holdings(journal, before)
-  write_charge(journal, counters, before, end_of_ledger)
+  local windows, amounts, consumptions, end_of_ledger = read_holdings(journal, before)
+  write_charge(journal, windows, amounts, before, end_of_ledger)
   move_totals((charge.usd_micros or 0) - (before.usd_micros or 0), 0)
   redis.write('HSET', key, 'corrected_from', journal.corrected_from)
   return result('corrected', journal, consumptions)

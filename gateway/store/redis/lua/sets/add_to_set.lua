@@ -1,6 +1,7 @@
--- KEYS: set. ARGV: time to live, the members.
+-- KEYS: set. ARGV: time to live in milliseconds, the members.
 for i = 2, #ARGV do
   redis.call('SADD', KEYS[1], ARGV[i])
 end
-expire_at_least(KEYS[1], now + tonumber(ARGV[1]))
+redis.call('PEXPIRE', KEYS[1], ARGV[1], 'NX')
+redis.call('PEXPIRE', KEYS[1], ARGV[1], 'GT') -- which would not set a first expiry
 return 0

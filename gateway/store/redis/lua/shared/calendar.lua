@@ -17,8 +17,15 @@ local function civil_from_days(days)
   return year, month, day
 end
 
+local day_names = {} -- by the count of days: most scripts ask for the same one again and again
+
 -- The UTC day of a time: yyyy-mm-dd.
 local function day_of(time)
   local days = math.floor(time / (86400 * SECOND))
-  return string.format('%04d-%02d-%02d', civil_from_days(days))
+  local name = day_names[days]
+  if not name then
+    name = string.format('%04d-%02d-%02d', civil_from_days(days))
+    day_names[days] = name
+  end
+  return name
 end

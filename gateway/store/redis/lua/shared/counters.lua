@@ -45,23 +45,20 @@ local function choose_windows(calendar)
   if calendar == '' then
     return true
   end
-  local words = {}
-  for word in string.gmatch(calendar, '%S+') do
-    words[#words + 1] = word
+  local begins, first, first_ends, second, second_ends =
+    string.match(calendar, '^(%S+) (%S+ (%S+) %S+ %S+ %S+ %S+) (%S+ (%S+) .*)$')
+  local seconds, chosen = now / SECOND, nil
+  if seconds >= tonumber(begins) and seconds < tonumber(first_ends) then
+    chosen = first
+  elseif seconds >= tonumber(first_ends) and seconds < tonumber(second_ends) then
+    chosen = second
+  else
+    return false
   end
-  local begins = tonumber(words[1]) * SECOND
-  for first = 2, 8, 6 do
-    local ends = tonumber(words[first + 1]) * SECOND
-    if now >= begins and now < ends then
-      for i = first, first + 4, 2 do
-        current_windows[string.match(words[i], '^%a+')] =
-          { name = words[i], ends = tonumber(words[i + 1]) * SECOND }
-      end
-      return true
-    end
-    begins = ends
+  for name, period, ends in string.gmatch(chosen, '((%a+):%S+) (%S+)') do
+    current_windows[period] = { name = name, ends = ends * SECOND }
   end
-  return false
+  return true
 end
 
 -- What a script returns, before it writes anything, if `choose_windows` fails: the gateway then
@@ -70,22 +67,49 @@ local function wrong_calendar()
   return error_reply('CALENDAR ' .. digits(now))
 end
 
-local opened_windows = {} -- by key
+local NO_CHANGES = {}
+local opened_windows = {} -- in the order of `open_window`
+local windows_by_subject = {} -- by subject, then by name
 
--- A window of a subject, read once per script.
+-- A window of a subject, one table per script. Its amounts are read when they are needed, and most
+-- windows have no limit, so a reservation only adds to them.
 local function open_window(subject, name, ends)
-  local key = window_key(subject, name)
-  local window = opened_windows[key]
+  local by_name = windows_by_subject[subject]
+  if not by_name then
+    by_name = {}
+    windows_by_subject[subject] = by_name
+  end
+  local window = by_name[name]
   if not window then
-    local stored = redis.call('HGETALL', key)
-    window =
-      { key = key, ends = ends, is_new = #stored == 0, fields = {}, changed = {}, counters = {} }
-    for i = 1, #stored, 2 do
-      window.fields[stored[i]] = tonumber(stored[i + 1])
+    local key = window_key(subject, name)
+    if not declared[key] then -- else the script could ask for it after it has written
+      ask_for({ key })
     end
-    opened_windows[key] = window
+    -- `fields` are the amounts as the script has changed them, and `added` are the changes: field,
+    -- amount, …, which `write_windows` writes. Windows may share them, see `change_windows`.
+    window = { key = key, ends = ends, fields = nil, written = nil, added = NO_CHANGES }
+    by_name[name] = window
+    opened_windows[#opened_windows + 1] = window
   end
   return window
+end
+
+-- Adds to an amount that is a number or text. If the store has lost the window, less may be left of it
+-- than a settlement releases: an amount is never below 0.
+local function add_to_field(fields, field, amount)
+  fields[field] = math.max(0, (fields[field] or 0) + amount)
+end
+
+local function read_fields(window)
+  local stored, fields, added = redis.call('HGETALL', window.key), {}, window.added
+  for i = 1, #stored, 2 do
+    fields[stored[i]] = stored[i + 1] -- text: a script computes with few of them
+  end
+  for i = 1, #added, 2 do
+    add_to_field(fields, added[i], added[i + 1])
+  end
+  window.fields = fields
+  return fields
 end
 
 local function read_window(counter)
@@ -96,11 +120,20 @@ local function read_window(counter)
 end
 
 local function amount_in(window, unit, kind)
-  return window.fields[unit .. ':' .. kind] or 0
+  local fields, field = window.fields, unit .. ':' .. kind
+  local amount = (fields or window.written or read_fields(window))[field]
+  if not amount and not fields then
+    amount = read_fields(window)[field]
+  end
+  return tonumber(amount or 0)
 end
 
 local function read_counter(subject, unit, period, maximum)
-  local counter = { subject = subject, unit = unit, period = period, maximum = maximum }
+  -- With room for what `read_bucket` or `read_window` adds.
+  local counter = {
+    subject = subject, unit = unit, period = period, maximum = maximum,
+    key = nil, level = nil, at = nil, window = nil,
+  }
   if period == 'minute' then
     read_bucket(counter)
   else
@@ -118,10 +151,10 @@ local function read_consumptions(arguments, first)
     local name = period .. ' ' .. unit .. ' ' .. subject
     counters[name] = counters[name]
       or read_counter(subject, unit, period, tonumber(arguments[i + 3]))
-    table.insert(consumptions, {
+    consumptions[#consumptions + 1] = {
       counter = counters[name], amount = tonumber(arguments[i + 4]),
       is_shadow = arguments[i + 5] == '1',
-    })
+    }
   end
   return consumptions
 end
@@ -169,7 +202,7 @@ local function write_buckets(consumptions)
   for _, consumption in ipairs(consumptions) do
     local counter = consumption.counter
     if counter.has_given then
-      redis.write('HSET', counter.key, 'level', digits(counter.level), 'at', digits(counter.at))
+      redis.write('HSET', counter.key, 'level', counter.level, 'at', counter.at)
       redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
     end
   end
@@ -180,49 +213,69 @@ local function end_future_buckets(consumptions)
   for _, consumption in ipairs(consumptions) do
     local counter = consumption.counter
     if counter.is_from_future then
-      redis.write('HSET', counter.key, 'at', digits(now))
+      redis.write('HSET', counter.key, 'at', now)
       redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
     end
   end
 end
 
--- Adds to an amount of a window; `write_windows` writes it. If the store has lost the window, less
--- may be left of it than a settlement releases: an amount is never below 0.
+-- Adds to an amount of a window; `write_windows` writes it. The amount is a number, or text of digits.
 local function add_to_window(window, unit, kind, amount)
-  if amount ~= 0 then
-    local field = unit .. ':' .. kind
-    window.fields[field] = math.max(0, (window.fields[field] or 0) + amount)
-    window.changed[field] = true
+  if amount ~= 0 and amount ~= '0' then
+    local fields, field = window.fields, unit .. ':' .. kind
+    if window.added == NO_CHANGES then
+      window.added = {}
+    end
+    local added = window.added
+    added[#added + 1] = field
+    added[#added + 1] = amount
+    if fields then
+      add_to_field(fields, field, amount)
+    end
   end
 end
 
+local expiries = {} -- the ends of windows as `PEXPIREAT` takes them, because writing numbers is slow
+
+-- One command per amount takes less time than to read the window, compute, and write text.
 local function write_window(window)
-  local written, zero = {}, {}
-  for field in pairs(window.changed) do
-    local amount = window.fields[field]
-    -- The concurrency window never expires and would collect fields at zero.
-    if amount == 0 and not window.ends then
-      zero[#zero + 1] = field
-    else
-      written[#written + 1] = field
-      written[#written + 1] = digits(amount)
+  local key, ends, added, written = window.key, window.ends, window.added, {}
+  local may_be_new = false -- in a window that was there, the first amount is larger than its change
+  for i = 1, #added, 2 do
+    local field = added[i]
+    local total = redis.write('HINCRBY', key, field, added[i + 1])
+    may_be_new = may_be_new or i == 1 and total <= tonumber(added[2])
+    if total < 0 then
+      redis.write('HSET', key, field, 0)
+      total = 0
+    end
+    written[field] = total
+  end
+  window.added, window.written = NO_CHANGES, written
+  if window.fields then
+    for field, total in pairs(written) do
+      window.fields[field] = total
     end
   end
-  if #zero > 0 then
-    redis.write('HDEL', window.key, unpack(zero))
+  if ends then
+    if may_be_new then
+      expiries[ends] = expiries[ends] or milliseconds(ends + WINDOW_GRACE)
+      redis.write('PEXPIREAT', key, expiries[ends], 'NX')
+    end
+    return
   end
-  if #written > 0 then
-    redis.write('HSET', window.key, unpack(written))
-    if window.ends and window.is_new then
-      redis.write('PEXPIREAT', window.key, milliseconds(window.ends + WINDOW_GRACE))
+  -- The concurrency window never expires and would collect fields at zero.
+  for field, total in pairs(written) do
+    if total == 0 then
+      redis.write('HDEL', key, field)
     end
   end
 end
 
 local function write_windows()
-  for _, window in pairs(opened_windows) do
+  for _, window in ipairs(opened_windows) do
     -- A window that has expired is not made again.
-    if not window.ends or window.ends + WINDOW_GRACE > now then
+    if window.added[1] and (not window.ends or window.ends + WINDOW_GRACE > now) then
       write_window(window)
     end
   end
@@ -251,13 +304,18 @@ end
 -- microseconds until a denied bucket holds the amount. `denied` is the number of the denied
 -- consumption, if any.
 local function states(consumptions, denied)
-  local list = {}
+  local list, i = {}, 0
   for number, consumption in ipairs(consumptions) do
     local counter = consumption.counter
     local state = counter.period == 'minute' and bucket_state or window_state
-    local i = 4 * number
-    list[i - 3], list[i - 2], list[i - 1], list[i] =
+    local used, reserved, resets_in, retry_in =
       state(counter, number == denied and consumption.amount)
+    -- In order. An assignment of all four begins with the last one, and Lua then uses a hash.
+    list[i + 1] = used
+    list[i + 2] = reserved
+    list[i + 3] = resets_in
+    list[i + 4] = retry_in
+    i = i + 4
   end
   return list
 end

@@ -10,13 +10,13 @@ local NO_WINDOWS = '{"subjects":[],"amounts":{},"windows":[]}'
 -- charged to the windows of its reservation, whenever it is settled.
 local function pack_consumptions(consumptions)
   local packed = {}
-  for _, consumption in ipairs(consumptions) do
+  for i, consumption in ipairs(consumptions) do
     local counter = consumption.counter
-    table.insert(packed, {
+    packed[i] = {
       counter.subject, counter.unit, counter.period,
       counter.maximum and digits(counter.maximum) or '', digits(consumption.amount),
       counter.name or '', counter.ends and digits(counter.ends) or '',
-    })
+    }
   end
   return packed
 end
@@ -38,43 +38,79 @@ local function pack_current_windows()
   return packed
 end
 
--- The counters of windows that a reservation counts in, each once, as {window, unit, amount,
--- is_charged}: those of its consumptions, and of every subject in `scopes` (subjects, amounts and
--- windows) all others. The concurrency window is not charged; it only counts reserved amounts.
-local function reserved_counters(consumptions, scopes)
-  local counters = {}
-  local function add(window, unit, amount)
-    local counter =
-      { window = window, unit = unit, amount = amount, is_charged = window.ends ~= nil }
-    counters[#counters + 1] = counter
-    window.counters[unit] = counter
-  end
+-- What a reservation counts in which windows: a list of windows, and of each, as amounts by unit, what
+-- its consumptions count there, as numbers or text. In the windows of every subject in `scopes` (subjects, amounts and
+-- windows), all amounts count that no consumption has.
+local function reserved_amounts(consumptions, scopes)
+  local windows, amounts = {}, {}
   for _, item in ipairs(consumptions) do
-    local unit, amount = item[2], tonumber(item[5])
     if item[3] ~= 'minute' then
       local window = open_window(item[1], item[6], tonumber(item[7]))
-      local counter = window.counters[unit]
-      if counter then
-        counter.amount = counter.amount + amount
-      else
-        add(window, unit, amount)
+      local of_window, unit = amounts[window], item[2]
+      if not of_window then
+        of_window = {}
+        windows[#windows + 1], amounts[window] = window, of_window
       end
+      local amount, before = item[5], of_window[unit]
+      of_window[unit] = before and before + amount or amount
     end
   end
   for _, subject in ipairs(scopes.subjects) do
     for _, packed in ipairs(scopes.windows) do
       local window = open_window(subject, packed[1], tonumber(packed[2]))
-      for unit, amount in pairs(scopes.amounts) do
-        if not window.counters[unit] then
-          add(window, unit, tonumber(amount))
+      local of_window = amounts[window]
+      if not of_window then
+        windows[#windows + 1], amounts[window] = window, scopes.amounts
+      elseif of_window ~= scopes.amounts then -- else the same window is in `scopes` twice
+        for unit, amount in pairs(scopes.amounts) do
+          of_window[unit] = of_window[unit] or amount
         end
       end
     end
   end
-  return counters
+  return windows, amounts
 end
 
--- Adds the keys that `reserved_counters` and `reread_consumptions` read.
+-- Adds what `reserved_amounts` returns to the reserved amounts.
+local function add_reserved(windows, amounts)
+  for _, window in ipairs(windows) do
+    for unit, amount in pairs(amounts[window]) do
+      add_to_window(window, unit, 'reserved', amount)
+    end
+  end
+end
+
+-- Has `write_windows` write what `changes_of(amounts, window)` returns for each window: field, amount,
+-- …. It is called once for each table of amounts, because most windows share one.
+local function change_windows(windows, amounts, changes_of)
+  local known = {}
+  for _, window in ipairs(windows) do
+    local of_window = amounts[window]
+    local changes = known[of_window]
+    if not changes then
+      changes = changes_of(of_window, window)
+      known[of_window] = changes
+    end
+    window.added = changes
+  end
+end
+
+local function negated(amount)
+  if type(amount) == 'number' then
+    return -amount
+  end
+  return amount == '0' and amount or '-' .. amount
+end
+
+local function subtract_reserved(windows, amounts)
+  for _, window in ipairs(windows) do
+    for unit, amount in pairs(amounts[window]) do
+      add_to_window(window, unit, 'reserved', negated(amount))
+    end
+  end
+end
+
+-- Adds the keys that `reserved_amounts` and `reread_consumptions` read.
 local function add_reserved_keys(names, consumptions, scopes)
   for _, item in ipairs(consumptions) do
     local subject, unit, period = item[1], item[2], item[3]
@@ -92,16 +128,14 @@ local function add_reserved_keys(names, consumptions, scopes)
   end
 end
 
--- Packed consumptions with their counters as they are now, for `states`.
+-- Packed consumptions with their counters as they are now, for `states`. Nothing is denied here.
 local function reread_consumptions(packed)
-  local arguments = {}
-  for _, item in ipairs(packed) do
-    for i = 1, 5 do
-      arguments[#arguments + 1] = item[i]
-    end
-    arguments[#arguments + 1] = '' -- nothing is denied here
+  local consumptions = {}
+  for i, item in ipairs(packed) do
+    consumptions[i] =
+      { counter = read_counter(item[1], item[2], item[3], tonumber(item[4])), amount = item[5] }
   end
-  return read_consumptions(arguments, 1)
+  return consumptions
 end
 
 -- A charge as a table unit → amount, from a list unit, amount, ….

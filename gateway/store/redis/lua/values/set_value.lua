@@ -1,4 +1,5 @@
--- KEYS: value. ARGV: the bytes, '1' = if absent, time to live ('' = none), the bytes that it may have.
+-- KEYS: value. ARGV: the bytes, '1' = if absent, time to live in milliseconds ('' = none), the bytes that
+-- it may have.
 -- Returns 1, or 0 if a condition is not met; there is none without the '1' and such bytes.
 local if_absent = ARGV[2] == '1'
 if if_absent or #ARGV > 3 then
@@ -13,6 +14,6 @@ if if_absent or #ARGV > 3 then
 end
 redis.call('SET', KEYS[1], ARGV[1])
 if ARGV[3] ~= '' then
-  redis.call('PEXPIREAT', KEYS[1], milliseconds(now + tonumber(ARGV[3])))
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
 end
 return 1
