@@ -36,9 +36,10 @@ def measure_curves(folder: Path, setup: Setup, *, records: int, seconds: int) ->
         kept = with_limits(gateway, setup.size, PURCHASE_LIMITS)
         yield Part(curves={"connections": tuple(_connections(gateway, kept, seconds))})
         settings = make_settings(own.folder / "curves" / "data", setup.upstream, own_url)
-        yield Part(curves={"keys": tuple(_keys(gateway, settings, own.folder, seconds))})
         points = _records(gateway, kept, settings, records=records, seconds=seconds)
         yield Part(curves={"ledger records": tuple(points)})
+        # The last one: once a minute, a gateway looks at the limits of all keys in use.
+        yield Part(curves={"keys": tuple(_keys(gateway, settings, own.folder, seconds))})
 
 
 def _connections(gateway: Target, kept: Target, seconds: int) -> Iterator[tuple[float, Servers]]:

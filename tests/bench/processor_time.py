@@ -12,7 +12,7 @@ from tests.processes import living_children
 
 SETTLE_SECONDS = 1.0
 """After the last answer, a worker of the gateway still writes counts, records and last uses."""
-IDLE_SHARE = 0.02
+IDLE_SHARE = 0.05
 """Of a processor, that an idle worker and Redis stay below."""
 MAX_WAIT_SECONDS = 1200.0
 _WHOLE_PROCESS = 2
