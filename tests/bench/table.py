@@ -51,12 +51,11 @@ def _servers_table(title: str, cells: dict[str, Servers]) -> Table:
 def _rows(servers: Servers) -> Iterator[list[str]]:
     bare = servers.get(BARE, Measurement())
     for name, each in servers.items():
-        times = [each.worker_ms, each.redis_ms, each.upstream_ms]
         yield [
             name,
             UNKNOWN if each.per_second is None else f"{each.per_second:,.0f}",
             _ms(each.p50_ms, digits=2),
-            *(_ms(time, digits=3) for time in times),
+            *(_ms(ms, digits=3) for ms in (each.worker_ms, each.redis_ms, each.upstream_ms)),
             times(ratio(each.processor_ms, bare.processor_ms)),
             times(ratio(each.per_second, bare.per_second)),
         ]
