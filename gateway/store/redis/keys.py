@@ -86,6 +86,7 @@ from typing import Final
 from gateway.calendar import UTC_CALENDAR, Day
 from gateway.limits import CALENDAR_PERIODS
 from gateway.store.commands.lru_index import LruIndex
+from gateway.store.redis.windows import Today
 
 DEFAULT_PREFIX: Final = "igw:"
 
@@ -102,6 +103,8 @@ class Keys:
     encoder that caches its commands has to make them again for another day."""
     days: tuple[str, ...] = ()
     """The two UTC days of the ledger's streams that are written, for the same reason."""
+    today: Today | None = None
+    """The windows of the day that the server probably has, for the same reason."""
     day_at: Callable[[float], Day] = field(default=UTC_CALENDAR.day_at, compare=False, repr=False)
     """The calendar day of a time in Unix seconds."""
 

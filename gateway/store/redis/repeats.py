@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from redis.exceptions import ResponseError
 
 from gateway.store.redis.commands.encoding import RedisCommand
+from gateway.store.redis.plans import Plan
 
 MAX_TOPICS: Final = 4096
 MAX_LEARNED: Final = 512
@@ -58,18 +59,30 @@ class LearnedKeys:
 
     def __init__(self) -> None:
         self._topics: OrderedDict[str, dict[str, None]] = OrderedDict()
+        self._plans: OrderedDict[str, Plan] = OrderedDict()
 
     def declare(self, command: RedisCommand) -> RedisCommand:
         """The command with the keys that are known; remembers its own."""
         if not command.recalls and not command.teaches:
             return command
+        if command.planned is not None and (plan := self._plans.get(command.recalls[0])):
+            return command.planned(plan)
         known = [key for topic in command.recalls for key in self._topics.get(topic, ())]
         if known and command.offers and command.recalls[0] in self._topics:
             # For those after it in the batch.
             self.remember(command.recalls[0], command.offers)
         if command.teaches:
-            self.remember(command.teaches, command.keys)
+            self._teach(command)
         return command.with_keys(known) if known else command
+
+    def _teach(self, command: RedisCommand) -> None:
+        self.remember(command.teaches, command.keys)
+        if command.plan is None:
+            self._plans.pop(command.teaches, None)
+            return
+        self._plans[command.teaches] = command.plan
+        while len(self._plans) > MAX_TOPICS:
+            self._plans.popitem(last=False)
 
     def remember(self, topic: str, keys: Iterable[str]) -> None:
         """Adds to the keys of a topic."""

@@ -174,7 +174,9 @@ class RedisStore:
     def _encode(self, commands: Sequence[Command[Any]]) -> list[RedisCommand]:
         if (days := self._windows.read()) is not self._days:
             self._days = days
-            self._keys = replace(self._keys, calendar=days.calendar, days=days.ledger)
+            self._keys = replace(
+                self._keys, calendar=days.calendar, days=days.ledger, today=days.today
+            )
         # By class in the registry: as `encode(command, keys)`, without a dispatch for each.
         encoded = [encode.registry[type(command)](command, self._keys) for command in commands]
         learned = self._learned

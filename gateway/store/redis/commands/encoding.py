@@ -16,6 +16,7 @@ import hiredis
 
 from gateway.store.protocol import Command
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.plans import Plan
 from gateway.store.redis.scripts import SCRIPTS, Script
 
 Argument = bytes | str | int
@@ -51,6 +52,10 @@ class RedisCommand:
     """A key that never exists. Declaring it makes the script do without further keys."""
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None
     """Reply → further commands, in any slots. `read` then gets a list: this reply, and theirs."""
+    plan: Plan | None = None
+    """Of a reservation: what it changes, for the commands that recall what it teaches."""
+    planned: Callable[[Plan], RedisCommand] | None = None
+    """The same command for a purchase whose plan is known."""
     name: str = ""
     """The name of the script. That of a plain command follows from `command`."""
     merge: Callable[[Sequence[Any]], Any] | None = None
@@ -97,6 +102,8 @@ def script_command(
     offers: tuple[str, ...] = (),
     asked_often: str = "",
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None,
+    plan: Plan | None = None,
+    planned: Callable[[Plan], RedisCommand] | None = None,
 ) -> RedisCommand:
     """Runs a script of `lua/`. `keys` are all that it touches, as far as they are known."""
     script, declared, rest = SCRIPTS[name], tuple(keys), tuple(arguments)
@@ -111,6 +118,8 @@ def script_command(
         offers=offers,
         asked_often=asked_often,
         follow_up=follow_up,
+        plan=plan,
+        planned=planned,
         name=name,
         merge=merge,
         cursor_at=cursor_at,

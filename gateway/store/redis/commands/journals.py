@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 import orjson
 
 from gateway.store import commands
+from gateway.store.commands import Consumption
 from gateway.store.redis.commands.counters import (
     consumption_arguments,
     counter_keys,
@@ -31,6 +32,13 @@ from gateway.store.redis.commands.encoding import (
     unchanged,
 )
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.plans import (
+    Plan,
+    plan_reservation,
+    reserve_arguments,
+    settle_arguments,
+    settle_keys,
+)
 from gateway.store.redis.windows import window_name
 
 MAX_JOURNALS: Final = 200
@@ -39,28 +47,20 @@ MAX_JOURNALS: Final = 200
 
 @encode.register
 def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
-    return _reserving("reserve", command, keys)
+    plan = plan_reservation(command, keys)
+    shadows = "".join(["1" if consumption.shadow else "0" for consumption in command.consumptions])
+    arguments: list[Argument] = [command.purchase, command.worker, command.payload, keys.calendar]
+    if plan is None:
+        packed = _packed_consumptions(command.consumptions)
+        scopes = _scopes(command.subjects, command.amounts)
+        arguments += (_place(command.place), packed, scopes, shadows, "")
+        return _reserving("reserve", command, keys, arguments)
+    arguments += ("", plan.consumptions, plan.scopes, shadows, *reserve_arguments(plan))
+    return _reserving("reserve", command, keys, arguments, plan)
 
 
 @encode.register
 def _reroute(command: commands.Reroute, keys: Keys) -> RedisCommand:
-    return _reserving("reroute", command, keys)
-
-
-def _reserving(
-    script: str, command: commands.Reserve | commands.Reroute, keys: Keys
-) -> RedisCommand:
-    def read(reply: Sequence[Any]) -> commands.Reservation:
-        denied, states, now, reserved_at, exceeded, turn = reply
-        return commands.Reservation(
-            read_index(denied),
-            read_states(states),
-            now / SECOND,
-            reserved_at=reserved_at / SECOND,
-            exceeded=tuple(exceeded),
-            turn=commands.Turn(turn[0].decode(), turn[1], turn[2] / SECOND),
-        )
-
     arguments: list[Argument] = [
         command.purchase,
         command.worker,
@@ -70,23 +70,51 @@ def _reserving(
         _place(command.place),
         *consumption_arguments(command.consumptions),
     ]
+    return _reserving("reroute", command, keys, arguments)
+
+
+def _reserving(
+    script: str,
+    command: commands.Reserve | commands.Reroute,
+    keys: Keys,
+    arguments: Sequence[Argument],
+    plan: Plan | None = None,
+) -> RedisCommand:
     place = command.place if command.place and command.place.is_limited else None
     return script_command(
         script,
-        [*_journal_keys(command, keys), keys.workers],
+        _journal_keys(command, keys, plan),
         arguments,
-        read=read,
+        read=_read_reservation,
         recalls=(*_queue_topic(place), _purchase_topic(command.purchase)),
         teaches=_purchase_topic(command.purchase),
         offers=() if place is None else (keys.tickets(place.account, place.key),),
         asked_often=keys.asked_often,
+        plan=plan,
     )
 
 
-def _journal_keys(command: commands.Reserve | commands.Reroute, keys: Keys) -> list[str]:
+def _read_reservation(reply: Sequence[Any]) -> commands.Reservation:
+    denied, states, now, reserved_at, exceeded, turn = reply
+    return commands.Reservation(
+        read_index(denied),
+        read_states(states),
+        now / SECOND,
+        reserved_at=reserved_at / SECOND,
+        exceeded=tuple(exceeded),
+        turn=commands.Turn(turn[0].decode(), turn[1], turn[2] / SECOND),
+    )
+
+
+def _journal_keys(
+    command: commands.Reserve | commands.Reroute, keys: Keys, plan: Plan | None
+) -> list[str]:
     """The keys that a purchase's reservation touches, and later its settlement."""
     worker = command.worker
     touched = [keys.journal(command.purchase), keys.open_purchases(worker), keys.reserved(worker)]
+    touched.append(keys.workers)
+    if plan is not None:
+        touched += plan.layout.counter_keys
     touched += counter_keys((c.counter for c in command.consumptions), keys)
     for subject in command.subjects:
         touched += keys.calendar_windows(subject)
@@ -130,19 +158,6 @@ def _receive(command: commands.Receive, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
-    def read(reply: Sequence[Any]) -> commands.Settlement:
-        status, presumed, charged, states, now, attempt, before, is_unreserved = reply
-        return commands.Settlement(
-            status=status.decode(),
-            charged=_read_charge(charged),
-            presumed=bool(presumed),
-            states=read_states(states),
-            now=now / SECOND,
-            attempt=attempt.decode(),
-            corrected_from=_read_charge(before) if before else None,
-            is_unreserved=bool(is_unreserved),
-        )
-
     lost = command.lost
     arguments = (
         command.purchase,
@@ -155,8 +170,45 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
         b"" if lost is None else lost.record,
         orjson.dumps(command.totals),
         command.saved_micros,
-        *flatten(command.charge.items()),
+        orjson.dumps([str(part) for part in flatten(command.charge.items())]),
     )
+
+    def read(reply: Sequence[Any]) -> commands.Settlement:
+        status, presumed, charged, states, now, attempt, before, is_unreserved = reply
+        return commands.Settlement(
+            status=status.decode(),
+            charged=dict(command.charge) if charged == b"" else _read_charge(charged),
+            presumed=bool(presumed),
+            states=read_states(states),
+            now=now / SECOND,
+            attempt=attempt.decode(),
+            corrected_from=_read_charge(before) if before else None,
+            is_unreserved=bool(is_unreserved),
+        )
+
+    def as_planned(plan: Plan) -> RedisCommand:
+        # If the plan does not hold, the script asks for the keys that it needs without it.
+        further = settle_arguments(plan, command, keys)
+        if further is None:
+            return general.with_keys(settle_keys(plan, command, keys))
+        touched = settle_keys(plan, command, keys)
+        return script_command(
+            "settle", touched, (*arguments, *further), read=read, recalls=general.recalls
+        )
+
+    general = script_command(
+        "settle",
+        _settle_keys(command, keys),
+        (*arguments, ""),
+        read=read,
+        recalls=(_purchase_topic(command.purchase),),
+        planned=as_planned,
+    )
+    return general
+
+
+def _settle_keys(command: commands.Settle, keys: Keys) -> Sequence[str]:
+    lost = command.lost
     touched = [keys.journal(command.purchase), keys.running_totals]
     if command.record is not None or lost is not None:
         touched += keys.ledger_end("charged", "free")
@@ -168,17 +220,21 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
                 keys.window(subject, window_name(period, window.label))
                 for period, window in day.windows.items()
             )
-    return script_command(
-        "settle",
-        list(dict.fromkeys(touched)),
-        arguments,
-        read=read,
-        recalls=(_purchase_topic(command.purchase),),
-    )
+    return list(dict.fromkeys(touched))
 
 
 def _read_charge(flat: Sequence[Any]) -> dict[str, int]:
     return {unit.decode(): amount for unit, amount in pairs(flat)}
+
+
+def _packed_consumptions(consumptions: Sequence[Consumption]) -> bytes:
+    """Consumptions without the windows that they count in, which the script finds out."""
+    return orjson.dumps(
+        [
+            (subject, unit, period, "" if maximum is None else str(maximum), str(amount))
+            for (subject, unit, period, maximum), amount, _ in consumptions
+        ]
+    )
 
 
 def _scopes(subjects: Sequence[str], amounts: Mapping[str, int], **more: object) -> bytes:
