@@ -17,53 +17,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import Final
-
-import orjson
+from typing import Final, cast
 
 from gateway.store import commands
-from gateway.store.commands import Counter
+from gateway.store.commands import CounterState
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.layouts import MAX_LAYOUTS, Layout, Window, lay_out
 
 MAX_NUMBER: Final = 255
 """Of a plan; a purchase that needs more has none."""
 
-MAX_LAYOUTS: Final = 1024
+SECOND: Final = 1_000_000
 
 # Where the parts of a plan begin, in KEYS and ARGV of the scripts (from 1).
 _RESERVE_KEYS, _RESERVE_ENDS, _RESERVE_UNITS = 5, 11, 14
 _SETTLE_KEYS, _SETTLE_ENDS, _SETTLE_TOTALS = 9, 15, 25
 
-_OTHER, _BUCKET, _WINDOW = 0, 1, 2  # a counter without a limit and without a window; the others
+_NO_STATE: Final = CounterState(0, 0, 0.0)
 
 _EPOCH: Final = date(1970, 1, 1).toordinal()
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    key: int
-    """The place of its name in `Layout.counter_keys`."""
-    end: int
-    """The place of its end among those of the day; -1: it has none."""
-    units: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)  # compared by identity
-class Layout:
-    """The plan of all purchases that count in the same counters on the same day."""
-
-    counters: tuple[Counter, ...]
-    units: tuple[str, ...]
-    counter_keys: tuple[str, ...]
-    """The buckets and windows."""
-    places: tuple[int, ...]
-    """Of each counter, where its name is in `counter_keys`; -1: it is not stored."""
-    windows: tuple[_Window, ...]
-    ends: tuple[int, ...]
-    """When the day begins, and when its day, week and month end, in Unix seconds."""
-    consumptions: bytes
-    scopes: bytes
-    """Both as the journal has them, with `%d` for each amount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +59,7 @@ def plan_reservation(command: commands.Reserve, keys: Keys) -> Plan | None:
         if amounts.setdefault(counter.unit, amount) != amount:
             return None
     counters = tuple([consumption.counter for consumption in command.consumptions])
-    layout = _lay_out(counters, tuple(command.subjects), tuple(command.amounts), keys)
+    layout = lay_out(counters, tuple(command.subjects), tuple(command.amounts), keys)
     if layout is None:
         return None
     return Plan(
@@ -149,13 +121,27 @@ def settle_arguments(
         _day_number(keys.days[0]),
         *keys.days,
     ]
-    for name in totals:
-        arguments += (name + ":charged", name + ":first_charge")
+    arguments += totals
     amounts = plan.amounts
     for unit in layout.units:
         arguments += (unit + ":reserved", -amounts[unit], unit + ":spent", charge.get(unit, 0))
-    arguments += ["" if c.maximum is None else c.maximum for c in layout.counters]
+    arguments += [cast(int, layout.counters[i].maximum) for i in layout.buckets]
     return arguments
+
+
+def read_planned_states(
+    layout: Layout, numbers: Sequence[int], now: int
+) -> tuple[CounterState, ...]:
+    """The states of the counters in their order. `numbers` are two of each, in that of the plan."""
+    found = [_NO_STATE] * len(layout.counters)
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    for i, (used, resets_in) in zip(layout.buckets, pairs, strict=False):
+        found[i] = CounterState(used, 0, resets_in / SECOND)
+    for window, counters in layout.counted:
+        end = layout.ends[window.end + 1] * SECOND - now if window.end >= 0 else 0
+        for i, (spent, reserved) in zip(counters, pairs, strict=False):
+            found[i] = CounterState(spent, reserved, end / SECOND)
+    return tuple(found)
 
 
 def _units_of(amounts: Mapping[str, int]) -> tuple[str, ...]:
@@ -169,99 +155,30 @@ def _day_number(day: str) -> int:
     return date.fromisoformat(day).toordinal() - _EPOCH
 
 
-# ── layouts ─────────────────────────────────────────────────────────────────────────────────
-
-
-@lru_cache(maxsize=MAX_LAYOUTS)
-def _lay_out(
-    counters: tuple[Counter, ...],
-    subjects: tuple[str, ...],
-    units: tuple[str, ...],
-    keys: Keys,
-) -> Layout | None:
-    today = keys.today
-    if today is None or len({counter[:3] for counter in counters}) < len(counters):
-        return None
-    names = {period: (name, end) for period, name, end in today.windows}
-    ends: dict[str, int] = {period: i for i, (period, _, _) in enumerate(today.windows)}
-    all_units = dict.fromkeys((*units, *(counter.unit for counter in counters)))
-    places: dict[str, int] = {}
-    found: dict[str, tuple[int, set[str]]] = {}
-    of_counters, rows = [], []
-    for subject, unit, period, maximum in counters:
-        name, end = names.get(period, ("" if period == "minute" else str(period), 0))
-        row = orjson.dumps([subject, unit, period, "" if maximum is None else str(maximum)])
-        rows.append(_escaped(row[:-1]) + b',"%d",' + _last_of_row(name, end))
-        if period == "minute":
-            key = keys.bucket(subject, unit) if maximum is not None else ""
-        else:
-            key = keys.window(subject, name)
-            found.setdefault(key, (ends.get(period, -1), set()))[1].add(unit)
-        of_counters.append(places.setdefault(key, len(places)) if key else -1)
-    for subject in subjects:
-        for i, (_, name, _) in enumerate(today.windows):
-            key = keys.window(subject, name)
-            places.setdefault(key, len(places))
-            found.setdefault(key, (i, set()))[1].update(units)
-    windows = [
-        _Window(places[key], end, tuple(unit for unit in all_units if unit in of_window))
-        for key, (end, of_window) in found.items()
-    ]
-    return Layout(
-        counters,
-        tuple(all_units),
-        tuple(places),
-        tuple(of_counters),
-        tuple(windows),
-        (today.begins, *(end for _, _, end in today.windows)),
-        b"[" + b",".join(rows) + b"]",
-        _scopes(subjects, units, [(name, f"{end}000000") for name, end in names.values()]),
-    )
-
-
-def _last_of_row(name: str, end: int) -> bytes:
-    return _escaped(orjson.dumps([name, f"{end}000000" if end else ""])[1:])
-
-
-def _scopes(
-    subjects: Sequence[str], units: Sequence[str], windows: Sequence[tuple[str, str]]
-) -> bytes:
-    amounts = b",".join(_escaped(orjson.dumps(unit)) + b':"%d"' for unit in units)
-    return b'{"subjects":%b,"amounts":{%b},"windows":%b}' % (
-        _escaped(orjson.dumps(subjects)),
-        amounts,
-        _escaped(orjson.dumps(windows)),
-    )
-
-
-def _escaped(text: bytes) -> bytes:
-    return text.replace(b"%", b"%%")
-
-
 # ── numbers ─────────────────────────────────────────────────────────────────────────────────
 
 
 @lru_cache(maxsize=MAX_LAYOUTS)
 def _reserve_numbers(layout: Layout, reserved: tuple[str, ...]) -> bytes:
-    """The counters (kind, key, unit, maximum, end), then groups of windows.
+    """How many buckets and windows with counters there are, and these, then groups of windows.
 
-    A group has its fields (an argument, and the amount in the next one) and its windows (key, end).
+    A bucket has its key, unit and maximum; a window its key, whether it is one of the calendar, and
+    its counters (unit, maximum). A group has its fields (an argument, and the amount in the next
+    one) and its windows (key, end).
     """
     unit_at = {unit: _RESERVE_UNITS + 3 * i for i, unit in enumerate(layout.units)}
     maxima_at = _RESERVE_UNITS + 3 * len(layout.units)
-    numbers = [len(layout.counters)]
-    for i, (counter, place) in enumerate(zip(layout.counters, layout.places, strict=True)):
-        numbers += (
-            _kind_of(counter),
-            _RESERVE_KEYS + place,
-            unit_at[counter.unit],
-            maxima_at + i,
-            _end_of(layout, place, _RESERVE_ENDS),
-        )
-    fields = {unit: [unit_at[unit] + 1] for unit in reserved}
+    numbers = [len(layout.buckets), len(layout.counted)]
+    for i in layout.buckets:
+        unit = unit_at[layout.counters[i].unit]
+        numbers += (_RESERVE_KEYS + layout.places[i], unit, maxima_at + i)
+    for window, counters in layout.counted:
+        numbers += (_RESERVE_KEYS + window.key, int(window.end >= 0), len(counters))
+        for i in counters:
+            numbers += (unit_at[layout.counters[i].unit], maxima_at + i)
     for group in _groups(layout):
-        of_group = [place for unit in group[0].units for place in fields.get(unit, ())]
-        numbers += _group_numbers(group, of_group, _RESERVE_KEYS, _RESERVE_ENDS)
+        fields = [unit_at[unit] + 1 for unit in group[0].units if unit in reserved]
+        numbers += _group_numbers(group, fields, _RESERVE_KEYS, _RESERVE_ENDS)
     return _pack(numbers)
 
 
@@ -269,12 +186,12 @@ def _reserve_numbers(layout: Layout, reserved: tuple[str, ...]) -> bytes:
 def _settle_numbers(
     layout: Layout, reserved: tuple[str, ...], charged: tuple[str, ...], totals: int
 ) -> bytes:
-    """The same, after the number of totals.
+    """How many totals, buckets and counters of windows there are, and these, then the groups.
 
-    A counter has two more numbers: which of the changes, in their order, result in its spent and
-    its reserved amount; 0 for neither.
+    A counter has the key of its window, whether that is one of the calendar, its unit, and which
+    of the changes, in their order, result in its spent and its reserved amount; 0 for none.
     """
-    units_at = _SETTLE_TOTALS + 2 * totals
+    units_at = _SETTLE_TOTALS + totals
     unit_at = {unit: units_at + 4 * i for i, unit in enumerate(layout.units)}
     maxima_at = units_at + 4 * len(layout.units)
     changes: dict[tuple[int, int], int] = {}
@@ -290,45 +207,27 @@ def _settle_numbers(
         for window in group:
             for field in fields:
                 changes[window.key, field] = len(changes) + 1
-    numbers = [totals, len(layout.counters)]
-    for i, (counter, place) in enumerate(zip(layout.counters, layout.places, strict=True)):
-        field = unit_at[counter.unit]
-        numbers += (
-            _kind_of(counter),
-            _SETTLE_KEYS + place,
-            field,
-            maxima_at + i,
-            _end_of(layout, place, _SETTLE_ENDS),
-            changes.get((place, field + 2), 0),
-            changes.get((place, field), 0),
-        )
+    counters = [(window, i) for window, of_window in layout.counted for i in of_window]
+    numbers = [totals, len(layout.buckets), len(counters)]
+    for n, i in enumerate(layout.buckets):
+        numbers += (_SETTLE_KEYS + layout.places[i], maxima_at + n)
+    for window, i in counters:
+        field = unit_at[layout.counters[i].unit]
+        numbers += (_SETTLE_KEYS + window.key, int(window.end >= 0), field)
+        numbers += (changes.get((window.key, field + 2), 0), changes.get((window.key, field), 0))
     return _pack(numbers + of_groups)
 
 
-def _kind_of(counter: Counter) -> int:
-    if counter.period != "minute":
-        return _WINDOW
-    return _OTHER if counter.maximum is None else _BUCKET
-
-
-def _end_of(layout: Layout, place: int, ends_at: int) -> int:
-    """The argument with the end of the window at this place; 0: it has none."""
-    for window in layout.windows:
-        if window.key == place and window.end >= 0:
-            return ends_at + window.end
-    return 0
-
-
-def _groups(layout: Layout) -> Sequence[Sequence[_Window]]:
+def _groups(layout: Layout) -> Sequence[Sequence[Window]]:
     """Windows that change alike."""
-    groups: dict[tuple[bool, tuple[str, ...]], list[_Window]] = {}
+    groups: dict[tuple[bool, tuple[str, ...]], list[Window]] = {}
     for window in layout.windows:
         groups.setdefault((window.end >= 0, window.units), []).append(window)
     return list(groups.values())
 
 
 def _group_numbers(
-    group: Sequence[_Window], fields: Sequence[int], keys_at: int, ends_at: int
+    group: Sequence[Window], fields: Sequence[int], keys_at: int, ends_at: int
 ) -> list[int]:
     windows = [
         number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, cast
 
 import orjson
@@ -35,6 +36,7 @@ from gateway.store.redis.keys import Keys
 from gateway.store.redis.plans import (
     Plan,
     plan_reservation,
+    read_planned_states,
     reserve_arguments,
     settle_arguments,
     settle_keys,
@@ -43,6 +45,9 @@ from gateway.store.redis.windows import window_name
 
 MAX_JOURNALS: Final = 200
 """Journals that one script reads."""
+
+PLANNED: Final = -2
+"""Begins the reply of a script that has carried out its plan."""
 
 
 @encode.register
@@ -85,13 +90,21 @@ def _reserving(
         script,
         _journal_keys(command, keys, plan),
         arguments,
-        read=_read_reservation,
+        read=_read_reservation if plan is None else partial(_read_planned, plan),
         recalls=(*_queue_topic(place), _purchase_topic(command.purchase)),
         teaches=_purchase_topic(command.purchase),
         offers=() if place is None else (keys.tickets(place.account, place.key),),
         asked_often=keys.asked_often,
         plan=plan,
     )
+
+
+def _read_planned(plan: Plan, reply: Sequence[Any]) -> commands.Reservation:
+    if reply[0] != PLANNED:
+        return _read_reservation(reply)
+    now = reply[1]
+    states = read_planned_states(plan.layout, reply[2:], now)
+    return commands.Reservation(None, states, now / SECOND, reserved_at=now / SECOND)
 
 
 def _read_reservation(reply: Sequence[Any]) -> commands.Reservation:
@@ -177,13 +190,25 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
         status, presumed, charged, states, now, attempt, before, is_unreserved = reply
         return commands.Settlement(
             status=status.decode(),
-            charged=dict(command.charge) if charged == b"" else _read_charge(charged),
+            charged=_read_charge(charged),
             presumed=bool(presumed),
             states=read_states(states),
             now=now / SECOND,
             attempt=attempt.decode(),
             corrected_from=_read_charge(before) if before else None,
             is_unreserved=bool(is_unreserved),
+        )
+
+    def read_planned(plan: Plan, reply: Sequence[Any]) -> commands.Settlement:
+        if reply[0] != PLANNED:
+            return read(reply)
+        return commands.Settlement(
+            "settled",
+            dict(command.charge),
+            presumed=False,
+            states=read_planned_states(plan.layout, reply[2:], reply[1]),
+            now=reply[1] / SECOND,
+            attempt=command.attempt,
         )
 
     def as_planned(plan: Plan) -> RedisCommand:
@@ -193,7 +218,11 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
             return general.with_keys(settle_keys(plan, command, keys))
         touched = settle_keys(plan, command, keys)
         return script_command(
-            "settle", touched, (*arguments, *further), read=read, recalls=general.recalls
+            "settle",
+            touched,
+            (*arguments, *further),
+            read=partial(read_planned, plan),
+            recalls=general.recalls,
         )
 
     general = script_command(

@@ -17,6 +17,7 @@ local function read_bucket(counter)
   local stored = redis.call('HMGET', counter.key, 'level', 'at')
   counter.level = refilled(stored, counter.maximum)
   counter.is_from_future = stored[1] and tonumber(stored[2]) > now
+  counter.filled_at = stored[2]
 end
 
 -- The windows of now by period. `choose_windows` adds those of the calendar.
@@ -187,7 +188,9 @@ local function write_buckets(consumptions)
     local counter = consumption.counter
     if counter.has_given then
       redis.write('HSET', counter.key, 'level', counter.level, 'at', counter.at)
-      redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
+      if begins_to_expire(counter.filled_at) then
+        redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
+      end
     end
   end
 end

@@ -1,5 +1,7 @@
 -- `settle` by the plan of the gateway: ARGV[13], and what follows it. It writes only if the journal is
 -- as the gateway has reserved it, on the same day; else the script goes on without the plan.
+--
+-- Returns -2, now, and two numbers of each counter as `planned_reserve.lua` does.
 
 local function settle_as_planned(plan)
   local seconds = now / SECOND
@@ -26,8 +28,8 @@ local function settle_as_planned(plan)
     return nil
   end
 
-  local totals_count, at = plan[1], 3
-  local totals = change_planned_windows(plan, at + 7 * plan[2])
+  local buckets, windows = 4, 4 + 2 * plan[2]
+  local totals = change_planned_windows(plan, windows + 5 * plan[3])
   local text = digits(ms)
   redis.call('XADD', KEYS[5 + day], text .. '-' .. count, 'record', ARGV[5])
   redis.call('HSET', KEYS[3], 'ms', text, 'count', count)
@@ -39,33 +41,30 @@ local function settle_as_planned(plan)
   redis.call('ZREM', KEYS[7], ARGV[1])
   redis.call('HDEL', KEYS[8], ARGV[1])
   local cost = tonumber(ARGV[21])
-  for i = 25, 23 + 2 * totals_count, 2 do
-    if redis.call('HINCRBY', KEYS[2], ARGV[i], ARGV[21]) == cost then
-      redis.call('HSET', KEYS[2], ARGV[i + 1], digits(now))
+  for i = 25, 24 + plan[1] do
+    if redis.call('HINCRBY', KEYS[2], ARGV[i] .. ':charged', ARGV[21]) == cost then
+      redis.call('HSET', KEYS[2], ARGV[i] .. ':first_charge', digits(now))
     end
   end
 
-  local states, n = {}, 0
-  for _ = 1, plan[2] do
-    local kind, key, unit, ends = plan[at], KEYS[plan[at + 1]], plan[at + 2], plan[at + 4]
-    local used, reserved, resets_in = 0, 0, 0
-    if kind == 2 then
-      reserved = totals[plan[at + 6]] or tonumber(redis.call('HGET', key, ARGV[unit]) or 0)
-      if ends > 0 then
-        used = totals[plan[at + 5]] or tonumber(redis.call('HGET', key, ARGV[unit + 2]) or 0)
-        resets_in = ARGV[ends] * SECOND - now
-      end
-    elseif kind == 1 then
-      local maximum = tonumber(ARGV[plan[at + 3]])
-      used, resets_in = level_state(refilled(redis.call('HMGET', key, 'level', 'at'), maximum), maximum)
-    end
-    states[n + 1] = used
-    states[n + 2] = reserved
-    states[n + 3] = resets_in
-    states[n + 4] = 0
-    n, at = n + 4, at + 7
+  local reply, n = { -2, now }, 2
+  for at = buckets, windows - 1, 2 do
+    local maximum = tonumber(ARGV[plan[at + 1]])
+    local level = refilled(redis.call('HMGET', KEYS[plan[at]], 'level', 'at'), maximum)
+    reply[n + 1], reply[n + 2] = level_state(level, maximum)
+    n = n + 2
   end
-  return { 'settled', 0, '', states, now, ARGV[7], '', 0 }
+  for _ = 1, plan[3] do
+    local at, key, unit = windows, KEYS[plan[windows]], plan[windows + 2]
+    local spent, reserved = totals[plan[at + 3]], totals[plan[at + 4]]
+    if not spent then -- not changed; of open purchases nothing is spent
+      spent = plan[at + 1] == 1 and redis.call('HGET', key, ARGV[unit + 2]) or 0
+    end
+    reply[n + 1] = tonumber(spent)
+    reply[n + 2] = tonumber(reserved or redis.call('HGET', key, ARGV[unit]) or 0)
+    n, windows = n + 2, windows + 5
+  end
+  return reply
 end
 
 if ARGV[13] ~= '' then

@@ -10,30 +10,31 @@ local function change_planned_windows(plan, first)
   while plan[first] do
     local count = plan[first]
     local windows = first + count + 1
-    local last = windows + 2 * plan[windows]
-    -- In a window that was there, the first amount is larger than its change.
-    local lowest = count > 0 and tonumber(ARGV[plan[first + 1] + 1])
-    for window = windows + 1, count > 0 and last or 0, 2 do
-      local key, ends = plan[window], plan[window + 1]
-      for i = first + 1, first + count do
-        local field = plan[i]
-        local total = redis.call('HINCRBY', KEYS[key], ARGV[field], ARGV[field + 1])
-        if i == first + 1 and ends > 0 and total <= lowest then
-          redis.call('PEXPIREAT', KEYS[key], milliseconds(ARGV[ends] * SECOND + WINDOW_GRACE), 'NX')
-        end
-        -- If the store has lost the window, less may be left of an amount than is released.
-        if total < 0 then
-          redis.call('HSET', KEYS[key], ARGV[field], 0)
-          total = 0
+    local fields, amounts = {}, {}
+    for i = 1, count do
+      fields[i], amounts[i] = ARGV[plan[first + i]], ARGV[plan[first + i] + 1]
+    end
+    first = windows + 2 * plan[windows] + 1
+    local lowest = tonumber(amounts[1])
+    for window = windows + 1, first - 1, 2 do
+      local key, ends, is_lost = KEYS[plan[window]], plan[window + 1], false
+      for i = 1, count do
+        local total = redis.call('HINCRBY', key, fields[i], amounts[i])
+        if total < 0 then -- the store has lost the window, and less is left than is released
+          redis.call('HSET', key, fields[i], 0)
+          total, is_lost = 0, true
         end
         if total == 0 and ends == 0 then -- it never expires and would collect fields at zero
-          redis.call('HDEL', KEYS[key], ARGV[field])
+          redis.call('HDEL', key, fields[i])
         end
-        n = n + 1
-        totals[n] = total
+        totals[n + i] = total
       end
+      -- In a window that was there, the first amount is larger than its change.
+      if ends > 0 and count > 0 and (is_lost or totals[n + 1] <= lowest) then
+        redis.call('PEXPIREAT', key, milliseconds(ARGV[ends] * SECOND + WINDOW_GRACE), 'NX')
+      end
+      n = n + count
     end
-    first = last + 1
   end
   return totals
 end
