@@ -20,9 +20,12 @@ from functools import lru_cache
 from typing import Final, cast
 
 from gateway.store import commands
-from gateway.store.commands import CounterState
+from gateway.store.commands import Consumption, CounterState
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.layouts import MAX_LAYOUTS, Layout, Window, lay_out
+
+PLANNED: Final = -2
+"""Begins the reply of a script that has carried out its plan."""
 
 MAX_NUMBER: Final = 255
 """Of a plan; a purchase that needs more has none."""
@@ -81,6 +84,33 @@ def reserve_arguments(plan: Plan) -> list[bytes | str | int]:
     for unit in layout.units:
         arguments += (unit + ":spent", unit + ":reserved", amounts[unit])
     arguments += ["" if c.maximum is None else c.maximum for c in layout.counters]
+    return arguments
+
+
+def admit_arguments(
+    layout: Layout, consumptions: Sequence[Consumption], expected: int
+) -> list[bytes | str | int]:
+    """What `shared/planned_admit.lua` reads after the arguments of `admit`.
+
+    `expected` is the number of records, whose keys come before those of the counters.
+    """
+    # After the calendar, the number of records, the records, two arguments and three of these.
+    amounts_at = 8 + 2 * expected
+    fields_at = amounts_at + 2 * len(consumptions)
+    counters = [
+        (
+            fields_at + 2 * layout.units.index(counter.unit),
+            amounts_at + 2 * i,
+            amounts_at + 2 * i + 1,
+        )
+        for i, counter in enumerate(layout.counters)
+    ]
+    numbers = _pack(_counter_numbers(layout, counters, expected + 1))
+    arguments: list[bytes | str | int] = [numbers, *layout.ends[:2]]
+    for counter, amount, _ in consumptions:
+        arguments += (amount, "" if counter.maximum is None else counter.maximum)
+    for unit in layout.units:
+        arguments += (unit + ":spent", unit + ":reserved")
     return arguments
 
 
@@ -160,26 +190,38 @@ def _day_number(day: str) -> int:
 
 @lru_cache(maxsize=MAX_LAYOUTS)
 def _reserve_numbers(layout: Layout, reserved: tuple[str, ...]) -> bytes:
-    """How many buckets and windows with counters there are, and these, then groups of windows.
+    """The counters, then groups of windows.
 
-    A bucket has its key, unit and maximum; a window its key, whether it is one of the calendar, and
-    its counters (unit, maximum). A group has its fields (an argument, and the amount in the next
-    one) and its windows (key, end).
+    A group has its fields (an argument, and the amount in the next one) and its windows (key, end).
     """
     unit_at = {unit: _RESERVE_UNITS + 3 * i for i, unit in enumerate(layout.units)}
     maxima_at = _RESERVE_UNITS + 3 * len(layout.units)
-    numbers = [len(layout.buckets), len(layout.counted)]
-    for i in layout.buckets:
-        unit = unit_at[layout.counters[i].unit]
-        numbers += (_RESERVE_KEYS + layout.places[i], unit, maxima_at + i)
-    for window, counters in layout.counted:
-        numbers += (_RESERVE_KEYS + window.key, int(window.end >= 0), len(counters))
-        for i in counters:
-            numbers += (unit_at[layout.counters[i].unit], maxima_at + i)
+    counters = [
+        (unit_at[counter.unit], unit_at[counter.unit] + 2, maxima_at + i)
+        for i, counter in enumerate(layout.counters)
+    ]
+    numbers = _counter_numbers(layout, counters, _RESERVE_KEYS)
     for group in _groups(layout):
         fields = [unit_at[unit] + 1 for unit in group[0].units if unit in reserved]
         numbers += _group_numbers(group, fields, _RESERVE_KEYS, _RESERVE_ENDS)
     return _pack(numbers)
+
+
+def _counter_numbers(
+    layout: Layout, counters: Sequence[tuple[int, int, int]], keys_at: int
+) -> list[int]:
+    """How many buckets and windows with counters there are, and these.
+
+    A bucket has its key, amount and maximum; a window its key, whether it is one of the calendar,
+    and its counters. `counters` are the arguments with the fields, amount and maximum of each.
+    """
+    numbers = [len(layout.buckets), len(layout.counted)]
+    for i in layout.buckets:
+        numbers += (keys_at + layout.places[i], *counters[i][1:])
+    for window, of_window in layout.counted:
+        numbers += (keys_at + window.key, int(window.end >= 0), len(of_window))
+        numbers += (number for i in of_window for number in counters[i])
+    return numbers
 
 
 @lru_cache(maxsize=MAX_LAYOUTS)

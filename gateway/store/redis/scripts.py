@@ -45,7 +45,7 @@ def _planned(script: str, *parts: str) -> tuple[str, ...]:
 _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "blobs": {"put_blob": ()},
     "books": {"read_books": (*_BOOKS, *_LEDGER)},
-    "counters": {"admit": _COUNTERS, "peek_counters": _COUNTERS},
+    "counters": {"admit": _planned("planned_admit", *_COUNTERS), "peek_counters": _COUNTERS},
     "entries": {
         "read_entry": ("clock",),
         "scan_entries": ("scan",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -19,7 +20,8 @@ HALF_A_DAY: Final = 43_200
 DAY: Final = 86_400
 
 
-class Today(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, in each look-up of a cache
+class Today:
     """The one of the two days that the gateway takes for the server's date."""
 
     begins: int

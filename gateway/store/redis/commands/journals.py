@@ -10,12 +10,13 @@ from typing import Any, Final, cast
 import orjson
 
 from gateway.store import commands
-from gateway.store.commands import Consumption
 from gateway.store.redis.commands.counters import (
     consumption_arguments,
     counter_keys,
+    packed_consumptions,
     read_index,
     read_states,
+    shadows_argument,
 )
 from gateway.store.redis.commands.encoding import (
     SECOND,
@@ -34,6 +35,7 @@ from gateway.store.redis.commands.encoding import (
 )
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.plans import (
+    PLANNED,
     Plan,
     plan_reservation,
     read_planned_states,
@@ -46,17 +48,14 @@ from gateway.store.redis.windows import window_name
 MAX_JOURNALS: Final = 200
 """Journals that one script reads."""
 
-PLANNED: Final = -2
-"""Begins the reply of a script that has carried out its plan."""
-
 
 @encode.register
 def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
     plan = plan_reservation(command, keys)
-    shadows = "".join(["1" if consumption.shadow else "0" for consumption in command.consumptions])
+    shadows = shadows_argument(command.consumptions)
     arguments: list[Argument] = [command.purchase, command.worker, command.payload, keys.calendar]
     if plan is None:
-        packed = _packed_consumptions(command.consumptions)
+        packed = packed_consumptions(command.consumptions)
         scopes = _scopes(command.subjects, command.amounts)
         arguments += (_place(command.place), packed, scopes, shadows, "")
         return _reserving("reserve", command, keys, arguments)
@@ -254,16 +253,6 @@ def _settle_keys(command: commands.Settle, keys: Keys) -> Sequence[str]:
 
 def _read_charge(flat: Sequence[Any]) -> dict[str, int]:
     return {unit.decode(): amount for unit, amount in pairs(flat)}
-
-
-def _packed_consumptions(consumptions: Sequence[Consumption]) -> bytes:
-    """Consumptions without the windows that they count in, which the script finds out."""
-    return orjson.dumps(
-        [
-            (subject, unit, period, "" if maximum is None else str(maximum), str(amount))
-            for (subject, unit, period, maximum), amount, _ in consumptions
-        ]
-    )
 
 
 def _scopes(subjects: Sequence[str], amounts: Mapping[str, int], **more: object) -> bytes:

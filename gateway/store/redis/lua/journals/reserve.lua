@@ -11,14 +11,7 @@ local key = journal_key(purchase)
 if not choose_windows(ARGV[4]) then
   return wrong_calendar()
 end
-local arguments = {}
-for i, item in ipairs(cjson.decode(ARGV[6])) do
-  local n = #arguments
-  for part = 1, 5 do
-    arguments[n + part] = item[part]
-  end
-  arguments[n + 6] = ARGV[8]:sub(i, i)
-end
+local arguments = unpack_consumptions(ARGV[6], ARGV[8])
 local consumptions = read_consumptions(arguments, 1)
 if redis.call('EXISTS', key) == 1 then
   local at, state = unpack(redis.call('HMGET', key, 'at', 'state'))

@@ -144,6 +144,19 @@ local function read_consumptions(arguments, first)
   return consumptions
 end
 
+-- Consumptions that were sent as JSON, as `read_consumptions` reads them.
+local function unpack_consumptions(packed, shadows)
+  local arguments, n = {}, 0
+  for i, item in ipairs(cjson.decode(packed)) do
+    for part = 1, 5 do
+      arguments[n + part] = item[part]
+    end
+    arguments[n + 6] = shadows:sub(i, i)
+    n = n + 6
+  end
+  return arguments
+end
+
 local function fits(counter, amount)
   if amount == 0 or not counter.maximum then
     return true

@@ -1,7 +1,10 @@
 -- `settle` by the plan of the gateway: ARGV[13], and what follows it. It writes only if the journal is
 -- as the gateway has reserved it, on the same day; else the script goes on without the plan.
 --
--- Returns -2, now, and two numbers of each counter as `planned_reserve.lua` does.
+-- Returns what `planned_reserve.lua` does.
+
+local CLOSED_SECONDS = 7 * 86400 -- commands.CLOSED_JOURNAL_SECONDS
+local NO_WINDOWS = '{"subjects":[],"amounts":{},"windows":[]}'
 
 local function settle_as_planned(plan)
   local seconds = now / SECOND
