@@ -49,7 +49,7 @@ class Reserved:
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps({"reserved": self}, default=_as_dict)
+        return orjson.dumps({"reserved": self}, default=_encoded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Received:
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps(self, default=_as_dict, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(self, default=_encoded, option=orjson.OPT_NON_STR_KEYS)
 
 
 class UnreadableJournal(Exception):
@@ -135,7 +135,7 @@ def _decode_payload(payload: bytes) -> Reserved | Received:
         "reserved": reserved,
         "images": _decode_images(data["images"]),
         "charge": decode_fields(Amounts, data["charge"]),
-        "record": Record.from_dict(data["record"]),
+        "record": _decode_record(data["record"]),
     }
     return decode_fields(Received, {**data, **decoded})
 
@@ -145,7 +145,7 @@ def _decode_reserved(data: Mapping[str, Any]) -> Reserved:
     decoded = {
         "flight": Flight.from_dict(flight) if flight else None,
         "estimate": decode_fields(Amounts, data["estimate"]),
-        "record": Record.from_dict(data["record"]),
+        "record": _decode_record(data["record"]),
         "tags": tuple(data.get("tags", ())),
         "idempotent": IdempotentRequest.from_dict(idempotent) if idempotent else None,
         "cached": tuple((slot, Image.from_dict(image)) for slot, image in data.get("cached", ())),
@@ -157,6 +157,12 @@ def _decode_images(data: Mapping[str, Any]) -> dict[int, Image]:
     return {int(slot): Image.from_dict(image) for slot, image in data.items()}
 
 
-def _as_dict(value: Record | Mapping[str, Any]) -> dict[str, Any]:
+def _decode_record(data: Mapping[str, Any]) -> Record:
+    return Record.from_dict({"request_id": data["id"], **data})
+
+
+def _encoded(value: Record | Mapping[str, Any]) -> orjson.Fragment | dict[str, Any]:
     """Encodes the types that orjson does not know."""
-    return value.to_dict() if isinstance(value, Record) else dict(value)
+    # A record as in the ledger: its dictionary would take ten times as long, three times a
+    # purchase.
+    return orjson.Fragment(value.encode()) if isinstance(value, Record) else dict(value)
