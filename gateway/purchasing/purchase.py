@@ -43,6 +43,7 @@ from gateway.purchasing.routing import (
     Route,
     budget_of,
     largest_estimate,
+    largest_factor,
     named_record,
 )
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
@@ -275,13 +276,15 @@ class Purchases:
             flight.id,
             flight if is_stored else None,
             estimate=estimate.amounts,
-            record=named_record(order.record.but(id=flight.id), first, order.model),
+            record=named_record(order.record, first, order.model, id=flight.id),
             tags=order.tags,
             prompt=self._stored_prompt(order),
             idempotent=order.idempotent,
             cached=tuple(order.cached.items()) if order.idempotent is not None else (),
         )
-        bound = largest_estimate(accounts, order.model, order.request, images)
+        bound = estimate
+        if largest_factor(accounts) != first.price_factor:
+            bound = largest_estimate(accounts, order.model, order.request, images)
         return Route(
             accounts,
             reserved,
