@@ -268,7 +268,7 @@ class Purchases:
             flight.id,
             flight if is_stored else None,
             estimate=estimate.amounts,
-            record=named_record(order.record.but(id=flight.id), first, order.model),
+            record=named_record(order.record, first, order.model, id=flight.id),
             tags=order.tags,
             prompt=self._stored_prompt(order),
             idempotent=order.idempotent,

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -282,10 +282,11 @@ class Route:
         return failures.all_passed_over()  # a limit was lowered, or the journal is closed
 
 
-def named_record(record: Record, account: Account, model: Model) -> Record:
-    """The record of a purchase at an account."""
+def named_record(record: Record, account: Account, model: Model, **changes: Any) -> Record:
+    """The record of a purchase at an account, with some other fields changed."""
     theirs = account.name_of(model.id)
-    return record.but(upstream=account.name, upstream_model=theirs if theirs != model.id else None)
+    upstream_model = theirs if theirs != model.id else None
+    return record.but(upstream=account.name, upstream_model=upstream_model, **changes)
 
 
 def budget_of(account: Account) -> AccountBudget | None:
