@@ -59,15 +59,16 @@ class LearnedKeys:
 
     def __init__(self) -> None:
         self._topics: OrderedDict[str, dict[str, None]] = OrderedDict()
-        self._plans: OrderedDict[str, Plan] = OrderedDict()
+        self.plans: OrderedDict[str, Plan] = OrderedDict()
+        """By purchase."""
 
     def declare(self, command: RedisCommand) -> RedisCommand:
         """The command with the keys that are known; remembers its own."""
         if not command.recalls and not command.teaches:
             return command
-        if command.planned is not None and (plan := self._plans.get(command.recalls[0])):
-            return command.planned(plan)
-        known = [key for topic in command.recalls for key in self._topics.get(topic, ())]
+        known: list[str] = []
+        for topic in command.recalls:
+            known += self._topics.get(topic, ())
         if known and command.offers and command.recalls[0] in self._topics:
             # For those after it in the batch.
             self.remember(command.recalls[0], command.offers)
@@ -77,20 +78,24 @@ class LearnedKeys:
 
     def _teach(self, command: RedisCommand) -> None:
         self.remember(command.teaches, command.keys)
+        purchase = command.teaches.removeprefix("purchase ")
         if command.plan is None:
-            self._plans.pop(command.teaches, None)
+            self.plans.pop(purchase, None)
             return
-        self._plans[command.teaches] = command.plan
-        while len(self._plans) > MAX_TOPICS:
-            self._plans.popitem(last=False)
+        self.plans[purchase] = command.plan
+        while len(self.plans) > MAX_TOPICS:
+            self.plans.popitem(last=False)
 
     def remember(self, topic: str, keys: Iterable[str]) -> None:
         """Adds to the keys of a topic."""
-        known = self._topics.setdefault(topic, {})
-        self._topics.move_to_end(topic)
-        for key in keys:
-            known.pop(key, None)  # to the end
-            known[key] = None
+        known = self._topics.get(topic)
+        if known is None:  # as for each purchase
+            known = self._topics[topic] = dict.fromkeys(keys)
+        else:
+            self._topics.move_to_end(topic)
+            for key in keys:
+                known.pop(key, None)  # to the end
+                known[key] = None
         most = MAX_OF_QUEUE if topic.startswith("queue ") else MAX_LEARNED
         while len(known) > most:
             del known[next(iter(known))]

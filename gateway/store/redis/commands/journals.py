@@ -196,7 +196,18 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
             is_unreserved=bool(is_unreserved),
         )
 
-    def read_planned(plan: Plan, reply: Sequence[Any]) -> commands.Settlement:
+    plan: Plan | None = keys.plans.get(command.purchase)
+    further = settle_arguments(plan, command, keys) if plan is not None else None
+    if plan is None or further is None:
+        return script_command(
+            "settle",
+            _settle_keys(command, keys),
+            (*arguments, ""),
+            read=read,
+            recalls=(_purchase_topic(command.purchase),),
+        )
+
+    def read_planned(reply: Sequence[Any]) -> commands.Settlement:
         if reply[0] != PLANNED:
             return read(reply)
         return commands.Settlement(
@@ -208,29 +219,9 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
             attempt=command.attempt,
         )
 
-    def as_planned(plan: Plan) -> RedisCommand:
-        # If the plan does not hold, the script asks for the keys that it needs without it.
-        further = settle_arguments(plan, command, keys)
-        if further is None:
-            return general.with_keys(settle_keys(plan, command, keys))
-        touched = settle_keys(plan, command, keys)
-        return script_command(
-            "settle",
-            touched,
-            (*arguments, *further),
-            read=partial(read_planned, plan),
-            recalls=general.recalls,
-        )
-
-    general = script_command(
-        "settle",
-        _settle_keys(command, keys),
-        (*arguments, ""),
-        read=read,
-        recalls=(_purchase_topic(command.purchase),),
-        planned=as_planned,
-    )
-    return general
+    # If the plan does not hold, the script asks for the further keys that it needs without it.
+    touched = settle_keys(plan, command, keys)
+    return script_command("settle", touched, (*arguments, *further), read=read_planned)
 
 
 def _settle_keys(command: commands.Settle, keys: Keys) -> Sequence[str]:
