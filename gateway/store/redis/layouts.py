@@ -30,7 +30,11 @@ class Layout:
     """The plan of all purchases that count in the same counters on the same day."""
 
     counters: tuple[Counter, ...]
-    units: tuple[str, ...]
+    subjects: tuple[str, ...]
+    maxima: tuple[int | str, ...]
+    """Of each counter, as an argument."""
+    fields: tuple[tuple[str, str, str], ...]
+    """Units, and the fields of a window with the spent and the reserved amount of each."""
     counter_keys: tuple[str, ...]
     """The buckets and windows."""
     places: tuple[int, ...]
@@ -45,6 +49,10 @@ class Layout:
     consumptions: bytes
     scopes: bytes
     """Both as the journal has them, with `%d` for each amount."""
+
+    @property
+    def units(self) -> Sequence[str]:
+        return [unit for unit, _, _ in self.fields]
 
 
 @lru_cache(maxsize=MAX_LAYOUTS)
@@ -88,7 +96,9 @@ def lay_out(
         windows[key] = Window(places[key], end, tuple(u for u in all_units if u in of_window))
     return Layout(
         counters,
-        all_units,
+        subjects,
+        tuple("" if counter.maximum is None else counter.maximum for counter in counters),
+        tuple((unit, f"{unit}:spent", f"{unit}:reserved") for unit in all_units),
         tuple(places),
         tuple(places.get(stored.get(i, ""), -1) for i in range(len(counters))),
         tuple(windows.values()),

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import Final, cast
+from typing import Final
 
 from gateway.store import commands
 from gateway.store.commands import Consumption, CounterState
@@ -57,19 +57,20 @@ def plan_reservation(command: commands.Reserve, keys: Keys) -> Plan | None:
     """None if the script has to find out by itself what the reservation changes."""
     if keys.today is None or (command.place is not None and command.place.is_limited):
         return None
-    amounts = dict(command.amounts)
+    by_unit, counters, amounts = dict(command.amounts), [], []
     for counter, amount, _ in command.consumptions:
-        if amounts.setdefault(counter.unit, amount) != amount:
+        if by_unit.setdefault(counter.unit, amount) != amount:
             return None
-    counters = tuple([consumption.counter for consumption in command.consumptions])
-    layout = lay_out(counters, tuple(command.subjects), tuple(command.amounts), keys)
+        counters.append(counter)
+        amounts.append(amount)
+    layout = lay_out(tuple(counters), command.subjects, tuple(command.amounts), keys)
     if layout is None:
         return None
     return Plan(
         layout,
         command.worker,
-        amounts,
-        layout.consumptions % tuple([consumption.amount for consumption in command.consumptions]),
+        by_unit,
+        layout.consumptions % tuple(amounts),
         layout.scopes % tuple(command.amounts.values()),
     )
 
@@ -81,9 +82,9 @@ def reserve_arguments(plan: Plan) -> list[bytes | str | int]:
         _reserve_numbers(layout, _units_of(amounts)),
         *layout.ends,
     ]
-    for unit in layout.units:
-        arguments += (unit + ":spent", unit + ":reserved", amounts[unit])
-    arguments += ["" if c.maximum is None else c.maximum for c in layout.counters]
+    for unit, spent, reserved in layout.fields:
+        arguments += (spent, reserved, amounts[unit])
+    arguments += layout.maxima
     return arguments
 
 
@@ -107,10 +108,10 @@ def admit_arguments(
     ]
     numbers = _pack(_counter_numbers(layout, counters, expected + 1))
     arguments: list[bytes | str | int] = [numbers, *layout.ends[:2]]
-    for counter, amount, _ in consumptions:
-        arguments += (amount, "" if counter.maximum is None else counter.maximum)
-    for unit in layout.units:
-        arguments += (unit + ":spent", unit + ":reserved")
+    for (_, amount, _), maximum in zip(consumptions, layout.maxima, strict=True):
+        arguments += (amount, maximum)
+    for _, spent, reserved in layout.fields:
+        arguments += (spent, reserved)
     return arguments
 
 
@@ -153,9 +154,9 @@ def settle_arguments(
     ]
     arguments += totals
     amounts = plan.amounts
-    for unit in layout.units:
-        arguments += (unit + ":reserved", -amounts[unit], unit + ":spent", charge.get(unit, 0))
-    arguments += [cast(int, layout.counters[i].maximum) for i in layout.buckets]
+    for unit, spent, reserved in layout.fields:
+        arguments += (reserved, -amounts[unit], spent, charge.get(unit, 0))
+    arguments += [layout.maxima[i] for i in layout.buckets]
     return arguments
 
 

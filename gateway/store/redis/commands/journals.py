@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, cast
 
 import orjson
@@ -32,6 +32,7 @@ from gateway.store.redis.commands.encoding import (
     unchanged,
 )
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.layouts import MAX_LAYOUTS, Layout
 from gateway.store.redis.plans import (
     PLANNED,
     Plan,
@@ -58,7 +59,27 @@ def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
         arguments += (_place(command.place), packed, scopes, shadows, "")
         return _reserving("reserve", command, keys, arguments)
     arguments += ("", plan.consumptions, plan.scopes, shadows, *reserve_arguments(plan))
-    return _reserving("reserve", command, keys, arguments, plan)
+    worker, topic = command.worker, _purchase_topic(command.purchase)
+    touched = [keys.journal(command.purchase), keys.open_purchases(worker), keys.reserved(worker)]
+    return script_command(
+        "reserve",
+        [*touched, keys.workers, *_counters_of(plan.layout, keys)],
+        arguments,
+        read=partial(_read_planned, plan),
+        recalls=(topic,),
+        teaches=topic,
+        plan=plan,
+    )
+
+
+# Cached: all purchases of a key on a day have one layout.
+@lru_cache(maxsize=MAX_LAYOUTS)
+def _counters_of(layout: Layout, keys: Keys) -> Sequence[str]:
+    """The keys of its plan, and behind them those of the other day."""
+    others = [name for subject in layout.subjects for name in keys.calendar_windows(subject)]
+    return list(
+        dict.fromkeys((*layout.counter_keys, *counter_keys(layout.counters, keys), *others))
+    )
 
 
 @encode.register
@@ -80,19 +101,17 @@ def _reserving(
     command: commands.Reserve | commands.Reroute,
     keys: Keys,
     arguments: Sequence[Argument],
-    plan: Plan | None = None,
 ) -> RedisCommand:
     place = command.place if command.place and command.place.is_limited else None
     return script_command(
         script,
-        _journal_keys(command, keys, plan),
+        _journal_keys(command, keys),
         arguments,
-        read=_read_reservation if plan is None else partial(_read_planned, plan),
+        read=_read_reservation,
         recalls=(*_queue_topic(place), _purchase_topic(command.purchase)),
         teaches=_purchase_topic(command.purchase),
         offers=() if place is None else (keys.tickets(place.account, place.key),),
         asked_often=keys.asked_often,
-        plan=plan,
     )
 
 
@@ -116,15 +135,11 @@ def _read_reservation(reply: Sequence[Any]) -> commands.Reservation:
     )
 
 
-def _journal_keys(
-    command: commands.Reserve | commands.Reroute, keys: Keys, plan: Plan | None
-) -> list[str]:
+def _journal_keys(command: commands.Reserve | commands.Reroute, keys: Keys) -> list[str]:
     """The keys that a purchase's reservation touches, and later its settlement."""
     worker = command.worker
     touched = [keys.journal(command.purchase), keys.open_purchases(worker), keys.reserved(worker)]
     touched.append(keys.workers)
-    if plan is not None:
-        touched += plan.layout.counter_keys
     touched += counter_keys((c.counter for c in command.consumptions), keys)
     for subject in command.subjects:
         touched += keys.calendar_windows(subject)
