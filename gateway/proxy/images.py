@@ -128,7 +128,7 @@ class Images:
         cached |= {slot: found.cached for slot, found in unstored.items()}
         transcoded = await self._transcode(context, query, cached)
         cached |= transcoded
-        images = await self.load(query, cached, unstored=unstored)
+        images = await self.load(query, cached, unstored=unstored) if cached else {}
         detail = "derived" if transcoded.keys() & images.keys() else None
         if not missing_from(query, images):
             answer = await self.serve(

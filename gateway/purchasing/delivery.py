@@ -96,6 +96,8 @@ class Delivered:
 
     answer: UpstreamAnswer
     images: list[tuple[Image, bytes]]
+    echoed: Mapping[str, str]
+    """What is kept of the parameters that the answer echoes."""
 
 
 class Delivery:
@@ -192,7 +194,7 @@ class Delivery:
         if "size" in echoed and SIZE.fullmatch(echoed["size"]) is None:  # such as `auto`
             del echoed["size"]
             echoed |= {"size": first.size_text} if first.size_text else {}
-        return Delivered(replace(answer, echoed=MappingProxyType(echoed)), images)
+        return Delivered(answer, images, MappingProxyType(echoed))
 
     async def _fetch(
         self, image: UpstreamImage, faults: list[str], trace: TraceContext

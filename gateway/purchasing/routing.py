@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -166,6 +166,11 @@ class Route:
         images = self.reserved.estimate.images
         return self.queue.place(account.name, self.principal, images=images)
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether the account that the journal names does not take it at once."""
+        return self.turn.state != "taken"
+
     async def wait_for_turn(self) -> None:
         """Waits for the account that the journal names. Raises as `AccountQueue.wait`."""
         await self.queue.wait(
@@ -235,8 +240,8 @@ class Route:
     def failed_record(self, failure: UpstreamFailure) -> Record:
         """The record of the purchase, of the account whose failure ended it."""
         account = self._named(failure.upstream or self.account.name)
-        record = named_record(self.reserved.record, account, self.model)
-        return record.but(time=self.reserved_at or record.time)
+        record = self.reserved.record
+        return named_record(record, account, self.model, time=self.reserved_at or record.time)
 
     async def _reroute(self, account: Account) -> None:
         """Moves the reservation. Raises `GatewayError` if the account cannot be asked."""
@@ -282,10 +287,11 @@ class Route:
         return failures.all_passed_over()  # a limit was lowered, or the journal is closed
 
 
-def named_record(record: Record, account: Account, model: Model) -> Record:
-    """The record of a purchase at an account."""
+def named_record(record: Record, account: Account, model: Model, **changes: Any) -> Record:
+    """The record of a purchase at an account, with these changes."""
     theirs = account.name_of(model.id)
-    return record.but(upstream=account.name, upstream_model=theirs if theirs != model.id else None)
+    upstream_model = theirs if theirs != model.id else None
+    return record.but(upstream=account.name, upstream_model=upstream_model, **changes)
 
 
 def budget_of(account: Account) -> AccountBudget | None:
