@@ -16,11 +16,11 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from gateway.cache.entries import CachedImage
 from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.frozen import frozen
 from gateway.images import MAX_SLOTS
 
 MAX_PURCHASES: Final = 10_000
@@ -30,7 +30,7 @@ CONFIRMED_SECONDS: Final = 4.0
 """How long confirmed images stay: twice as long as a store call may take."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UnstoredImage:
     """An image, its freshness as of a hit, and its bytes."""
 
@@ -38,7 +38,7 @@ class UnstoredImage:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Purchase:
     flight: Flight
     purchased: PurchasedImages

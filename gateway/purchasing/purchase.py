@@ -31,6 +31,7 @@ from gateway.catalog import Model
 from gateway.catalog.lifecycle import is_shut_down, utc_date
 from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
 from gateway.failure_report import Advice, Reason
+from gateway.frozen import frozen
 from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
 from gateway.purchasing.account_queue import AccountQueue, LocalTurn, QueueWait
@@ -120,7 +121,7 @@ class PurchaseSummary:
         return self.stored > 0 and not self.unstored
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PurchaseOrder:
     """The request to buy images for, and the limits that the purchase counts against.
 
