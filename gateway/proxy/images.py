@@ -277,7 +277,7 @@ class Images:
         if retired not in (None, "forward"):
             is_refused = retired == "refuse"
             raise (refuse_retired if is_refused else refuse_uncached)(query.model)
-        if query.headers.max_cost_micros is not None:
+        if query.headers.max_cost_micros is not None:  # the purchase makes an estimate of its own
             _check_max_cost(context, query, self.estimate(query, images))
         request = query.request
         span = self._tracer.purchase(context.trace, request, record, images=images)

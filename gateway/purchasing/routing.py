@@ -67,7 +67,7 @@ class Route:
     account: Account
     """The one that the journal names."""
     reserved: Reserved
-    """As the journal has it: its record names the account, and has the time of the request."""
+    """As the journal has it: its record names the account."""
     bound: Estimate
     """What is reserved: the estimate at the largest price factor of `accounts`."""
     store: Store
@@ -288,7 +288,7 @@ class Route:
 
 
 def named_record(record: Record, account: Account, model: Model, **changes: Any) -> Record:
-    """The record of a purchase at an account, with these changes."""
+    """The record of a purchase at an account, with some other fields changed."""
     theirs = account.name_of(model.id)
     upstream_model = theirs if theirs != model.id else None
     return record.but(upstream=account.name, upstream_model=upstream_model, **changes)
