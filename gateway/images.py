@@ -116,6 +116,8 @@ class ImageRequest:
 
         Upstream receives them and may quote them.
         """
+        if self.user is None and self.safety_identifier is None and self.trace is NO_TRACE_CONTEXT:
+            return ()
         named = (text for name in IDENTITIES for text in _leaves(getattr(self, name)))
         return (*named, *self.trace.fields.values())
 

@@ -6,7 +6,6 @@ The table of charges is in `docs/reference/billing.md`. Prices are `billing.pric
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +13,7 @@ from gateway.billing import pricing
 from gateway.billing.pricing import ESTIMATED, Cost, tokens_by_kind
 from gateway.catalog import Model
 from gateway.errors import Charge, UpstreamFailure
-from gateway.frozen import frozen
+from gateway.frozen import frozen, replace
 from gateway.images import Amounts, Image, ImageRequest, UpstreamAnswer, Usage
 
 
