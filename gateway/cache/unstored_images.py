@@ -96,7 +96,8 @@ class UnstoredImages:
 
     def remove(self, flight: str) -> None:
         """Forgets a purchase that is not confirmed: the store will never have its images."""
-        self._forget(self._purchases, flight)
+        if flight in self._purchases:
+            self._forget(self._purchases, flight)
 
     def forget_confirmed(self) -> None:
         """Forgets what the store has, because some of it was purged."""
