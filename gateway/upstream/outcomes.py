@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import aiohttp
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import Reason
+from gateway.frozen import frozen
 from gateway.images import UpstreamAnswer
 from gateway.trace_context import TraceContext
 from gateway.upstream import failures
@@ -20,7 +20,7 @@ _OF_ACCOUNT: Final = frozenset(
 """Reasons that concern the account alone: another one may have the key, the right or the money."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """A complete 2xx answer, in chunks as received."""
 
@@ -30,7 +30,7 @@ class Reply:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answered:
     """A 2xx answer or a stream that brought an image."""
 
@@ -38,7 +38,7 @@ class Answered:
     answer: UpstreamAnswer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failed:
     """An attempt that failed."""
 
@@ -96,7 +96,7 @@ class Failed:
 Outcome: TypeAlias = Reply | Answered | Failed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PreparedRequest:
     """The request of a purchase as one account gets it, and the reader of its answer."""
 

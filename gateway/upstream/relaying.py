@@ -8,13 +8,13 @@ are fetched as they came, and never shown.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
 
 from gateway.errors import CUT, UpstreamFailure
+from gateway.frozen import replace
 from gateway.images import PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.redaction import Redactor
 
