@@ -27,6 +27,7 @@ from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.sessions import Sessions
 from gateway.access.signing import Signing
 from gateway.access.watched import list_watched
+from gateway.api.bodies import Frames
 from gateway.api.inspection import NO_INSPECTION, Inspection
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, OverviewCaches, Services
@@ -157,7 +158,6 @@ async def open_gateway(
     policy = create_policy(ServedPolicySource(source, settings), metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
-        stack.callback(metrics.write_pending)
         # First, so that it is closed last: purchases end while the rest closes.
         tracer = await stack.enter_async_context(open_tracer(tracing_settings(settings, worker)))
         opened_store, blob_store = await stack.enter_async_context(open_store(settings))
@@ -390,6 +390,7 @@ def wire_gateway(
             max_per_key=settings.server.max_open_per_key,
             max_per_address=settings.server.max_open_per_address,
         ),
+        frames=Frames(),
         signing=signing,
         cache=cache,
         policy=policy,

@@ -200,7 +200,7 @@ class Images:
         self, query: ImageQuery, result: FlightResult
     ) -> dict[int, tuple[Image, bytes]]:
         """The images that a flight brought, with their bytes."""
-        patience = Patience()
+        patience: Patience | None = None
         try:
             while True:
                 try:
@@ -208,6 +208,7 @@ class Images:
                         query.fingerprint, result.images, query.representation, data=result.data
                     )
                 except StoreUnavailable:
+                    patience = patience or Patience()
                     # The images of others are there, only not now.
                     if not (result.followed and patience.is_left()):
                         raise
