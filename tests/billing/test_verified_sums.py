@@ -37,7 +37,7 @@ BUYERS: list[dict[str, Any]] = [
 
 
 def make_records(seed: int) -> list[Record]:
-    rng = random.Random(seed)  # noqa: S311 - for a test
+    rng = random.Random(seed)
     return [
         Record(
             "p",
