@@ -243,7 +243,7 @@ def wire_gateway(
     )
     signing = create_signing(settings, store)
     access = wire_access(settings, store, lambda: policy().access)
-    keys, tasks = access.keys, OwnedTasks(metrics.upstream.flights.set)
+    keys, tasks = access.keys, OwnedTasks(metrics.upstream.show_flights)
     ledger = Ledger(store, ledger_settings(settings))
     totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
     health.policy_fault = lambda: policy.fault

@@ -60,7 +60,7 @@ class Metrics:
         self._all_workers = None if folder is None else Exposition(folder)
         create = Factory(self._registry, Admission(folder))
         self.requests = RequestMetrics(create, self._labels, pending)
-        self.upstream = UpstreamMetrics(create, self._labels)
+        self.upstream = UpstreamMetrics(create, self._labels, pending)
         self.cache = CacheMetrics(create, pending)
         self.money = MoneyMetrics(create, self._labels, pending)
         self.process = ProcessMetrics(create)
