@@ -103,8 +103,7 @@ class SingleAccount:
         """Nothing: the purchase raises the failure."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An account that a purchase may ask."""
 
     client: Client

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import aiohttp
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import Reason
-from gateway.images import UpstreamAnswer
-from gateway.trace_context import TraceContext
+from gateway.images import ImageRequest, UpstreamAnswer
 from gateway.upstream import failures
 
 _OF_ACCOUNT: Final = frozenset(
@@ -20,8 +19,7 @@ _OF_ACCOUNT: Final = frozenset(
 """Reasons that concern the account alone: another one may have the key, the right or the money."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A complete 2xx answer, in chunks as received."""
 
     status: int
@@ -30,8 +28,7 @@ class Reply:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """A 2xx answer or a stream that brought an image."""
 
     status: int
@@ -96,19 +93,20 @@ class Failed:
 Outcome: TypeAlias = Reply | Answered | Failed
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
+class PreparedRequest(NamedTuple):
     """The request of a purchase as one account gets it, and the reader of its answer."""
 
-    model: str
-    """Our name, for the metrics."""
+    request: ImageRequest
+    """With our name of the model."""
     upstream_model: str
     """Its name at the account."""
-    texts: tuple[str, ...]
-    """The prompt and the names of the client, which upstream may quote."""
     body: bytes
     receive: Callable[[aiohttp.ClientResponse], Awaitable[Outcome]]
     """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
     images: int
     """How many it asks for."""
-    trace: TraceContext
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompt and the names of the client, which upstream may quote."""
+        return (self.request.prompt, *self.request.user_names)
