@@ -112,8 +112,9 @@ class RequestContext:
         """The limits as last seen: a settlement is later than the admission."""
         if not self.purchase.limits:
             return self.limits
-        newer = {(state.limit, state.scope): state for state in self.purchase.limits}
-        return [newer.get((state.limit, state.scope), state) for state in self.limits]
+        # By names: the hash of a `Limit` is computed each time.
+        newer = {(state.limit.name, state.subject.name): state for state in self.purchase.limits}
+        return [newer.get((state.limit.name, state.subject.name), state) for state in self.limits]
 
     def note(self, notice: str) -> None:
         """Adds to `notices`."""
