@@ -27,6 +27,7 @@ from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.sessions import Sessions
 from gateway.access.signing import Signing
 from gateway.access.watched import list_watched
+from gateway.api.bodies import Frames
 from gateway.api.inspection import NO_INSPECTION, Inspection
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, OverviewCaches, Services
@@ -390,6 +391,7 @@ def wire_gateway(
             max_per_key=settings.server.max_open_per_key,
             max_per_address=settings.server.max_open_per_address,
         ),
+        frames=Frames(),
         signing=signing,
         cache=cache,
         policy=policy,

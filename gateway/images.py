@@ -601,16 +601,14 @@ class Record(NamedTuple):
     @staticmethod
     def decode(data: bytes) -> Record:
         """The inverse of `encode`."""
-        fields = orjson.loads(data)
-        return Record.from_dict({"request_id": fields["id"], **fields})
+        return Record.from_dict(orjson.loads(data))
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Record:
-        """The inverse of `to_dict`; unknown fields are ignored."""
+        """The inverse of `to_dict`, and of the JSON of `encode`; unknown fields are ignored."""
         known = {name: data[name] for name in Record._fields if name in data}
-        return Record(
-            **{**known, "flags": tuple(data.get("flags", ())), "tags": tuple(data.get("tags", ()))}
-        )
+        lists = {name: tuple(data.get(name, ())) for name in ("flags", "tags")}
+        return Record(**{"request_id": data["id"], **known, **lists})
 
     def but(self, **changes: Any) -> Record:
         """The same record with some fields changed."""

@@ -1,7 +1,7 @@
 """Image requests: reads HTTP, calls `Proxy.generate`, and sends the result.
 
-The order of an image request's steps is `proxy/request`; `rendering` turns the result into headers
-and bytes.
+The order of an image request's steps is `proxy/request`; `rendering` and `bodies` turn the result
+into headers and bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.api.auth import CREDENTIAL, KEY
+from gateway.api.bodies import completed_event, dry_run_body, json_body
 from gateway.api.exchange import EXCHANGE, Exchange
 from gateway.api.http.body import read_body
 from gateway.api.http.json import JSON, json_response
@@ -22,11 +23,8 @@ from gateway.api.origin import public_url
 from gateway.api.rendering import (
     COST,
     answer_headers,
-    completed_event,
     context_headers,
-    dry_run_body,
     error_headers,
-    json_body,
     notice_of,
     stream_headers,
 )
@@ -74,7 +72,13 @@ async def _answer(
             event = completed_event(result, created=int(now), reports_all_usage=shows)
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
-    body = json_body(result, created=int(now), public_url=base_url, reports_all_usage=shows)
+    body = json_body(
+        result,
+        services.frames,
+        created=int(now),
+        public_url=base_url,
+        reports_all_usage=shows,
+    )
     response = WholeResponse(body, content_type=JSON)
     exchange.body_bytes = response.body_bytes
     # A small one is sent when the handler has ended, and its place is free by then.

@@ -22,6 +22,7 @@ from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.sessions import Sessions
 from gateway.access.signing import Signing
 from gateway.access.teams import Teams
+from gateway.api.bodies import Frames
 from gateway.api.inspection import Inspection, ShownFinding
 from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
@@ -146,6 +147,7 @@ class Services:
     sessions: Sessions
     trusted_proxies: TrustedProxies
     open_requests: OpenRequests
+    frames: Frames
     signing: Signing
     cache: Cache
     policy: Callable[[], Policy]

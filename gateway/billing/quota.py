@@ -283,6 +283,7 @@ def settle(
     charge: Amounts,
     *,
     record: Record | None,
+    encoded: bytes = b"",
     attempt: str = "",
     presumed: bool = False,
     correct: bool = False,
@@ -290,11 +291,12 @@ def settle(
     """Closes a journal: counters, ledger record and state in one step, exactly once.
 
     A record is charged even if the store has lost the journal; it then has the flag `unreserved`.
-    Without a record, nothing but an existing journal is settled.
+    Without a record, nothing but an existing journal is settled. `encoded` is `record.encode()` if
+    the caller has it.
     """
     if record is None:
         return batch.add(Settle(purchase, _by_unit(charge), None, presumed, correct, attempt))
-    encoded, subjects = record.encode(), limit_subjects(record.key_id, record.team)
+    encoded, subjects = encoded or record.encode(), limit_subjects(record.key_id, record.team)
     return batch.add(
         Settle(
             purchase,

@@ -58,9 +58,8 @@ class _Followers:
 class Patience:
     """Whether a follower goes on waiting for a store that is unavailable."""
 
-    def __init__(self) -> None:
-        self._clock = asyncio.get_running_loop().time
-        self._lost_at: float | None = None
+    _lost_at: float | None = None
+    """By the event loop's clock."""
 
     @property
     def is_lost(self) -> bool:
@@ -74,8 +73,9 @@ class Patience:
 
     def is_left(self) -> bool:
         """Call when the store is unavailable. False if it has been for too long."""
-        self._lost_at = self._clock() if self._lost_at is None else self._lost_at
-        return self._clock() - self._lost_at <= OUTAGE_RECHECKS * RECHECK_SECONDS
+        now = asyncio.get_running_loop().time()
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        return now - self._lost_at <= OUTAGE_RECHECKS * RECHECK_SECONDS
 
 
 class FlightEnds:

@@ -160,6 +160,8 @@ class FlightEnd:
 
     def shared(self) -> FlightEnd:
         """The end as followers learn it, without what concerns the leader alone."""
+        if self.failure is None:
+            return self
         failure = self.failure.shared() if isinstance(self.failure, UpstreamFailure) else None
         return replace(self, failure=failure)
 

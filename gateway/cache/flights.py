@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -93,7 +93,7 @@ class Flights:
         self._tasks = tasks
         self._purchases_open = purchases_open or Capacity()
         self._waiting = waiting or Capacity()
-        self._led: Counter[str] = Counter()
+        self._led: dict[str, int] = {}
         """This worker's purchases and requests for leases, by fingerprint."""
         self._ends = FlightEnds(store, partial_images)
         self._leaders: dict[str, Callable[[], bool]] = {}
@@ -175,19 +175,23 @@ class Flights:
                 purchase = None
                 if acquired:
                     is_replacement = not result.abandoned.isdisjoint(acquired)
-                    flight = replace(flight, slots=acquired, replacements=int(is_replacement))
-                    purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
+                    if is_replacement or acquired != flight.slots:
+                        flight = replace(flight, slots=acquired, replacements=int(is_replacement))
+                    purchase = self._start(flight, buy, subscriber=subscriber)
                 found = [*leaders, *([flight.id] if purchase is not None else [])]
                 _hand_over(turn, () if len(result.cached) > cached_before else found)
-                follow = partial(
-                    self._follow,
-                    is_connected=is_connected,
-                    result=result,
-                    limits=limits,
-                    subscriber=subscriber,
-                    in_turn=len(found) == 1,
-                )
-                waits = [follow(leader, followed) for leader, followed in leaders.items()]
+                waits = [
+                    self._follow(
+                        leader,
+                        followed,
+                        is_connected=is_connected,
+                        result=result,
+                        limits=limits,
+                        subscriber=subscriber,
+                        in_turn=len(found) == 1,
+                    )
+                    for leader, followed in leaders.items()
+                ]
                 if purchase is not None:
                     waits.append(
                         self._lead(flight, purchase, result=result, is_connected=is_connected)
@@ -213,7 +217,7 @@ class Flights:
         self._purchases_open.check()
         result = FlightResult(missing=set(slots))
         flight = Flight(new_purchase_id(), fingerprint, slots, is_unshared=True, displaces=True)
-        purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
+        purchase = self._start(flight, buy, subscriber=subscriber)
         await self._lead(flight, purchase, result=result, is_connected=is_connected)
         return result
 
@@ -256,7 +260,7 @@ class Flights:
                     missing,
                     is_offline=True,
                 )
-                purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
+                purchase = self._start(flight, buy, subscriber=subscriber)
                 waits.append(self._lead(flight, purchase, result=result))
             with self._waiting.taken() if led_here else nullcontext():
                 await _wait_for_all(waits)
@@ -348,7 +352,7 @@ class Flights:
         """
         # A request beside an identical one would follow it. Any other may open a purchase, and has
         # its place meanwhile, so that many at once cannot exceed the bound.
-        is_first = not self._led[flight.fingerprint]
+        is_first = flight.fingerprint not in self._led
         if is_first:
             self._purchases_open.check()
         batch = Batch(self._store)
@@ -356,13 +360,15 @@ class Flights:
         # Read after the lease is acquired: a leader stores its refusal before it releases the
         # lease, so the next leader finds it.
         refusal = look_up_refusal(batch, flight.fingerprint)
-        with self._leading(flight.fingerprint, places=int(is_first)):
-            try:
-                await batch.execute()
-            except StoreUnavailable:
-                if seconds:
-                    self._release_later(flight)  # it may have been leased all the same
-                raise
+        self._begin_leading(flight.fingerprint, places=int(is_first))
+        try:
+            await batch.execute()
+        except StoreUnavailable:
+            if seconds:
+                self._release_later(flight)  # it may have been leased all the same
+            raise
+        finally:
+            self._end_leading(flight.fingerprint, places=int(is_first))
         failure: GatewayError | None = decode_refusal(refusal.value)
         if failure is None and lease.value.acquired and self._purchases_open.is_full:
             failure = self._purchases_open.refusal()
@@ -373,43 +379,51 @@ class Flights:
         raise failure
 
     def _start(
-        self,
-        flight: Flight,
-        purchase: Coroutine[Any, Any, FlightEnd],
-        *,
-        subscriber: Subscriber | None,
-    ) -> asyncio.Task[FlightEnd]:
-        """Starts a purchase in a task that no client owns."""
+        self, flight: Flight, buy: Buy, *, subscriber: Subscriber | None
+    ) -> asyncio.Future[FlightEnd]:
+        """Starts a purchase in a task that no client owns, and so goes on if its client leaves."""
         # Requests that come before its first step already follow it without the store.
         self._ends.expect(flight.id)
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight.id))
-        task = self._tasks.start(purchase, name=f"purchase {flight.id}")
-        # With the task, and not with the request, whose client may leave.
-        leading = ExitStack()
-        leading.enter_context(self._leading(flight.fingerprint, places=1))
+        task = self._tasks.start(self._buy(flight, buy), name=f"purchase {flight.id}")
+        self._begin_leading(flight.fingerprint, places=1)
         if not flight.is_unshared:
             (self._offline if flight.is_offline else self._online).add(flight)
-        task.add_done_callback(lambda _: leading.close())
-        return task
+        # As `asyncio.shield(task)`, which takes two more turns of the event loop.
+        ended: asyncio.Future[FlightEnd] = asyncio.get_running_loop().create_future()
+        task.add_done_callback(partial(self._end_purchase, flight, ended))
+        return ended
 
-    @contextmanager
-    def _leading(self, fingerprint: str, *, places: int) -> Iterator[None]:
-        """Counts an open purchase, or a request that may open one, until the block is left."""
+    def _end_purchase(
+        self, flight: Flight, ended: asyncio.Future[FlightEnd], task: asyncio.Task[FlightEnd]
+    ) -> None:
+        self._end_leading(flight.fingerprint, places=1)
+        if ended.done():  # its client has left
+            return
+        if task.cancelled():
+            ended.cancel()
+        elif (fault := task.exception()) is not None:
+            ended.set_exception(fault)
+        else:
+            ended.set_result(task.result())
+
+    def _begin_leading(self, fingerprint: str, *, places: int) -> None:
+        """Counts an open purchase, or a request that may open one, until `_end_leading`."""
         self._purchases_open.used += places
-        self._led[fingerprint] += 1
-        try:
-            yield
-        finally:
-            self._purchases_open.used -= places
-            self._led[fingerprint] -= 1
-            if not self._led[fingerprint]:
-                del self._led[fingerprint]
+        self._led[fingerprint] = self._led.get(fingerprint, 0) + 1
+
+    def _end_leading(self, fingerprint: str, *, places: int) -> None:
+        self._purchases_open.used -= places
+        left = self._led[fingerprint] - 1
+        if left:
+            self._led[fingerprint] = left
+        else:
+            del self._led[fingerprint]
 
     async def _buy(self, flight: Flight, buy: Buy) -> FlightEnd:
         """Buys, and announces the end to the followers of this worker, whatever happens."""
-        # The end of a flight that a fault of the gateway interrupts: followers then try in turn.
-        end = FlightEnd("released", failure=GatewayError("The gateway failed; nothing was stored."))
+        end: FlightEnd | None = None
         try:
             try:
                 end = completed(await buy(flight))
@@ -433,12 +447,15 @@ class Flights:
             except Exception as fault:
                 log.exception("purchase_failed", purchase=flight.id)
                 detach(fault)
+                end = _interrupted()
             if end.kind == "released" and not (flight.is_unshared or flight.is_offline):
                 if isinstance(end.failure, StoreUnavailable):
                     self._release_later(flight)
                 else:
                     await self._release(flight, end)
         finally:  # also if this task is cancelled
+            if end is None:
+                end = _interrupted()
             # In one step: a request that found the flight after its end would have to ask the
             # store how it ended.
             (self._offline if flight.is_offline else self._online).forget(flight)
@@ -497,15 +514,14 @@ class Flights:
     async def _lead(
         self,
         flight: Flight,
-        purchase: asyncio.Task[FlightEnd],
+        purchase: asyncio.Future[FlightEnd],
         *,
         result: FlightResult,
         is_connected: Callable[[], bool] = lambda: True,
     ) -> None:
         self._leaders[flight.id] = is_connected
         try:
-            # Shielded: the purchase goes on if the client disconnects.
-            result.complete(await asyncio.shield(purchase), flight.slots)
+            result.complete(await purchase, flight.slots)
         finally:
             del self._leaders[flight.id]
 
@@ -551,6 +567,11 @@ class Flights:
             result.last_followed = flight
         result.follow(end, slots)
         return turn
+
+
+def _interrupted() -> FlightEnd:
+    """The end of a flight that a fault of the gateway interrupts: followers then try in turn."""
+    return FlightEnd("released", failure=GatewayError("The gateway failed; nothing was stored."))
 
 
 def _hand_over(turn: Turn | None, flights: Sequence[str]) -> None:

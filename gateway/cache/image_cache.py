@@ -254,10 +254,10 @@ class ImageCache:
                 displaces=displaces,
             )
             refusal = look_up_refusal(batch, fingerprint)
-        self._image_index.add(batch, fingerprint or "", images, origin=origin)
+        added = self._image_index.add(batch, fingerprint or "", images, origin=origin)
         evicted = self._blobs.track(batch, images.values())
         if fingerprint is not None and origin is not None:
-            self._image_index.list(batch, fingerprint, images, origin)
+            self._image_index.list(batch, added)
         return PendingImages(fingerprint, images, placed, evicted, refusal)
 
     async def finish(self, pending: PendingImages) -> bool:

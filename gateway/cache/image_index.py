@@ -75,11 +75,15 @@ class ImageIndex:
         images: Mapping[int, Image],
         *,
         origin: ImageOrigin | None = None,
-    ) -> None:
-        """Adds the images of an entry. A record that exists, or a tombstone, stays as it is."""
-        ttl = self._ttl_seconds
+    ) -> Mapping[str, IndexedImage]:
+        """Adds the images of an entry. A record that exists, or a tombstone, stays as it is.
+
+        Returns their records by id, for `list`.
+        """
+        ttl, added = self._ttl_seconds, dict[str, IndexedImage]()
         for image in images.values():
-            indexed, bare = (IndexedImage.of(image, fingerprint, each) for each in (origin, None))
+            indexed = added[image.id] = IndexedImage.of(image, fingerprint, origin)
+            bare = IndexedImage.of(image, fingerprint)
             # `only_if_absent`: a batch that is repeated late must not replace a tombstone. One
             # without an origin may be there: links were given before the image was stored.
             expected = (bare.but_evicted().encode(), bare.encode())
@@ -88,6 +92,7 @@ class ImageIndex:
         for image in images.values():
             batch.add(AddToSet(IMAGES_BY_DIGEST, image.digest, (image.id,), ttl))
             self.add_to_source(batch, image)
+        return added
 
     async def prolong(self, batch: Batch, image_ids: Sequence[str]) -> list[IndexedImage]:
         """Keeps records as long as new ones, unless one is replaced before the batch.
@@ -111,17 +116,14 @@ class ImageIndex:
             kept.append(indexed)
         return kept
 
-    def list(
-        self, batch: Batch, fingerprint: str, images: Mapping[int, Image], origin: ImageOrigin
-    ) -> None:
+    def list(self, batch: Batch, added: Mapping[str, IndexedImage]) -> None:
         """Adds images to their lists, after they are tracked: the lists leave out all others."""
-        for image in images.values():
-            indexed = IndexedImage.of(image, fingerprint, origin)
+        for image_id, indexed in added.items():
             batch.add(
                 AddToOrderedSets(
                     LISTS,
                     indexed.lists,
-                    list_member(image.id, indexed),
+                    list_member(image_id, indexed),
                     self._ttl_seconds,
                     MAX_LISTED,
                     oldest=list_time(indexed.created_at - self._ttl_seconds),

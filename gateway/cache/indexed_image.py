@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
-from typing import Any, Final
+from dataclasses import dataclass
+from itertools import compress
+from operator import ne
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from gateway.catalog import SIZE
-from gateway.images import Image, Record, decode_fields
+from gateway.images import Image, Record
 
 LISTS: Final = "images"
 """The space of the ordered sets."""
@@ -59,9 +60,11 @@ class ImageOrigin:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedImage:
-    """The record of an image."""
+class IndexedImage(NamedTuple):
+    """The record of an image.
+
+    A tuple, because every purchase makes several: it is made and encoded without Python code.
+    """
 
     digest: str
     format: str
@@ -94,20 +97,16 @@ class IndexedImage:
     def of(image: Image, fingerprint: str, origin: ImageOrigin | None = None) -> IndexedImage:
         """The record of an image of an entry; without an origin what the image itself says."""
         size = image.echoed.get("size") or image.size_text
-        quality = image.echoed.get("quality")
-        further: dict[str, Any] = {}
+        quality, key_id, key, team = image.echoed.get("quality"), "", "", None
+        tags: tuple[str, ...] = ()
+        prompt = revised_prompt = None
         if origin is not None:
             asked = image.echoed.get("size") or origin.size or ""
             size = asked if SIZE.fullmatch(asked) else size
             quality = quality or origin.quality
-            further = {
-                "key_id": origin.key_id,
-                "key": origin.key,
-                "team": origin.team,
-                "tags": origin.tags,
-                "prompt": origin.prompt,
-                "revised_prompt": None if origin.prompt is None else image.revised_prompt,
-            }
+            key_id, key, team, tags = origin.key_id, origin.key, origin.team, origin.tags
+            prompt = origin.prompt
+            revised_prompt = None if prompt is None else image.revised_prompt
         return IndexedImage(
             image.digest,
             image.format,
@@ -121,8 +120,13 @@ class IndexedImage:
             size_bytes=image.size_bytes,
             cost_micros=image.cost_micros,
             is_transcoded=image.transcoded_from is not None,
+            key_id=key_id,
+            key=key,
+            team=team,
+            tags=tags,
+            prompt=prompt,
+            revised_prompt=revised_prompt,
             active=image.active,
-            **further,
         )
 
     @property
@@ -154,20 +158,20 @@ class IndexedImage:
 
     def encode(self) -> bytes:
         """The record's bytes: JSON without what `decode` adds."""
-        members = zip(_NAMES, _values_of(self), _DEFAULTS, strict=True)
-        return orjson.dumps({name: value for name, value, default in members if value != default})
+        members = zip(self._fields, self, strict=True)
+        return orjson.dumps(dict(compress(members, map(ne, self, _DEFAULTS))))
 
     @staticmethod
     def decode(encoded: bytes) -> IndexedImage:
         """The inverse of `encode`. Raises one of `stored.UNREADABLE` for other bytes."""
         data: dict[str, Any] = orjson.loads(encoded)
+        known = {name: data[name] for name in IndexedImage._fields if name in data}
         lists = {name: tuple(data.get(name, ())) for name in ("tags", "active")}
-        return decode_fields(IndexedImage, {**data, **lists})
+        return IndexedImage(**{**known, **lists})
 
 
-_NAMES: Final = tuple(f.name for f in fields(IndexedImage))
-_DEFAULTS: Final = tuple(f.default for f in fields(IndexedImage))
-_values_of: Final = attrgetter(*_NAMES)
+_DEFAULTS: Final = tuple(IndexedImage._field_defaults.get(name) for name in IndexedImage._fields)
+"""None for a field without a default: no text is that."""
 
 
 def list_name(kind: str, value: str) -> str:

@@ -46,10 +46,19 @@ class Reserved:
     """The images that such a request had already, with their slots: they are in its result too."""
     prompt: str | None = None
     """Of the request, for the image index; only with `cache.store_prompts`."""
+    _encoded: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps({"reserved": self}, default=_as_dict)
+        return b'{"reserved":%b}' % self.encoded
+
+    @property
+    def encoded(self) -> bytes:
+        """Its JSON object. Both payloads of a purchase have it, so it is encoded once."""
+        if not self._encoded:
+            # orjson leaves out the fields that begin with an underscore.
+            object.__setattr__(self, "_encoded", orjson.dumps(self, default=_as_json))
+        return self._encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +70,23 @@ class Received:
     """By the slot that they were bought for."""
     charge: Amounts
     record: Record
+    _encoded_record: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps(self, default=_as_dict, option=orjson.OPT_NON_STR_KEYS)
+        encoded = {
+            "reserved": orjson.Fragment(self.reserved.encoded),
+            "record": orjson.Fragment(self.encoded_record),
+        }
+        members = {name: getattr(self, name) for name in self.__match_args__} | encoded
+        return orjson.dumps(members, default=_as_json, option=orjson.OPT_NON_STR_KEYS)
+
+    @property
+    def encoded_record(self) -> bytes:
+        """The record as the ledger has it. The payload has the same bytes."""
+        if not self._encoded_record:
+            object.__setattr__(self, "_encoded_record", self.record.encode())
+        return self._encoded_record
 
 
 class UnreadableJournal(Exception):
@@ -157,6 +179,6 @@ def _decode_images(data: Mapping[str, Any]) -> dict[int, Image]:
     return {int(slot): Image.from_dict(image) for slot, image in data.items()}
 
 
-def _as_dict(value: Record | Mapping[str, Any]) -> dict[str, Any]:
+def _as_json(value: Record | Mapping[str, Any]) -> Any:
     """Encodes the types that orjson does not know."""
-    return value.to_dict() if isinstance(value, Record) else dict(value)
+    return orjson.Fragment(value.encode()) if isinstance(value, Record) else dict(value)

@@ -334,8 +334,10 @@ class Purchases:
         order.summary.reserved_micros = route.bound.amounts.usd_micros
         shadowed = quota.shadowed_by_reservation(order.principal, reservation)
         order.summary.shadowed += shadowed
-        record = quota.flag_shadowed(route.reserved.record, shadowed)
-        route.reserved = replace(route.reserved, record=record.but(time=reservation.reserved_at))
+        if shadowed:
+            record = quota.flag_shadowed(route.reserved.record, shadowed)
+            route.reserved = replace(route.reserved, record=record)
+        route.reserved_at = reservation.reserved_at
         return route
 
     async def _open_journal(
@@ -600,6 +602,7 @@ def _charge_delivery(
     if any(image.active for image in images):
         flags = (*flags, "active_svg")
     record = reserved.record.but(
+        time=route.reserved_at or reserved.record.time,
         flags=(*reserved.record.flags, *flags),
         size=answer.echoed.get("size", reserved.record.size),
         quality=answer.echoed.get("quality", reserved.record.quality),

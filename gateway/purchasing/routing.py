@@ -65,7 +65,7 @@ class Route:
 
     accounts: Sequence[Account]
     reserved: Reserved
-    """As the journal has it: its record names the account."""
+    """As the journal has it: its record names the account, and has the time of the request."""
     bound: Estimate
     """What is reserved: the estimate at the largest price factor of `accounts`."""
     store: Store
@@ -76,6 +76,8 @@ class Route:
     summary: Summary
     health: Mapping[str, UpstreamHealth]
     queue: AccountQueue
+    reserved_at: float = 0.0
+    """The store's time of the reservation, which is the record's; 0 before it is known."""
     is_made: bool = True
     """Its accounts can make it; False: they refuse it unsent, so it takes no turn of theirs."""
     turn: Turn = TAKEN
@@ -235,7 +237,8 @@ class Route:
     def failed_record(self, failure: UpstreamFailure) -> Record:
         """The record of the purchase, of the account whose failure ended it."""
         account = self._named(failure.upstream or self.account.name)
-        return named_record(self.reserved.record, account, self.model)
+        record = named_record(self.reserved.record, account, self.model)
+        return record.but(time=self.reserved_at or record.time)
 
     async def _reroute(self, account: Account) -> None:
         """Moves the reservation. Raises `GatewayError` if the account cannot be asked."""
@@ -266,7 +269,7 @@ class Route:
         if moved.denied is not None or moved.turn.state == "refused" or not moved.reserved_at:
             self.is_certain = was_certain
             raise self._refusal(principal, moved)
-        self.reserved = replace(rerouted, record=rerouted.record.but(time=moved.reserved_at))
+        self.reserved, self.reserved_at = rerouted, moved.reserved_at
         self.turn = moved.turn
         await self.wait_for_turn()
         self.is_certain = True

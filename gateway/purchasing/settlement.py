@@ -138,6 +138,7 @@ class Settlements:
             reserved.purchase,
             received.charge,
             record=received.record,
+            encoded=received.encoded_record,
             attempt=attempt,
         )
         if flight is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.api.rendering import json_body
+from gateway.api.bodies import Frames, json_body
 from gateway.cache.entries import decode_image, encode_image
 from gateway.images import Image, ImageRequest
 from gateway.proxy.result import Answer
@@ -142,5 +142,5 @@ def test_an_entry_of_an_older_gateway_says_what_its_bytes_are() -> None:
         echoed={"output_format": "png", "size": "1024x1024"},
     )  # fmt: skip
     answer = Answer(ImageRequest("m", "p"), "hit", ((decode_image(encode_image(old)), b"AAAA"),))
-    body = json.loads(b"".join(json_body(answer, created=1, public_url="")))
+    body = json.loads(b"".join(json_body(answer, Frames(), created=1, public_url="")))
     assert (body["output_format"], body["size"]) == ("jpeg", "1024x1024")

@@ -3,26 +3,85 @@
 It takes the place of aiohttp's loop, which starts a task for each request and waits for it. A
 request then takes three switches between tasks where one is enough. `connection` reads requests,
 and decides when the next one is read.
+
+aiohttp has no public way to do this, so some private attributes and methods of its `RequestHandler`
+are used. `tests/api/test_aiohttp.py` fails when aiohttp changes what is replaced here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
 
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.helpers import ceil_timeout
 from aiohttp.http import StreamWriter
 from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, RequestHandler, _ErrInfo
 
+from gateway.api.access_log import log_unread
+from gateway.api.cors import Cors
+from gateway.api.exchange import EXCHANGE, SERVER
+from gateway.api.http.body import HeldBytes
+from gateway.api.http.connection_limits import ConnectionLimits, OpenConnections
+from gateway.api.http.json import error_response
+from gateway.api.http.refusals import not_http
+from gateway.api.http.whole import WholeResponse
+from gateway.errors import GatewayError, InternalError, detach
+from gateway.ids import new_request_id
+from gateway.tasks import Turns
+
+REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
+
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
 
 
-class Answering(RequestHandler):
-    """The answering half of a connection."""
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all connections of a server share."""
 
-    __slots__ = ()
+    head_seconds: float
+    limits: ConnectionLimits
+    open_connections: OpenConnections
+    body_memory: HeldBytes
+    early_memory: HeldBytes
+    turns: Turns
+    """Taken by the first request of each connection."""
+    cors: Cors
+
+
+class Answering(RequestHandler):
+    """The answering half of a connection. `connection` is the other one, which reads."""
+
+    __slots__ = ("_drops_input", "_shared", "_stream")
+
+    def __init__(self, server: web.Server, shared: Shared, **kwargs: Any) -> None:
+        super().__init__(server, **kwargs)
+        self._shared = shared
+        self._stream: asyncio.Transport | None = None
+        """The transport, also while it closes."""
+        self._drops_input = False
+        """Nothing more of this connection is read: its client broke a rule or a bound."""
+
+    # ── what the other half does ────────────────────────────────────────────────────────────
+
+    def end_request(self) -> None:
+        """The latest request is answered, or never will be."""
+        raise NotImplementedError
+
+    @property
+    def has_early(self) -> bool:
+        """Whether bytes of a further request wait."""
+        raise NotImplementedError
+
+    async def linger(self) -> None:
+        """Drops what still arrives, until the client closes."""
+        raise NotImplementedError
+
+    # ── one request after the other ─────────────────────────────────────────────────────────
 
     async def start(self) -> None:
         """Answers requests until the connection ends."""
@@ -99,3 +158,132 @@ class Answering(RequestHandler):
         self._next_keepalive_close_time = close_time
         if self._keepalive_handle is None:
             self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
+
+    # ── one answer ──────────────────────────────────────────────────────────────────────────
+
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        """Answers one request; then the next one is read.
+
+        Ends the connection if the client is gone, or if its response cannot be finished.
+        """
+        try:
+            if self._request_count == 1:
+                # A flood of new connections would fill an iteration of the loop, and each request
+                # on an open connection would wait for all of them.
+                await self._shared.turns.next()
+            if self._stream is None:
+                # The client left before its turn. `connection_lost` has ended the body as if it
+                # were complete, so it must not be read.
+                return web.Response(), True
+            self._request_in_progress, self._current_request = True, request
+            try:
+                response = await request_handler(request)
+            except web.HTTPException as raised:
+                response = raised
+            except TimeoutError as raised:
+                self.log_debug("Request handler timed out.", exc_info=raised)
+                response = self.handle_error(request, 504)
+            except Exception as raised:  # noqa: BLE001 - every fault is answered
+                response = self.handle_error(request, 500, raised)
+            finally:
+                self._current_request = None
+            # Over `raised`, whose traceback refers to this frame.
+            response, is_lost = await self.finish_response(request, response, start_time)
+            return response, is_lost
+        except ConnectionError as error:
+            # Not raised: its traceback would hold the request.
+            detach(error)
+            return web.Response(), True
+        finally:
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+            self.end_request()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends the response; of a late or malformed request nothing more is read."""
+        # Raised by aiohttp before the middleware, such as 417 for an unknown `Expect`.
+        is_raised = isinstance(resp, web.HTTPException)
+        if is_raised:
+            resp = self.handle_error(request, resp.status)
+        is_cut = (
+            is_raised
+            or self._drops_input
+            or resp.status == REQUEST_TIMEOUT
+            or request.content.exception() is not None
+        )
+        if is_cut:
+            resp.force_close()
+            # aiohttp would read the rest of the request for some seconds after the response.
+            self._lingering_time = 0.0
+        if isinstance(resp, WholeResponse):
+            try:
+                await resp.prepare(request)
+            except ConnectionError:
+                return resp, True
+            sent: tuple[web.StreamResponse, bool] = resp, False
+        else:
+            sent = await super().finish_response(request, resp, start_time)
+        if is_cut or (self.has_early and not resp.keep_alive):
+            await self.linger()
+        return sent
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answers malformed HTTP, and faults outside of the middleware, with a JSON error.
+
+        Raises `ConnectionError`, which closes the connection, if the response has begun.
+        """
+        error: GatewayError = not_http(status)
+        has_begun = request.writer.output_size > 0
+        if isinstance(exc, GatewayError) and not has_begun:
+            error = exc
+        elif status >= 500:
+            self.log_exception("Error handling request", exc_info=exc)
+            if (caught := sys.exception()) is not None:  # `exc`, or a timeout
+                detach(caught)
+            # A second response would become part of the body of the first.
+            if has_begun:
+                raise ConnectionError("the response has begun")
+            error = InternalError()
+        request_id = new_request_id()
+        # A request that came to the middleware has its line.
+        if request.get(EXCHANGE) is None:
+            address = request.remote or ""
+            if request.headers:  # aiohttp gives a malformed head a `dict`, which is empty
+                address = self._shared.limits.proxies.client_address(address, request.headers)
+            log_unread(request_id, address, error)
+        response = error_response(error, request_id)
+        response.headers["x-request-id"] = request_id
+        response.headers[hdrs.SERVER] = SERVER
+        # Without effect on the answer to an unreadable head: `_refuse` has added them.
+        self._shared.cors.add_headers(
+            request.path, request.headers.get(hdrs.ORIGIN), response.headers
+        )
+        response.force_close()
+        return response
+
+    def _make_error_handler(
+        self, err_info: _ErrInfo
+    ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        """Answers malformed HTTP in HTTP/1.1, so that `Connection: close` is sent."""
+        answer = super()._make_error_handler(err_info)
+
+        async def answer_in_http_11(request: web.BaseRequest) -> web.StreamResponse:
+            # aiohttp takes the request for HTTP/1.0, where a closing connection is not announced.
+            request._version = HttpVersion11  # noqa: SLF001 - there is no other way to set it
+            return await answer(request)
+
+        return answer_in_http_11

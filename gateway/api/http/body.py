@@ -47,6 +47,28 @@ class HeldBytes:
         self._held_bytes -= size_bytes
 
 
+class Holding:
+    """The bytes of one connection that its worker's `HeldBytes` counts."""
+
+    __slots__ = ("_memory", "_size_bytes")
+
+    def __init__(self, memory: HeldBytes) -> None:
+        self._memory = memory
+        self._size_bytes = 0
+
+    def hold(self, size_bytes: int) -> bool:
+        """Counts more bytes; False if there is no room for them."""
+        is_held = self._memory.hold(size_bytes)
+        self._size_bytes += size_bytes if is_held else 0
+        return is_held
+
+    def release(self) -> None:
+        """None of them is needed any longer."""
+        if self._size_bytes:
+            self._memory.release(self._size_bytes)
+            self._size_bytes = 0
+
+
 async def defer_continue(_request: web.Request) -> None:
     """Sends no `100 Continue` when the head arrives; `read_body` sends it.
 

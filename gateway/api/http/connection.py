@@ -1,4 +1,4 @@
-"""The HTTP connection: bounds of heads, bodies and pipelining, and malformed HTTP.
+"""The HTTP connection: bounds of heads, bodies and pipelining. `answering` is its other half.
 
 aiohttp answers malformed HTTP in plain text, waits for the rest of a head as long as for the next
 request, and bounds a head only line by line. Here a `Connection` gives aiohttp's parser one part
@@ -15,54 +15,28 @@ So every byte belongs to a part that has a bound and a clock, and a fault belong
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, Final
 
-from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError, _ErrInfo
 
 from gateway.api.access_log import log_unread
-from gateway.api.cors import Cors
-from gateway.api.exchange import EXCHANGE, SERVER
 from gateway.api.http import sending
-from gateway.api.http.answering import Answering
-from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
-from gateway.api.http.connection_limits import (
-    LINGER_SECONDS,
-    ConnectionLimits,
-    OpenConnections,
-    overloaded,
-    peer_address,
-    render_error,
-)
+from gateway.api.http.answering import Answering, Shared
+from gateway.api.http.body import BodyRefused, Holding, request_timeout
+from gateway.api.http.connection_limits import LINGER_SECONDS, peer_address, render_error
 from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
-from gateway.api.http.host import check_host
-from gateway.api.http.json import error_response
-from gateway.api.http.whole import WholeResponse
-from gateway.errors import (
-    INVALID_REQUEST,
-    ErrorCode,
-    GatewayError,
-    InternalError,
-    InvalidRequest,
-    detach,
-)
+from gateway.api.http.refusals import check_head, head_too_large, memory_full, not_http
+from gateway.errors import GatewayError
 from gateway.ids import new_request_id
-from gateway.tasks import Turns
-
-REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
 
 FAULT_SECONDS: Final = 0.25
 """How long the rest of a malformed head may take to arrive. Until then it is not known whether the
 head is malformed (400) or too large (431)."""
-
 
 MAX_UNREAD_BYTES: Final = 64 << 10
 """Of earlier answers, beyond which a request that was sent ahead waits. The buffers of a client
@@ -76,60 +50,14 @@ def has_compiled_parser() -> bool:
     return HttpRequestParser is not HttpRequestParserPy
 
 
-def _not_http(status: int = 400) -> GatewayError:
-    return InvalidRequest("The request is not valid HTTP.", status=status)
-
-
-def _check_head(message: RawRequestMessage) -> GatewayError | None:
-    """The refusal of a head that the parser accepts although it should not."""
-    if message.version not in (HttpVersion10, HttpVersion11):
-        return _not_http()
-    # Any other coding, and any in HTTP/1.0, leaves open where the body ends (RFC 9112 §6.1).
-    coding = message.headers.get(hdrs.TRANSFER_ENCODING)
-    if coding is not None and (
-        coding.lower() != "chunked" or message.version != HttpVersion11 or not message.chunked
-    ):
-        return _not_http()
-    return check_host(message)
-
-
-def head_too_large(max_bytes: int) -> GatewayError:
-    """The 431 for a head, or for the trailers and chunk extensions of a body."""
-    return GatewayError(
-        f"The head of the request is too large: this gateway accepts up to {max_bytes} bytes "
-        "(server.max_head).",
-        type=INVALID_REQUEST,
-        code=ErrorCode.HEAD_TOO_LARGE,
-    )
-
-
-def _memory_full() -> GatewayError:
-    return overloaded("This worker has no memory left for requests. Please try again.")
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What all connections of a server share."""
-
-    head_seconds: float
-    limits: ConnectionLimits
-    open_connections: OpenConnections
-    body_memory: HeldBytes
-    early_memory: HeldBytes
-    turns: Turns
-    """Taken by the first request of each connection."""
-    cors: Cors
-
-
 class Connection(Answering):
     """One client's connection."""
 
     __slots__ = (
         "_address",
-        "_body_bytes",
+        "_body",
         "_chunks",
-        "_drops_input",
-        "_early_bytes",
+        "_early",
         "_fault",
         "_head",
         "_held",
@@ -138,19 +66,14 @@ class Connection(Answering):
         "_payload",
         "_progress_at",
         "_rest_bytes",
-        "_shared",
-        "_stream",
         "_timer",
         "_unread_bytes",
     )
 
     def __init__(self, server: web.Server, shared: Shared, address: str, **kwargs: Any) -> None:
-        super().__init__(server, **kwargs)
-        self._shared = shared
+        super().__init__(server, shared, **kwargs)
         self._address: str | None = address
         """The address that this connection is counted under; None when it is lost."""
-        self._stream: asyncio.Transport | None = None
-        """The transport, also while it closes."""
         self._timer: asyncio.TimerHandle | None = None
         """Of the head that is arriving."""
         self._head = HeadEnd()
@@ -162,15 +85,13 @@ class Connection(Answering):
         """So many bytes of a body with a length are still to come."""
         self._chunks: ChunkedEnd | None = None
         """The body that is arriving, if it comes in chunks."""
-        self._body_bytes = 0
-        """Counted in the worker's `HeldBytes`."""
+        self._body = Holding(shared.body_memory)
+        """The bytes of the request that is being answered."""
         self._held = b""
         """Received behind a request that is not answered yet."""
-        self._early_bytes = 0
-        """So many bytes are held of a head that is incomplete, or wait for an answer."""
+        self._early = Holding(shared.early_memory)
+        """The bytes of a head that is incomplete, or that wait for an answer."""
         self._is_answering = False
-        self._drops_input = False
-        """Nothing more of this connection is read: its client broke a rule or a bound."""
         self._lost: asyncio.Future[None] | None = None
         self._unread_bytes = 0
         self._progress_at = 0.0
@@ -191,9 +112,9 @@ class Connection(Answering):
         if self._address is not None:
             self._shared.open_connections.release(self._address)
             self._address = None
-        self._release_early()
+        self._early.release()
         if not self._request_in_progress:  # nor will it be: aiohttp's task ends
-            self._release_body()
+            self._body.release()
         self._stop_timer()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
@@ -238,8 +159,8 @@ class Connection(Answering):
 
     def _wait_for_answer(self, data: bytes) -> None:
         """Keeps what came behind a request, and reads no more until that is answered."""
-        self._release_early()
-        self._held = data if self._hold_early(len(data)) else b""
+        self._early.release()
+        self._held = data if self._early.hold(len(data)) else b""
         self._drops_input = not self._held  # the answer closes the connection
         self._pause_transport_reading()
 
@@ -260,30 +181,30 @@ class Connection(Answering):
         try:
             messages = self._parse(part)
         except HttpProcessingError:  # not kept: its traceback would keep this connection
-            self._fault = _not_http()
+            self._fault = not_http()
             self._expect_head(FAULT_SECONDS)
             return
         if not messages:
-            if not self._hold_early(len(part)):
-                self._refuse(_memory_full(), part)
+            if not self._early.hold(len(part)):
+                self._refuse(memory_full(), part)
             elif self._head.is_awaited and self._timer is None:
                 self._expect_head(self._shared.head_seconds)
             return
         # Never seen: that would be another end of the head than ours.
         if not is_complete or len(messages) > 1:
-            self._refuse(_not_http(), part)
+            self._refuse(not_http(), part)
             return
         self._begin_request(*messages[0])
 
     def _begin_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """A head is complete, and a body may follow."""
-        if (refusal := _check_head(message)) is not None:
+        if (refusal := check_head(message)) is not None:
             origin = message.headers.get(hdrs.ORIGIN)
             self._shared.cors.add_headers(message.path, origin, refusal.headers)
             self._refuse(refusal)
             return
         self._stop_timer()
-        self._release_early()
+        self._early.release()
         self._head.begin()
         self._payload = None if payload is EMPTY_PAYLOAD else payload
         self._enqueue(message, payload)
@@ -294,7 +215,7 @@ class Connection(Answering):
         elif self._payload is not None:
             self._rest_bytes = int(message.headers[hdrs.CONTENT_LENGTH])
             if not self._shared.body_memory.has_room(self._rest_bytes):
-                self._refuse_body(BodyRefused(_memory_full))
+                self._refuse_body(BodyRefused(memory_full))
 
     def _receive_body(self, data: bytes) -> bytes:
         """Reads up to the end of the body; returns the bytes behind it."""
@@ -312,7 +233,7 @@ class Connection(Answering):
                 self._chunks = None
         part = data if end is None else data[:end]
         if not self._hold_body(len(part)):
-            self._refuse_body(BodyRefused(_memory_full))
+            self._refuse_body(BodyRefused(memory_full))
             return b""
         self._parse_body(part)
         return b"" if end is None else data[end:]
@@ -339,24 +260,7 @@ class Connection(Answering):
         # After the answer, the rest of a body is dropped as it arrives.
         if not self._is_answering:
             return True
-        is_held = self._shared.body_memory.hold(size_bytes)
-        self._body_bytes += size_bytes if is_held else 0
-        return is_held
-
-    def _release_body(self) -> None:
-        if self._body_bytes:
-            self._shared.body_memory.release(self._body_bytes)
-            self._body_bytes = 0
-
-    def _hold_early(self, size_bytes: int) -> bool:
-        is_held = self._shared.early_memory.hold(size_bytes)
-        self._early_bytes += size_bytes if is_held else 0
-        return is_held
-
-    def _release_early(self) -> None:
-        if self._early_bytes:
-            self._shared.early_memory.release(self._early_bytes)
-            self._early_bytes = 0
+        return self._body.hold(size_bytes)
 
     def _refuse_body(self, fault: RequestPayloadError) -> None:
         """Takes no more of a body. Its reader, if there is one, gets `fault`."""
@@ -380,7 +284,7 @@ class Connection(Answering):
         """
         self._shared.cors.add_to_unread(head, fault.headers)
         self._stop_timer()
-        self._release_early()
+        self._early.release()
         self._drops_input = True
         self._fault = None
         self._enqueue(_ErrInfo(status=fault.status, exc=fault, message=""), EMPTY_PAYLOAD)
@@ -416,56 +320,16 @@ class Connection(Answering):
         if not self._held:
             super()._resume_transport_reading()
 
-    # ── answering ───────────────────────────────────────────────────────────────────────────
+    # ── the next request ────────────────────────────────────────────────────────────────────
 
-    async def _handle_request(
-        self,
-        request: web.BaseRequest,
-        start_time: float | None,
-        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    ) -> tuple[web.StreamResponse, bool]:
-        """Answers one request; then the next one is read.
-
-        Ends the connection if the client is gone, or if its response cannot be finished.
-        """
-        try:
-            if self._request_count == 1:
-                # A flood of new connections would fill an iteration of the loop, and each request
-                # on an open connection would wait for all of them.
-                await self._shared.turns.next()
-            if self._stream is None:
-                # The client left before its turn. `connection_lost` has ended the body as if it
-                # were complete, so it must not be read.
-                return web.Response(), True
-            self._request_in_progress, self._current_request = True, request
-            try:
-                response = await request_handler(request)
-            except web.HTTPException as raised:
-                response = raised
-            except TimeoutError as raised:
-                self.log_debug("Request handler timed out.", exc_info=raised)
-                response = self.handle_error(request, 504)
-            except Exception as raised:  # noqa: BLE001 - every fault is answered
-                response = self.handle_error(request, 500, raised)
-            finally:
-                self._current_request = None
-            # Over `raised`, whose traceback refers to this frame.
-            response, is_lost = await self.finish_response(request, response, start_time)
-            return response, is_lost
-        except ConnectionError as error:
-            # Not raised: its traceback would hold the request.
-            detach(error)
-            return web.Response(), True
-        finally:
-            self._request_in_progress = False
-            if self._handler_waiter is not None:
-                self._handler_waiter.set_result(None)
-            self._release_body()
-            self._is_answering = False
-            if self._held:
-                # Not now: what was sent ahead would be answered without a pause, until the client's
-                # buffers are full, and no other client would have a turn.
-                self._loop.call_soon(self._read_on)
+    def end_request(self) -> None:
+        """The request is answered, so its bytes need not be held, and the next one is read."""
+        self._body.release()
+        self._is_answering = False
+        if self._held:
+            # Not now: what was sent ahead would be answered without a pause, until the client's
+            # buffers are full, and no other client would have a turn.
+            self._loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
         """Reads the bytes that came ahead, unless the client has yet to read its answers."""
@@ -474,46 +338,16 @@ class Connection(Answering):
         if sending.unread_bytes(self._stream) > MAX_UNREAD_BYTES:
             self._loop.call_later(UNREAD_CHECK_SECONDS, self._read_on)
             return
-        self._release_early()
+        self._early.release()
         data, self._held = self._held, b""
         self.data_received(data)
         if not self._reading_paused:
             self._resume_transport_reading()
 
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Sends the response; of a late or malformed request nothing more is read."""
-        # Raised by aiohttp before the middleware, such as 417 for an unknown `Expect`.
-        is_raised = isinstance(resp, web.HTTPException)
-        if is_raised:
-            resp = self.handle_error(request, resp.status)
-        is_cut = (
-            is_raised
-            or self._drops_input
-            or resp.status == REQUEST_TIMEOUT
-            or request.content.exception() is not None
-        )
-        if is_cut:
-            resp.force_close()
-            # aiohttp would read the rest of the request for some seconds after the response.
-            self._lingering_time = 0.0
-        if isinstance(resp, WholeResponse):
-            try:
-                await resp.prepare(request)
-            except ConnectionError:
-                return resp, True
-            sent: tuple[web.StreamResponse, bool] = resp, False
-        else:
-            sent = await super().finish_response(request, resp, start_time)
-        if is_cut or (self._held and not resp.keep_alive):
-            await self._linger()
-        return sent
-
-    async def _linger(self) -> None:
+    async def linger(self) -> None:
         """Drops what still arrives, until the client closes: a reset could overtake the answer."""
         self._drops_input, self._held = True, b""
-        self._release_early()
+        self._early.release()
         transport = self.transport
         if transport is None or transport.is_closing():
             return
@@ -525,58 +359,10 @@ class Connection(Answering):
             async with asyncio.timeout(LINGER_SECONDS):
                 await self._lost
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answers malformed HTTP, and faults outside of the middleware, with a JSON error.
-
-        Raises `ConnectionError`, which closes the connection, if the response has begun.
-        """
-        error: GatewayError = _not_http(status)
-        has_begun = request.writer.output_size > 0
-        if isinstance(exc, GatewayError) and not has_begun:
-            error = exc
-        elif status >= 500:
-            self.log_exception("Error handling request", exc_info=exc)
-            if (caught := sys.exception()) is not None:  # `exc`, or a timeout
-                detach(caught)
-            # A second response would become part of the body of the first.
-            if has_begun:
-                raise ConnectionError("the response has begun")
-            error = InternalError()
-        request_id = new_request_id()
-        # A request that came to the middleware has its line.
-        if request.get(EXCHANGE) is None:
-            address = request.remote or ""
-            if request.headers:  # aiohttp gives a malformed head a `dict`, which is empty
-                address = self._shared.limits.proxies.client_address(address, request.headers)
-            log_unread(request_id, address, error)
-        response = error_response(error, request_id)
-        response.headers["x-request-id"] = request_id
-        response.headers[hdrs.SERVER] = SERVER
-        # Without effect on the answer to an unreadable head: `_refuse` has added them.
-        self._shared.cors.add_headers(
-            request.path, request.headers.get(hdrs.ORIGIN), response.headers
-        )
-        response.force_close()
-        return response
-
-    def _make_error_handler(
-        self, err_info: _ErrInfo
-    ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-        """Answers malformed HTTP in HTTP/1.1, so that `Connection: close` is sent."""
-        answer = super()._make_error_handler(err_info)
-
-        async def answer_in_http_11(request: web.BaseRequest) -> web.StreamResponse:
-            # aiohttp takes the request for HTTP/1.0, where a closing connection is not announced.
-            request._version = HttpVersion11  # noqa: SLF001 - there is no other way to set it
-            return await answer(request)
-
-        return answer_in_http_11
+    @property
+    def has_early(self) -> bool:
+        """Whether bytes of a further request wait."""
+        return bool(self._held)
 
     # ── clocks ──────────────────────────────────────────────────────────────────────────────
 

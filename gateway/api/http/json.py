@@ -1,6 +1,6 @@
 """JSON responses: of the gateway's own endpoints, and of every error.
 
-The bodies of image responses are `api/rendering`: they are sent in pieces.
+The bodies of image responses are `api/bodies`: they are sent in pieces.
 """
 
 from __future__ import annotations

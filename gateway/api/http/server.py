@@ -18,8 +18,9 @@ from aiohttp import web
 
 from gateway.api.cors import CORS, Cors
 from gateway.api.http import sending
+from gateway.api.http.answering import Shared
 from gateway.api.http.body import HeldBytes
-from gateway.api.http.connection import Connection, Shared
+from gateway.api.http.connection import Connection
 from gateway.api.http.connection_limits import ConnectionLimits, OpenConnections, Reason
 from gateway.api.http.dispatch import Dispatcher
 from gateway.api.http.handshake import Handshake

@@ -2,7 +2,7 @@
 
 A response begins when upstream begins to answer, with the first event, or after some waiting.
 Until then an error is a plain HTTP response; from then on it is an event. Partial images come from
-a `Subscriber`. `rendering` makes the events, `net/sse` their frames. The events are described in
+a `Subscriber`. `bodies` makes the events, `net/sse` their frames. The events are described in
 `docs/reference/images-api.md#streams`.
 """
 
@@ -16,9 +16,10 @@ from typing import Final, Self
 import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
+from gateway.api.bodies import partial_image_event
 from gateway.api.exchange import EXCHANGE
 from gateway.api.http.sending import write_pieces
-from gateway.api.rendering import early_headers, partial_image_event
+from gateway.api.rendering import early_headers
 from gateway.api.services import SERVICES
 from gateway.cache.partial_images import Subscriber
 from gateway.errors import GatewayError, InternalError, detach

@@ -78,7 +78,7 @@ runs on. A script that finds that it needs further keys writes nothing and asks 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -92,7 +92,7 @@ DEFAULT_PREFIX: Final = "igw:"
 _GLOB_CHARACTERS: Final = re.compile(r"[\[\]?^\\]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # encoders cache commands by it: identity is faster
 class Keys:
     """The names of all keys under one prefix."""
 
@@ -102,8 +102,13 @@ class Keys:
     encoder that caches its commands has to make them again for another day."""
     days: tuple[str, ...] = ()
     """The two UTC days of the ledger's streams that are written, for the same reason."""
-    day_at: Callable[[float], Day] = field(default=UTC_CALENDAR.day_at, compare=False, repr=False)
+    day_at: Callable[[float], Day] = field(default=UTC_CALENDAR.day_at, repr=False)
     """The calendar day of a time in Unix seconds."""
+    books: str = field(init=False, repr=False)
+    """The start of every key of the books: no key itself, but it names their hash slot."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "books", f"{self.prefix}{{books}}:")
 
     @property
     def schema(self) -> str:
@@ -119,15 +124,9 @@ class Keys:
         """A key that is written to wait for replicas."""
         return f"{self.prefix}fence"
 
-    @property
-    def books(self) -> str:
-        """The start of every key of the books: no key itself, but it names their hash slot."""
-        return f"{self.prefix}{{books}}:"
-
-    def lru_index(self, index: LruIndex = "images") -> list[str]:
+    def lru_index(self, index: LruIndex = "images") -> Sequence[str]:
         """The keys of an LRU index in the order of `shared/lru_index.lua`."""
-        start = f"{self.prefix}{{lru}}:" + ("" if index == "images" else f"{index}:")
-        return [start + part for part in ("used", "expires", "sizes", "total")]
+        return _lru_index(self.prefix, index)
 
     def value(self, space: str, name: str) -> str:
         return f"{self.prefix}value:{space}:{name}"
@@ -170,7 +169,7 @@ class Keys:
     def window(self, subject: str, name: str) -> str:
         return f"{self.books}window:{subject}:{name}"
 
-    def calendar_windows(self, subject: str, *periods: str) -> Iterable[str]:
+    def calendar_windows(self, subject: str, *periods: str) -> Sequence[str]:
         """A subject's windows of such periods, by default of all, in the two days."""
         return _calendar_windows(self.books, self.calendar, subject, periods or CALENDAR_PERIODS)
 
@@ -208,12 +207,9 @@ class Keys:
         """The ledger's hash, and the days that have a stream."""
         return [f"{self.books}ledger", self.ledger_days("charged"), self.ledger_days("free")]
 
-    def ledger_end(self, *kinds: str) -> list[str]:
+    def ledger_end(self, *kinds: str) -> Sequence[str]:
         """The keys that an append of records of these kinds touches."""
-        return [
-            *self.ledger,
-            *(self.ledger_stream(kind, day) for kind in kinds for day in self.days),
-        ]
+        return _ledger_end(self, kinds)
 
     @property
     def refusals(self) -> list[str]:
@@ -268,7 +264,19 @@ class Keys:
         return text.removeprefix("{books}:")
 
 
-# Cached: the same few subjects purchase again and again.
+# Cached, as the two below: every purchase needs the same names.
+@lru_cache(maxsize=16)
+def _lru_index(prefix: str, index: LruIndex) -> tuple[str, ...]:
+    start = f"{prefix}{{lru}}:" + ("" if index == "images" else f"{index}:")
+    return tuple(start + part for part in ("used", "expires", "sizes", "total"))
+
+
+@lru_cache(maxsize=16)
+def _ledger_end(keys: Keys, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    streams = (keys.ledger_stream(kind, day) for kind in kinds for day in keys.days)
+    return (*keys.ledger, *streams)
+
+
 @lru_cache(maxsize=4096)
 def _calendar_windows(
     books: str, calendar: str, subject: str, periods: tuple[str, ...]

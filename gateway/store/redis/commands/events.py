@@ -25,7 +25,8 @@ def _publish(command: commands.Publish, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _notify(command: commands.Notify, keys: Keys) -> RedisCommand:
-    return RedisCommand(("PUBLISH", keys.channel(command.flight), ""), no_result)
+    # A channel is no key: every node notifies the subscribers of all.
+    return RedisCommand(("PUBLISH", keys.channel(command.flight), ""), no_result, name="PUBLISH")
 
 
 @encode.register
