@@ -158,7 +158,6 @@ async def open_gateway(
     policy = create_policy(ServedPolicySource(source, settings), metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
-        stack.callback(metrics.write_pending)
         # First, so that it is closed last: purchases end while the rest closes.
         tracer = await stack.enter_async_context(open_tracer(tracing_settings(settings, worker)))
         opened_store, blob_store = await stack.enter_async_context(open_store(settings))
@@ -244,7 +243,7 @@ def wire_gateway(
     )
     signing = create_signing(settings, store)
     access = wire_access(settings, store, lambda: policy().access)
-    keys, tasks = access.keys, OwnedTasks(metrics.upstream.show_flights)
+    keys, tasks = access.keys, OwnedTasks(metrics.upstream.flights.set)
     ledger = Ledger(store, ledger_settings(settings))
     totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
     health.policy_fault = lambda: policy.fault

@@ -176,9 +176,9 @@ class PurchaseMetrics:
 
     def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
         """Counts one attempt to buy."""
-        family, label = self._family, self._family.labels.model(model)
-        family.pending.add(family.requests[self._name, label, str(status)])
-        family.pending.observe(family.durations[self._name, label], seconds)
+        label = self._family.labels.model(model)
+        self._family.requests[self._name, label, str(status)].inc()
+        self._family.durations[self._name, label].observe(seconds)
 
     def retried(self) -> None:
         """Counts one attempt after the first."""
@@ -194,7 +194,7 @@ class PurchaseMetrics:
 
     def waited(self, seconds: float) -> None:
         """Records how long a purchase waited in all before its last attempt."""
-        self._family.pending.observe(self._family.wait, seconds)
+        self._family.wait.observe(seconds)
 
     def breaker_turned(self, *, is_open: bool) -> None:
         """Shows whether this worker's circuit breaker is open."""
@@ -210,11 +210,11 @@ class PurchaseMetrics:
 class UpstreamMetrics:
     """Purchases by upstream, and the links that it answered."""
 
-    def __init__(self, create: Factory, labels: Labels, pending: PendingAmounts) -> None:
-        self.labels, self.pending = labels, pending
+    def __init__(self, create: Factory, labels: Labels) -> None:
+        self.labels = labels
         self._purchases: list[PurchaseMetrics] = []
         upstream = ("upstream",)
-        self._flights = create.gauge(
+        self.flights = create.gauge(
             "flights", "Purchases and settlements under way, also after their request"
         )
         self.requests = create.bounded(
@@ -270,10 +270,6 @@ class UpstreamMetrics:
         """Creates the series of these models for every upstream."""
         for purchases in self._purchases:
             purchases.seed(models)
-
-    def show_flights(self, count: int) -> None:
-        """Shows how many purchases and settlements are under way."""
-        self.pending.set(self._flights, count)
 
     def fetched(self, outcome: str) -> None:
         """Counts one link: `fetched`, or the reason why it was not."""
@@ -385,9 +381,9 @@ class MoneyMetrics:
         """Counts a settled purchase, once."""
         shared = self._shared_labels(billed)
         for kind, count in billed.tokens.items():
-            self._pending.add(self._tokens[(*shared, kind)], count)
-        self._pending.add(self._cost[shared], billed.cost_micros / 1e6)
-        self._pending.add(self._images_of(billed, shared), billed.images)
+            self._tokens[(*shared, kind)].inc(count)
+        self._cost[shared].inc(billed.cost_micros / 1e6)
+        self._images_of(billed, shared).inc(billed.images)
 
     def corrected(self, difference: Billed) -> None:
         """Counts a correction of a presumed charge upwards; a counter cannot fall.

@@ -52,15 +52,13 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry or CollectorRegistry()
         self._labels, pending = Labels(), PendingAmounts()
-        self.write_pending = pending.write
-        """Writes what this process has counted within the last `series.WRITE_SECONDS`."""
         self._prices_as_of: date | None = None
         folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
         self._folder = folder
         self._all_workers = None if folder is None else Exposition(folder)
         create = Factory(self._registry, Admission(folder))
         self.requests = RequestMetrics(create, self._labels, pending)
-        self.upstream = UpstreamMetrics(create, self._labels, pending)
+        self.upstream = UpstreamMetrics(create, self._labels)
         self.cache = CacheMetrics(create, pending)
         self.money = MoneyMetrics(create, self._labels, pending)
         self.process = ProcessMetrics(create)
