@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
 
@@ -32,23 +33,18 @@ else:
         For a class whose `__init__` takes all of its fields by their positions.
         """
         kind = type(value)
-        values_of, positions = _FIELDS.get(kind) or _learn(kind)
+        values_of, positions = _fields_of(kind)
         values = [*values_of(value)]
         for name, changed in changes.items():
             values[positions[name]] = changed
         return kind(*values)
 
 
-_Fields: TypeAlias = tuple[Callable[[Any], tuple[Any, ...]], Mapping[str, int]]
-
-_FIELDS: Final[dict[type, _Fields]] = {}
-"""What reads all fields of a class that was copied, and their positions."""
-
-
-def _learn(kind: type) -> _Fields:
+@cache
+def _fields_of(kind: type) -> tuple[Callable[[Any], tuple[Any, ...]], Mapping[str, int]]:
+    """What reads all fields of a class, and their positions."""
     fields = dataclasses.fields(kind)
     if len(fields) < 2 or any(not one.init or one.kw_only for one in fields):
         raise TypeError(f"{kind.__name__} cannot be made of all its fields by their positions")
     names = [one.name for one in fields]
-    _FIELDS[kind] = attrgetter(*names), {name: place for place, name in enumerate(names)}
-    return _FIELDS[kind]
+    return attrgetter(*names), {name: place for place, name in enumerate(names)}

@@ -10,8 +10,7 @@ import aiohttp
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import Reason
 from gateway.frozen import frozen
-from gateway.images import UpstreamAnswer
-from gateway.trace_context import TraceContext
+from gateway.images import ImageRequest, UpstreamAnswer
 from gateway.upstream import failures
 
 _OF_ACCOUNT: Final = frozenset(
@@ -100,15 +99,17 @@ Outcome: TypeAlias = Reply | Answered | Failed
 class PreparedRequest:
     """The request of a purchase as one account gets it, and the reader of its answer."""
 
-    model: str
-    """Our name, for the metrics."""
+    request: ImageRequest
+    """With our name of the model."""
     upstream_model: str
     """Its name at the account."""
-    texts: tuple[str, ...]
-    """The prompt and the names of the client, which upstream may quote."""
     body: bytes
     receive: Callable[[aiohttp.ClientResponse], Awaitable[Outcome]]
     """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
     images: int
     """How many it asks for."""
-    trace: TraceContext
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompt and the names of the client, which upstream may quote."""
+        return (self.request.prompt, *self.request.user_names)
