@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -25,6 +25,7 @@ from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import MAX_REPORT_MESSAGE, FailureReport, Reason
+from gateway.frozen import frozen
 from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES, check_image, detect_format
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
@@ -90,12 +91,14 @@ class DeliverySettings(BaseModel):
     max_pixels: int = Field(gt=0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delivered:
     """Upstream's answer, and those of its images that may be stored, with their bytes."""
 
     answer: UpstreamAnswer
     images: list[tuple[Image, bytes]]
+    echoed: Mapping[str, str]
+    """What is kept of the parameters that the answer echoes."""
 
 
 class Delivery:
@@ -192,7 +195,7 @@ class Delivery:
         if "size" in echoed and SIZE.fullmatch(echoed["size"]) is None:  # such as `auto`
             del echoed["size"]
             echoed |= {"size": first.size_text} if first.size_text else {}
-        return Delivered(replace(answer, echoed=MappingProxyType(echoed)), images)
+        return Delivered(answer, images, MappingProxyType(echoed))
 
     async def _fetch(
         self, image: UpstreamImage, faults: list[str], trace: TraceContext
