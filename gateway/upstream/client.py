@@ -314,7 +314,8 @@ class UpstreamClient:
         request_id = self._dialect.request_id(reply.headers)
 
         def parse() -> UpstreamAnswer | UpstreamFailure:
-            body = b"".join(reply.chunks)
+            # One that came in one piece is not copied.
+            body = reply.chunks[0] if len(reply.chunks) == 1 else b"".join(reply.chunks)
             reply.chunks.clear()  # otherwise the answer would be in memory twice
             try:
                 return self._dialect.parse_answer(

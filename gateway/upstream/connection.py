@@ -4,7 +4,8 @@ aiohttp reuses a connection on which bytes have arrived that no request asked fo
 for the answer to the next request (its issue 13656). Here such a connection is closed (RFC 9112
 §9.2): while it is idle, before a request is written on it, and when more bytes arrive than the
 answer has. The heads and the chunk framing of an answer are bounded too, because the bounds of
-`client`, `stream` and `fetch` only see its body.
+`client`, `stream` and `fetch` only see its body. A large body of known length is received past
+aiohttp's parser, without copies (`receiving`).
 
 This replaces private parts of aiohttp: `tests/upstream/test_connection.py` fails if they change.
 """
@@ -27,6 +28,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
 
 from gateway.net.sse import has_lines
+from gateway.upstream.receiving import ReceiveTurns, WholeBody, switch_protocol
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of the head of an answer together with all interim responses (1xx) before it."""
@@ -58,6 +60,11 @@ _HEAD_END_OVERLAP_BYTES: Final = 2
 
 _SWITCHING_PROTOCOLS: Final = 101
 
+MIN_WHOLE_BYTES: Final = 256 * 1024
+MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
+"""Bodies of such lengths are received into one buffer. Memory for a larger one is not allocated
+before its bytes come."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -81,10 +88,15 @@ class Connection(ResponseHandler):
     a part of it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, turns: ReceiveTurns | None = None) -> None:
         super().__init__(loop)
+        self._turns = turns or ReceiveTurns(loop)
+        self._is_waiting = False
+        """It does not read before its next turn."""
         self._phase = _Phase.ACQUIRED  # aiohttp connects when it has a request
         self._was_used = False
+        self._poll: select.poll | None = None
+        """Of the socket, which stays the same until the connection is closed."""
         self._reset()
 
     def _reset(self) -> None:
@@ -103,6 +115,8 @@ class Connection(ResponseHandler):
         """Received while aiohttp's reader is full, and not parsed yet."""
         self._has_more = False
         """Received bytes follow those that are being parsed."""
+        self._whole: WholeBody | None = None
+        """The body, if it is received past the parser."""
 
     # ── a request ──
 
@@ -149,7 +163,7 @@ class Connection(ResponseHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        self._answer = None  # it refers to this connection
+        self._answer = self._whole = None  # they refer to this connection
 
     # ── its answer ──
 
@@ -163,6 +177,16 @@ class Connection(ResponseHandler):
             self._held += data
         else:
             self._receive(data)
+            if self._whole is None:
+                self._take_turn(len(data))
+
+    def received_directly(self, size_bytes: int) -> None:
+        """Bytes of the body were received into its buffer."""
+        if self._read_timeout:
+            self._reschedule_timeout()
+        if self._whole is not None and not self._whole.missing_bytes:
+            self._end_whole(self._whole)
+        self._take_turn(size_bytes)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         # aiohttp calls it with each parsed head.
@@ -176,6 +200,12 @@ class Connection(ResponseHandler):
         length = message.headers.get("Content-Length", "")
         if not message.chunked and length.isascii() and length.isdigit():
             self._content_length = int(length)
+        size_bytes = self._content_length or 0
+        is_empty = payload.is_eof()  # whatever length a 204 announces
+        if not is_empty and _is_whole(message, size_bytes):
+            self._whole = WholeBody(size_bytes, self, self._turns)
+            # Else aiohttp would stop reading when it gets all of the body at once.
+            payload.set_read_chunk_size(size_bytes)
         super().feed_data(data, size)
 
     def _resume(self) -> None:
@@ -187,7 +217,9 @@ class Connection(ResponseHandler):
     def _receive(self, data: bytes) -> None:
         if self._answer is None:
             data = self._receive_heads(data)
-        if data and self._phase is _Phase.AWAITING:
+        if self._whole is not None:
+            self._receive_whole(self._whole, data)
+        elif data and self._phase is _Phase.AWAITING:
             self._receive_body(data)
         if self._phase is _Phase.AWAITING and self._is_complete:
             self._phase = _Phase.IDLE
@@ -230,6 +262,53 @@ class Connection(ResponseHandler):
                 self._reject("chunk_framing_too_large")
                 return
 
+    def _receive_whole(self, whole: WholeBody, data: bytes) -> None:
+        """Takes what came with the head; the rest of the body goes into its buffer directly."""
+        if self.transport is None or self._phase is not _Phase.AWAITING:
+            return
+        is_followed = len(data) > whole.missing_bytes
+        whole.add(data[: whole.missing_bytes] if is_followed else data)
+        if whole.missing_bytes:
+            switch_protocol(self.transport, cast(Any, whole))
+            return
+        self._has_more = is_followed
+        self._end_whole(whole)
+        if is_followed:
+            self._close_unsolicited()
+
+    def _end_whole(self, whole: WholeBody) -> None:
+        """The body is complete: its reader gets it in one piece."""
+        answer, transport, self._whole = self._answer, self.transport, None
+        # The parser has seen no end of the body, and would fail the answer when the connection is
+        # lost. aiohttp makes a new one for each request.
+        self._parser = self._payload = None
+        if transport is not None and transport.get_protocol() is not self:
+            switch_protocol(transport, self)
+        if answer is not None:
+            answer.feed_data(cast(bytes, whole.release()))
+            answer.feed_eof()
+        self._has_more = False
+        if self._phase is _Phase.AWAITING:
+            self._phase = _Phase.IDLE
+
+    # ── turns ──
+
+    def _take_turn(self, size_bytes: int) -> None:
+        """Pauses until its next turn if there was much to receive in this one."""
+        if not self._turns.spend(size_bytes) and self.transport is not None:
+            self._is_waiting = True
+            self._pause_transport_reading()
+            self._turns.wait(self._go_on)
+
+    def _go_on(self) -> None:
+        self._is_waiting = False
+        if not (self._reading_paused or self._buffer_paused):
+            self._resume_transport_reading()
+
+    def _resume_transport_reading(self) -> None:
+        if not self._is_waiting:
+            super()._resume_transport_reading()
+
     def _cuts(self, data: bytes) -> list[int]:
         """Offsets between which received bytes are parsed, so that none lies beyond the body.
 
@@ -269,9 +348,11 @@ class Connection(ResponseHandler):
         """Whether the socket can be read: bytes have arrived, or the connection's end."""
         if self.transport is None:
             return False
-        poll = select.poll()  # `select.select` fails for file descriptors above 1023
-        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        if self._poll is None:
+            self._poll = select.poll()  # `select.select` fails for file descriptors above 1023
+            socket = self.transport.get_extra_info("socket")
+            self._poll.register(socket.fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
 
     # ── closing ──
 
@@ -292,7 +373,7 @@ class Connection(ResponseHandler):
         """Closes the connection, and drops what was received. Returns no bytes."""
         if self._phase is _Phase.AWAITING:
             self._phase = _Phase.IDLE
-        self._held = b""
+        self._held, self._whole = b"", None
         self.force_close()
         if self._answer is not None and not self._answer.is_eof():
             is_rejected = isinstance(self._exception, AnswerRejected)
@@ -311,12 +392,25 @@ class Connection(ResponseHandler):
         return f"{peer[0]}:{peer[1]}" if peer else None
 
 
+def _is_whole(message: RawResponseMessage, length: int) -> bool:
+    """Whether a body is received into one buffer: it is not read before its end.
+
+    Events are, and the body of an error counts as far as it has come.
+    """
+    return (
+        MIN_WHOLE_BYTES <= length <= MAX_WHOLE_BYTES
+        and 200 <= message.code < 300
+        and not message.compression
+        and not message.headers.get("Content-Type", "").lower().startswith("text/event-stream")
+    )
+
+
 class Connector(aiohttp.TCPConnector):
     """A connection pool of `Connection`, each of which rests between two requests."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        self._factory = cast(Any, partial(Connection, loop=self._loop))
+        self._factory = cast(Any, partial(Connection, self._loop, ReceiveTurns(self._loop)))
 
     async def _get(self, key: Any, traces: Any) -> Any:
         # The one that is idle for the longest time comes first.
