@@ -49,7 +49,7 @@ class Shared:
     body_memory: HeldBytes
     early_memory: HeldBytes
     turns: Turns
-    """Taken by the first request of each connection."""
+    """Taken by the first request of each connection, and for each part of a very large answer."""
     cors: Cors
 
 
@@ -65,6 +65,11 @@ class Answering(RequestHandler):
         """The transport, also while it closes."""
         self._drops_input = False
         """Nothing more of this connection is read: its client broke a rule or a bound."""
+
+    @property
+    def turns(self) -> Turns:
+        """Those of the server."""
+        return self._shared.turns
 
     # ── what the other half does ────────────────────────────────────────────────────────────
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
+from gateway.api.http.parts import PART_BYTES, write_in_turns
 from gateway.api.http.whole import WholeResponse
 
 WRITE_STALL_SECONDS: Final = 60.0
@@ -52,7 +53,10 @@ async def write_pieces(
     if hdrs.TRANSFER_ENCODING in response.headers:  # as a chunk, RFC 9112 §7.1
         pieces = [b"%x\r\n" % sum(map(len, pieces)), *pieces, b"\r\n"]
     # Past aiohttp's own writer, which would copy the bytes.
-    transport.writelines(pieces)
+    if sum(map(len, pieces)) > PART_BYTES:
+        await write_in_turns(request, transport, pieces)
+    else:
+        transport.writelines(pieces)
     if transport.get_write_buffer_size():
         await request.writer.drain()
         if transport.is_closing():

@@ -7,7 +7,6 @@ the same. aiohttp's serializer writes the head too, and refuses control characte
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +14,8 @@ from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_writer import _serialize_headers
+
+from gateway.api.http.parts import PART_BYTES, write_in_turns
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
@@ -63,7 +64,17 @@ class WholeResponse(web.StreamResponse):
             # As `Signal.send`, which would be a coroutine more.
             for receiver in request.app.on_response_prepare:
                 await receiver(request, self)
-        self._write(request, transport)
+        head = self._head(request)
+        # By it, `handle_error` knows that a response has begun.
+        request.writer.output_size += len(head)
+        if request.method == hdrs.METH_HEAD:
+            transport.write(head)
+        elif self.body_bytes <= JOIN_BYTES:
+            transport.write(b"".join((head, *self._pieces)))
+        elif self.body_bytes <= PART_BYTES:
+            transport.writelines((head, *self._pieces))
+        else:
+            await write_in_turns(request, transport, (head, *self._pieces))
         if request.protocol.writing_paused:
             await request.writer.drain()
             if transport.is_closing():
@@ -88,18 +99,10 @@ class WholeResponse(web.StreamResponse):
             elif not self._keep_alive and request.version == HttpVersion11:
                 headers[hdrs.CONNECTION] = "close"
 
-    def _write(self, request: web.BaseRequest, transport: asyncio.Transport) -> None:
+    def _head(self, request: web.BaseRequest) -> bytes:
         major, minor = request.version
         status_line = f"HTTP/{major}.{minor} {self._status} {self._reason}"
-        head = _serialize_headers(status_line, self._headers)
-        if request.method == hdrs.METH_HEAD:
-            transport.write(head)
-        elif self.body_bytes <= JOIN_BYTES:
-            transport.write(b"".join((head, *self._pieces)))
-        else:
-            transport.writelines((head, *self._pieces))
-        # By it, `handle_error` knows that a response has begun.
-        request.writer.output_size += len(head)
+        return _serialize_headers(status_line, self._headers)
 
     def _end(self) -> None:
         self._eof_sent = True
