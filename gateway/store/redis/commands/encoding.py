@@ -99,20 +99,21 @@ def script_command(
     """Runs a script of `lua/`. `keys` are all that it touches, as far as they are known."""
     script, declared, rest = SCRIPTS[name], tuple(keys), tuple(arguments)
     return RedisCommand(
+        # By position: 13 names take as long again, and a purchase has 13 scripts.
         ("EVALSHA", script.sha, len(declared), *declared, *rest),
-        read=read,
-        script=script,
-        keys=declared,
-        arguments=rest,
-        recalls=recalls,
-        teaches=teaches,
-        offers=offers,
-        asked_often=asked_often,
-        follow_up=follow_up,
-        plan=plan,
-        name=name,
-        merge=merge,
-        cursor_at=cursor_at,
+        read,
+        script,
+        declared,
+        rest,
+        recalls,
+        teaches,
+        offers,
+        asked_often,
+        follow_up,
+        plan,
+        name,
+        merge,
+        cursor_at,
     )
 
 
