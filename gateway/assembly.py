@@ -158,7 +158,6 @@ async def open_gateway(
     policy = create_policy(ServedPolicySource(source, settings), metrics)
     tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
-        stack.callback(metrics.write_pending)
         # First, so that it is closed last: purchases end while the rest closes.
         tracer = await stack.enter_async_context(open_tracer(tracing_settings(settings, worker)))
         opened_store, blob_store = await stack.enter_async_context(open_store(settings))

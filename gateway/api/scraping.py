@@ -10,7 +10,6 @@ from gateway.api.key_labels import label_keys
 from gateway.api.services import Services
 from gateway.billing.limit_gauges import GaugeValues
 from gateway.errors import StoreUnavailable
-from gateway.metrics.series import WRITE_SECONDS
 
 BOOKS_SECONDS: Final = 3.0
 """Reading the books takes several calls of the store, of two seconds at most. By default Prometheus
@@ -38,10 +37,7 @@ async def _render(services: Services) -> bytes:
             await _show_books(services)
     except (StoreUnavailable, TimeoutError):
         _hide_books(services)
-    # Until every worker has written what it had counted when the scrape came.
-    await asyncio.sleep(WRITE_SECONDS)
     metrics, now = services.metrics, services.clock()
-    metrics.write_pending()
     starts, windows = services.calendar.starts_at(now), services.calendar.day_at(now).windows
     metrics.policy.show_windows(
         {name: (starts[name], window.ends_at) for name, window in windows.items()}

@@ -112,16 +112,18 @@ class _Counted(NamedTuple):
     subject: LimitSubject
     rule: LimitRule | None
     """None: it is counted without a limit."""
+    counter: Counter
+    is_shadow: bool
+    """The limit is in shadow mode."""
 
-    @property
-    def counter(self) -> Counter:
-        maximum = self.rule.maximum if self.rule is not None else None
-        return Counter(self.subject.name, self.limit.unit, self.limit.period, maximum)
+    @staticmethod
+    def of(limit: Limit, subject: LimitSubject, rule: LimitRule | None) -> _Counted:
+        maximum = rule.maximum if rule is not None else None
+        counter = Counter(subject.name, limit.unit, limit.period, maximum)
+        return _Counted(limit, subject, rule, counter, rule is not None and rule.mode == "shadow")
 
     def consumption(self, amount: int) -> Consumption:
-        return Consumption(
-            self.counter, amount, shadow=self.rule is not None and self.rule.mode == "shadow"
-        )
+        return Consumption(self.counter, amount, self.is_shadow)
 
 
 class _Prepared(NamedTuple):
@@ -333,7 +335,7 @@ def _prepared(principal: Principal) -> _Prepared:
 
 def _prepare(principal: Principal) -> _Prepared:
     admitted = [
-        _Counted(limit, subject, subject.rules[limit.name])
+        _Counted.of(limit, subject, subject.rules[limit.name])
         for subject in principal.subjects
         for limit in LIMITS.values()
         if limit.name in subject.rules
@@ -366,7 +368,7 @@ def _reserved(principal: Principal) -> Iterable[_Counted]:
         for limit in LIMITS.values():
             rule = subject.rules.get(limit.name)
             if not limit.at_admission and (limit.period == "concurrency" or rule is not None):
-                yield _Counted(limit, subject, rule)
+                yield _Counted.of(limit, subject, rule)
 
 
 def _admitted_amount(counted: _Counted) -> int:
@@ -376,8 +378,10 @@ def _admitted_amount(counted: _Counted) -> int:
 def _reserved_amounts(principal: Principal, estimate: Amounts) -> tuple[Consumption, ...]:
     amounts = {**_by_unit(estimate), "purchases": 1}
     return tuple(
-        counted.consumption(amounts[counted.limit.unit])
-        for counted in _prepared(principal).reserved
+        [
+            Consumption(counter, amounts[counter.unit], is_shadow)
+            for *_, counter, is_shadow in _prepared(principal).reserved
+        ]
     )
 
 
@@ -401,10 +405,20 @@ def reservation_states(principal: Principal, states: Sequence[CounterState]) -> 
     return _states(_prepared(principal).reserved, states)
 
 
+def latest_states(
+    before: Sequence[LimitState], after: Sequence[LimitState]
+) -> Sequence[LimitState]:
+    """The limits of `before`, each as it is in `after` if that has it."""
+    if not after:
+        return before
+    newer = {(state.limit.name, state.subject.name): state for state in after}
+    return [newer.get((state.limit.name, state.subject.name), state) for state in before]
+
+
 def _states(counted: Sequence[_Counted], states: Sequence[CounterState]) -> list[LimitState]:
     return [
         LimitState(limit, subject, rule, state)
-        for (limit, subject, rule), state in zip(counted, states, strict=False)
+        for (limit, subject, rule, *_), state in zip(counted, states, strict=False)
         if rule is not None
     ]
 
@@ -433,6 +447,8 @@ def flag_shadowed(record: Record, shadowed: Sequence[LimitState]) -> Record:
 
 def _exceeded(counted: Sequence[_Counted], result: Admission | Reservation) -> list[LimitState]:
     exceeded = result.exceeded
+    if not exceeded:
+        return []
     return _states([counted[i] for i in exceeded], [result.states[i] for i in exceeded])
 
 

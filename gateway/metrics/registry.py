@@ -52,8 +52,6 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry or CollectorRegistry()
         self._labels, pending = Labels(), PendingAmounts()
-        self.write_pending = pending.write
-        """Writes what this process has counted within the last `series.WRITE_SECONDS`."""
         self._prices_as_of: date | None = None
         folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
         self._folder = folder

@@ -13,7 +13,7 @@ from typing import Any, Final
 from gateway.access.key_spaces import Credential
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
-from gateway.billing.quota import LimitState, flag_shadowed
+from gateway.billing.quota import LimitState, flag_shadowed, latest_states
 from gateway.cache.entries import CachedImage
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.idempotency_results import IdempotentRequest
@@ -110,10 +110,7 @@ class RequestContext:
     @property
     def latest_limits(self) -> Sequence[LimitState]:
         """The limits as last seen: a settlement is later than the admission."""
-        if not self.purchase.limits:
-            return self.limits
-        newer = {(state.limit, state.scope): state for state in self.purchase.limits}
-        return [newer.get((state.limit, state.scope), state) for state in self.limits]
+        return latest_states(self.limits, self.purchase.limits)
 
     def note(self, notice: str) -> None:
         """Adds to `notices`."""

@@ -200,7 +200,7 @@ class Images:
         self, query: ImageQuery, result: FlightResult
     ) -> dict[int, tuple[Image, bytes]]:
         """The images that a flight brought, with their bytes."""
-        patience = Patience()
+        patience: Patience | None = None
         try:
             while True:
                 try:
@@ -208,6 +208,7 @@ class Images:
                         query.fingerprint, result.images, query.representation, data=result.data
                     )
                 except StoreUnavailable:
+                    patience = patience or Patience()
                     # The images of others are there, only not now.
                     if not (result.followed and patience.is_left()):
                         raise
@@ -276,7 +277,8 @@ class Images:
         if retired not in (None, "forward"):
             is_refused = retired == "refuse"
             raise (refuse_retired if is_refused else refuse_uncached)(query.model)
-        _check_max_cost(context, query, self.estimate(query, images))
+        if query.headers.max_cost_micros is not None:  # the purchase makes an estimate of its own
+            _check_max_cost(context, query, self.estimate(query, images))
         request = query.request
         span = self._tracer.purchase(context.trace, request, record, images=images)
         trace = span.inside(context.trace)

@@ -37,6 +37,9 @@ from gateway.upstream.attempts import Rerouting, StreamHandlers
 MAX_ANSWER_FIELD: Final = 128
 """Characters of a text among the model's `answer_fields`. A longer one is not kept."""
 
+NOBODY: Final = Identity(())
+"""The buyer of a request that names none."""
+
 _RASTER: Final = frozenset({*MEDIA_TYPES, "jpg"} - DOCUMENTS)
 
 log = structlog.get_logger(__name__)
@@ -164,26 +167,26 @@ class Delivery:
             request, route.accounts, images=len(flight.slots), stream=stream, rerouting=route
         )
         answer = _without_empty_ones(answer, requested=len(flight.slots))
-        purchase = {"purchase": flight.id, **request.trace.fields}
         if answer.surplus:
-            log.warning("surplus_images", **purchase, images=answer.surplus)
+            named = {"purchase": flight.id, **request.trace.fields}
+            log.warning("surplus_images", **named, images=answer.surplus)
         # Upstream's links expire within the hour, so they are fetched now.
         faults: list[str] = []
         if any(image.is_link for image in answer.images):
             fetching = (self._fetch(image, faults, request.trace) for image in answer.images)
             answer = replace(answer, images=tuple(await asyncio.gather(*fetching)))
-        may_be_svg = _may_be_svg(request, model)
         complete = [
             (_image(sent, *found, buyer=buyer, model=model, now=clock()), sent.data)
             for sent in answer.images
             if sent.data is not None
-            and (found := await self._check(sent.data, faults, may_be_svg=may_be_svg)) is not None
+            and (found := await self._check(sent.data, faults, request, model)) is not None
         ]
         images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
         if not images:
             raise _nothing_to_store(answer, faults, is_taken_down=bool(complete))
         if faults:
-            log.warning("images_undelivered", **purchase, reasons=sorted(set(faults)))
+            named = {"purchase": flight.id, **request.trace.fields}
+            log.warning("images_undelivered", **named, reasons=sorted(set(faults)))
         first, _ = images[0]
         echoed = _kept_echoes(answer.echoed, model, image_format=first.format)
         if "size" in echoed and SIZE.fullmatch(echoed["size"]) is None:  # such as `auto`
@@ -204,11 +207,11 @@ class Delivery:
             return image
 
     async def _check(
-        self, data: bytes, faults: list[str], *, may_be_svg: bool
+        self, data: bytes, faults: list[str], request: ImageRequest, model: Model
     ) -> tuple[ImageFacts, str] | None:
         """The facts of a complete image, and its digest; None for any other bytes."""
         is_document = detect_format(data) in DOCUMENTS
-        if is_document and not may_be_svg:
+        if is_document and not _may_be_svg(request, model):
             faults.append("an SVG that was not asked for")
             return None
         check = partial(
@@ -251,6 +254,8 @@ def _buyer_beside_prompt(request: ImageRequest) -> Identity:
     A name that the prompt has too is no secret: other keys have sent the same prompt.
     """
     names = set(request.user_names)
+    if not names:
+        return NOBODY
     if len(names) <= MAX_NAMES:
         names = {name for name in names if not Identity((name,)).is_in(request.prompt)}
     return Identity(names)

@@ -8,9 +8,8 @@ early, for the whole purchase, and a lease that is lost is acquired again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Final
 
 import structlog
@@ -44,7 +43,10 @@ class LeaseTimes:
 
 
 class LeaseKeeper:
-    """Keeps the lease of one flight, until `stop` ends that."""
+    """Keeps the lease of one flight, until `stop` ends that.
+
+    It also stops if a block with it fails, in which its purchase waits for a turn or for upstream.
+    """
 
     def __init__(
         self,
@@ -80,26 +82,20 @@ class LeaseKeeper:
         # Not one of `OwnedTasks`, because a draining worker need not wait for it.
         self._task = asyncio.create_task(self._keep(), name=f"renew lease {self._flight.id}")
 
-    @contextmanager
-    def stopping(self) -> Iterator[None]:
-        """Stops the renewal if the block fails, in which the purchase waits for its turn."""
-        try:
-            yield
-        except BaseException:
-            self.stop()
-            raise
+    def __enter__(self) -> None:
+        pass
 
-    @contextmanager
-    def delivering(self) -> Iterator[None]:
-        """While upstream works. Afterwards the lease is renewed, but not acquired again if lost.
-
-        Storing the images ends the lease. If the block fails, the lease is not kept any more.
-        """
-        try:
-            yield
-        except BaseException:
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
             self.stop()
-            raise
+
+    def note_delivered(self) -> None:
+        """From now on the lease is renewed, but not acquired again if lost: storing ends it."""
         self._is_delivered = True
 
     def stop(self) -> None:

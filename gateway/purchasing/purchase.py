@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.billing import pricing, quota
+from gateway.billing import quota
 from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.idempotent_purchases import keep_for_purchase, release_cancelled
@@ -42,7 +42,7 @@ from gateway.purchasing.routing import (
     Candidates,
     Route,
     budget_of,
-    largest_estimate,
+    estimates,
     named_record,
 )
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
@@ -193,12 +193,9 @@ class Purchases:
         flight = order.traced(flight)
         route = await self._reserve(order, flight, is_stored=True)
         keeper = self._keep_lease(flight)
-        with keeper.stopping():
+        with keeper:
             await self._take_turn(order, route)
-        async with self._settling_failures(order, route):
-            with keeper.delivering():
-                delivered = await self._deliver(order, flight, route)
-                received = _charge_delivery(order, route, delivered, slots=flight.slots)
+        delivered, received = await self._receive(order, flight, route, keeper)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
         commit = self._commit_images(order, received, purchased, keeper=keeper)
         await self._wait_for_limits(order, commit)
@@ -208,9 +205,8 @@ class Purchases:
         """Buys images for `no-store`, which are not stored. Raises as `buy`."""
         route = await self._reserve(order, flight, is_stored=False)
         await self._take_turn(order, route)
-        async with self._settling_failures(order, route):
-            delivered = await self._deliver(order, flight, route)
-            received = _charge_delivery(order, route, delivered, slots=flight.slots)
+        keeper = self._keep_lease(flight)
+        delivered, received = await self._receive(order, flight, route, keeper)
         order.summary.cost_micros += received.charge.usd_micros
         commit = self._tasks.start(
             self._settlements.commit(received, {}), name=f"commit {flight.id}"
@@ -244,10 +240,7 @@ class Purchases:
             name=f"open journal {flight.id}",
         )
         keeper = self._keep_lease(flight, opening=opening if is_stored else None)
-        async with self._settling_failures(order, route):
-            with keeper.delivering():
-                delivered = await self._deliver(order, flight, route)
-                received = _charge_delivery(order, route, delivered, slots=flight.slots)
+        delivered, received = await self._receive(order, flight, route, keeper)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
         if is_stored:
             self._commit_images(order, received, purchased, keeper=keeper, opening=opening)
@@ -270,20 +263,20 @@ class Purchases:
         images = len(flight.slots)
         accounts = self._candidates.candidates(order.model.id, order.request, images=images)
         first = accounts[0]
-        estimate = pricing.estimate(order.model, order.request, images, first.price_factor)
+        estimate, bound = estimates(accounts, order.model, order.request, images)
         reserved = Reserved(
             flight.id,
             flight if is_stored else None,
             estimate=estimate.amounts,
-            record=named_record(order.record.but(id=flight.id), first, order.model),
+            record=named_record(order.record, first, order.model, id=flight.id),
             tags=order.tags,
             prompt=self._stored_prompt(order),
             idempotent=order.idempotent,
             cached=tuple(order.cached.items()) if order.idempotent is not None else (),
         )
-        bound = largest_estimate(accounts, order.model, order.request, images)
         return Route(
             accounts,
+            first,
             reserved,
             bound,
             store=self._store,
@@ -459,15 +452,19 @@ class Purchases:
             keeper.start()
         return keeper
 
-    @asynccontextmanager
-    async def _settling_failures(
-        self,
-        order: PurchaseOrder,
-        route: Route,
-    ) -> AsyncIterator[None]:
-        """Settles the purchase if anything fails between its reservation and its commit."""
+    async def _receive(
+        self, order: PurchaseOrder, flight: Flight, route: Route, keeper: LeaseKeeper
+    ) -> tuple[Delivered, Received]:
+        """The images that upstream delivers, and their charge.
+
+        Settles the purchase if anything fails between its reservation and its commit.
+        """
         try:
-            yield
+            with keeper:
+                delivered = await self._deliver(order, flight, route)
+                received = _charge_delivery(order, route, delivered, slots=flight.slots)
+            keeper.note_delivered()
+            return delivered, received
         except UpstreamFailure as met:
             route.report(met)
             failure = _with_successor(met, order)

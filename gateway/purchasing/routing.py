@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -64,8 +64,10 @@ class Route:
     """The accounts that a purchase may ask, and its reservation at the one that it asks."""
 
     accounts: Sequence[Account]
+    account: Account
+    """The one that the journal names."""
     reserved: Reserved
-    """As the journal has it: its record names the account, and has the time of the request."""
+    """As the journal has it: its record names the account."""
     bound: Estimate
     """What is reserved: the estimate at the largest price factor of `accounts`."""
     store: Store
@@ -94,12 +96,7 @@ class Route:
     reported: set[str] = field(default_factory=set)
     """The accounts whose failure is in the log."""
 
-    @property
-    def account(self) -> Account:
-        """The one that the journal names."""
-        return self._named(self.reserved.record.upstream)
-
-    def _named(self, name: str | None) -> Account:
+    def _named(self, name: str) -> Account:
         return next((one for one in self.accounts if one.name == name), self.accounts[0])
 
     def pass_over(self) -> bool:
@@ -149,9 +146,10 @@ class Route:
     def _narrow_to(self, accounts: Sequence[Account]) -> None:
         """The others are not asked any more, so the bound need not hold their prices."""
         images = self.reserved.estimate.images
+        _, self.bound = estimates(accounts, self.model, self.request, images)
         self.accounts = accounts
-        self.reserved = self._reserved_at(accounts[0])
-        self.bound = largest_estimate(accounts, self.model, self.request, images)
+        self.account = accounts[0]
+        self.reserved = self._reserved_at(self.account)
 
     def _reserved_at(self, account: Account) -> Reserved:
         record = named_record(self.reserved.record, account, self.model)
@@ -244,7 +242,8 @@ class Route:
         """Moves the reservation. Raises `GatewayError` if the account cannot be asked."""
         rerouted = self._reserved_at(account)
         if self.opening is not None and not self.opening.done():
-            self.reserved, self.is_certain = rerouted, False  # `opening` moves the journal to it
+            # `opening` moves the journal to it
+            self.account, self.reserved, self.is_certain = account, rerouted, False
             return
         principal = self.principal if self.opening is None else self.principal.without_limits()
         batch = Batch(self.store)
@@ -269,7 +268,7 @@ class Route:
         if moved.denied is not None or moved.turn.state == "refused" or not moved.reserved_at:
             self.is_certain = was_certain
             raise self._refusal(principal, moved)
-        self.reserved, self.reserved_at = rerouted, moved.reserved_at
+        self.account, self.reserved, self.reserved_at = account, rerouted, moved.reserved_at
         self.turn = moved.turn
         await self.wait_for_turn()
         self.is_certain = True
@@ -283,10 +282,11 @@ class Route:
         return failures.all_passed_over()  # a limit was lowered, or the journal is closed
 
 
-def named_record(record: Record, account: Account, model: Model) -> Record:
-    """The record of a purchase at an account."""
+def named_record(record: Record, account: Account, model: Model, **changes: Any) -> Record:
+    """The record of a purchase at an account, with some other fields changed."""
     theirs = account.name_of(model.id)
-    return record.but(upstream=account.name, upstream_model=theirs if theirs != model.id else None)
+    upstream_model = theirs if theirs != model.id else None
+    return record.but(upstream=account.name, upstream_model=upstream_model, **changes)
 
 
 def budget_of(account: Account) -> AccountBudget | None:
@@ -296,11 +296,17 @@ def budget_of(account: Account) -> AccountBudget | None:
 
 def largest_factor(accounts: Sequence[Account]) -> Decimal:
     """Of the accounts that a purchase may ask: its reservation holds the price there."""
+    if len(accounts) == 1:
+        return accounts[0].price_factor
     return max(account.price_factor for account in accounts)
 
 
-def largest_estimate(
+def estimates(
     accounts: Sequence[Account], model: Model, request: ImageRequest, images: int
-) -> Estimate:
-    """The upper bound of a purchase, whichever account takes it."""
-    return pricing.estimate(model, request, images, largest_factor(accounts))
+) -> tuple[Estimate, Estimate]:
+    """The upper bounds of a purchase: at the first account, and whichever account takes it."""
+    factor, largest = accounts[0].price_factor, largest_factor(accounts)
+    first = pricing.estimate(model, request, images, factor)
+    if largest == factor:
+        return first, first
+    return first, pricing.estimate(model, request, images, largest)

@@ -2,54 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Generic, cast
+from typing import Any, Final, Generic, cast
 
 from gateway.store.protocol import Command, R, Store
+
+_NOT_EXECUTED: Final = object()
 
 
 class Result(Generic[R]):
     """The result of one command of a batch."""
 
-    __slots__ = ("_is_set", "_value")
+    __slots__ = ("_value",)
 
     def __init__(self) -> None:
-        self._is_set = False
-        self._value: R | None = None
+        self._value: Any = _NOT_EXECUTED
 
     @property
     def value(self) -> R:
         """The command's result. Raises `RuntimeError` before the batch was executed."""
-        if not self._is_set:
+        if self._value is _NOT_EXECUTED:
             raise RuntimeError("the batch was not executed")
         return cast(R, self._value)
 
     def set(self, value: R) -> None:
         """Called by the batch."""
         self._value = value
-        self._is_set = True
 
 
-@dataclass(slots=True)
 class Batch:
     """Commands for one round trip. They run in order; the batch as a whole is not atomic."""
 
-    store: Store
-    _pending: list[tuple[Command[Any], Result[Any]]] = field(default_factory=list)
+    __slots__ = ("_commands", "_results", "store")
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._commands: list[Command[Any]] = []
+        self._results: list[Result[Any]] = []
 
     def add(self, command: Command[R]) -> Result[R]:
         """Adds a command; its result has a value after `execute`."""
         result: Result[R] = Result()
-        self._pending.append((command, result))
+        self._commands.append(command)
+        self._results.append(result)
         return result
 
     async def execute(self) -> None:
         """Executes the commands that were added since the last time. Raises `StoreUnavailable`."""
-        pending, self._pending = self._pending, []
-        if not pending:
+        commands, results = self._commands, self._results
+        if not commands:
             return
-        values = await self.store.execute([command for command, _ in pending])
-        for (_, result), value in zip(pending, values, strict=True):
+        self._commands, self._results = [], []
+        values = await self.store.execute(commands)
+        for result, value in zip(results, values, strict=True):
             result.set(value)
 
 

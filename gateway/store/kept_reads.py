@@ -242,16 +242,20 @@ def names_written(commands: Iterable[Command[Any]]) -> Collection[str]:
     """The names that commands write, and that a read can depend on."""
     names: list[str] = []
     for command in commands:
-        if type(command) not in WRITERS:  # faster than the cases, for a batch has many
-            continue
-        match command:
-            case CompareAndSet(changes=changes):
-                names += [f"records:{write.space}" for write in changes]
-            case StoreImages() | EmptySlots() | ProlongSlots():
-                names.append(f"entry:{command.fingerprint}")
-            case SetValue() | DeleteValue():
-                names.append(f"value:{command.space}:{command.name}")
+        if type(command) in WRITERS:  # faster than the cases, for a batch has many
+            names += _names_of(command)
     return names
+
+
+def _names_of(command: Command[Any]) -> Sequence[str]:
+    match command:
+        case StoreImages() | EmptySlots() | ProlongSlots():
+            return (f"entry:{command.fingerprint}",)
+        case SetValue() | DeleteValue():
+            return (f"value:{command.space}:{command.name}",)
+        case CompareAndSet(changes=changes):
+            return [f"records:{write.space}" for write in changes]
+    raise TypeError(f"{type(command).__name__} is not one of `WRITERS`.")
 
 
 def names_announced(commands: Iterable[Command[Any]]) -> Collection[str]:
@@ -265,7 +269,7 @@ def names_announced(commands: Iterable[Command[Any]]) -> Collection[str]:
             continue
         match command:
             case CompareAndSet() | EmptySlots() | SetValue(is_kept=True):
-                names |= dict.fromkeys(names_written([command]))
+                names |= dict.fromkeys(_names_of(command))
     return names
 
 

@@ -158,25 +158,31 @@ class EvictingStore:
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As `Store.execute`."""
         try:
-            results = await self._execute(commands)
-        except StoreFull:
-            self._full.occurs()
-            raise
+            results = await self._store.execute(commands)
+        except StoreFull as full:
+            results = await self._execute_with_room(commands, full)
         # A call that needs no room says nothing, so no call may have failed for a while.
         if self._full.lasts:
             self._full.ends_if_quiet(ROOM_SECONDS)
         return results
 
-    async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+    async def _execute_with_room(
+        self, commands: Sequence[Command[Any]], full: StoreFull
+    ) -> list[Any]:
         relieved: set[str | None] = set()
-        while True:
-            try:
-                return await self._store.execute(commands)
-            except StoreFull as full:
+        try:
+            while True:
                 if self.make_room is None or full.node in relieved or len(relieved) == MAX_RELIEVED:
-                    raise
+                    raise full
                 relieved.add(full.node)
                 await self.make_room(full)
+                try:
+                    return await self._store.execute(commands)
+                except StoreFull as another:
+                    full = another
+        except StoreFull:
+            self._full.occurs()
+            raise
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """As `Store.watch`."""

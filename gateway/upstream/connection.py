@@ -95,6 +95,8 @@ class Connection(ResponseHandler):
         """It does not read before its next turn."""
         self._phase = _Phase.ACQUIRED  # aiohttp connects when it has a request
         self._was_used = False
+        self._poll: select.poll | None = None
+        """Of the socket, which stays the same until the connection is closed."""
         self._reset()
 
     def _reset(self) -> None:
@@ -346,9 +348,11 @@ class Connection(ResponseHandler):
         """Whether the socket can be read: bytes have arrived, or the connection's end."""
         if self.transport is None:
             return False
-        poll = select.poll()  # `select.select` fails for file descriptors above 1023
-        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        if self._poll is None:
+            self._poll = select.poll()  # `select.select` fails for file descriptors above 1023
+            socket = self.transport.get_extra_info("socket")
+            self._poll.register(socket.fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
 
     # ── closing ──
 

@@ -11,12 +11,14 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import aiohttp
 import pybase64
+from aiohttp import hdrs
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
+from multidict import CIMultiDict
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from yarl import URL
 
@@ -48,6 +50,8 @@ _PROXY_CONNECT_STEPS: Final = 3
 _MIN_SECRET_LENGTH: Final = 8
 """Characters. A shorter header value would match ordinary text by chance."""
 
+
+_BODY_HEADERS: Final = CIMultiDict({hdrs.CONTENT_TYPE: "application/json"})
 
 _PARAMETER: Final = re.compile(r'=\s*"?([^";,\s]+)')
 
@@ -169,23 +173,70 @@ class ErrorResponse:
     chunks: list[bytes] = field(default_factory=list)
 
 
-class TrackedBody(aiohttp.BytesPayload):
+class TrackedBody(aiohttp.Payload):
     """A request body that sets `SendState.is_sent` just before its first byte is written.
 
     Until then upstream cannot have charged for the purchase, because a request without its body
     orders nothing. The types of aiohttp's exceptions do not separate the two cases as reliably.
     """
 
-    def __init__(self, body: bytes, state: SendState) -> None:
-        super().__init__(body)
-        self._state = state
+    _autoclose = True  # nothing is open
 
-    async def write_with_length(
-        self, writer: AbstractStreamWriter, content_length: int | None
-    ) -> None:
+    def __init__(self, body: bytes, state: SendState) -> None:
+        # Without aiohttp's: it makes headers for each body, and the session has them.
+        self._value, self._size, self._state = body, len(body), state
+
+    @property
+    def headers(self) -> CIMultiDict[str]:
+        return _BODY_HEADERS
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return str(self._value, encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
         cast(Connection, cast(StreamWriter, writer).protocol).expect_answer()
         self._state.is_sent = True
-        await super().write_with_length(writer, content_length)
+        await writer.write(self._value)
+
+
+class Request(aiohttp.ClientRequest):
+    """A request whose head and body are written at once.
+
+    Before Python 3.12, aiohttp writes each body in a task of its own: 20 µs, and the request leaves
+    one turn of the event loop later.
+    """
+
+    def update_headers(self, headers: Any) -> None:
+        # As aiohttp, which adds the session's one by one and knows what `Host` is.
+        if not isinstance(headers, CIMultiDict) or hdrs.HOST in headers:
+            super().update_headers(headers)
+            return
+        self.headers = CIMultiDict({hdrs.HOST: self.url.host_port_subcomponent or ""})
+        self.headers.extend(headers)
+
+    async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        body, protocol = self._body, conn.protocol
+        if not isinstance(body, TrackedBody) or protocol is None or protocol.writing_paused:
+            return await super().send(conn)
+        is_for_proxy = self.proxy and not self.is_ssl()
+        target = str(self.url) if is_for_proxy else self.url.raw_path_qs
+        writer = StreamWriter(protocol, self.loop)
+        await writer.write_headers(f"{self.method} {target} HTTP/1.1", self.headers)
+        await body.write(writer)
+        writer.set_eof()
+        protocol.start_timeout()
+        return self.response_class(
+            self.method,
+            self.original_url,
+            writer=None,
+            continue100=None,
+            timer=self._timer,
+            request_info=self.request_info,
+            traces=[],
+            loop=self.loop,
+            session=self._session,
+            stream_writer=writer,
+        )
 
 
 def open_session(
@@ -211,6 +262,7 @@ def open_session(
             sock_connect=settings.connect_timeout_seconds,
         ),
         trust_env=False,
+        request_class=Request,
     )
 
 

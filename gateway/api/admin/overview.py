@@ -87,7 +87,6 @@ async def show_overview(request: web.Request) -> web.StreamResponse:
     check_query(request, ())
     services = request.app[SERVICES]
     facts = await read_facts(services)
-    services.metrics.write_pending()
     live = await asyncio.to_thread(services.metrics.read_live)
     return json_response(
         {

@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -27,7 +27,7 @@ from gateway.store.handshake import (
     StoreReadOnly,
 )
 from gateway.store.redis.commands.encoding import RedisCommand
-from gateway.store.redis.connection import PipelinedConnection, RawCommand
+from gateway.store.redis.connection import PLAIN_REPLIES, PipelinedConnection, RawCommand
 from gateway.store.redis.faults import (
     CONNECTION_ERRORS,
     Fault,
@@ -59,7 +59,7 @@ ELECTION_SECONDS: Final = 0.1
 """The pause before another attempt to connect, while the known server refuses writes and another
 one is being elected."""
 
-ALWAYS_WRITE: Final = (SCRIPTS["append"], SCRIPTS["heartbeat"])
+ALWAYS_WRITE: Final = frozenset({SCRIPTS["append"], SCRIPTS["heartbeat"]})
 """Scripts that every worker runs often, and that a server without writes would refuse."""
 
 NO_EVICTION: Final = b"noeviction"
@@ -185,19 +185,18 @@ class RedisClient:
         """
         return await self._execute(commands, _find_unexecuted)
 
-    async def run(self, commands: Sequence[RedisCommand], mark: Any = None) -> list[Any]:
+    def run(self, commands: Sequence[RedisCommand], mark: Any = None) -> Awaitable[list[Any]]:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
-        deadline = _deadline()
-        replies = await self._execute(
+        return self._execute(
             [each.command for each in commands],
-            lambda replies: _find_repeats(commands, replies),
-            has_reads=any(each.script not in ALWAYS_WRITE for each in commands),
+            partial(_find_repeats, commands),
+            writes=[i for i, each in enumerate(commands) if each.script in ALWAYS_WRITE],
         )
-        for each, reply in zip(commands, replies, strict=True):
-            # As good as the probe.
-            if each.script in ALWAYS_WRITE and not isinstance(reply, redis_errors.RedisError):
-                self._next_probe_at = max(self._next_probe_at, deadline + PROBE_SECONDS)
-        return replies
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether a replica may be promoted, so that `confirm` waits."""
+        return self._replication is not None
 
     def mark(self) -> int:
         """The number of the connection that the next commands go over, for `confirm`."""
@@ -235,13 +234,17 @@ class RedisClient:
         commands: Sequence[RawCommand],
         find_repeats: Callable[[Sequence[Any]], Sequence[int]],
         *,
-        has_reads: bool = True,
+        writes: Sequence[int] = (),
     ) -> list[Any]:
-        deadline, handshakes = _deadline(), self._handshakes
+        """`writes` are the indexes of those that a server without writes would refuse."""
+        if not commands:
+            return []
+        deadline, handshakes, pipeline = _deadline(), self._handshakes, self._pipeline
         try:
-            pipeline = await self._ready_pipeline(deadline)
-            if deadline < self._next_probe_at or not has_reads:
-                replies = await pipeline.execute(commands, deadline=deadline)
+            if pipeline is None or not pipeline.is_open:
+                pipeline = await self._ready_pipeline(deadline)
+            if deadline < self._next_probe_at or len(writes) == len(commands):
+                replies = await pipeline.send(commands, deadline=deadline)
                 repeats = find_repeats(replies)
             else:
                 # A master that was demoted meanwhile still answers reads, with what it had then.
@@ -260,6 +263,10 @@ class RedisClient:
                     replies[i] = reply
         except _EXECUTE_ERRORS as error:
             raise self._translate(error) from error
+        for i in writes:
+            # As good as the probe.
+            if not isinstance(replies[i], redis_errors.RedisError):
+                self._next_probe_at = max(self._next_probe_at, deadline + PROBE_SECONDS)
         return replies
 
     async def check(
@@ -569,13 +576,9 @@ def _find_repeats(commands: Sequence[RedisCommand], replies: Sequence[Any]) -> S
 
 def has_error(replies: Sequence[Any]) -> bool:
     """Whether a command was refused."""
-    # Most batches have none, and their replies are of few classes.
-    return any(map(_is_error, set(map(type, replies))))
-
-
-@cache
-def _is_error(kind: type) -> bool:
-    return issubclass(kind, redis_errors.RedisError)
+    if PLAIN_REPLIES.issuperset(map(type, replies)):  # faster, and so are almost all batches
+        return False
+    return any(isinstance(reply, redis_errors.RedisError) for reply in replies)
 
 
 def _find_unexecuted(replies: Sequence[Any]) -> Sequence[int]:

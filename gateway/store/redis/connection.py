@@ -13,7 +13,7 @@ import copy
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import hiredis
@@ -35,6 +35,9 @@ request was sent just before its deadline, the server may be well."""
 _INCOMPLETE: Final = object()
 """hiredis returns it until a whole reply has arrived."""
 
+PLAIN_REPLIES: Final = frozenset({bytes, int, list, type(None)})
+"""The types of almost all replies. One of another type may be an error, or a push."""
+
 
 @dataclass(slots=True, eq=False)
 class _PendingRequest:
@@ -44,7 +47,7 @@ class _PendingRequest:
     done: asyncio.Future[list[Any]]
     sent_at: float
     deadline: float
-    replies: list[Any] = field(default_factory=list)
+    replies: list[Any]
 
 
 class PipelinedConnection(asyncio.Protocol):
@@ -91,16 +94,16 @@ class PipelinedConnection(asyncio.Protocol):
         `UnicodeEncodeError` for text that cannot be encoded; then nothing is sent.
         """
         # The future is in no variable here: its error has this frame in the traceback.
-        return await self._send(commands, deadline=deadline) if commands else []
+        return await self.send(commands, deadline=deadline) if commands else []
 
-    def _send(
-        self, commands: Sequence[RawCommand], *, deadline: float
-    ) -> asyncio.Future[list[Any]]:
+    def send(self, commands: Sequence[RawCommand], *, deadline: float) -> asyncio.Future[list[Any]]:
+        """As `execute`, for at least one command."""
         # Before the request is queued: for a command that cannot be encoded no reply would come.
-        packed = [piece for command in commands for piece in _pack(command)]
+        packed = _pack(commands)
         done: asyncio.Future[list[Any]] = self._loop.create_future()
-        request = _PendingRequest(len(commands), done, self._loop.time(), deadline)
-        self._pending.append(request)
+        self._pending.append(
+            _PendingRequest(len(commands), done, self._loop.time(), deadline, replies=[])
+        )
         if deadline < self._next_check:
             self._call_at(deadline, self._check_deadlines)
         if not self._outgoing:
@@ -168,10 +171,19 @@ class PipelinedConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hands replies to the pending requests."""
         self._last_received = self._loop.time()
+        next_reply = self._reader.gets
         try:
             self._reader.feed(data)
-            while (reply := self._reader.gets()) is not _INCOMPLETE:
-                self._receive(reply)
+            while (reply := next_reply()) is not _INCOMPLETE:
+                # As `_receive`, for the usual reply: a purchase gets 17.
+                if type(reply) in PLAIN_REPLIES and self.is_open and self._pending:
+                    request = self._pending[0]
+                    replies = request.replies
+                    replies.append(reply)
+                    if len(replies) == request.count:
+                        self._end_first()
+                else:
+                    self._receive(reply)
         except redis_errors.RedisError as error:
             self.abort(error)
 
@@ -188,14 +200,18 @@ class PipelinedConnection(asyncio.Protocol):
         request = self._pending[0]
         request.replies.append(reply)
         if len(request.replies) == request.count:
-            self._pending.popleft()
-            # A cancelled or expired request is done already, and its replies are dropped.
-            if not request.done.done():
-                request.done.set_result(request.replies)
+            self._end_first()
         if isinstance(reply, redis_errors.RedisError) and self._retires(reply):
             self.is_open = False
         if not (self.is_open or self._is_lost):
             self.retire()
+
+    def _end_first(self) -> None:
+        """Ends the first pending request, which has its replies."""
+        request = self._pending.popleft()
+        # A cancelled or expired request is done already, and its replies are dropped.
+        if not request.done.done():
+            request.done.set_result(request.replies)
 
     def _fail(self, reason: Exception) -> None:
         self.is_open, self._is_lost = False, True
@@ -208,13 +224,18 @@ class PipelinedConnection(asyncio.Protocol):
                 request.done.set_exception(copy.copy(reason))
 
 
-def _pack(command: RawCommand) -> list[bytes]:
-    if isinstance(command, bytes):
-        return [command]
-    if command[0] != b"SET":
-        return [hiredis.pack_command(command)]
-    # The bytes of an image are written from where they are, without a copy.
-    pieces = [b"*%d\r\n" % len(command)]
-    for argument in command:
-        pieces += (b"$%d\r\n" % len(argument), argument, b"\r\n")
-    return pieces
+def _pack(commands: Sequence[RawCommand]) -> list[bytes]:
+    pieces: list[bytes] = []
+    is_large = False
+    for command in commands:
+        if isinstance(command, bytes):
+            pieces.append(command)
+        elif command[0] != b"SET":
+            pieces.append(hiredis.pack_command(command))
+        else:
+            # The bytes of an image are written from where they are, without a copy.
+            is_large = True
+            pieces.append(b"*%d\r\n" % len(command))
+            for argument in command:
+                pieces += (b"$%d\r\n" % len(argument), argument, b"\r\n")
+    return pieces if is_large else [b"".join(pieces)]

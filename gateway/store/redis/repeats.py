@@ -63,7 +63,9 @@ class LearnedKeys:
         """The command with the keys that are known; remembers its own."""
         if not command.recalls and not command.teaches:
             return command
-        known = [key for topic in command.recalls for key in self._topics.get(topic, ())]
+        known: list[str] = []
+        for topic in command.recalls:
+            known += self._topics.get(topic, ())
         if known and command.offers and command.recalls[0] in self._topics:
             # For those after it in the batch.
             self.remember(command.recalls[0], command.offers)
@@ -73,11 +75,14 @@ class LearnedKeys:
 
     def remember(self, topic: str, keys: Iterable[str]) -> None:
         """Adds to the keys of a topic."""
-        known = self._topics.setdefault(topic, {})
-        self._topics.move_to_end(topic)
-        for key in keys:
-            known.pop(key, None)  # to the end
-            known[key] = None
+        known = self._topics.get(topic)
+        if known is None:  # as for each purchase
+            known = self._topics[topic] = dict.fromkeys(keys)
+        else:
+            self._topics.move_to_end(topic)
+            for key in keys:
+                known.pop(key, None)  # to the end
+                known[key] = None
         most = MAX_OF_QUEUE if topic.startswith("queue ") else MAX_LEARNED
         while len(known) > most:
             del known[next(iter(known))]

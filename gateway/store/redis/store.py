@@ -37,6 +37,8 @@ MAX_ASKED: Final = 3
 """How often a script of a queue may ask for further keys. Then it does without them: it estimates
 a position, or takes only the turns whose keys it has."""
 
+_ENCODERS: Final = encode.registry
+
 
 class RedisStore:
     """A `protocol.Store` in one Redis server, opened by `open_redis_store`."""
@@ -72,39 +74,39 @@ class RedisStore:
         """
         if not commands:
             return []
-        if WRITERS.isdisjoint(map(type, commands)):
-            return await self._execute(commands)
-        try:
-            return await self._execute(commands)
-        finally:
-            # The server reports it too, but later than its reply. This worker must not use an old
-            # result after that reply.
-            self._memory.invalidate(names_written(commands))
-            if names := names_announced(commands):
-                await self._tracked.announce(names)
-
-    async def _execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        must_be_replicated = not REPLICATED.isdisjoint(map(type, commands)) and any(
-            map(_must_be_replicated, commands)
+        kinds = set(map(type, commands))
+        must_be_replicated = (
+            self._client.is_replicated
+            and not REPLICATED.isdisjoint(kinds)
+            and any(map(_must_be_replicated, commands))
         )
         mark: Any = self._client.mark() if must_be_replicated else None
-        encoded = self._encode(commands)
-        replies = await self._client.run(encoded, mark)
-        if has_error(replies):
-            await self._repeat(commands, encoded, replies, mark)
-            for command, reply in zip(commands, replies, strict=True):
-                if isinstance(reply, RedisError):
-                    raise self._refusal(command, reply) from reply
-        if any(each.follow_up for each in encoded):
-            await self._follow_up(commands, encoded, replies)
-        if must_be_replicated:
-            await self._client.confirm(mark, [each.keys[0] for each in encoded if each.keys])
-        return [
-            self._read(command, each, reply)
-            for command, each, reply in zip(commands, encoded, replies, strict=True)
-        ]
+        try:
+            encoded = self._encode(commands)
+            replies = await self._client.run(encoded, mark)
+            if has_error(replies):
+                await self._repeat(commands, encoded, replies, mark)
+                for command, reply in zip(commands, replies, strict=True):
+                    if isinstance(reply, RedisError):
+                        raise self._refusal(command, reply) from reply
+            for i, each in enumerate(encoded):
+                if each.follow_up is not None:
+                    replies[i] = await self._follow_up(commands[i], each.follow_up, replies[i])
+            if must_be_replicated:
+                await self._client.confirm(mark, [each.keys[0] for each in encoded if each.keys])
+            return [
+                each.read(reply) if each.merge is None else self._merge(command, each, reply)
+                for command, each, reply in zip(commands, encoded, replies, strict=True)
+            ]
+        finally:
+            if not WRITERS.isdisjoint(kinds):
+                # The server reports it too, but later than its reply. This worker must not use an
+                # old result after that reply.
+                self._memory.invalidate(names_written(commands))
+                if self._tracked.is_announcing and (names := names_announced(commands)):
+                    await self._tracked.announce(names)
 
-    def _read(self, command: Command[Any], encoded: RedisCommand, reply: Any) -> Any:
+    def _merge(self, command: Command[Any], encoded: RedisCommand, reply: Any) -> Any:
         if not isinstance(reply, NodeReplies) or encoded.merge is None:
             return encoded.read(reply)
         for each in reply.replies:
@@ -155,16 +157,17 @@ class RedisStore:
                 replies[i] = reply
 
     async def _follow_up(
-        self, commands: Sequence[Command[Any]], encoded: list[RedisCommand], replies: list[Any]
-    ) -> None:
-        """Sends what the first replies ask for, and puts those replies behind the first ones."""
-        for i, each in enumerate(encoded):
-            if each.follow_up is not None:
-                further = await self._client.run(each.follow_up(replies[i]))
-                for reply in further:
-                    if isinstance(reply, RedisError):
-                        raise self._refusal(commands[i], reply) from reply
-                replies[i] = [replies[i], *further]
+        self,
+        command: Command[Any],
+        follow_up: Callable[[Any], Sequence[RedisCommand]],
+        reply: Any,
+    ) -> list[Any]:
+        """Sends what the first reply asks for; that reply and the further ones."""
+        further = await self._client.run(follow_up(reply))
+        for each in further:
+            if isinstance(each, RedisError):
+                raise self._refusal(command, each) from each
+        return [reply, *further]
 
     def _refusal(self, command: Command[Any], error: RedisError) -> Exception:
         if read_repeat(error):  # the clock jumps back and forth, or the keys change all the time
@@ -175,10 +178,13 @@ class RedisStore:
         if (days := self._windows.read()) is not self._days:
             self._days = days
             self._keys = replace(self._keys, calendar=days.calendar, days=days.ledger)
-        # By class in the registry: as `encode(command, keys)`, without a dispatch for each.
-        encoded = [encode.registry[type(command)](command, self._keys) for command in commands]
-        learned = self._learned
-        return [learned.declare(each) if each.recalls or each.teaches else each for each in encoded]
+        keys, learned = self._keys, self._learned
+        encoded: list[RedisCommand] = []
+        for command in commands:
+            # By class in the registry: as `encode(command, keys)`, without a dispatch for each.
+            each = _ENCODERS[type(command)](command, keys)
+            encoded.append(learned.declare(each) if each.recalls or each.teaches else each)
+        return encoded
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """Watches a flight. Enter it *before* reading the state that decides whether to wait."""

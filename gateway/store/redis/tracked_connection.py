@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -49,10 +48,6 @@ class TrackedConnection(PipelinedConnection):
         for reply in await self.execute([*TRACK, *subscribe], deadline=deadline):
             if isinstance(reply, redis_errors.RedisError):
                 raise reply if retires(reply) else TrackingRefused(str(reply))
-
-    def send(self, commands: Sequence[RawCommand], *, deadline: float) -> asyncio.Future[list[Any]]:
-        """As `execute`, for a caller that does not wait."""
-        return self._send(commands, deadline=deadline)
 
     def connection_lost(self, reason: Exception | None) -> None:
         """Fails the pending requests, and calls `on_lost`."""

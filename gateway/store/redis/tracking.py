@@ -51,6 +51,9 @@ log = structlog.get_logger(__name__)
 class TrackedServer:
     """The source of the kept reads of one server; see `kept_reads.Source`."""
 
+    is_announcing: Final = False
+    """The server itself reports writes to other processes."""
+
     def __init__(self, addresses: Addresses, memory: ReadMemory, *, keys: Keys) -> None:
         self._addresses = addresses
         self._memory = memory
@@ -111,7 +114,7 @@ class TrackedServer:
         )
 
     async def announce(self, names: Collection[str]) -> None:
-        """Does nothing: the server reports writes to other processes."""
+        """Does nothing: see `is_announcing`."""
 
     async def find_refusal(self) -> str | None:
         """Why the server refuses to track, over a new connection; None if it does not refuse."""
@@ -257,6 +260,10 @@ def _drop(sent: asyncio.Future[list[Any]]) -> None:
 
 class Tracked(Protocol):
     """Fills a memory, and announces changes to others: `TrackedServer` or `TrackedCluster`."""
+
+    @property
+    def is_announcing(self) -> bool:
+        """Whether `announce` does anything."""
 
     def fill(self, commands: Sequence[Command[Any]]) -> None:
         """Reads what is not kept yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -75,6 +76,7 @@ def _unchecked_members(request: ImageRequest, images: int) -> dict[str, Any]:
     return body
 
 
+@lru_cache(maxsize=256)
 def join_path(base: URL, path: str) -> URL:
     """The base with a path, percent-encoded, below its own. Its query is kept."""
     return base.with_path(base.raw_path.rstrip("/") + path, encoded=True, keep_query=True)

@@ -141,6 +141,9 @@ class ClusterClient:
                     return replies
         return replies
 
+    is_replicated: Final = True
+    """As `RedisClient.is_replicated`."""
+
     def mark(self) -> ClusterMark:
         """As `RedisClient.mark`. `execute` and `run` need it too."""
         return self._nodes.mark()

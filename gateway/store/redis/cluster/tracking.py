@@ -177,6 +177,8 @@ class TrackedNode(TrackedServer):
 class TrackedCluster:
     """Fills the memory from the primaries that own the keys, and announces changes."""
 
+    is_announcing: Final = True
+
     def __init__(self, client: ClusterClient, memory: ReadMemory, *, keys: Keys) -> None:
         self._client = client
         self._topology = client.topology
