@@ -2,59 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Generic, cast
+from collections.abc import Sequence
+from typing import Any, Generic
 
 from gateway.store.protocol import Command, R, Store
-
-_NOT_EXECUTED: Final = object()
 
 
 class Result(Generic[R]):
     """The result of one command of a batch."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_index", "_values")
 
-    def __init__(self) -> None:
-        self._value: Any = _NOT_EXECUTED
+    def __init__(self, values: Sequence[Any], index: int) -> None:
+        self._values = values
+        self._index = index
 
     @property
     def value(self) -> R:
         """The command's result. Raises `RuntimeError` before the batch was executed."""
-        if self._value is _NOT_EXECUTED:
+        if not self._values:
             raise RuntimeError("the batch was not executed")
-        return cast(R, self._value)
-
-    def set(self, value: R) -> None:
-        """Called by the batch."""
-        self._value = value
+        value: R = self._values[self._index]
+        return value
 
 
 class Batch:
     """Commands for one round trip. They run in order; the batch as a whole is not atomic."""
 
-    __slots__ = ("_commands", "_results", "store")
+    __slots__ = ("_commands", "_values", "store")
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._commands: list[Command[Any]] = []
-        self._results: list[Result[Any]] = []
+        self._values: list[Any] = []
+        """The results of `_commands`; empty until they are executed."""
 
     def add(self, command: Command[R]) -> Result[R]:
         """Adds a command; its result has a value after `execute`."""
-        result: Result[R] = Result()
         self._commands.append(command)
-        self._results.append(result)
-        return result
+        return Result(self._values, len(self._commands) - 1)
 
     async def execute(self) -> None:
         """Executes the commands that were added since the last time. Raises `StoreUnavailable`."""
-        commands, results = self._commands, self._results
-        if not commands:
-            return
-        self._commands, self._results = [], []
-        values = await self.store.execute(commands)
-        for result, value in zip(results, values, strict=True):
-            result.set(value)
+        commands, values = self._commands, self._values
+        if commands:
+            self._commands, self._values = [], []
+            values += await self.store.execute(commands)
 
 
 async def execute_kept(store: Store, command: Command[R]) -> R:
@@ -63,7 +56,8 @@ async def execute_kept(store: Store, command: Command[R]) -> R:
     For data that is read often and rarely changes; see `kept_reads`.
     """
     if (found := store.kept.find([command])) is not None:
-        return cast(R, found[0])
+        kept: R = found[0]
+        return kept
     result = await execute(store, command)
     store.kept.fill([command])
     return result
@@ -71,4 +65,6 @@ async def execute_kept(store: Store, command: Command[R]) -> R:
 
 async def execute(store: Store, command: Command[R]) -> R:
     """Executes one command in a round trip of its own. Raises `StoreUnavailable`."""
-    return cast(R, (await store.execute([command]))[0])
+    result: R
+    (result,) = await store.execute([command])
+    return result

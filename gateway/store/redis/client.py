@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 
 import structlog
@@ -72,6 +73,10 @@ NO_SUCCESSOR: Final = (
 _CANNOT_CONNECT: Final = (*CONNECTION_ERRORS, redis_errors.ResponseError)
 
 _EXECUTE_ERRORS: Final = (*_CANNOT_CONNECT, SchemaMismatch)
+
+_COMMAND_OF: Final = attrgetter("command")
+_SCRIPT_OF: Final = attrgetter("script")
+"""Without a step of the interpreter for each command of a batch."""
 
 _POLICY: Final = re.compile(rb"^maxmemory_policy:([\w-]+)", re.MULTILINE)
 
@@ -187,10 +192,13 @@ class RedisClient:
 
     def run(self, commands: Sequence[RedisCommand], mark: Any = None) -> Awaitable[list[Any]]:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
+        has_writes = not ALWAYS_WRITE.isdisjoint(map(_SCRIPT_OF, commands))
         return self._execute(
-            [each.command for each in commands],
+            list(map(_COMMAND_OF, commands)),
             partial(_find_repeats, commands),
-            writes=[i for i, each in enumerate(commands) if each.script in ALWAYS_WRITE],
+            writes=[i for i, each in enumerate(commands) if each.script in ALWAYS_WRITE]
+            if has_writes
+            else (),
         )
 
     @property

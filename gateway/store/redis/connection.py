@@ -174,14 +174,17 @@ class PipelinedConnection(asyncio.Protocol):
         next_reply = self._reader.gets
         try:
             self._reader.feed(data)
-            while (reply := next_reply()) is not _INCOMPLETE:
-                # As `_receive`, for the usual reply: a purchase gets 17.
+            while True:
+                reply = next_reply()
                 if type(reply) in PLAIN_REPLIES and self.is_open and self._pending:
+                    # As `_receive`, for the usual reply: a purchase gets 17.
                     request = self._pending[0]
                     replies = request.replies
                     replies.append(reply)
                     if len(replies) == request.count:
                         self._end_first()
+                elif reply is _INCOMPLETE:
+                    return
                 else:
                     self._receive(reply)
         except redis_errors.RedisError as error:

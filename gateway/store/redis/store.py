@@ -89,15 +89,15 @@ class RedisStore:
                 for command, reply in zip(commands, replies, strict=True):
                     if isinstance(reply, RedisError):
                         raise self._refusal(command, reply) from reply
-            for i, each in enumerate(encoded):
-                if each.follow_up is not None:
-                    replies[i] = await self._follow_up(commands[i], each.follow_up, replies[i])
             if must_be_replicated:
                 await self._client.confirm(mark, [each.keys[0] for each in encoded if each.keys])
-            return [
-                each.read(reply) if each.merge is None else self._merge(command, each, reply)
-                for command, each, reply in zip(commands, encoded, replies, strict=True)
-            ]
+            results: list[Any] = []
+            for command, each, reply in zip(commands, encoded, replies, strict=True):
+                if each.follow_up is None and each.merge is None:
+                    results.append(each.read(reply))
+                else:
+                    results.append(await self._read(command, each, reply))
+            return results
         finally:
             if not WRITERS.isdisjoint(kinds):
                 # The server reports it too, but later than its reply. This worker must not use an
@@ -106,13 +106,22 @@ class RedisStore:
                 if self._tracked.is_announcing and (names := names_announced(commands)):
                     await self._tracked.announce(names)
 
-    def _merge(self, command: Command[Any], encoded: RedisCommand, reply: Any) -> Any:
-        if not isinstance(reply, NodeReplies) or encoded.merge is None:
-            return encoded.read(reply)
-        for each in reply.replies:
-            if isinstance(each, RedisError):
-                raise self._refusal(command, each) from each
-        return encoded.merge([encoded.read(each) for each in reply.replies])
+    async def _read(self, command: Command[Any], encoded: RedisCommand, reply: Any) -> Any:
+        """The result, after what the reply asks for, and of the replies of all nodes."""
+        if encoded.follow_up is not None:
+            further = await self._client.run(encoded.follow_up(reply))
+            self._check(command, further)
+            return encoded.read([reply, *further])
+        if encoded.merge is not None and isinstance(reply, NodeReplies):
+            self._check(command, reply.replies)
+            return encoded.merge([encoded.read(each) for each in reply.replies])
+        return encoded.read(reply)
+
+    def _check(self, command: Command[Any], replies: Sequence[Any]) -> None:
+        """Raises the refusal of `command`, if there is one."""
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise self._refusal(command, reply) from reply
 
     async def _repeat(
         self,
@@ -155,19 +164,6 @@ class RedisStore:
             repeated = await self._client.run([encoded[i] for i in due], mark)
             for i, reply in zip(due, repeated, strict=True):
                 replies[i] = reply
-
-    async def _follow_up(
-        self,
-        command: Command[Any],
-        follow_up: Callable[[Any], Sequence[RedisCommand]],
-        reply: Any,
-    ) -> list[Any]:
-        """Sends what the first reply asks for; that reply and the further ones."""
-        further = await self._client.run(follow_up(reply))
-        for each in further:
-            if isinstance(each, RedisError):
-                raise self._refusal(command, each) from each
-        return [reply, *further]
 
     def _refusal(self, command: Command[Any], error: RedisError) -> Exception:
         if read_repeat(error):  # the clock jumps back and forth, or the keys change all the time

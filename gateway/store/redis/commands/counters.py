@@ -21,17 +21,29 @@ from gateway.store.redis.commands.encoding import (
 from gateway.store.redis.keys import Keys
 
 
-def consumption_arguments(consumptions: Iterable[Consumption]) -> list[Argument]:
+def consumption_arguments(consumptions: Iterable[Consumption]) -> Sequence[Argument]:
     """Consumptions as `shared/counters.lua` reads them: six arguments each."""
+    return _consumption_arguments(tuple(consumptions))
+
+
+# Both are cached: the purchases of a key count in the same limits, mostly by the same amounts. To
+# make the arguments took 4 µs, the names 5.
+@lru_cache(maxsize=MAX_PACKED)
+def _consumption_arguments(consumptions: tuple[Consumption, ...]) -> Sequence[Argument]:
     arguments: list[Argument] = []
     for (subject, unit, period, maximum), amount, shadow in consumptions:
-        arguments += (subject, unit, period, "" if maximum is None else maximum, amount)
-        arguments.append(int(shadow))
-    return arguments
+        most = "" if maximum is None else str(maximum)
+        arguments += (subject, unit, period, most, str(amount), "1" if shadow else "0")
+    return tuple(arguments)
 
 
-def counter_keys(counters: Iterable[Counter], keys: Keys) -> list[str]:
+def counter_keys(counters: Iterable[Counter], keys: Keys) -> Sequence[str]:
     """The buckets and windows of counters; a bucket without a limit is not stored."""
+    return _counter_keys(tuple(counters), keys)
+
+
+@lru_cache(maxsize=MAX_PACKED)
+def _counter_keys(counters: tuple[Counter, ...], keys: Keys) -> Sequence[str]:
     names: dict[str, None] = {}
     for subject, unit, period, maximum in counters:
         if period == "concurrency":
@@ -40,7 +52,7 @@ def counter_keys(counters: Iterable[Counter], keys: Keys) -> list[str]:
             names |= dict.fromkeys(keys.calendar_windows(subject, period))
         elif maximum is not None:
             names[keys.bucket(subject, unit)] = None
-    return list(names)
+    return tuple(names)
 
 
 def calendar_argument(counters: Iterable[Counter], keys: Keys) -> str:
