@@ -353,6 +353,8 @@ class UpstreamImage:
     """One element of upstream's `data`: bytes, a link, or neither if it was damaged."""
 
     data: bytes | None = None
+    base64: memoryview | None = field(default=None, compare=False, repr=False)
+    """Of `data` as it came, if encoding it again would give the same."""
     url: str | None = None
     revised_prompt: str | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -373,6 +375,8 @@ class PartialImage:
     data: bytes
     echoed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
+    base64: memoryview | None = field(default=None, compare=False, repr=False)
+    """As that of `UpstreamImage`."""
 
 
 @frozen

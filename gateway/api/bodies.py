@@ -195,7 +195,9 @@ def _svg_usage(usage: Usage) -> dict[str, Any]:
 # ── events ──────────────────────────────────────────────────────────────────────────────────
 
 
-def partial_image_event(image: SharedPartialImage, base64: bytes, *, created: int) -> list[bytes]:
+def partial_image_event(
+    image: SharedPartialImage, base64: bytes | memoryview, *, created: int
+) -> list[bytes | memoryview]:
     """The event of a partial image, in pieces."""
     fields = {
         "partial_image_index": image.index,
@@ -205,7 +207,9 @@ def partial_image_event(image: SharedPartialImage, base64: bytes, *, created: in
     return sse.encode_event(PARTIAL_IMAGE, fields, base64=base64)
 
 
-def completed_event(answer: Answer, *, created: int, reports_all_usage: bool = True) -> list[bytes]:
+def completed_event(
+    answer: Answer, *, created: int, reports_all_usage: bool = True
+) -> list[bytes | memoryview]:
     """The event of the image, in pieces; `reports_all_usage` is as in `json_body`."""
     ((image, base64),) = answer.images
     usage = _usage(answer, reports_all_usage=reports_all_usage)

@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, cast
 
 import pybase64
 import structlog
@@ -328,6 +328,11 @@ class Blobs:
         digests = tuple(digests)
         await self._delete(digests)
         await execute(self._store, Untrack(digests))
+
+    def keep_base64(self, digest: str, text: memoryview) -> None:
+        """Has `load` find the base64 of bytes in memory, where that has room for it."""
+        # No bytes, because those would be a copy: what is loaded as base64 is only written.
+        self._memory.put(digest, "base64", cast(bytes, text))
 
     def forget(self, digests: Iterable[str]) -> None:
         """Drops bytes from this worker's memory."""

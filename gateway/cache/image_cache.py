@@ -206,6 +206,11 @@ class ImageCache:
         """Whether these bytes may neither be stored nor served."""
         return self._blobs.is_taken_down(digest)
 
+    def keep_base64(self, texts: Mapping[str, memoryview]) -> None:
+        """Keeps the base64 of images, by digest, in this worker's memory, as if it had made it."""
+        for digest, text in texts.items():
+            self._blobs.keep_base64(digest, text)
+
     def forget(self, digests: Iterable[str]) -> None:
         """Drops bytes from this worker's memory."""
         self._blobs.forget(digests)

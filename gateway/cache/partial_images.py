@@ -37,17 +37,23 @@ class SharedPartialImage:
     """A partial image whose base64 all subscribers of this worker share."""
 
     def __init__(
-        self, index: int, echoed: Mapping[str, str], *, read: Callable[[], Awaitable[bytes | None]]
+        self,
+        index: int,
+        echoed: Mapping[str, str],
+        *,
+        read: Callable[[], Awaitable[bytes | None]],
+        base64: memoryview | None = None,
     ) -> None:
+        """With `base64`, if it is known, the bytes are not read."""
         self.index = index
         self.echoed = echoed
         """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
-        self._read: Callable[[], Awaitable[bytes | None]] | None = read
+        self._read = read if base64 is None else None
         """None once the bytes were read, so that they are not kept beside their base64."""
-        self._base64: bytes | None = None
+        self._base64: bytes | memoryview | None = base64
         self._lock = asyncio.Lock()
 
-    async def base64(self) -> bytes | None:
+    async def base64(self) -> bytes | memoryview | None:
         """The base64, made by the first call; None if the bytes cannot be read."""
         # A lock and no task: `Publisher.publish` lets subscribers run once before it stores the
         # image, and a task would begin only after that.
@@ -231,7 +237,9 @@ class Publisher:
         async def read() -> bytes:
             return data
 
-        shared = SharedPartialImage(partial_image.index, partial_image.echoed, read=read)
+        shared = SharedPartialImage(
+            partial_image.index, partial_image.echoed, read=read, base64=partial_image.base64
+        )
         if self._channel.publish(shared):
             # Subscribers in this worker get it before it is hashed and stored.
             await asyncio.sleep(0)

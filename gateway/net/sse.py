@@ -183,7 +183,9 @@ def _split(text: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
 # ── sending ─────────────────────────────────────────────────────────────────────────────────
 
 
-def encode_event(name: str, fields: Mapping[str, Any], *, base64: bytes) -> list[bytes]:
+def encode_event(
+    name: str, fields: Mapping[str, Any], *, base64: bytes | memoryview
+) -> list[bytes | memoryview]:
     """A frame with a JSON object: `type`, the image as `b64_json`, then `fields`.
 
     Returned in three pieces, so that the base64, which must be a single line, is never copied.

@@ -99,6 +99,8 @@ class Delivered:
     images: list[tuple[Image, bytes]]
     echoed: Mapping[str, str]
     """What is kept of the parameters that the answer echoes."""
+    base64: Mapping[str, memoryview]
+    """By digest, of those that came in a form which answers may have."""
 
 
 class Delivery:
@@ -179,12 +181,13 @@ class Delivery:
             fetching = (self._fetch(image, faults, request.trace) for image in answer.images)
             answer = replace(answer, images=tuple(await asyncio.gather(*fetching)))
         complete = [
-            (_image(sent, *found, buyer=buyer, model=model, now=clock()), sent.data)
+            (_image(sent, *found, buyer=buyer, model=model, now=clock()), sent.data, sent.base64)
             for sent in answer.images
             if sent.data is not None
             and (found := await self._check(sent.data, faults, request, model)) is not None
         ]
-        images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
+        allowed = [each for each in complete if not self._cache.is_taken_down(each[0].digest)]
+        images = [(image, data) for image, data, _ in allowed]
         if not images:
             raise _nothing_to_store(answer, faults, is_taken_down=bool(complete))
         if faults:
@@ -195,7 +198,13 @@ class Delivery:
         if "size" in echoed and SIZE.fullmatch(echoed["size"]) is None:  # such as `auto`
             del echoed["size"]
             echoed |= {"size": first.size_text} if first.size_text else {}
-        return Delivered(answer, images, MappingProxyType(echoed))
+        base64 = {image.digest: text for image, _, text in allowed if text is not None}
+        return Delivered(answer, images, MappingProxyType(echoed), base64)
+
+    def keep_base64(self, request: ImageRequest, delivered: Delivered) -> None:
+        """Has answers use the base64 as it came. Not for images that may not be stored."""
+        if request.response_format != "url":
+            self._cache.keep_base64(delivered.base64)
 
     async def _fetch(
         self, image: UpstreamImage, faults: list[str], trace: TraceContext

@@ -198,6 +198,7 @@ class Purchases:
             with keeper:
                 await self._take_turn(order, route)
         delivered, received = await self._receive(order, flight, route, keeper)
+        self._delivery.keep_base64(order.request, delivered)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
         commit = self._commit_images(order, received, purchased, keeper=keeper)
         await self._wait_for_limits(order, commit)
@@ -246,6 +247,7 @@ class Purchases:
         delivered, received = await self._receive(order, flight, route, keeper)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
         if is_stored:
+            self._delivery.keep_base64(order.request, delivered)
             self._commit_images(order, received, purchased, keeper=keeper, opening=opening)
         else:
             order.summary.cost_micros += received.charge.usd_micros

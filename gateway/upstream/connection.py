@@ -5,7 +5,7 @@ for the answer to the next request (its issue 13656). Here such a connection is 
 §9.2): while it is idle, before a request is written on it, and when more bytes arrive than the
 answer has. The heads and the chunk framing of an answer are bounded too, because the bounds of
 `client`, `stream` and `fetch` only see its body. A large body of known length is received past
-aiohttp's parser, without copies (`receiving`).
+aiohttp's parser, without copies (`receiving`), except with TLS.
 
 This replaces private parts of aiohttp: `tests/upstream/test_connection.py` fails if they change.
 """
@@ -202,7 +202,7 @@ class Connection(ResponseHandler):
             self._content_length = int(length)
         size_bytes = self._content_length or 0
         is_empty = payload.is_eof()  # whatever length a 204 announces
-        if not is_empty and _is_whole(message, size_bytes):
+        if not is_empty and not self._is_tls and _is_whole(message, size_bytes):
             self._whole = WholeBody(size_bytes, self, self._turns)
             # Else aiohttp would stop reading when it gets all of the body at once.
             payload.set_read_chunk_size(size_bytes)
@@ -295,7 +295,10 @@ class Connection(ResponseHandler):
 
     def _take_turn(self, size_bytes: int) -> None:
         """Pauses until its next turn if there was much to receive in this one."""
-        if not self._turns.spend(size_bytes) and self.transport is not None:
+        may_go_on = self._turns.spend(size_bytes)
+        # An idle connection always reads: what arrives then closes it.
+        is_receiving = self._phase is _Phase.AWAITING and self.transport is not None
+        if is_receiving and not may_go_on:
             self._is_waiting = True
             self._pause_transport_reading()
             self._turns.wait(self._go_on)
@@ -348,6 +351,12 @@ class Connection(ResponseHandler):
     def _has_unsent(self) -> bool:
         """Whether the answer came before the whole request was sent."""
         return self.transport is not None and bool(self.transport.get_write_buffer_size())
+
+    @property
+    def _is_tls(self) -> bool:
+        # TLS has read more than it was asked for: bytes behind a body would wait in it, where
+        # `_has_unread_bytes` cannot see them.
+        return self.transport is not None and bool(self.transport.get_extra_info("ssl_object"))
 
     def _has_unread_bytes(self) -> bool:
         """Whether the socket can be read: bytes have arrived, or the connection's end."""

@@ -71,7 +71,9 @@ class EventStream:
                 detach(fault)
         return self._response is not None
 
-    async def end(self, event: Sequence[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
+    async def end(
+        self, event: Sequence[bytes | memoryview], headers: Mapping[str, str]
+    ) -> web.StreamResponse:
         """Sends the last event. `headers` are for a response that has not begun yet."""
         await self.has_begun()
         response = await self._begin(headers)
@@ -131,14 +133,14 @@ class EventStream:
             self._is_disconnected = True
         return response
 
-    async def _write_event(self, event: Sequence[bytes]) -> None:
+    async def _write_event(self, event: Sequence[bytes | memoryview]) -> None:
         if not self._has_sent_event:
             self._has_sent_event = True
             seconds = time.monotonic() - self._exchange.started_at
             self._request.app[SERVICES].metrics.requests.streamed(seconds)
         await self._write(event)
 
-    async def _write(self, pieces: Sequence[bytes]) -> None:
+    async def _write(self, pieces: Sequence[bytes | memoryview]) -> None:
         if self._response is None or self._is_disconnected:
             return
         self._exchange.body_bytes += sum(map(len, pieces))

@@ -19,7 +19,7 @@ from gateway.catalog import ECHOED_PARAMETERS
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import FailureReport, Reason
 from gateway.images import UNNAMED_MODEL, UpstreamAnswer, UpstreamImage, Usage
-from gateway.upstream.openai.encoded_images import decode_image, is_data_url
+from gateway.upstream.openai.encoded_images import decode_and_keep, decode_image, is_data_url
 from gateway.upstream.openai.errors import error_with_200
 from gateway.upstream.openai.foreign_json import (
     MAX_DOCUMENT_BYTES,
@@ -212,7 +212,9 @@ def parse_image(element: Any, extracted: Base64) -> UpstreamImage:
     if not isinstance(element, dict):
         return UpstreamImage()
     # Removed, so that the text of one image is freed before the next is decoded.
-    data = decode_base64(element.pop("b64_json", None), extracted)
+    encoded, data, base64 = element.pop("b64_json", None), None, None
+    if isinstance(encoded, str):
+        data, base64 = decode_and_keep(extracted.get(encoded, encoded))
     url = as_text(element.pop("url", None)) or None
     if url is not None and (url in extracted or is_data_url(url)):
         # Nothing to fetch: the URL is the image itself.
@@ -220,17 +222,11 @@ def parse_image(element: Any, extracted: Base64) -> UpstreamImage:
     further = further_keys(element, known=_IMAGE_KEYS)
     return UpstreamImage(
         data=data,
+        base64=base64,
         url=url,
         revised_prompt=as_text(element.get("revised_prompt")),
         extra=MappingProxyType(restore_base64(further, extracted)),
     )
-
-
-def decode_base64(encoded: Any, extracted: Base64) -> bytes | None:
-    """The bytes of extracted or other base64; None for anything else."""
-    if not isinstance(encoded, str):
-        return None
-    return decode_image(extracted.get(encoded, encoded))
 
 
 def restore_base64(value: Any, extracted: Base64, *, levels: int = _MAX_LEVELS) -> Any:

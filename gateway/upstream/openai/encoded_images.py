@@ -22,6 +22,9 @@ JsonText: TypeAlias = memoryview
 _PIECE_BYTES: Final = 512 * 1024
 """Read at once. A call on more would hold the interpreter's lock for too long."""
 
+_KEPT_SHARE: Final = 8 / 7
+"""How much larger than the text is what stays in memory with it."""
+
 _MAX_ESCAPE: Final = 6
 """Bytes of the longest escape, `\\u002b`."""
 
@@ -41,12 +44,42 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 def decode_image(text: str | JsonText) -> bytes | None:
     """The bytes that base64 encodes, or that a `data:` URL has; None for anything else."""
-    try:
-        return pybase64.b64decode(text, validate=True) if text else None
-    except ValueError:
-        pass
+    data = _decode_strictly(text)
+    if data is not None:
+        return data
     try:
         return _decode_leniently(_pieces(text)) or None
+    except ValueError:
+        return None
+
+
+def decode_and_keep(text: str | JsonText) -> tuple[bytes | None, memoryview | None]:
+    """As `decode_image`, with the text if an answer may have it as it came.
+
+    That saves encoding the bytes again, half a millisecond for 2 MB.
+    """
+    data = _decode_strictly(text)
+    if data is None:
+        return decode_image(text), None
+    return data, text if isinstance(text, memoryview) and _is_canonical(text, data) else None
+
+
+def _is_canonical(text: memoryview, data: bytes) -> bool:
+    """Whether valid base64 is what encoding its bytes gives, and not a small part of what it keeps.
+
+    In this length only the last digit can differ: by bits that belong to no byte.
+    """
+    rest = len(data) % 3 or 3
+    return (
+        len(text) == (len(data) + 2) // 3 * 4
+        and text[-4:] == pybase64.b64encode(data[-rest:])
+        and len(text) * _KEPT_SHARE >= memoryview(text.obj).nbytes
+    )
+
+
+def _decode_strictly(text: str | JsonText) -> bytes | None:
+    try:
+        return pybase64.b64decode(text, validate=True) if text else None
     except ValueError:
         return None
 

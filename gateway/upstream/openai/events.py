@@ -77,7 +77,7 @@ def _parse_partial(document: Mapping[str, Any], extracted: Base64) -> PartialIma
     image = parse_image(document, extracted)
     if index is None or image.data is None:
         return None
-    return PartialImage(index, image.data, echoed_parameters(document))
+    return PartialImage(index, image.data, echoed_parameters(document), image.base64)
 
 
 def _parse_completed(

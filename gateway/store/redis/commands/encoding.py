@@ -45,7 +45,7 @@ class RedisCommand(NamedTuple):
     arguments: tuple[Argument, ...] = ()
     """The arguments of a script that follow its keys."""
     recalls: tuple[str, ...] = ()
-    """Topics of `answers.LearnedKeys`, whose keys the command declares as well."""
+    """Topics of `repeats.LearnedKeys`, whose keys the command declares as well."""
     teaches: str = ""
     """The topic under which the keys of this command are remembered."""
     offers: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ def script_command(
     """Runs a script of `lua/`. `keys` are all that it touches, as far as they are known."""
     script, declared, rest = SCRIPTS[name], tuple(keys), tuple(arguments)
     return RedisCommand(
-        # By position: 13 names take as long again, and a purchase has 13 scripts.
+        # By position: 14 names take as long again, and a purchase has 13 scripts.
         ("EVALSHA", script.sha, len(declared), *declared, *rest),
         read,
         script,
