@@ -185,7 +185,10 @@ class Connection(ResponseHandler):
         if self._read_timeout:
             self._reschedule_timeout()
         if self._whole is not None and not self._whole.missing_bytes:
+            # Without a pause: bytes behind the body must be seen while the connection rests.
+            self._turns.spend(size_bytes)
             self._end_whole(self._whole)
+            return
         self._take_turn(size_bytes)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
