@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from itertools import compress
 from operator import ne
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import orjson
 
+from gateway.frozen import frozen
 from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
 from gateway.values import UNIT_SECONDS
 
@@ -51,7 +52,7 @@ def decode_fields(kind: type[T], data: Mapping[str, Any]) -> T:
     return kind(**{name: value for name, value in data.items() if name in known})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UncheckedBody:
     """The body of a request for a model without a row, which is forwarded as it came."""
 
@@ -63,7 +64,7 @@ class UncheckedBody:
     """`n` as the client wrote it; None if it was omitted."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageRequest:
     """One valid request, every default resolved, nothing coerced, the prompt verbatim."""
 
@@ -115,6 +116,8 @@ class ImageRequest:
 
         Upstream receives them and may quote them.
         """
+        if self.user is None and self.safety_identifier is None and self.trace is NO_TRACE_CONTEXT:
+            return ()
         named = (text for name in IDENTITIES for text in _leaves(getattr(self, name)))
         return (*named, *self.trace.fields.values())
 
@@ -144,7 +147,7 @@ UNNAMED_MODEL: Final = "unknown"
 """The text model of an `svg_usage` that names none."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Usage:
     """Tokens of a purchase, or of one image's share of it, by kind."""
 
@@ -249,7 +252,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Image:
     """A stored image without its bytes, which are stored under `digest`."""
 
@@ -305,7 +308,7 @@ def with_those_beside(images: Mapping[int, Image], slots: Collection[int]) -> li
     return [slot for slot, image in images.items() if slot in slots or image.beside in ids]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Amounts:
     """The reservation or the charge of a purchase. Limits count these fields."""
 
@@ -329,7 +332,7 @@ class Amounts:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UpstreamAnswer:
     """Upstream's answer to one purchase, parsed. Its images are not checked yet."""
 
@@ -345,7 +348,7 @@ class UpstreamAnswer:
     """What upstream says that it charged, in millionths of a micro-dollar; None if it does not."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UpstreamImage:
     """One element of upstream's `data`: bytes, a link, or neither if it was damaged."""
 
@@ -363,7 +366,7 @@ class UpstreamImage:
         return self.data is None and self.url is not None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PartialImage:
     """An unfinished image of a stream. It is not checked, and never part of an entry."""
 
@@ -376,7 +379,7 @@ class PartialImage:
     """As that of `UpstreamImage`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reuse:
     """A key's setting for clients that cannot send Cache-Control; the default is `always`."""
 
@@ -404,7 +407,7 @@ class Reuse:
 LimitSubjectKind: TypeAlias = Literal["key", "team", "everyone"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LimitRule:
     """What a limit subject is allowed of one limit."""
 
@@ -416,7 +419,7 @@ class LimitRule:
     """The parts of the maximum whose crossing is an event."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LimitSubject:
     """One whose limits a request counts against: its key, its team, or everyone."""
 
@@ -447,7 +450,7 @@ MAX_PRIORITY: Final = 10
 """Images that a key gets at most in each round of an account's queue."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Principal:
     """Who sends a request: a gateway key, and whose limits its requests count against."""
 
@@ -483,7 +486,7 @@ class Principal:
         return replace(self, subjects=subjects, prepared={})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LimitRefusal:
     """A limit that refused a purchase, as its counter was then: enough to refuse others alike."""
 

@@ -80,7 +80,10 @@ class Redactor:
         If a secret is behind escapes, the text comes back without these escapes.
         """
         for step in self._steps:
-            for layer in layers(text := step.replace(text)):
+            text = step.replace(text)
+            if not has_escapes(text):
+                continue
+            for layer in layers(text):
                 if (replaced := step.replace(layer)) != layer:
                     text = replaced
         return text
@@ -106,20 +109,25 @@ class Identity:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
+        self._names: tuple[str, ...] = ()
         names = tuple({name for name in names if name})
         self._has_too_many = len(names) > MAX_NAMES
+        if not names:  # as of most clients: nothing is searched
+            return
         names = tuple(form for name in names[:MAX_NAMES] for form in _spellings(name))
         self._redactor = Redactor(name for name in names if len(name) <= _MAX_NAME)
         # Enough of a long one: a text with its beginning is not redacted but dropped.
         self._names = tuple(name[:_MAX_NAME].lower() for name in names)
         words = "|".join(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])" for name in self._names)
-        self._words = re.compile(words or "(?!)", re.IGNORECASE)
+        self._words = re.compile(words, re.IGNORECASE)
 
     def redact(self, text: str) -> str | None:
         """The text without the names; None if it has a name that is too short to be redacted.
 
         A name of one letter is in almost every text.
         """
+        if not self._names:
+            return text
         if self._has_too_many:
             return None
         redacted = self.redact_cut(self._redactor.text(text))
@@ -129,6 +137,8 @@ class Identity:
 
     def redact_cut(self, text: str) -> str:
         """The text without the beginning of a name before an ellipsis, or at its end."""
+        if not self._names:
+            return text
         lower = text.lower()
         if len(lower) != len(text):  # a few letters are longer in lower case
             return text
@@ -149,12 +159,16 @@ class Identity:
         """The text without the names that are words of their own in it; None if there are too many
         names.
         """
+        if not self._names:
+            return text
         if self._has_too_many:
             return None
         return self._words.sub(REDACTED, self._redactor.text(text))
 
     def is_in(self, value: Any) -> bool:
         """Whether a string of a JSON value has a name as a word of its own."""
+        if not self._names:
+            return False
         if isinstance(value, dict):
             return any(self.is_in(key) or self.is_in(item) for key, item in value.items())
         if isinstance(value, list):
@@ -198,9 +212,10 @@ class _Step:
     def replace(self, text: str) -> str:
         # Ten times as fast as the pattern, and almost no text has a secret.
         lower = text.lower()
-        if not any(needle in lower for needle in self.needles):
-            return text
-        return self.pattern.sub(REDACTED, text)
+        for needle in self.needles:  # not `any`: its generator takes longer than the search
+            if needle in lower:
+                return self.pattern.sub(REDACTED, text)
+        return text
 
 
 def _spellings(secret: str) -> set[str]:
@@ -246,10 +261,15 @@ def _base64_cores(secret: bytes) -> Iterator[str]:
 _URL_SAFE: Final = str.maketrans("+/", "-_")
 
 
+def has_escapes(text: str) -> bool:
+    """Whether a text may have escapes."""
+    return "\\" in text or "%" in text or "&" in text
+
+
 def layers(text: str) -> Iterator[str]:
     """The text without one layer of escapes after the other, as far as it has any."""
     for _ in range(_MAX_LAYERS):
-        if not ("\\" in text or "%" in text or "&" in text):
+        if not has_escapes(text):
             return
         text = _unescape(text)
         yield text

@@ -12,6 +12,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Protocol
 
 TRACEPARENT: Final = "traceparent"
@@ -66,6 +67,8 @@ class TraceContext:
     @property
     def fields(self) -> Mapping[str, str]:
         """The fields of a log line, without those that are absent."""
+        if self is NO_TRACE_CONTEXT:  # most often
+            return _NOTHING
         named = (
             ("trace_id", self.trace_id),
             ("traceparent", self.traceparent),
@@ -77,6 +80,8 @@ class TraceContext:
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers of a request to upstream."""
+        if self is NO_TRACE_CONTEXT:
+            return _NOTHING
         named = (
             (TRACEPARENT, self.traceparent),
             (TRACESTATE, self.tracestate),
@@ -86,6 +91,7 @@ class TraceContext:
 
 
 NO_TRACE_CONTEXT: Final = TraceContext()
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def read_trace_context(headers: Headers) -> TraceContext:

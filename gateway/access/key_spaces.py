@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import orjson
 
 from gateway.access.key_records import KeyRecord
+from gateway.frozen import frozen
 from gateway.store.commands import Write
 from gateway.stored import read_stored
 
@@ -54,7 +55,7 @@ def hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Credential:
     """What authenticates a request: a secret of a key, by its hash."""
 

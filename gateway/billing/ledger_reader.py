@@ -70,9 +70,12 @@ class LedgerReader:
 
     async def read_to(self, end: str) -> None:
         """Adds the records up to `end`, unless the sums have them. Raises `StoreUnavailable`."""
-        async for position, data in self.records(self.position, end):
-            self.sums.add(position, data)
-            self.position = position
+        try:
+            async for position, data in self.records(self.position, end):
+                self.sums.add(position, data)
+                self.position = position
+        finally:
+            self.sums.add_pending()
         self.position = max(self.position, end)
 
     async def records(self, after: str, end: str) -> AsyncIterator[tuple[str, bytes]]:

@@ -9,7 +9,6 @@ against is `billing.quota`; the prices are rows of `models.yaml`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -24,6 +23,7 @@ from gateway.catalog import (
     TokenFormula,
 )
 from gateway.errors import ErrorCode, InvalidRequest, shorten_name
+from gateway.frozen import frozen
 from gateway.images import UNNAMED_MODEL, Amounts, ImageRequest, Usage
 
 PROMPT_OVERHEAD_TOKENS: Final = 16
@@ -71,7 +71,7 @@ class Cost(NamedTuple):
     """How much of each kind comes from rounding up the sum."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Estimate:
     """An upper bound of images, tokens and money, which a purchase reserves."""
 

@@ -82,6 +82,11 @@ _PLAIN: Final = (
     *("key_id", "key", "team", "user", "model", "size", "quality", "outcome", "count"),
     *("images", "images_served", "cost_micros", "saved_micros", "presumed_micros"),
 )
+_AMOUNTS: Final = (
+    *(("b", "images"), ("v", "images_served"), ("c", "cost_micros")),
+    *(("s", "saved_micros"), ("p", "presumed_micros")),
+)
+"""The fields of a record that are amounts, with their names in the store."""
 _OTHERS: Final = frozenset({"corrects", "labels", "flags", "tokens", "costs"})
 """With `_PLAIN`, all fields of a record that the totals need, besides its time."""
 
@@ -183,19 +188,13 @@ def _decode_rest(
 
 def _amounts(record: Mapping[str, Any]) -> dict[str, int]:
     """The amounts that a record adds, by their names in the store, without zeros."""
-    is_correction = record.get("corrects") is not None
-    cost_micros = _whole(record.get("cost_micros"))
-    requests = 0 if is_correction else _whole(record.get("count")) or 1
-    is_presumed = not is_correction and "presumed" in record.get("flags", ())
-    amounts = {
-        "r": requests,
-        "h": requests if record.get("outcome") == "hit" else 0,
-        "b": _whole(record.get("images")),
-        "v": _whole(record.get("images_served")),
-        "c": cost_micros,
-        "s": _whole(record.get("saved_micros")),
-        "p": _whole(record.get("presumed_micros")) + (cost_micros if is_presumed else 0),
-    }
+    amounts = {code: _whole(record[name]) for code, name in _AMOUNTS if name in record}
+    if record.get("corrects") is None:
+        amounts["r"] = requests = _whole(record.get("count")) or 1
+        if record.get("outcome") == "hit":
+            amounts["h"] = requests
+        if "presumed" in record.get("flags", ()):
+            amounts["p"] = amounts.get("p", 0) + amounts.get("c", 0)
     # A hit has neither.
     if tokens := record.get("tokens"):
         _add_kinds(amounts, tokens, prefix="")

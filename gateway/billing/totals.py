@@ -416,8 +416,11 @@ class _Step:
     def increments(self) -> tuple[Increment, ...]:
         """All increments so far. Call it once."""
         for record, repeated in self._same.values():
+            sums: dict[str, int] = {}
             for amounts, count in repeated.values():
-                self._add(record, {code: count * amount for code, amount in amounts.items()})
+                for code, amount in amounts.items():
+                    sums[code] = sums.get(code, 0) + count * amount
+            self._add(record, sums)
         return tuple(
             Increment(period, slot, group, row, other, sums)
             for (period, slot, row), (group, other, sums) in self._sums.items()

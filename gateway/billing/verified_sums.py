@@ -14,15 +14,20 @@ from typing import Final, NamedTuple
 from zlib import crc32
 from zoneinfo import ZoneInfo
 
-from gateway.billing.record_amounts import charged_amounts, decode_charge
+import orjson
+
+from gateway.billing.record_amounts import RecordAmounts, charged_amounts, decode_charge
 from gateway.billing.running_totals import limit_subjects, total_names
-from gateway.billing.totals_periods import Series
+from gateway.billing.totals_periods import QUARTER_SECONDS, Series
 from gateway.billing.zone_changes import ROLLING_SECONDS, ZoneChange
 from gateway.calendar import Calendar, next_month
 from gateway.limits import CALENDAR_PERIODS, CalendarPeriod
 from gateway.store.commands import WINDOW_GRACE_SECONDS, Period
 
 UNITS: Final = ("images", "tokens", "usd_micros")
+
+MAX_PENDING: Final = 50
+"""Different records that are added to the sums at once. It takes about a millisecond."""
 
 
 class Slot(NamedTuple):
@@ -101,15 +106,49 @@ class LedgerSums:
         self.unreadable: list[str] = []
         self.oldest_window = 0.0
         """Records before it count in no window that is compared."""
+        self._pending: dict[tuple[object, ...], tuple[RecordAmounts, list[int]]] = {}
+        """What records alike add up to: they count in the same places, so they are added as one.
+        Most are of few keys and of the last minute. That is a fifth of the time."""
 
     def add(self, position: str, data: bytes) -> None:
-        """Adds a charged record."""
+        """Adds a charged record; call `add_pending` before you read the sums."""
         self.records += 1
         record = decode_charge(data)
         if record is None:
             self.unreadable.append(position)
             return
         amounts = charged_amounts(record.amounts)
+        images, tokens, usd_micros, by_kind = amounts
+        alike = (
+            # All zones change days at a quarter hour of UTC. A change of the zone may be between.
+            record.time // QUARTER_SECONDS if len(self._zones) == 1 else record.time,
+            record.time >= self.oldest_window,
+            record.key_id,
+            record.team,
+            record.model,
+            orjson.dumps(record.labels) if record.labels else b"",
+            # What is doubtful is a range, whose ends amounts below and above zero move.
+            (images < 0, tokens < 0, usd_micros < 0),
+        )
+        found = self._pending.get(alike)
+        if found is None:
+            if len(self._pending) == MAX_PENDING:
+                self.add_pending()
+            self._pending[alike] = record, list(amounts)
+            return
+        sums = found[1]
+        sums[0] += images
+        sums[1] += tokens
+        sums[2] += usd_micros
+        sums[3] += by_kind
+
+    def add_pending(self) -> None:
+        """Adds the records that came since the last call to the sums."""
+        pending, self._pending = self._pending, {}
+        for record, (images, tokens, usd_micros, by_kind) in pending.values():
+            self._add(record, (images, tokens, usd_micros, by_kind))
+
+    def _add(self, record: RecordAmounts, amounts: tuple[int, int, int, int]) -> None:
         subjects = limit_subjects(record.key_id, record.team)
         if record.time >= self.oldest_window:
             self._add_to_windows(subjects, record.time, amounts[:3])

@@ -357,9 +357,9 @@ class Blobs:
 
     async def evict(self, evicted: Iterable[Result[Sequence[str]]]) -> None:
         """Deletes the bytes that `track` has evicted. Raises `StoreUnavailable`."""
-        digests = [digest for result in evicted for digest in result.value]
-        await self._evict(digests)
-        await self._remove_rest(digests)
+        if digests := [digest for result in evicted for digest in result.value]:
+            await self._evict(digests)
+            await self._remove_rest(digests)
 
     async def record_uses(self) -> None:
         """Writes the last uses, and the lost bytes, since the last time into the LRU index."""

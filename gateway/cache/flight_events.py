@@ -8,12 +8,13 @@ lead a flight and which follow it is `flights`. The events before its end are `p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final, Literal
 
 import orjson
 
 from gateway.errors import GatewayError, UpstreamFailure, detach
+from gateway.frozen import frozen
 from gateway.images import Image, LimitRefusal, decode_fields
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import AcquireLease, LeaseResult, Publish, ReleaseLease, RenewLease
@@ -31,7 +32,7 @@ RELEASED_SECONDS: Final = 5.0
 sooner, or acquires the lease itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Flight:
     """One purchase of some slots of a fingerprint."""
 
@@ -126,7 +127,7 @@ class Flight:
         batch.add(Publish(self.id, "end", orjson.dumps(event, default=dict), ttl_seconds))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PurchasedImages:
     """The images that a purchase brought."""
 
@@ -138,7 +139,7 @@ class PurchasedImages:
     """As that of the flight."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FlightEnd:
     """How a flight ended, as its followers learn it."""
 

@@ -14,7 +14,6 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -36,6 +35,7 @@ from gateway.errors import (
     UpstreamFailure,
     detach,
 )
+from gateway.frozen import replace
 from gateway.ids import new_purchase_id
 from gateway.store.batch import Batch
 from gateway.store.commands import LeaseResult

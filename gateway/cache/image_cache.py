@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 from gateway.cache.blobs import Blobs
@@ -27,6 +26,7 @@ from gateway.cache.purge_markers import MARKERS, PurgeMarkers
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import is_taken_down
 from gateway.errors import StoreUnavailable, UpstreamFailure
+from gateway.frozen import frozen
 from gateway.images import Image, Representation
 from gateway.store.batch import Batch, Result, execute
 from gateway.store.commands import Entry, Get, ReadEntry
@@ -42,7 +42,7 @@ LoadedImages = Mapping[int, tuple[Image, bytes]]
 """Images by slot, each with its bytes or, as a link, with its signed path."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PendingImages:
     """Images whose commands are in a batch. `ImageCache.finish` does the rest after it."""
 
@@ -56,7 +56,7 @@ class PendingImages:
     """The negative cache, read after the images were stored; None without a fingerprint."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LookUp:
     """An entry whose commands are in a batch. `ImageCache.looked_up` returns it after that."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import compress
 from operator import ne
 from typing import Any, Final, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from gateway.catalog import SIZE
+from gateway.frozen import frozen
 from gateway.images import Image, Record
 
 LISTS: Final = "images"
@@ -31,7 +31,7 @@ MAX_LISTED: Final = 100_000
 MEMBER: Final = re.compile(r"[0-9a-f]{16}(?P<id>[A-Za-z0-9]{1,64})")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageOrigin:
     """Who bought an image, and with what request."""
 

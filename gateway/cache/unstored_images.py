@@ -16,11 +16,11 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from gateway.cache.entries import CachedImage
 from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.frozen import frozen
 from gateway.images import MAX_SLOTS
 
 MAX_PURCHASES: Final = 10_000
@@ -30,7 +30,7 @@ CONFIRMED_SECONDS: Final = 4.0
 """How long confirmed images stay: twice as long as a store call may take."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UnstoredImage:
     """An image, its freshness as of a hit, and its bytes."""
 
@@ -38,7 +38,7 @@ class UnstoredImage:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Purchase:
     flight: Flight
     purchased: PurchasedImages
@@ -96,7 +96,8 @@ class UnstoredImages:
 
     def remove(self, flight: str) -> None:
         """Forgets a purchase that is not confirmed: the store will never have its images."""
-        self._forget(self._purchases, flight)
+        if flight in self._purchases:
+            self._forget(self._purchases, flight)
 
     def forget_confirmed(self) -> None:
         """Forgets what the store has, because some of it was purged."""

@@ -116,17 +116,20 @@ class Model(Row):
     @property
     def has_row(self) -> bool:
         """False for a model of `Catalog.unknown_model`: its requests are not validated."""
-        return self._has_row
+        found: bool = self.private("_has_row")
+        return found
 
     @property
     def image_defaults(self) -> Mapping[str, Any]:
         """The defaults of the parameters that are no fields of `images.ImageRequest`."""
-        return self._image_defaults
+        found: Mapping[str, Any] = self.private("_image_defaults")
+        return found
 
     @property
     def text_models(self) -> TextModels | None:
         """The prices of the text models that write SVG images; None if the row has none."""
-        return self._text_models
+        found: TextModels | None = self.private("_text_models")
+        return found
 
     @property
     def assumed_usd_per_image(self) -> Decimal | None:
@@ -274,12 +277,14 @@ class Catalog(Row):
     @property
     def linked_aliases(self) -> Mapping[str, LinkedAlias]:
         """The aliases that are switched on."""
-        return self._linked_aliases
+        found: Mapping[str, LinkedAlias] = self.private("_linked_aliases")
+        return found
 
     @property
     def fronts(self) -> Mapping[str, Model]:
         """The row that a request is checked against first, by every name that it may ask for."""
-        return self._fronts
+        found: Mapping[str, Model] = self.private("_fronts")
+        return found
 
     @property
     def names(self) -> Collection[str]:
@@ -291,8 +296,9 @@ class Catalog(Row):
         return self.models[self._end_of(name)]
 
     def _end_of(self, name: str) -> str:
-        while name in self._linked_aliases:
-            name = self._linked_aliases[name].target
+        aliases = self.linked_aliases
+        while name in aliases:
+            name = aliases[name].target
         return name
 
     def retirement(self, model: Model, today: date) -> Retired | None:

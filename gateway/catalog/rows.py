@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -50,6 +50,10 @@ class Row(BaseModel):
     """Frozen and without coercion. An unknown key is refused with the nearest valid one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def private(self, name: str) -> Any:
+        """A private attribute. By its name one takes 2.5 µs, and each request reads four."""
+        return (self.__pydantic_private__ or {})[name]
 
     @model_validator(mode="before")
     @classmethod

@@ -93,6 +93,8 @@ def _too_many_parts(kind: str) -> BadImage:
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTHS: Final = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 """Colour type → its allowed bit depths."""
+_CHUNK_HEAD: Final = struct.Struct(">I4s")
+"""The length and the type of a chunk."""
 
 
 def check_png(data: bytes) -> ImageFacts:
@@ -113,25 +115,25 @@ def check_png(data: bytes) -> ImageFacts:
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Type and content of each chunk, with checksums verified. IEND must end the data."""
     view, offset, kind = memoryview(data), len(PNG_SIGNATURE), b""
-    parts_left = _max_parts(data)
+    parts_left, size = _max_parts(data), len(data)
     while kind != b"IEND":
         parts_left -= 1
         if parts_left < 0:
             raise _too_many_parts("PNG")
-        if offset + 12 > len(data):
+        start = offset + 8
+        if start + 4 > size:
             raise BadImage("PNG is cut short")
-        (length,) = struct.unpack_from(">I", data, offset)
-        end = offset + 8 + length
-        if end + 4 > len(data):
+        length, kind = _CHUNK_HEAD.unpack_from(data, offset)
+        end = start + length
+        if end + 4 > size:
             raise BadImage("PNG is cut short")
-        if crc32(view[offset + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+        if crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4]):
             raise BadImage("PNG chunk with a wrong checksum")
-        kind = data[offset + 4 : offset + 8]
-        yield kind, view[offset + 8 : end]
+        yield kind, view[start:end]
         offset = end + 4
     if length:
         raise BadImage("PNG with a filled IEND")
-    if offset != len(data):
+    if offset != size:
         raise BadImage("PNG with bytes after IEND")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from gateway.frozen import frozen
 
 MAX_SMALL_PARTS: Final = 1000
 """A file may have so many small chunks, segments or blocks, and more for its size. Encoders write
@@ -14,7 +15,7 @@ class BadImage(ValueError):
     """The bytes are not a complete image; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageFacts:
     """The format and size in an image's header."""
 

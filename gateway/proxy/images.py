@@ -114,8 +114,8 @@ class Images:
             query = await take_slots(self._store, context, query)
         found = context.found_in_memory
         cached = dict(usable_images(query, entry) if found is None else found)
-        is_whole = found is not None or not missing_from(query, cached)
-        if is_whole and query.request.unchecked is None:
+        missing = () if found is not None else missing_from(query, cached)
+        if not missing and query.request.unchecked is None:
             # Nothing is transcoded or bought, unless bytes are not in memory, and then are lost.
             loaded = self._cache.load_from_memory(cached, query.representation)
             if loaded is not None:
@@ -124,20 +124,21 @@ class Images:
                 )
                 await self.tag(context, query)
                 return answer
-        unstored = await self.checked_unstored(query, missing_from(query, cached))
+        unstored = await self.checked_unstored(query, missing)
         cached |= {slot: found.cached for slot, found in unstored.items()}
         transcoded = await self._transcode(context, query, cached)
         cached |= transcoded
-        images = await self.load(query, cached, unstored=unstored)
+        images = await self.load(query, cached, unstored=unstored) if cached else {}
         detail = "derived" if transcoded.keys() & images.keys() else None
-        if not missing_from(query, images):
+        missing = missing_from(query, images)
+        if not missing:
             answer = await self.serve(
                 query, images, cached=cached, detail=detail, has_entry=context.is_from_memory
             )
             await self.tag(context, query)
             return answer
 
-        result = await self._get_missing(context, query, images, entry=entry)
+        result = await self._get_missing(context, query, images, missing=missing, entry=entry)
         context.note_flights(result)
         images |= await self.load_result(query, result)
         cached |= result.cached
@@ -374,9 +375,9 @@ class Images:
         query: ImageQuery,
         images: LoadedImages,
         *,
+        missing: tuple[int, ...],
         entry: Entry,
     ) -> FlightResult:
-        missing = missing_from(query, images)
         policy = query.cache_policy
         if not query.buys:
             if images:

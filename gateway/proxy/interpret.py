@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
@@ -25,6 +25,7 @@ from gateway.cache.transcoding import TranscodingTarget
 from gateway.catalog import Catalog, Model
 from gateway.catalog.lifecycle import Retired
 from gateway.errors import ErrorCode, InvalidRequest
+from gateway.frozen import frozen
 from gateway.imagefile.convert import as_transcoded_format
 from gateway.images import ImageRequest, Principal, Representation
 from gateway.proxy.context import RequestContext
@@ -55,7 +56,7 @@ MAX_CACHED_BODY: Final = 4096
 _NO_HEADERS: Final = RequestHeaders()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageQuery:
     """A valid request, and the fingerprint of its entry."""
 

@@ -6,7 +6,6 @@ The table of charges is in `docs/reference/billing.md`. Prices are `billing.pric
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -14,10 +13,11 @@ from gateway.billing import pricing
 from gateway.billing.pricing import ESTIMATED, Cost, tokens_by_kind
 from gateway.catalog import Model
 from gateway.errors import Charge, UpstreamFailure
+from gateway.frozen import frozen, replace
 from gateway.images import Amounts, Image, ImageRequest, UpstreamAnswer, Usage
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Charged:
     """The charge of a purchase, as counters and ledger receive it."""
 
@@ -134,20 +134,20 @@ def corrected_kinds(charged: Mapping[str, int], presumed: int) -> Mapping[str, i
     return {kind: amount for kind, amount in corrected.items() if amount}
 
 
-def share_cost(images: Sequence[Image], answer: UpstreamAnswer, cost_micros: int) -> list[Image]:
+def share_cost(
+    images: Sequence[Image], usage: Usage | None, cost_micros: int, *, echoed: Mapping[str, str]
+) -> list[Image]:
     """The images with their integer shares of usage and cost, which add up to the whole."""
     if not images:
         return []
     count = len(images)
-    usages: Sequence[Usage | None] = (
-        answer.usage.shares(count) if answer.usage is not None else [None] * count
-    )
+    usages: Sequence[Usage | None] = usage.shares(count) if usage is not None else [None] * count
     return [
         replace(
             image,
-            usage=usage,
+            usage=share,
             cost_micros=cost_micros // count + (i < cost_micros % count),
-            echoed=answer.echoed,
+            echoed=echoed,
         )
-        for i, (image, usage) in enumerate(zip(images, usages, strict=True))
+        for i, (image, share) in enumerate(zip(images, usages, strict=True))
     ]

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -25,6 +25,7 @@ from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import MAX_REPORT_MESSAGE, FailureReport, Reason
+from gateway.frozen import frozen
 from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES, check_image, detect_format
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
@@ -90,7 +91,7 @@ class DeliverySettings(BaseModel):
     max_pixels: int = Field(gt=0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delivered:
     """Upstream's answer, and those of its images that may be stored, with their bytes."""
 
@@ -98,6 +99,8 @@ class Delivered:
     images: list[tuple[Image, bytes]]
     base64: Mapping[str, memoryview]
     """By digest, of those that came in a form which answers may have."""
+    echoed: Mapping[str, str]
+    """What is kept of the parameters that the answer echoes."""
 
 
 class Delivery:
@@ -196,7 +199,7 @@ class Delivery:
             del echoed["size"]
             echoed |= {"size": first.size_text} if first.size_text else {}
         base64 = {image.digest: text for image, _, text in allowed if text is not None}
-        return Delivered(replace(answer, echoed=MappingProxyType(echoed)), images, base64)
+        return Delivered(answer, images, base64, MappingProxyType(echoed))
 
     def keep_base64(self, request: ImageRequest, delivered: Delivered) -> None:
         """Has answers use the base64 as it came. Not for images that may not be stored."""

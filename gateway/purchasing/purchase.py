@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +31,7 @@ from gateway.catalog import Model
 from gateway.catalog.lifecycle import is_shut_down, utc_date
 from gateway.errors import CUT, ErrorCode, GatewayError, UpstreamFailure
 from gateway.failure_report import Advice, Reason
+from gateway.frozen import frozen
 from gateway.images import MAX_SLOTS, Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
 from gateway.purchasing.account_queue import AccountQueue, LocalTurn, QueueWait
@@ -51,7 +52,7 @@ from gateway.request.retirement import name_successor
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import Reservation, Settlement, Turn
 from gateway.store.protocol import Store
-from gateway.tasks import OwnedTasks
+from gateway.tasks import OwnedTasks, wait_for_end
 from gateway.tracing import NO_SPAN, PurchaseSpan
 from gateway.upstream import failures
 
@@ -120,7 +121,7 @@ class PurchaseSummary:
         return self.stored > 0 and not self.unstored
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PurchaseOrder:
     """The request to buy images for, and the limits that the purchase counts against.
 
@@ -193,8 +194,9 @@ class Purchases:
         flight = order.traced(flight)
         route = await self._reserve(order, flight, is_stored=True)
         keeper = self._keep_lease(flight)
-        with keeper:
-            await self._take_turn(order, route)
+        if route.must_wait:
+            with keeper:
+                await self._take_turn(order, route)
         delivered, received = await self._receive(order, flight, route, keeper)
         self._delivery.keep_base64(order.request, delivered)
         purchased = PurchasedImages(received.images, _bytes_of(delivered), flight.trace)
@@ -205,7 +207,8 @@ class Purchases:
     async def buy_unstored(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
         """Buys images for `no-store`, which are not stored. Raises as `buy`."""
         route = await self._reserve(order, flight, is_stored=False)
-        await self._take_turn(order, route)
+        if route.must_wait:
+            await self._take_turn(order, route)
         keeper = self._keep_lease(flight)
         delivered, received = await self._receive(order, flight, route, keeper)
         order.summary.cost_micros += received.charge.usd_micros
@@ -507,26 +510,36 @@ class Purchases:
         task = self._tasks.start(commit, name=f"commit {received.reserved.purchase}")
         if flight is not None:
             self._unstored.add(flight, purchased)
-            task.add_done_callback(lambda _: self._unstored.remove(flight.id))
-        task.add_done_callback(lambda _: keeper.stop())
+
+        def end(task: asyncio.Task[Settlement]) -> None:
+            if flight is not None:
+                self._unstored.remove(flight.id)
+            keeper.stop()
+
+        task.add_done_callback(end)
         return task
 
-    async def _commit_dated(
+    def _commit_dated(
         self,
         received: Received,
         data: Mapping[str, bytes],
         *,
         opening: asyncio.Task[float] | None,
         on_stored: Callable[[], None] = lambda: None,
-    ) -> Settlement:
-        if opening is not None:
-            received = replace(received, record=await _dated(received.record, opening))
-        return await self._settlements.commit(received, data, on_stored=on_stored)
+    ) -> Coroutine[Any, Any, Settlement]:
+        if opening is None:
+            return self._settlements.commit(received, data, on_stored=on_stored)
+
+        async def commit() -> Settlement:
+            dated = replace(received, record=await _dated(received.record, opening))
+            return await self._settlements.commit(dated, data, on_stored=on_stored)
+
+        return commit()
 
     async def _wait_for_limits(self, order: PurchaseOrder, task: asyncio.Task[Settlement]) -> None:
         """Waits for a settlement, at most `COMMIT_WAIT_SECONDS`; the task goes on."""
         order.summary.settling.append(task)
-        await asyncio.wait({task}, timeout=COMMIT_WAIT_SECONDS)
+        await wait_for_end(task, seconds=COMMIT_WAIT_SECONDS)
         if task.done():
             order.summary.limits = quota.reservation_states(order.principal, task.result().states)
 
@@ -586,7 +599,7 @@ def _charge_delivery(
 
     Both are known now, so the purchase's span ends here, and not when the store has them too.
     """
-    answer, reserved = delivered.answer, route.reserved
+    answer, echoed, reserved = delivered.answer, delivered.echoed, route.reserved
     charged = charge_answer(
         order.model,
         order.request,
@@ -603,14 +616,14 @@ def _charge_delivery(
     record = reserved.record.but(
         time=route.reserved_at or reserved.record.time,
         flags=(*reserved.record.flags, *flags),
-        size=answer.echoed.get("size", reserved.record.size),
-        quality=answer.echoed.get("quality", reserved.record.quality),
+        size=echoed.get("size", reserved.record.size),
+        quality=echoed.get("quality", reserved.record.quality),
         **charged.recorded,
         latency_ms=_latency_ms(order),
         upstream_request_id=answer.upstream_request_id,
     )
     order.span.settled(record, answer.usage)
-    shared = share_cost(images, answer, charge.usd_micros)
+    shared = share_cost(images, answer.usage, charge.usd_micros, echoed=echoed)
     return Received(reserved, _in_slots(shared, slots), charge, record)
 
 

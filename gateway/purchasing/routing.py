@@ -166,6 +166,11 @@ class Route:
         images = self.reserved.estimate.images
         return self.queue.place(account.name, self.principal, images=images)
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether the account that the journal names does not take it at once."""
+        return self.turn.state != "taken"
+
     async def wait_for_turn(self) -> None:
         """Waits for the account that the journal names. Raises as `AccountQueue.wait`."""
         await self.queue.wait(
@@ -235,8 +240,8 @@ class Route:
     def failed_record(self, failure: UpstreamFailure) -> Record:
         """The record of the purchase, of the account whose failure ended it."""
         account = self._named(failure.upstream or self.account.name)
-        record = named_record(self.reserved.record, account, self.model)
-        return record.but(time=self.reserved_at or record.time)
+        record = self.reserved.record
+        return named_record(record, account, self.model, time=self.reserved_at or record.time)
 
     async def _reroute(self, account: Account) -> None:
         """Moves the reservation. Raises `GatewayError` if the account cannot be asked."""

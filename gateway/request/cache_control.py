@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
+from gateway.frozen import frozen
 from gateway.images import MAX_AGE_SECONDS, Reuse
 
 # Possessive, so that 64 KiB of quotes leave no state to backtrack into.
@@ -19,7 +20,7 @@ _QUOTED_PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
 _DELTA_SECONDS: Final = re.compile(r"[0-9]+")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CacheControl:
     """The directives of one request; the defaults are those of a request without any."""
 
@@ -37,7 +38,7 @@ class CacheControl:
         return self.no_cache or self.no_store or self.only_if_cached or has_age
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CachePolicy:
     """Which stored images may answer a request, and whether its images are stored."""
 

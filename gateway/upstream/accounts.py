@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Final, NamedTuple
 
 from gateway.catalog.dialects import BUILT_IN_DIALECTS
 from gateway.values import nearest
+
+MAX_REMEMBERED: Final = 1024
+"""Models whose accounts are remembered. Clients choose the names of models without a row."""
 
 
 class UnroutableError(ValueError):
@@ -51,6 +55,13 @@ class Account:
         return self.models.get(model, model)
 
 
+class _Having(NamedTuple):
+    """The accounts that have a model, and those of them that purchases may ask."""
+
+    declaring: Sequence[Account]
+    having: Sequence[Account]
+
+
 class Accounts:
     """The accounts of a gateway, in the order of the file."""
 
@@ -63,6 +74,8 @@ class Accounts:
         self.all = tuple(accounts)
         self._service_of = service_of
         self._speaks_built_in = any(one.dialect in BUILT_IN_DIALECTS for one in self.all)
+        self._found: dict[tuple[str, str | None], _Having] = {}
+        """By model and the dialect of its row, which a new policy may change."""
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self.all)
@@ -76,9 +89,20 @@ class Accounts:
 
     def declaring(self, model: str) -> Sequence[Account]:
         """The accounts that have a model, whatever their weights."""
-        return [account for account in self.all if self._has(account, model)]
+        return self._find(model).declaring
 
-    def _has(self, account: Account, model: str) -> bool:
+    def _find(self, model: str) -> _Having:
+        # Each purchase asks four times.
+        key = model, self._service_of(model)
+        if (found := self._found.get(key)) is None:
+            if len(self._found) >= MAX_REMEMBERED:
+                self._found.clear()
+            declaring = tuple(one for one in self.all if self._has(one, *key))
+            having = tuple(one for one in declaring if one.weight)
+            found = self._found[key] = _Having(declaring, having)
+        return found
+
+    def _has(self, account: Account, model: str, service: str | None) -> bool:
         """Whether an account has a model: it lists it, or lists none and speaks its dialect.
 
         Models without a service, and without a row, are OpenAI's and Azure's, or those of any
@@ -86,14 +110,13 @@ class Accounts:
         """
         if account.models:
             return model in account.models
-        service = self._service_of(model)
         if service is not None:
             return service == account.dialect
         return account.dialect in BUILT_IN_DIALECTS or not self._speaks_built_in
 
     def having(self, model: str) -> Sequence[Account]:
         """The accounts that purchases of a model may ask."""
-        return [account for account in self.declaring(model) if account.weight]
+        return self._find(model).having
 
     def group_of(self, model: str) -> str:
         """The group of the accounts that have a model."""

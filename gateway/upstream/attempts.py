@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from gateway.errors import UpstreamFailure, detach
+from gateway.frozen import frozen
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.upstream import failures
 from gateway.upstream.breaker import Permit
@@ -103,7 +104,7 @@ class SingleAccount:
         """Nothing: the purchase raises the failure."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Candidate:
     """An account that a purchase may ask."""
 

@@ -31,6 +31,9 @@ class Permit:
     """The number of the probe; None for a purchase that was permitted while closed."""
 
 
+_WHILE_CLOSED: Final = Permit()
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """The breaker is open: the purchase must not be sent."""
@@ -66,7 +69,7 @@ class Breaker:
         breaker has changed its state meanwhile.
         """
         if self._next_probe_at is None:
-            return Permit()
+            return _WHILE_CLOSED
         if now < self._next_probe_at:
             # At most `open_seconds`: a probe under way may close the breaker before the next one is
             # due.

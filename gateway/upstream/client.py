@@ -171,7 +171,7 @@ class UpstreamClient:
         body = self._dialect.forwarded_body(sent, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
         most = request.max_images(images)  # a model without a row may bring more
-        return self._prepared(request, sent, body, receive, images=most)
+        return PreparedRequest(request, sent.model, body, receive, images=most)
 
     def prepare_stream(
         self,
@@ -202,7 +202,7 @@ class UpstreamClient:
                 )
             return outcome
 
-        return self._prepared(request, sent, body, receive, images=1)
+        return PreparedRequest(request, sent.model, body, receive, images=1)
 
     async def check(self, base_url: str) -> CheckReply:
         """For `doctor`: what a purchase from this base URL would meet; it buys nothing.
@@ -212,20 +212,6 @@ class UpstreamClient:
         """
         return await send_check_request(
             self._session, URL(base_url), dialect=self._dialect, relay=self._relay
-        )
-
-    def _prepared(
-        self,
-        request: ImageRequest,
-        sent: ImageRequest,
-        body: bytes,
-        receive: Callable[[aiohttp.ClientResponse], Awaitable[Outcome]],
-        *,
-        images: int,
-    ) -> PreparedRequest:
-        texts = (request.prompt, *request.user_names)
-        return PreparedRequest(
-            request.model, sent.model, texts, body, receive, images=images, trace=request.trace
         )
 
     def _stream_reader(
@@ -357,19 +343,16 @@ class UpstreamClient:
         status: int | str = "timeout"  # if the deadline cancels it
         url = self._dialect.generations_url(self._base, prepared.upstream_model)
         try:
-            with self._tracer.http_request(
-                prepared.trace, "POST", str(url), resends=resends
-            ) as span:
-                outcome = await self._send_once(
-                    prepared, state, url=url, trace=span.inside(prepared.trace)
-                )
+            trace = prepared.request.trace
+            with self._tracer.http_request(trace, "POST", str(url), resends=resends) as span:
+                outcome = await self._send_once(prepared, state, url=url, trace=span.inside(trace))
                 received, error = _answered(outcome)
                 span.answered(received, error=error)
             status = outcome.status
             return outcome
         finally:
             elapsed = self._pace.clock() - started
-            self._observer.attempted(prepared.model, status=status, seconds=elapsed)
+            self._observer.attempted(prepared.request.model, status=status, seconds=elapsed)
 
     async def _send_once(
         self, prepared: PreparedRequest, state: SendState, *, url: URL, trace: TraceContext

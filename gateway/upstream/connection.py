@@ -159,7 +159,7 @@ class Connection(ResponseHandler):
     @property
     def should_close(self) -> bool:
         # aiohttp asks this at the end of a body, while its last segment is still being parsed.
-        return self._has_more or bool(self._held) or super().should_close
+        return self._has_more or bool(self._held) or self._has_unsent or super().should_close
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -352,6 +352,11 @@ class Connection(ResponseHandler):
         # TLS has read more than it was asked for: bytes behind a body would wait in it, where
         # `_has_unread_bytes` cannot see them.
         return self.transport is not None and bool(self.transport.get_extra_info("ssl_object"))
+
+    @property
+    def _has_unsent(self) -> bool:
+        """Whether the answer came before the whole request was sent."""
+        return self.transport is not None and bool(self.transport.get_write_buffer_size())
 
     def _has_unread_bytes(self) -> bool:
         """Whether the socket can be read: bytes have arrived, or the connection's end."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import aiohttp
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import Reason
-from gateway.images import UpstreamAnswer
-from gateway.trace_context import TraceContext
+from gateway.frozen import frozen
+from gateway.images import ImageRequest, UpstreamAnswer
 from gateway.upstream import failures
 
 _OF_ACCOUNT: Final = frozenset(
@@ -20,7 +19,7 @@ _OF_ACCOUNT: Final = frozenset(
 """Reasons that concern the account alone: another one may have the key, the right or the money."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """A complete 2xx answer, in chunks as received."""
 
@@ -30,7 +29,7 @@ class Reply:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answered:
     """A 2xx answer or a stream that brought an image."""
 
@@ -38,7 +37,7 @@ class Answered:
     answer: UpstreamAnswer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failed:
     """An attempt that failed."""
 
@@ -96,19 +95,21 @@ class Failed:
 Outcome: TypeAlias = Reply | Answered | Failed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PreparedRequest:
     """The request of a purchase as one account gets it, and the reader of its answer."""
 
-    model: str
-    """Our name, for the metrics."""
+    request: ImageRequest
+    """With our name of the model."""
     upstream_model: str
     """Its name at the account."""
-    texts: tuple[str, ...]
-    """The prompt and the names of the client, which upstream may quote."""
     body: bytes
     receive: Callable[[aiohttp.ClientResponse], Awaitable[Outcome]]
     """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
     images: int
     """How many it asks for."""
-    trace: TraceContext
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompt and the names of the client, which upstream may quote."""
+        return (self.request.prompt, *self.request.user_names)

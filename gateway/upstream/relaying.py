@@ -8,13 +8,14 @@ are fetched as they came, and never shown.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
 
 from gateway.errors import CUT, UpstreamFailure
+from gateway.frozen import replace
 from gateway.images import PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.redaction import Redactor
 
@@ -26,6 +27,9 @@ MAX_MESSAGE: Final = 4_000
 
 MAX_WORD: Final = 128
 """Characters of everything that is one word: codes, request ids, echoed parameters."""
+
+MAX_KEPT_WORDS: Final = 256
+"""Echoed parameters whose redaction is remembered: every answer has the same few."""
 
 MAX_FURTHER_BYTES: Final = 16 * 1024
 """Of the JSON of all further keys of an image or an error. Keys beyond are dropped."""
@@ -46,19 +50,24 @@ class Relay:
         self._redactor = Redactor(secrets)
         # A character has at most 6 characters in an escape, and each layer may double them.
         self._margin = _MARGIN + 16 * max(map(len, secrets), default=0)
+        self._echo = lru_cache(MAX_KEPT_WORDS)(partial(self._text, limit=MAX_WORD))
 
     def answer(self, answer: UpstreamAnswer) -> UpstreamAnswer:
         """An answer that may be stored and shown."""
-        return replace(
-            answer,
-            images=tuple(map(self._image, answer.images)),
-            echoed=self._words(answer.echoed),
-            upstream_request_id=self._optional(answer.upstream_request_id, MAX_WORD),
-        )
+        images = tuple(map(self._image, answer.images))
+        echoed = self._echoed(answer.echoed)
+        request_id = self._optional(answer.upstream_request_id, MAX_WORD)
+        if (images, echoed, request_id) == (
+            answer.images,
+            answer.echoed,
+            answer.upstream_request_id,
+        ):
+            return answer  # as nearly always; a copy takes 3 µs
+        return replace(answer, images=images, echoed=echoed, upstream_request_id=request_id)
 
     def partial_image(self, image: PartialImage) -> PartialImage:
         """A partial image that may be shown."""
-        return replace(image, echoed=self._words(image.echoed))
+        return replace(image, echoed=self._echoed(image.echoed))
 
     def failure(self, failure: UpstreamFailure) -> UpstreamFailure:
         """A failure that may be stored and shown. It is a new one: an exception keeps its text."""
@@ -82,11 +91,17 @@ class Relay:
         return relayed
 
     def _image(self, image: UpstreamImage) -> UpstreamImage:
+        if image.revised_prompt is None and not image.extra:
+            return image
         return replace(
             image,
             revised_prompt=self._optional(image.revised_prompt, MAX_REVISED_PROMPT),
             extra=MappingProxyType(self._further(image.extra)),
         )
+
+    def _echoed(self, words: Mapping[str, str]) -> Mapping[str, str]:
+        """As `_words`, of words that come again with the next answer."""
+        return MappingProxyType({key: self._echo(word) for key, word in words.items()})
 
     def _words(self, words: Mapping[str, str]) -> Mapping[str, str]:
         return MappingProxyType({key: self._text(word, MAX_WORD) for key, word in words.items()})

@@ -194,9 +194,11 @@ class TrackedBody(aiohttp.Payload):
         return str(self._value, encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        cast(Connection, cast(StreamWriter, writer).protocol).expect_answer()
+        connection = cast(Connection, cast(StreamWriter, writer).protocol)
+        connection.expect_answer()
         self._state.is_sent = True
-        await writer.write(self._value)
+        # Without waiting until it is sent: upstream may answer before it has read the body.
+        await cast(StreamWriter, writer).write(self._value, drain=False)
 
 
 class Request(aiohttp.ClientRequest):
@@ -214,9 +216,17 @@ class Request(aiohttp.ClientRequest):
         self.headers = CIMultiDict({hdrs.HOST: self.url.host_port_subcomponent or ""})
         self.headers.extend(headers)
 
+    def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
+        if not isinstance(body, TrackedBody):
+            super().update_body_from_data(body, _stacklevel)
+            return
+        self._body = body
+        self.headers.setdefault(hdrs.CONTENT_LENGTH, str(body.size))
+
     async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
         body, protocol = self._body, conn.protocol
-        if not isinstance(body, TrackedBody) or protocol is None or protocol.writing_paused:
+        waits = protocol is None or protocol.writing_paused or self._continue is not None
+        if protocol is None or waits or not isinstance(body, TrackedBody):
             return await super().send(conn)
         is_for_proxy = self.proxy and not self.is_ssl()
         target = str(self.url) if is_for_proxy else self.url.raw_path_qs

@@ -43,6 +43,23 @@ def test_a_payload_is_read_as_it_was_written(payload: Reserved | Received) -> No
     assert decode_payload(payload.encode()) == payload
 
 
+def test_the_second_payload_has_the_bytes_of_the_first_and_of_the_ledger() -> None:
+    begin = RESERVED.encode().removesuffix(b"}")
+    assert RECEIVED.encode().startswith(begin + b",")
+    assert RECORD.encode() in RECEIVED.encode().removeprefix(begin)
+
+
+@pytest.mark.parametrize("payload", [RESERVED, RECEIVED])
+def test_a_payload_of_an_older_gateway_has_all_fields_of_its_record(
+    payload: Reserved | Received,
+) -> None:
+    data = orjson.loads(payload.encode())
+    data["reserved"]["record"] = RECORD.to_dict()
+    if "record" in data:
+        data["record"] = RECORD.to_dict()
+    assert decode_payload(orjson.dumps(data)) == payload
+
+
 @pytest.mark.usefixtures("newer")
 def test_a_new_field_needs_no_other_code() -> None:
     reserved = NewerReserved("p", None, Amounts(1, 2, 3), RECORD, reserved_at=1.5)

@@ -439,6 +439,30 @@ def test_an_answer_before_the_whole_request_was_sent_is_the_last_on_its_connecti
     run(story())
 
 
+def test_an_upstream_that_reads_no_body_may_answer_before_it_was_sent(run: Run) -> None:
+    async def story() -> None:
+        server = Server("purchase")
+        large = ImageRequest(model="painter", prompt="otter" * 2_000_000)
+
+        async def refuse(reader: asyncio.StreamReader) -> None:
+            if server.requests:  # the body, which it never reads
+                await asyncio.Event().wait()
+            await reader.readuntil(b"\r\n\r\n")
+
+        async with buying(server) as buyer:
+            server.receive = refuse  # type: ignore[method-assign]
+            refused = b'{"error":{"message":"m"}}'
+            server.raw = [http(refused, "application/json", status="400 No")]
+            with pytest.raises(UpstreamFailure) as caught:
+                await buyer.client.generate(large, images=1)
+            assert (caught.value.status, caught.value.charge) == (400, Charge.FREE)
+            server.receive = Server.receive.__get__(server)  # type: ignore[method-assign]
+            assert await buyer.buy() == b"image %d" % server.requests
+            assert server.connections == 2
+
+    run(story())
+
+
 def test_bytes_before_the_first_request_close_a_new_connection(run: Run) -> None:
     async def story() -> None:
         async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

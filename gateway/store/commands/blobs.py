@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from gateway.frozen import frozen
 from gateway.store.protocol import Command
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutBlob(Command[None]):
     """Stores bytes for at least `ttl_seconds`; putting them again can only extend that.
 

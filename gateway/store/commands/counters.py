@@ -7,9 +7,9 @@ limit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from gateway.frozen import frozen
 from gateway.images import Expected
 from gateway.limits import Period
 from gateway.store.protocol import Command
@@ -56,7 +56,7 @@ class Consumption(NamedTuple):
     """It is never denied. A window counts it all the same; a bucket without room gives nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Admission:
     """`denied` is the index of the first consumption that exceeds its limit; None: admitted.
 
@@ -74,7 +74,7 @@ class Admission:
     """The indexes of the shadow consumptions that exceed their limits; none if one was denied."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Admit(Command[Admission]):
     """Consumes from every bucket or from none, if all records are as `expected`.
 
@@ -85,7 +85,7 @@ class Admit(Command[Admission]):
     consumptions: tuple[Consumption, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PeekCounters(Command[Sequence[CounterState]]):
     """The states of counters, in their order. Consumes nothing."""
 

@@ -7,12 +7,13 @@ none. Slots are numbered 0 to 63. Times are Unix seconds on the store's clock.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from gateway.frozen import frozen
 from gateway.store.protocol import Command
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Slot:
     """The image of a slot."""
 
@@ -25,7 +26,7 @@ class Slot:
     """When `StoreImages` stored it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """All slots of a fingerprint that contain an image, expired ones included.
 
@@ -36,14 +37,14 @@ class Entry:
     slots: Mapping[int, Slot]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadEntry(Command[Entry]):
     """Reads an entry, which is empty if there is none."""
 
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LeaseResult:
     """The state of each requested slot, which is in exactly one of the three."""
 
@@ -56,7 +57,7 @@ class LeaseResult:
     """Slots that another flight leases: slot → flight."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AcquireLease(Command[LeaseResult]):
     """Leases to `flight` those of `slots` that are empty.
 
@@ -72,7 +73,7 @@ class AcquireLease(Command[LeaseResult]):
     """Ids of images to replace: a slot with one of them counts as empty here."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RenewLease(Command[bool]):
     """Sets the time left of every lease of `flight`. False, and no change, if all have expired."""
 
@@ -81,7 +82,7 @@ class RenewLease(Command[bool]):
     lease_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReleaseLease(Command[None]):
     """Ends every lease of `flight`."""
 
@@ -89,7 +90,7 @@ class ReleaseLease(Command[None]):
     flight: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoreImages(Command[Mapping[int, int]]):
     """Puts images into slots and ends every lease of `flight`. Returns wanted slot → actual slot.
 
@@ -115,7 +116,7 @@ class StoreImages(Command[Mapping[int, int]]):
     displaces: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EmptySlots(Command[None]):
     """Removes images that are damaged or lost: slot → image id.
 
@@ -126,7 +127,7 @@ class EmptySlots(Command[None]):
     images: Mapping[int, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProlongSlots(Command[None]):
     """Lets images expire `ttl_seconds` from now, unless they expire later: slot → image id.
 
@@ -140,7 +141,7 @@ class ProlongSlots(Command[None]):
     stale_if_error_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EntriesPage:
     """Some entries: fingerprint → slots, expired images included."""
 
@@ -149,7 +150,7 @@ class EntriesPage:
     """The cursor for the next `ScanEntries`; None on the last page."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ScanEntries(Command[EntriesPage]):
     """About `limit` entries, or fewer, from the cursor `after` ("": the start), in any order.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from gateway.frozen import frozen
 from gateway.store.protocol import Command
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Publish(Command[None]):
     """Appends an event to a flight and notifies every watch of it.
 
@@ -22,14 +22,14 @@ class Publish(Command[None]):
     ttl_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Notify(Command[None]):
     """Notifies every watch of `flight`, without an event. Stores at most one notification."""
 
     flight: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadEvents(Command[Sequence[bytes]]):
     """The events of a flight in order, from index `after` on (0: all)."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Literal
 
+from gateway.frozen import frozen
 from gateway.store.commands.counters import Consumption, CounterState
 from gateway.store.protocol import Command
 
@@ -26,7 +27,7 @@ FREE_JOURNAL_SECONDS: Final = 300
 of these for nothing, and a repetition after this time moves no money."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """What a purchase needs of the account that it is sent to, which may make it wait.
 
@@ -52,7 +53,7 @@ class Place:
         return self.images_per_minute is not None or self.concurrent is not None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Turn:
     """Whether a purchase may be sent to its account now.
 
@@ -67,7 +68,7 @@ class Turn:
     """The estimate at the account's rate; without a rate 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reservation:
     """`denied` as in `Admission`; then nothing was reserved and no journal was opened."""
 
@@ -83,7 +84,7 @@ class Reservation:
     """If nothing was denied. `refused` is no reservation either."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reserve(Command[Reservation]):
     """Reserves every amount or none, and opens the purchase's journal in state `reserved`.
 
@@ -108,7 +109,7 @@ class Reserve(Command[Reservation]):
     place: Place | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reroute(Command[Reservation]):
     """Replaces reservation and payload of an open journal, for another account.
 
@@ -129,7 +130,7 @@ class Reroute(Command[Reservation]):
     place: Place | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Receive(Command[Literal["received", "settled", "unknown"]]):
     """Moves a journal from `reserved` to `received` and replaces its payload.
 
@@ -141,7 +142,7 @@ class Receive(Command[Literal["received", "settled", "unknown"]]):
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settlement:
     """`settled`: by this command. `already`: by an earlier one. `corrected`: see `Settle`."""
 
@@ -164,7 +165,7 @@ class Settlement:
     """The purchase had no journal, and was charged all the same."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LostReservation:
     """How to charge a purchase whose journal the store has lost.
 
@@ -177,7 +178,7 @@ class LostReservation:
     """Appended to the ledger instead of the usual record."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settle(Command[Settlement]):
     """Closes a journal: counters, ledger record and state change in one step, exactly once.
 
@@ -208,7 +209,7 @@ class Settle(Command[Settlement]):
     saved_micros: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Journal:
     """An open purchase."""
 
@@ -235,7 +236,7 @@ def reserved_by_unit(consumptions: Iterable[tuple[str, str, int]]) -> dict[str, 
     return {"reserved": reserved, "subjects": tuple(subjects)}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OpenJournals(Command[Sequence[Journal]]):
     """The oldest open journals, up to `limit`, of a worker, or of all workers (None).
 
@@ -247,14 +248,14 @@ class OpenJournals(Command[Sequence[Journal]]):
     text: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadJournalState(Command[Literal["queued", "reserved", "received", "settled", "unknown"]]):
     """The state of a purchase's journal; `unknown` if there is none."""
 
     purchase: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Turns:
     """What a worker may send to an account now."""
 
@@ -269,7 +270,7 @@ class Turns:
     """Further turns may have come: to be asked for at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TakeTurns(Command[Turns]):
     """Takes an account's tokens for those of a worker's queued purchases whose turn it is.
 
@@ -288,7 +289,7 @@ class TakeTurns(Command[Turns]):
     seen: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadTurns(Command[Sequence[Turn]]):
     """Where purchases are in an account's queue, in their order.
 
@@ -301,7 +302,7 @@ class ReadTurns(Command[Sequence[Turn]]):
     purchases: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CorrectAccount(Command[None]):
     """Corrects an account's bucket by what upstream says of it.
 

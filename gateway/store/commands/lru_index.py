@@ -8,9 +8,9 @@ more have expired. Until then its bytes count.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from gateway.frozen import frozen
 from gateway.store.protocol import Command
 
 MAX_EVICTIONS: Final = 1000
@@ -20,7 +20,7 @@ LruIndex: TypeAlias = Literal["images", "partials"]
 """There are two, which share nothing: of images, and of partial images (ephemeral blobs)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Track(Command[Sequence[str]]):
     """Adds a digest as used just now, or extends its time to live.
 
@@ -37,7 +37,7 @@ class Track(Command[Sequence[str]]):
     index: LruIndex = "images"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EvictTo(Command[Sequence[str]]):
     """Evicts as `Track` does, without adding a digest."""
 
@@ -45,7 +45,7 @@ class EvictTo(Command[Sequence[str]]):
     index: LruIndex = "images"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Touch(Command[None]):
     """Marks digests as used just now, in this order; untracked ones stay untracked.
 
@@ -55,14 +55,14 @@ class Touch(Command[None]):
     digests: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Untrack(Command[None]):
     """Removes digests. Also works in a full store."""
 
     digests: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EvictionCandidates(Command[Mapping[str, int]]):
     """The least recently used digests that together have at least `size_bytes`, oldest first.
 
@@ -74,7 +74,7 @@ class EvictionCandidates(Command[Mapping[str, int]]):
     skip: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LruTotals:
     """The number of digests in the index and their bytes, with expired ones not yet removed."""
 
@@ -82,12 +82,12 @@ class LruTotals:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadLruTotals(Command[LruTotals]):
     """Reads the totals of the index of images."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AreTracked(Command[Sequence[bool]]):
     """Whether each digest is tracked and has not expired, in their order."""
 

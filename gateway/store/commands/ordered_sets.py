@@ -7,16 +7,16 @@ members that begin with a time of a fixed width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from gateway.frozen import frozen
 from gateway.store.protocol import Command
 
 MAX_TRIMMED: Final = 10
 """Members that one addition removes from a set: more than it adds, so no set stays too long."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AddToOrderedSets(Command[None]):
     """Adds a member to each of the sets; may be repeated.
 
@@ -32,7 +32,7 @@ class AddToOrderedSets(Command[None]):
     oldest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RemoveFromOrderedSets(Command[None]):
     """Removes a member from each of the sets. Also works in a full store."""
 
@@ -41,7 +41,7 @@ class RemoveFromOrderedSets(Command[None]):
     member: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadOrderedSet(Command[Sequence[str]]):
     """The last `limit` members, of those before `before` ("": of all), last first."""
 
@@ -51,7 +51,7 @@ class ReadOrderedSet(Command[Sequence[str]]):
     before: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CountOrderedSets(Command[Sequence[int]]):
     """How many members each of the sets has, in their order."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from gateway.frozen import frozen
 from gateway.store.protocol import Command
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AddToSet(Command[None]):
     """Adds members. The whole set lives for at least `ttl_seconds` from now."""
 
@@ -19,7 +19,7 @@ class AddToSet(Command[None]):
     ttl_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MembersPage:
     """Some members of a set."""
 
@@ -28,7 +28,7 @@ class MembersPage:
     """The cursor for the next `ScanSet`; None on the last page."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ScanSet(Command[MembersPage]):
     """About `limit` members of a set from the cursor `after` ("": the start), in any order.
 
@@ -41,7 +41,7 @@ class ScanSet(Command[MembersPage]):
     limit: int = 500
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HasMember(Command[bool]):
     """Whether a set has this member."""
 
@@ -50,7 +50,7 @@ class HasMember(Command[bool]):
     member: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RemoveFromSet(Command[None]):
     """Removes members; the others stay. Also works in a full store."""
 
@@ -67,7 +67,7 @@ class BoundedSet(NamedTuple):
     max_members: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AddToBoundedSets(Command[Sequence[str]]):
     """Adds each member to all of `sets`, or to none if it is new to one that is full.
 

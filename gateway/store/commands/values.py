@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from gateway.frozen import frozen
 from gateway.store.protocol import Command
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetValue(Command[bool]):
     """Sets a small value. False, and no change, if a condition is not met.
 
@@ -25,7 +24,7 @@ class SetValue(Command[bool]):
     is_kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GetValue(Command[bytes | None]):
     """The value; None if there is none."""
 
@@ -33,7 +32,7 @@ class GetValue(Command[bytes | None]):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AdvanceCounter(Command[int]):
     """Adds `amount` to a value that counts from 0 modulo `modulus`; returns it as it was before.
 
@@ -48,7 +47,7 @@ class AdvanceCounter(Command[int]):
     ttl_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeleteValue(Command[None]):
     """Deletes the value if there is one, with `expected` only if it is that one.
 

@@ -81,11 +81,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from gateway.calendar import UTC_CALENDAR, Day
 from gateway.limits import CALENDAR_PERIODS
 from gateway.store.commands.lru_index import LruIndex
+from gateway.store.redis.windows import Today
 
 DEFAULT_PREFIX: Final = "igw:"
 
@@ -102,8 +103,12 @@ class Keys:
     encoder that caches its commands has to make them again for another day."""
     days: tuple[str, ...] = ()
     """The two UTC days of the ledger's streams that are written, for the same reason."""
+    today: Today | None = None
+    """The windows of the day that the server probably has, for the same reason."""
     day_at: Callable[[float], Day] = field(default=UTC_CALENDAR.day_at, repr=False)
     """The calendar day of a time in Unix seconds."""
+    plans: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The `plans.Plan` of each of the worker's purchases, as far as the worker has them."""
     books: str = field(init=False, repr=False)
     """The start of every key of the books: no key itself, but it names their hash slot."""
 

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from redis.exceptions import ResponseError
 
 from gateway.store.redis.commands.encoding import RedisCommand
+from gateway.store.redis.plans import Plan
 
 MAX_TOPICS: Final = 4096
 MAX_LEARNED: Final = 512
@@ -58,6 +59,8 @@ class LearnedKeys:
 
     def __init__(self) -> None:
         self._topics: OrderedDict[str, dict[str, None]] = OrderedDict()
+        self.plans: OrderedDict[str, Plan] = OrderedDict()
+        """By purchase."""
 
     def declare(self, command: RedisCommand) -> RedisCommand:
         """The command with the keys that are known; remembers its own."""
@@ -70,8 +73,18 @@ class LearnedKeys:
             # For those after it in the batch.
             self.remember(command.recalls[0], command.offers)
         if command.teaches:
-            self.remember(command.teaches, command.keys)
+            self._teach(command)
         return command.with_keys(known) if known else command
+
+    def _teach(self, command: RedisCommand) -> None:
+        self.remember(command.teaches, command.keys)
+        purchase = command.teaches.removeprefix("purchase ")
+        if command.plan is None:
+            self.plans.pop(purchase, None)
+            return
+        self.plans[purchase] = command.plan
+        while len(self.plans) > MAX_TOPICS:
+            self.plans.popitem(last=False)
 
     def remember(self, topic: str, keys: Iterable[str]) -> None:
         """Adds to the keys of a topic."""

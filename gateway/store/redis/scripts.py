@@ -26,16 +26,26 @@ class Script:
 # A script that finds further keys in what it reads needs `declared`. If all keys of a script are in
 # its command, it does without, because the check would only take time.
 _BOOKS: Final = ("clock", "declared", "books")
-_COUNTERS: Final = (*_BOOKS, "counters")
+_COUNTERS: Final = ("clock", "buckets", "declared", "books", "counters")
 _JOURNALS: Final = (*_COUNTERS, "journals", "queues")
 _LEDGER: Final = ("calendar", "ledger")
 _INDEX: Final = ("clock", "lru_index")
 _SLOTS: Final = ("clock", "expiry", "slots")
 
+
+def _planned(script: str, *parts: str) -> tuple[str, ...]:
+    """Parts of a script that begins with its plan, and ends there if the plan holds.
+
+    So the functions of the other parts are only created if it does not.
+    """
+    first = ("clock", "buckets", "plans", script)
+    return (*first, *(part for part in parts if part not in first))
+
+
 _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "blobs": {"put_blob": ()},
     "books": {"read_books": (*_BOOKS, *_LEDGER)},
-    "counters": {"admit": _COUNTERS, "peek_counters": _COUNTERS},
+    "counters": {"admit": _planned("planned_admit", *_COUNTERS), "peek_counters": _COUNTERS},
     "entries": {
         "read_entry": ("clock",),
         "scan_entries": ("scan",),
@@ -49,13 +59,13 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "events": {"publish": ()},
     "hits": {"count_hits": ("clock",), "read_hits": (), "delete_hits": ()},
     "journals": {
-        "reserve": _JOURNALS,
+        "reserve": _planned("planned_reserve", *_JOURNALS),
         "reroute": _JOURNALS,
         "receive": (),
         "take_turns": (*_JOURNALS, "many"),
         "read_turns": _JOURNALS,
         "correct_account": _JOURNALS,
-        "settle": (*_JOURNALS, *_LEDGER),
+        "settle": _planned("planned_settle", *_JOURNALS, *_LEDGER),
         "open_journals": _BOOKS,
         "read_journals": (),
     },

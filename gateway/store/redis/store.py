@@ -173,7 +173,13 @@ class RedisStore:
     def _encode(self, commands: Sequence[Command[Any]]) -> list[RedisCommand]:
         if (days := self._windows.read()) is not self._days:
             self._days = days
-            self._keys = replace(self._keys, calendar=days.calendar, days=days.ledger)
+            self._keys = replace(
+                self._keys,
+                calendar=days.calendar,
+                days=days.ledger,
+                today=days.today,
+                plans=self._learned.plans,
+            )
         keys, learned = self._keys, self._learned
         encoded: list[RedisCommand] = []
         for command in commands:

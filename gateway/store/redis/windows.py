@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from gateway.calendar import Calendar, Day
-from gateway.limits import CALENDAR_PERIODS
+from gateway.limits import CALENDAR_PERIODS, CalendarPeriod
 
 HALF_A_DAY: Final = 43_200
 DAY: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, in each look-up of a cache
+class Today:
+    """The one of the two days that the gateway takes for the server's date."""
+
+    begins: int
+    """Unix seconds."""
+    ends: int
+    windows: tuple[tuple[str, str, int], ...]
+    """Period, name and end of each window."""
 
 
 class CurrentDays(NamedTuple):
@@ -26,6 +38,7 @@ class CurrentDays(NamedTuple):
     """Of two days when the first begins, and the names and ends of the windows of each."""
     ledger: tuple[str, ...]
     """The two UTC days, as the ledger's streams have them."""
+    today: Today | None = None
 
 
 class CurrentWindows:
@@ -56,23 +69,33 @@ class CurrentWindows:
         # wrong by less than half a day needs no second attempt.
         first = self._calendar.day_at(now - HALF_A_DAY)
         second = self._calendar.day_at(first.ends_at)
-        # The same of UTC. The days are valid until either pair changes.
+        # The same of UTC. The days are valid until either pair changes, or today ends.
         of_ledger = [int((now + shift) // DAY) for shift in (-HALF_A_DAY, HALF_A_DAY)]
         changes_at = of_ledger[1] * DAY + HALF_A_DAY
+        day = first if now < first.ends_at else second
         self._valid = (
-            max(first.starts_at + HALF_A_DAY, changes_at - DAY),
-            min(first.ends_at + HALF_A_DAY, changes_at),
+            max(first.starts_at + HALF_A_DAY, changes_at - DAY, day.starts_at),
+            min(first.ends_at + HALF_A_DAY, changes_at, day.ends_at),
         )
         return CurrentDays(
             " ".join((str(first.starts_at), *_words(first), *_words(second))),
             tuple(f"{datetime.fromtimestamp(day * DAY, UTC):%Y-%m-%d}" for day in of_ledger),
+            Today(
+                day.starts_at,
+                day.ends_at,
+                tuple((period, *_words_of(period, day)) for period in CALENDAR_PERIODS),
+            ),
         )
 
 
 def _words(day: Day) -> list[str]:
-    windows = [(period, day.windows[period]) for period in CALENDAR_PERIODS]
-    return [word for period, window in windows for word in (window_name(period, window.label),
-            str(int(window.ends_at)))]  # fmt: skip
+    return [str(word) for period in CALENDAR_PERIODS for word in _words_of(period, day)]
+
+
+def _words_of(period: CalendarPeriod, day: Day) -> tuple[str, int]:
+    """The name and the end of a window."""
+    window = day.windows[period]
+    return window_name(period, window.label), int(window.ends_at)
 
 
 def window_name(period: str, label: str) -> str:

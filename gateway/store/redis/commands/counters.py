@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import orjson
+
 from gateway.limits import CALENDAR_PERIODS
 from gateway.store import commands
 from gateway.store.commands import Consumption, Counter, CounterState
@@ -19,6 +21,8 @@ from gateway.store.redis.commands.encoding import (
     script_command,
 )
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.layouts import lay_out
+from gateway.store.redis.plans import PLANNED, admit_arguments, read_planned_states
 
 
 def consumption_arguments(consumptions: Iterable[Consumption]) -> Sequence[Argument]:
@@ -35,6 +39,21 @@ def _consumption_arguments(consumptions: tuple[Consumption, ...]) -> Sequence[Ar
         most = "" if maximum is None else str(maximum)
         arguments += (subject, unit, period, most, str(amount), "1" if shadow else "0")
     return tuple(arguments)
+
+
+def packed_consumptions(consumptions: Iterable[Consumption]) -> bytes:
+    """Consumptions as JSON, for scripts that read them only if there is no plan."""
+    return orjson.dumps(
+        [
+            (subject, unit, period, "" if maximum is None else str(maximum), str(amount))
+            for (subject, unit, period, maximum), amount, _ in consumptions
+        ]
+    )
+
+
+def shadows_argument(consumptions: Iterable[Consumption]) -> str:
+    """For each consumption, whether its limit is a shadow."""
+    return "".join(["1" if consumption.shadow else "0" for consumption in consumptions])
 
 
 def counter_keys(counters: Iterable[Counter], keys: Keys) -> Sequence[str]:
@@ -82,8 +101,16 @@ def read_index(number: int) -> int | None:
 @encode.register
 @lru_cache(maxsize=MAX_PACKED)
 def _admit(command: commands.Admit, keys: Keys) -> RedisCommand:
+    consumptions, expected = command.consumptions, command.expected
+    counters = tuple(consumption.counter for consumption in consumptions)
+    layout = lay_out(counters, (), (), keys)
+
     def read(reply: Sequence[Any]) -> commands.Admission:
         is_expected, *rest = reply
+        if is_expected == PLANNED and layout is not None:
+            now, *numbers = rest
+            states = read_planned_states(layout, numbers, now)
+            return commands.Admission(None, None, states, now / SECOND)
         if not is_expected:
             return commands.Admission(denied=None, changed=tuple(rest), states=())
         denied, states, now, exceeded = rest
@@ -91,13 +118,15 @@ def _admit(command: commands.Admit, keys: Keys) -> RedisCommand:
             read_index(denied), None, read_states(states), now / SECOND, tuple(exceeded)
         )
 
-    counters = [consumption.counter for consumption in command.consumptions]
-    touched = [keys.records(expected.space) for expected in command.expected]
-    touched += counter_keys(counters, keys)
-    arguments: list[Argument] = [calendar_argument(counters, keys), len(command.expected)]
-    for expected in command.expected:
-        arguments += (expected.name, expected.value)
-    arguments += consumption_arguments(command.consumptions)
+    touched = [keys.records(record.space) for record in expected]
+    if layout is not None:
+        touched += layout.counter_keys
+    touched += (key for key in counter_keys(counters, keys) if key not in touched)
+    arguments: list[Argument] = [calendar_argument(counters, keys), len(expected)]
+    for record in expected:
+        arguments += (record.name, record.value)
+    arguments += (packed_consumptions(consumptions), shadows_argument(consumptions))
+    arguments += [""] if layout is None else admit_arguments(layout, consumptions, len(expected))
     return packed(script_command("admit", touched, arguments, read=read))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache, partial
 from typing import Any, Final, cast
 
 import orjson
@@ -12,8 +13,10 @@ from gateway.store import commands
 from gateway.store.redis.commands.counters import (
     consumption_arguments,
     counter_keys,
+    packed_consumptions,
     read_index,
     read_states,
+    shadows_argument,
 )
 from gateway.store.redis.commands.encoding import (
     SECOND,
@@ -22,15 +25,23 @@ from gateway.store.redis.commands.encoding import (
     encode,
     flatten,
     microseconds,
-    no_result,
     optional,
     pairs,
     plain_command,
-    read_texts,
     script_command,
     unchanged,
 )
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.layouts import MAX_LAYOUTS, Layout
+from gateway.store.redis.plans import (
+    PLANNED,
+    Plan,
+    plan_reservation,
+    read_planned_states,
+    reserve_arguments,
+    settle_arguments,
+    settle_keys,
+)
 from gateway.store.redis.windows import window_name
 
 MAX_JOURNALS: Final = 200
@@ -39,28 +50,40 @@ MAX_JOURNALS: Final = 200
 
 @encode.register
 def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
-    return _reserving("reserve", command, keys)
+    plan = plan_reservation(command, keys)
+    shadows = shadows_argument(command.consumptions)
+    arguments: list[Argument] = [command.purchase, command.worker, command.payload, keys.calendar]
+    if plan is None:
+        packed = packed_consumptions(command.consumptions)
+        scopes = _scopes(command.subjects, command.amounts)
+        arguments += (_place(command.place), packed, scopes, shadows, "")
+        return _reserving("reserve", command, keys, arguments)
+    arguments += ("", plan.consumptions, plan.scopes, shadows, *reserve_arguments(plan))
+    worker, topic = command.worker, _purchase_topic(command.purchase)
+    touched = [keys.journal(command.purchase), keys.open_purchases(worker), keys.reserved(worker)]
+    return script_command(
+        "reserve",
+        [*touched, keys.workers, *_counters_of(plan.layout, keys)],
+        arguments,
+        read=partial(_read_planned, plan),
+        recalls=(topic,),
+        teaches=topic,
+        plan=plan,
+    )
+
+
+# Cached: all purchases of a key on a day have one layout.
+@lru_cache(maxsize=MAX_LAYOUTS)
+def _counters_of(layout: Layout, keys: Keys) -> Sequence[str]:
+    """The keys of its plan, and behind them those of the other day."""
+    others = [name for subject in layout.subjects for name in keys.calendar_windows(subject)]
+    return list(
+        dict.fromkeys((*layout.counter_keys, *counter_keys(layout.counters, keys), *others))
+    )
 
 
 @encode.register
 def _reroute(command: commands.Reroute, keys: Keys) -> RedisCommand:
-    return _reserving("reroute", command, keys)
-
-
-def _reserving(
-    script: str, command: commands.Reserve | commands.Reroute, keys: Keys
-) -> RedisCommand:
-    def read(reply: Sequence[Any]) -> commands.Reservation:
-        denied, states, now, reserved_at, exceeded, turn = reply
-        return commands.Reservation(
-            read_index(denied),
-            read_states(states),
-            now / SECOND,
-            reserved_at=reserved_at / SECOND,
-            exceeded=tuple(exceeded),
-            turn=commands.Turn(turn[0].decode(), turn[1], turn[2] / SECOND),
-        )
-
     arguments: list[Argument] = [
         command.purchase,
         command.worker,
@@ -70,12 +93,21 @@ def _reserving(
         _place(command.place),
         *consumption_arguments(command.consumptions),
     ]
+    return _reserving("reroute", command, keys, arguments)
+
+
+def _reserving(
+    script: str,
+    command: commands.Reserve | commands.Reroute,
+    keys: Keys,
+    arguments: Sequence[Argument],
+) -> RedisCommand:
     place = command.place if command.place and command.place.is_limited else None
     return script_command(
         script,
-        [*_journal_keys(command, keys), keys.workers],
+        _journal_keys(command, keys),
         arguments,
-        read=read,
+        read=_read_reservation,
         recalls=(*_queue_topic(place), _purchase_topic(command.purchase)),
         teaches=_purchase_topic(command.purchase),
         offers=() if place is None else (keys.tickets(place.account, place.key),),
@@ -83,10 +115,31 @@ def _reserving(
     )
 
 
+def _read_planned(plan: Plan, reply: Sequence[Any]) -> commands.Reservation:
+    if reply[0] != PLANNED:
+        return _read_reservation(reply)
+    now = reply[1]
+    states = read_planned_states(plan.layout, reply[2:], now)
+    return commands.Reservation(None, states, now / SECOND, reserved_at=now / SECOND)
+
+
+def _read_reservation(reply: Sequence[Any]) -> commands.Reservation:
+    denied, states, now, reserved_at, exceeded, turn = reply
+    return commands.Reservation(
+        read_index(denied),
+        read_states(states),
+        now / SECOND,
+        reserved_at=reserved_at / SECOND,
+        exceeded=tuple(exceeded),
+        turn=commands.Turn(turn[0].decode(), turn[1], turn[2] / SECOND),
+    )
+
+
 def _journal_keys(command: commands.Reserve | commands.Reroute, keys: Keys) -> list[str]:
     """The keys that a purchase's reservation touches, and later its settlement."""
     worker = command.worker
     touched = [keys.journal(command.purchase), keys.open_purchases(worker), keys.reserved(worker)]
+    touched.append(keys.workers)
     touched += counter_keys((c.counter for c in command.consumptions), keys)
     for subject in command.subjects:
         touched += keys.calendar_windows(subject)
@@ -130,6 +183,21 @@ def _receive(command: commands.Receive, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
+    lost = command.lost
+    arguments = (
+        command.purchase,
+        int(command.presumed),
+        int(command.correct),
+        *optional(command.record),
+        keys.calendar,
+        command.attempt,
+        b"" if lost is None else _scopes_of_lost(lost, command.charge, keys),
+        b"" if lost is None else lost.record,
+        orjson.dumps(command.totals),
+        command.saved_micros,
+        orjson.dumps([str(part) for part in flatten(command.charge.items())]),
+    )
+
     def read(reply: Sequence[Any]) -> commands.Settlement:
         status, presumed, charged, states, now, attempt, before, is_unreserved = reply
         return commands.Settlement(
@@ -143,20 +211,36 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
             is_unreserved=bool(is_unreserved),
         )
 
+    plan: Plan | None = keys.plans.get(command.purchase)
+    further = settle_arguments(plan, command, keys) if plan is not None else None
+    if plan is None or further is None:
+        return script_command(
+            "settle",
+            _settle_keys(command, keys),
+            (*arguments, ""),
+            read=read,
+            recalls=(_purchase_topic(command.purchase),),
+        )
+
+    def read_planned(reply: Sequence[Any]) -> commands.Settlement:
+        if reply[0] != PLANNED:
+            return read(reply)
+        return commands.Settlement(
+            "settled",
+            dict(command.charge),
+            presumed=False,
+            states=read_planned_states(plan.layout, reply[2:], reply[1]),
+            now=reply[1] / SECOND,
+            attempt=command.attempt,
+        )
+
+    # If the plan does not hold, the script asks for the further keys that it needs without it.
+    touched = settle_keys(plan, command, keys)
+    return script_command("settle", touched, (*arguments, *further), read=read_planned)
+
+
+def _settle_keys(command: commands.Settle, keys: Keys) -> Sequence[str]:
     lost = command.lost
-    arguments = (
-        command.purchase,
-        int(command.presumed),
-        int(command.correct),
-        *optional(command.record),
-        keys.calendar,
-        command.attempt,
-        b"" if lost is None else _scopes_of_lost(lost, command.charge, keys),
-        b"" if lost is None else lost.record,
-        orjson.dumps(command.totals),
-        command.saved_micros,
-        *flatten(command.charge.items()),
-    )
     touched = [keys.journal(command.purchase), keys.running_totals]
     if command.record is not None or lost is not None:
         touched += keys.ledger_end("charged", "free")
@@ -168,13 +252,7 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
                 keys.window(subject, window_name(period, window.label))
                 for period, window in day.windows.items()
             )
-    return script_command(
-        "settle",
-        list(dict.fromkeys(touched)),
-        arguments,
-        read=read,
-        recalls=(_purchase_topic(command.purchase),),
-    )
+    return list(dict.fromkeys(touched))
 
 
 def _read_charge(flat: Sequence[Any]) -> dict[str, int]:
@@ -263,61 +341,3 @@ def _read_journal_state(command: commands.ReadJournalState, keys: Keys) -> Redis
         return "unknown" if reply is None else reply.decode()
 
     return plain_command("HGET", keys.journal(command.purchase), "state", read=read)
-
-
-@encode.register
-def _take_turns(command: commands.TakeTurns, keys: Keys) -> RedisCommand:
-    def read(reply: Sequence[Any]) -> commands.Turns:
-        taken, waiting, next_in, has_more = reply
-        return commands.Turns(
-            tuple(sorted(read_texts(taken))), waiting, next_in / SECOND, has_more=bool(has_more)
-        )
-
-    rates = _or_none(command.images_per_minute, command.concurrent)
-    arguments = (command.account, command.worker, *rates, *command.seen)
-    touched = [
-        *keys.account(command.account),
-        keys.slow_workers(command.account),
-        keys.taken_turns(command.account, command.worker),
-        keys.reserved(command.worker),
-    ]
-    # A topic of its own: this script also asks for journals, which the others do not need.
-    topics = (f"turns {command.account}", f"queue {command.account}")
-    return script_command(
-        "take_turns", touched, arguments, read=read, recalls=topics, asked_often=keys.asked_often
-    )
-
-
-@encode.register
-def _read_turns(command: commands.ReadTurns, keys: Keys) -> RedisCommand:
-    def read(reply: Sequence[Any]) -> Sequence[commands.Turn]:
-        return [
-            commands.Turn(state.decode(), position, wait / SECOND)
-            for state, position, wait in reply
-        ]
-
-    rates = _or_none(command.images_per_minute, command.concurrent)
-    arguments = (command.account, *rates, *command.purchases)
-    touched = [
-        *keys.account(command.account),
-        *(keys.journal(purchase) for purchase in command.purchases),
-    ]
-    topic = f"queue {command.account}"
-    return script_command(
-        "read_turns", touched, arguments, read=read, recalls=(topic,), asked_often=keys.asked_often
-    )
-
-
-@encode.register
-def _correct_account(command: commands.CorrectAccount, keys: Keys) -> RedisCommand:
-    arguments = (
-        command.account,
-        *_or_none(command.images_per_minute, command.remaining),
-        microseconds(command.stop_seconds),
-    )
-    touched = keys.account(command.account)
-    return script_command("correct_account", touched, arguments, read=no_result)
-
-
-def _or_none(*numbers: int | None) -> Sequence[Argument]:
-    return ["" if number is None else number for number in numbers]

@@ -1,17 +1,18 @@
 -- KEYS: the journal, the worker's open purchases and what they reserve, the workers, the counters, and of
 -- the account its queue, with the tickets of all keys if others wait.
--- ARGV: purchase, worker, payload, the calendar, the subjects and amounts as JSON, the place at an
--- account as JSON ('' = none), the consumptions.
+-- ARGV: purchase, worker, payload, the calendar, the place at an account as JSON ('' = none), the
+-- consumptions as JSON, the subjects and amounts as JSON, for each consumption whether its limit is a
+-- shadow ('1' or '0'), and a plan with what belongs to it ('' = none).
 -- Returns the index of the denied consumption (-1 = none), the states, now, the time of the
 -- reservation, the indexes of the consumptions that exceed a shadow limit, and the turn.
-local FIRST = 7
 local purchase, worker, payload = ARGV[1], ARGV[2], ARGV[3]
-local scopes = cjson.decode(ARGV[5])
+local scopes = cjson.decode(ARGV[7])
 local key = journal_key(purchase)
 if not choose_windows(ARGV[4]) then
   return wrong_calendar()
 end
-local consumptions = read_consumptions(ARGV, FIRST)
+local arguments = unpack_consumptions(ARGV[6], ARGV[8])
+local consumptions = read_consumptions(arguments, 1)
 if redis.call('EXISTS', key) == 1 then
   local at, state = unpack(redis.call('HMGET', key, 'at', 'state'))
   local turn = state == 'queued' and { state, 0, 0 } or NO_TURN
@@ -21,12 +22,12 @@ end
 local denied, exceeded = consume(consumptions, true)
 if denied then
   end_future_buckets(consumptions)
-  return { denied - 1, states(read_consumptions(ARGV, FIRST), denied), now, now, {}, NO_TURN }
+  return { denied - 1, states(read_consumptions(arguments, 1), denied), now, now, {}, NO_TURN }
 end
-local place = read_place(ARGV[6])
+local place = read_place(ARGV[5])
 local turn = decide_turn(place)
 if turn[1] == 'refused' then
-  return { -1, states(read_consumptions(ARGV, FIRST)), now, now, {}, turn }
+  return { -1, states(read_consumptions(arguments, 1)), now, now, {}, turn }
 end
 
 local packed = pack_consumptions(consumptions)

@@ -1,8 +1,8 @@
 -- KEYS: the journal and what it holds, the running totals, the ledger.
 -- ARGV: purchase, presumed, correct, has a record (each '1' or '0'), the record, the calendar, the
 -- attempt, subjects, amounts and windows as JSON for a purchase without a journal ('' = it is charged
--- nothing), its record, the names of running totals as JSON, the saved micro-dollars, then the charge
--- as unit, amount, ….
+-- nothing), its record, the names of running totals as JSON, the saved micro-dollars, the charge as JSON
+-- (unit, amount, …), and a plan with what belongs to it ('' = none).
 -- Returns status, presumed (1 or 0), the charge as unit, amount, …, the states, now, the attempt that
 -- made the charge, the charge before a correction as unit, amount, … ('' = none), and whether there
 -- was no reservation (1 or 0).
@@ -10,7 +10,7 @@ local purchase, is_presumed, corrects = ARGV[1], ARGV[2] == '1', ARGV[3] == '1'
 local record = ARGV[4] == '1' and ARGV[5]
 local attempt, scopes_if_lost, record_if_lost = ARGV[7], ARGV[8], ARGV[9]
 local totals, saved = cjson.decode(ARGV[10]), tonumber(ARGV[11])
-local charge = read_charge(ARGV, 12)
+local charge = unpack_charge(ARGV[12])
 local key = journal_key(purchase)
 if not choose_windows(ARGV[6]) then
   return wrong_calendar()
@@ -114,7 +114,7 @@ local function read_holdings(journal, before)
 end
 
 local function close(journal)
-  journal.charged, journal.presumed = pack_charge(charge), is_presumed and '1' or '0'
+  journal.charged, journal.presumed = ARGV[12], is_presumed and '1' or '0'
   local windows, amounts, consumptions, end_of_ledger = read_holdings(journal, {})
   need_journal(journal)
   if is_lost then
@@ -135,7 +135,7 @@ end
 local function correct(journal)
   local before = unpack_charge(journal.charged)
   journal.corrected_from = journal.charged
-  journal.charged, journal.presumed = pack_charge(charge), '0'
+  journal.charged, journal.presumed = ARGV[12], '0'
   local windows, amounts, consumptions, end_of_ledger = read_holdings(journal, before)
   write_charge(journal, windows, amounts, before, end_of_ledger)
   move_totals((charge.usd_micros or 0) - (before.usd_micros or 0), 0)

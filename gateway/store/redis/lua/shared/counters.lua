@@ -1,12 +1,4 @@
 -- Counters: read into tables, changed in memory, and written only if every amount fits.
---
--- A bucket's level is stored in 1/60,000,000 of a unit: then it gains exactly `maximum` of these in
--- each microsecond, and nothing is ever rounded.
-
-local UNIT = 60000000
-local MINUTE = 60 * SECOND
-local BUCKET_SECONDS = 120 -- an untouched bucket is full after a minute and need not be stored
-local WINDOW_GRACE = 7 * 86400 * SECOND -- commands.WINDOW_GRACE_SECONDS
 
 local function bucket_key(subject, unit)
   return BOOKS .. 'bucket:' .. subject .. ':' .. unit
@@ -21,18 +13,11 @@ local function read_bucket(counter)
     return -- a bucket without a limit is not stored
   end
   counter.key = bucket_key(counter.subject, counter.unit)
-  counter.capacity = counter.maximum * UNIT
-  counter.level, counter.at = counter.capacity, now
+  counter.at = now
   local stored = redis.call('HMGET', counter.key, 'level', 'at')
-  if not stored[1] then
-    return
-  end
-  -- A bucket from the future, of a clock that was set back, refills from now on.
-  counter.is_from_future = tonumber(stored[2]) > now
-  local elapsed = math.max(0, now - tonumber(stored[2]))
-  if elapsed < MINUTE then
-    counter.level = math.min(counter.capacity, tonumber(stored[1]) + elapsed * counter.maximum)
-  end
+  counter.level = refilled(stored, counter.maximum)
+  counter.is_from_future = stored[1] and tonumber(stored[2]) > now
+  counter.filled_at = stored[2]
 end
 
 -- The windows of now by period. `choose_windows` adds those of the calendar.
@@ -159,6 +144,19 @@ local function read_consumptions(arguments, first)
   return consumptions
 end
 
+-- Consumptions that were sent as JSON, as `read_consumptions` reads them.
+local function unpack_consumptions(packed, shadows)
+  local arguments, n = {}, 0
+  for i, item in ipairs(cjson.decode(packed)) do
+    for part = 1, 5 do
+      arguments[n + part] = item[part]
+    end
+    arguments[n + 6] = shadows:sub(i, i)
+    n = n + 6
+  end
+  return arguments
+end
+
 local function fits(counter, amount)
   if amount == 0 or not counter.maximum then
     return true
@@ -203,7 +201,9 @@ local function write_buckets(consumptions)
     local counter = consumption.counter
     if counter.has_given then
       redis.write('HSET', counter.key, 'level', counter.level, 'at', counter.at)
-      redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
+      if begins_to_expire(counter.filled_at) then
+        redis.write('EXPIRE', counter.key, BUCKET_SECONDS)
+      end
     end
   end
 end
@@ -285,13 +285,12 @@ local function bucket_state(counter, denied_amount)
   if not counter.maximum then
     return 0, 0, 0, 0
   end
-  local missing = counter.capacity - counter.level
-  local resets_in = missing > 0 and math.ceil(missing / counter.maximum) or 0
+  local used, resets_in = level_state(counter.level, counter.maximum)
   local retry_in = 0 -- also for an amount that never fits
   if denied_amount and denied_amount <= counter.maximum then
     retry_in = math.ceil((denied_amount * UNIT - counter.level) / counter.maximum)
   end
-  return math.ceil(missing / UNIT), 0, resets_in, retry_in
+  return used, 0, resets_in, retry_in
 end
 
 local function window_state(counter)

@@ -2,9 +2,7 @@
 -- windows; once closed with charged, presumed and attempt instead of the payload. Numbers in JSON
 -- are text, so none loses digits.
 
-local CLOSED_SECONDS = 7 * 86400 -- commands.CLOSED_JOURNAL_SECONDS
 local FREE_SECONDS = 300 -- commands.FREE_JOURNAL_SECONDS
-local NO_WINDOWS = '{"subjects":[],"amounts":{},"windows":[]}'
 
 -- The consumptions of a reservation, each with the name and end of its window: a purchase is
 -- charged to the windows of its reservation, whenever it is settled.
@@ -138,24 +136,11 @@ local function reread_consumptions(packed)
   return consumptions
 end
 
--- A charge as a table unit → amount, from a list unit, amount, ….
-local function read_charge(arguments, first)
-  local charge = {}
-  for i = first, #arguments, 2 do
-    charge[arguments[i]] = tonumber(arguments[i + 1])
+-- A charge as a table unit → amount, from JSON of a list unit, amount, ….
+local function unpack_charge(packed)
+  local charge, list = {}, cjson.decode(packed)
+  for i = 1, #list, 2 do
+    charge[list[i]] = tonumber(list[i + 1])
   end
   return charge
-end
-
-local function pack_charge(charge)
-  local packed = {}
-  for unit, amount in pairs(charge) do
-    table.insert(packed, unit)
-    table.insert(packed, digits(amount))
-  end
-  return cjson.encode(packed)
-end
-
-local function unpack_charge(packed)
-  return read_charge(cjson.decode(packed), 1)
 end

@@ -85,18 +85,18 @@ local function read_ledger_end()
   return ms, count
 end
 
--- Where `append_records` begins. Asks for the streams that so many records need, before anything is
+-- Where `append_records` begins. Asks for the keys that so many records need, before anything is
 -- written.
 local function prepare_append(records_count, is_charged)
   local ms, count = read_ledger_end()
   local first_ms = math.max(ms, math.floor(now / 1000))
   local last_ms = first_ms + math.ceil(records_count / MAX_COUNT) + 1
   local class, first_day = is_charged and 'charged' or 'free', day_of_ms(first_ms)
-  local streams = { ledger_key(class, first_day) }
+  local names = { ledger_key(class, first_day), days_key(class) }
   if last_ms % 86400000 < last_ms - first_ms then -- else they are of one day
-    streams[2] = ledger_key(class, day_of_ms(last_ms))
+    names[3] = ledger_key(class, day_of_ms(last_ms))
   end
-  need(streams)
+  need(names)
   return { ms = ms, count = count }
 end
 

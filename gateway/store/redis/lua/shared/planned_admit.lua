@@ -1,0 +1,33 @@
+-- `admit` by the plan of the gateway: what follows the expected records in ARGV. It writes only if the
+-- records are as expected, the plan holds and everything fits; else the script goes on without it.
+--
+-- Returns -2, now, and two numbers of each counter, as `check_planned` adds them.
+
+local function admit_as_planned(plan, expected, first)
+  local seconds = now / SECOND
+  if seconds < tonumber(ARGV[first]) or seconds >= tonumber(ARGV[first + 1]) then
+    return nil
+  end
+  for i = 1, expected do
+    if (redis.call('HGET', KEYS[i], ARGV[2 * i + 1]) or '') ~= ARGV[2 * i + 2] then
+      return nil
+    end
+  end
+  local reply = { -2, now }
+  local fits, levels, filled_at = check_planned(plan, reply, false)
+  if not fits then
+    return nil
+  end
+  write_planned_levels(plan, levels, filled_at, digits(now))
+  return reply
+end
+
+local expected = tonumber(ARGV[2])
+local first = 3 + 2 * expected -- the consumptions as JSON, which are shadows, and the plan
+if ARGV[first + 2] ~= '' then
+  local plan = { string.byte(ARGV[first + 2], 1, -1) }
+  local reply = admit_as_planned(plan, expected, first + 3)
+  if reply then
+    return reply
+  end
+end

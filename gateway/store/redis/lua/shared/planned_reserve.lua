@@ -1,0 +1,33 @@
+-- `reserve` by the plan of the gateway: ARGV[9], and what follows it. It writes only if the plan holds
+-- and everything fits; else the script goes on without it.
+--
+-- Returns -2, now, and two numbers of each counter, as `check_planned` adds them.
+
+local function reserve_as_planned(plan)
+  local seconds = now / SECOND
+  if seconds < tonumber(ARGV[10]) or seconds >= tonumber(ARGV[11])
+    or redis.call('EXISTS', KEYS[1]) == 1 then
+    return nil
+  end
+  local reply, text = { -2, now }, digits(now)
+  local groups, levels, filled_at = check_planned(plan, reply, true)
+  if not groups then
+    return nil
+  end
+  change_planned_windows(plan, groups)
+  write_planned_levels(plan, levels, filled_at, text)
+  local purchase, worker, consumptions, scopes = ARGV[1], ARGV[2], ARGV[6], ARGV[7]
+  redis.call('HSET', KEYS[1], 'worker', worker, 'payload', ARGV[3], 'at', text,
+    'consumptions', consumptions, 'windows', scopes, 'state', 'reserved')
+  redis.call('HSET', KEYS[3], purchase, text .. '\n' .. consumptions .. '\n' .. scopes)
+  redis.call('ZADD', KEYS[2], text, purchase)
+  redis.call('ZADD', KEYS[4], text, worker)
+  return reply
+end
+
+if ARGV[9] ~= '' then
+  local reply = reserve_as_planned({ string.byte(ARGV[9], 1, -1) })
+  if reply then
+    return reply
+  end
+end

@@ -1,0 +1,98 @@
+-- Plans of purchases, as `commands.plans` makes them. KEYS and ARGV are those of the plan, so nothing
+-- here needs to be checked with `declared`, which comes behind it.
+
+-- Reads the counters of a plan, from its third number on: plan[1] buckets, then plan[2] windows. Adds two
+-- numbers of each to `reply`: of a bucket what is missing, and the microseconds until it is full; of a
+-- window the spent and the reserved amount, with the amounts of now if it `reserves`.
+-- Returns where the plan goes on, the new levels of buckets that give something, and when those were
+-- filled; nil if an amount does not fit.
+local function check_planned(plan, reply, reserves)
+  local n, at, levels, filled_at = #reply, 3, {}, {}
+  for i = 1, plan[1] do
+    local amount, maximum = tonumber(ARGV[plan[at + 1]]), tonumber(ARGV[plan[at + 2]])
+    local stored = redis.call('HMGET', KEYS[plan[at]], 'level', 'at')
+    local level = refilled(stored, maximum) - amount * UNIT
+    if level < 0 then
+      return nil
+    end
+    levels[i], filled_at[i] = amount > 0 and level, stored[2]
+    local missing, full_in = level_state(level, maximum)
+    reply[n + 1] = missing -- in order: an assignment of both begins with the last one
+    reply[n + 2] = full_in
+    n, at = n + 2, at + 3
+  end
+  for _ = 1, plan[2] do
+    local key, is_calendar, count = KEYS[plan[at]], plan[at + 1] == 1, plan[at + 2]
+    at = at + 3
+    local fields, stored = {}, nil
+    for i = 1, count do
+      local field = plan[at + 3 * i - 3]
+      fields[2 * i - 1] = ARGV[field]
+      fields[2 * i] = ARGV[field + 1]
+    end
+    if is_calendar or count > 1 then
+      stored = redis.call('HMGET', key, unpack(fields))
+    else -- of open purchases nothing is spent
+      stored = { false, redis.call('HGET', key, fields[2]) }
+    end
+    for i = 1, count do
+      local amount, maximum = tonumber(ARGV[plan[at + 1]]), tonumber(ARGV[plan[at + 2]])
+      local spent, reserved = (stored[2 * i - 1] or 0) + 0, (stored[2 * i] or 0) + 0
+      if maximum and amount ~= 0 and spent + reserved + amount > maximum then
+        return nil
+      end
+      reply[n + 1] = spent
+      reply[n + 2] = reserves and reserved + amount or reserved
+      n, at = n + 2, at + 3
+    end
+  end
+  return at, levels, filled_at
+end
+
+-- Stores the levels that `check_planned` has found. `text` is now.
+local function write_planned_levels(plan, levels, filled_at, text)
+  for i = 1, plan[1] do
+    if levels[i] then
+      local key = KEYS[plan[3 * i]]
+      redis.call('HSET', key, 'level', levels[i], 'at', text)
+      if begins_to_expire(filled_at[i]) then
+        redis.call('EXPIRE', key, BUCKET_SECONDS)
+      end
+    end
+  end
+end
+
+-- Changes the windows of a plan, whose groups begin at `first`. Returns the new amounts in order.
+local function change_planned_windows(plan, first)
+  local totals, n = {}, 0
+  while plan[first] do
+    local count = plan[first]
+    local windows = first + count + 1
+    local fields, amounts = {}, {}
+    for i = 1, count do
+      fields[i], amounts[i] = ARGV[plan[first + i]], ARGV[plan[first + i] + 1]
+    end
+    first = windows + 2 * plan[windows] + 1
+    local lowest = tonumber(amounts[1])
+    for window = windows + 1, first - 1, 2 do
+      local key, ends, is_lost = KEYS[plan[window]], plan[window + 1], false
+      for i = 1, count do
+        local total = redis.call('HINCRBY', key, fields[i], amounts[i])
+        if total < 0 then -- the store has lost the window, and less is left than is released
+          redis.call('HSET', key, fields[i], 0)
+          total, is_lost = 0, true
+        end
+        if total == 0 and ends == 0 then -- it never expires and would collect fields at zero
+          redis.call('HDEL', key, fields[i])
+        end
+        totals[n + i] = total
+      end
+      -- In a window that was there, the first amount is larger than its change.
+      if ends > 0 and count > 0 and (is_lost or totals[n + 1] <= lowest) then
+        redis.call('PEXPIREAT', key, milliseconds(ARGV[ends] * SECOND + WINDOW_GRACE), 'NX')
+      end
+      n = n + count
+    end
+  end
+  return totals
+end
