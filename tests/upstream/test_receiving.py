@@ -80,9 +80,6 @@ def test_bytes_behind_a_large_answer_are_no_answer(run: Run, tls: bool) -> None:
             for stray in (b"0", http(images(b"stray"), "application/json"), b"\x00" * 600_000):
                 server.stray = stray
                 assert await buyer.buy() == picture(server.requests, 1_000_000)
-                # These tests have no `REST_SECONDS`. With TLS, bytes that are decrypted already are
-                # read in the next turn.
-                await turns()
                 connections = server.connections
                 assert await buyer.buy() == picture(server.requests, 1_000_000)
                 assert server.connections == connections + 1
