@@ -22,6 +22,7 @@ from gateway.conditions import Condition
 from gateway.errors import Charge, UpstreamFailure, detach
 from gateway.failure_report import FailureReport, Reason
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
+from gateway.net.complete_body import take_complete
 from gateway.net.sse import Event
 from gateway.net.tls import create_tls
 from gateway.tasks import Turns
@@ -473,6 +474,9 @@ async def _read(response: aiohttp.ClientResponse, chunks: list[bytes], *, limit_
     The caller passes the list so that it keeps the chunks if the connection is lost.
     """
     length = 0
+    if response.content.is_eof() and response.content.total_bytes:
+        chunks.append(take_complete(response.content))
+        return len(chunks[-1])
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
         length += len(chunk)
