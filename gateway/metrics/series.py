@@ -50,15 +50,17 @@ class Count(Counter):
     Amounts must not be below zero.
     """
 
-    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
-        self._value.inc(amount)
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self.inc = self._value.inc  # type: ignore[method-assign]
 
 
 class Level(Gauge):
     """A gauge without the library's checks of what is added."""
 
-    def inc(self, amount: float = 1) -> None:
-        self._value.inc(amount)
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self.inc = self._value.inc  # type: ignore[method-assign]
 
 
 class Observations(Histogram):

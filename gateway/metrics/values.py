@@ -73,7 +73,7 @@ class Value:
             file = _files[path] = ReservedFile(path)
         self._cells, self._at = file.place(self._key)
 
-    def inc(self, amount: float) -> None:
+    def inc(self, amount: float = 1) -> None:
         self._cells[self._at] += amount
 
     def set(self, value: float, timestamp: float | None = None) -> None:
