@@ -81,23 +81,23 @@ async def read_body(request: web.Request) -> bytes:
     """The body of the request. Raises 408 or 413 if it is too slow or too large."""
     settings = request.app[SERVICES].settings
     max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
-    headers = request.headers
+    headers, content = request.headers, request.content
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
     if hdrs.CONTENT_ENCODING in headers:
         _check_encoding(headers[hdrs.CONTENT_ENCODING])
-    if isinstance(fault := request.content.exception(), BodyRefused):
+    if isinstance(fault := content.exception(), BodyRefused):
         raise fault.answer()
     if hdrs.EXPECT in headers and headers[hdrs.EXPECT].strip().lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # aiohttp and `handle_error` take a size above zero for a response that has begun.
         request.writer.output_size = 0
     try:
-        if request.content.is_eof():  # small bodies come with the head and need no timer
-            body = take_complete(request.content)
+        if content.is_eof():  # small bodies come with the head and need no timer
+            body = take_complete(content)
         else:
             async with asyncio.timeout(seconds):
-                body = await _read_chunks(request.content, max_bytes)
+                body = await _read_chunks(content, max_bytes)
     # Before OSError, which is its base class.
     except TimeoutError:
         raise request_timeout(seconds) from None
