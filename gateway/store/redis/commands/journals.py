@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Final, cast
 
 import orjson
@@ -32,7 +32,6 @@ from gateway.store.redis.commands.encoding import (
     unchanged,
 )
 from gateway.store.redis.keys import Keys
-from gateway.store.redis.layouts import MAX_LAYOUTS, Layout
 from gateway.store.redis.plans import (
     PLANNED,
     Plan,
@@ -63,22 +62,13 @@ def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
     touched = [keys.journal(command.purchase), keys.open_purchases(worker), keys.reserved(worker)]
     return script_command(
         "reserve",
-        [*touched, keys.workers, *_counters_of(plan.layout, keys)],
+        # On another day than the plan's, the script asks for the windows of that one.
+        [*touched, keys.workers, *plan.layout.counter_keys],
         arguments,
         read=partial(_read_planned, plan),
         recalls=(topic,),
         teaches=topic,
         plan=plan,
-    )
-
-
-# Cached: all purchases of a key on a day have one layout.
-@lru_cache(maxsize=MAX_LAYOUTS)
-def _counters_of(layout: Layout, keys: Keys) -> Sequence[str]:
-    """The keys of its plan, and behind them those of the other day."""
-    others = [name for subject in layout.subjects for name in keys.calendar_windows(subject)]
-    return list(
-        dict.fromkeys((*layout.counter_keys, *counter_keys(layout.counters, keys), *others))
     )
 
 
