@@ -23,7 +23,6 @@ from gateway.store.redis.commands.encoding import (
     Argument,
     RedisCommand,
     encode,
-    flatten,
     microseconds,
     optional,
     pairs,
@@ -32,7 +31,7 @@ from gateway.store.redis.commands.encoding import (
     unchanged,
 )
 from gateway.store.redis.keys import Keys
-from gateway.store.redis.layouts import MAX_LAYOUTS
+from gateway.store.redis.layouts import MAX_LAYOUTS, Layout
 from gateway.store.redis.plans import (
     PLANNED,
     Plan,
@@ -59,18 +58,24 @@ def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
         arguments += (_place(command.place), packed, scopes, shadows, "")
         return _reserving("reserve", command, keys, arguments)
     arguments += ("", plan.consumptions, plan.scopes, shadows, *reserve_arguments(plan))
-    worker, topic = command.worker, _purchase_topic(command.purchase)
-    touched = [keys.journal(command.purchase), keys.open_purchases(worker), keys.reserved(worker)]
+    topic = _purchase_topic(command.purchase)
     return script_command(
         "reserve",
-        # On another day than the plan's, the script asks for the windows of that one.
-        [*touched, keys.workers, *plan.layout.counter_keys],
+        (keys.journal(command.purchase), *_shared_keys(plan.layout, command.worker, keys)),
         arguments,
         read=partial(_read_planned, plan),
         recalls=(topic,),
         teaches=topic,
         plan=plan,
     )
+
+
+# Cached: all purchases of a key on a day have one layout.
+@lru_cache(maxsize=MAX_LAYOUTS)
+def _shared_keys(layout: Layout, worker: str, keys: Keys) -> Sequence[str]:
+    """The keys of the worker and of the plan. On another day, the script asks for its windows."""
+    of_worker = (keys.open_purchases(worker), keys.reserved(worker), keys.workers)
+    return (*of_worker, *layout.counter_keys)
 
 
 @encode.register
@@ -186,7 +191,7 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
         b"" if lost is None else lost.record,
         orjson.dumps(command.totals),
         command.saved_micros,
-        orjson.dumps([str(part) for part in flatten(command.charge.items())]),
+        orjson.dumps([part for unit, n in command.charge.items() for part in (unit, str(n))]),
     )
 
     def read(reply: Sequence[Any]) -> commands.Settlement:
