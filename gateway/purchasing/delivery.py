@@ -154,20 +154,7 @@ class Delivery:
         clock: Callable[[], float],
     ) -> Delivered:
         buyer = _buyer_beside_prompt(request)
-        stream = None
-        if is_streamed:
-            publisher = self._flights.publisher(flight, max_images=request.partial_images)
-
-            async def publish(image: PartialImage) -> None:
-                found = detect_format(image.data)
-                echoed = _kept_echoes(image.echoed, model, image_format=found)
-                await publisher.publish(replace(image, echoed=echoed))
-
-            async def open_stream() -> None:
-                route.is_answered()
-                await publisher.open()
-
-            stream = StreamHandlers(publish, open_stream)
+        stream = self._stream_handlers(request, model, flight, route) if is_streamed else None
         answer = await self._upstream.buy(
             request, route.accounts, images=len(flight.slots), stream=stream, rerouting=route
         )
@@ -200,6 +187,22 @@ class Delivery:
             echoed |= {"size": first.size_text} if first.size_text else {}
         base64 = {image.digest: text for image, _, text in allowed if text is not None}
         return Delivered(answer, images, MappingProxyType(echoed), base64)
+
+    def _stream_handlers(
+        self, request: ImageRequest, model: Model, flight: Flight, route: Route
+    ) -> StreamHandlers:
+        publisher = self._flights.publisher(flight, max_images=request.partial_images)
+
+        async def publish(image: PartialImage) -> None:
+            found = detect_format(image.data)
+            echoed = _kept_echoes(image.echoed, model, image_format=found)
+            await publisher.publish(replace(image, echoed=echoed))
+
+        async def open_stream() -> None:
+            route.is_answered()
+            await publisher.open()
+
+        return StreamHandlers(publish, open_stream)
 
     def keep_base64(self, request: ImageRequest, delivered: Delivered) -> None:
         """Has answers use the base64 as it came. Not for images that may not be stored."""

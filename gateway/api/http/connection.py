@@ -255,6 +255,8 @@ class Connection(Answering):
             is_good = (not has_ended or self._reading_paused) and not self._payload.exception()
         if not is_good:
             self._refuse_body(RequestPayloadError("malformed body"))
+        elif has_ended and self._payload.is_eof():
+            self._payload = None
 
     def _hold_body(self, size_bytes: int) -> bool:
         # After the answer, the rest of a body is dropped as it arrives.
