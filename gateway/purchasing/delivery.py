@@ -132,10 +132,12 @@ class Delivery:
     ) -> Delivered:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
         is_streamed = request.stream and any(account.streams for account in route.accounts)
+        stream = self._stream_handlers(request, model, flight, route) if is_streamed else None
         try:
-            return await self._deliver(
-                request, model, flight, route, is_streamed=is_streamed, clock=clock
+            answer = await self._upstream.buy(
+                request, route.accounts, images=len(flight.slots), stream=stream, rerouting=route
             )
+            return await self._accept(answer, request, model, flight, clock=clock)
         except UpstreamFailure as failure:
             failure.buyer = request.user_names
             if is_streamed:
@@ -143,21 +145,19 @@ class Delivery:
                 failure.forbid_retry()
             raise
 
-    async def _deliver(
+    async def _accept(
         self,
+        answer: UpstreamAnswer,
         request: ImageRequest,
         model: Model,
         flight: Flight,
-        route: Route,
         *,
-        is_streamed: bool,
         clock: Callable[[], float],
     ) -> Delivered:
+        """The images of an answer that may be stored. Raises `UpstreamFailure` if there is none."""
+        # Apart from the wait for upstream: the variables of the comprehensions below take half a
+        # kilobyte.
         buyer = _buyer_beside_prompt(request)
-        stream = self._stream_handlers(request, model, flight, route) if is_streamed else None
-        answer = await self._upstream.buy(
-            request, route.accounts, images=len(flight.slots), stream=stream, rerouting=route
-        )
         answer = _without_empty_ones(answer, requested=len(flight.slots))
         if answer.surplus:
             named = {"purchase": flight.id, **request.trace.fields}

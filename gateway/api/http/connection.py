@@ -204,6 +204,10 @@ class Connection(Answering):
             self._refuse(refusal)
             return
         self._stop_timer()
+        if not self._request_count and self._keepalive_handle is not None:
+            # Of the first head. Half a kilobyte; the clock of an idle connection is another one.
+            self._keepalive_handle.cancel()
+            self._keepalive_handle = None
         self._early.release()
         self._head.begin()
         self._payload = None if payload is EMPTY_PAYLOAD else payload
