@@ -591,9 +591,10 @@ def _by_flight(others: Mapping[int, str]) -> Mapping[str, set[int]]:
     return slots
 
 
-async def _wait_for_all(waits: Sequence[Coroutine[Any, Any, Turn | None]]) -> Turn | None:
+def _wait_for_all(waits: Sequence[Coroutine[Any, Any, Turn | None]]) -> Awaitable[Turn | None]:
     """Waits for each. There is mostly one, which needs no task of its own, and may get a turn."""
-    if len(waits) == 1:
-        return await waits[0]
+    return waits[0] if len(waits) == 1 else _gather(waits)
+
+
+async def _gather(waits: Iterable[Coroutine[Any, Any, Turn | None]]) -> None:
     await asyncio.gather(*waits)
-    return None
