@@ -43,7 +43,7 @@ class OwnedTasks:
 
     def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Starts `work`. Logs a failure that is not a `GatewayError`."""
-        task = asyncio.create_task(work, name=name)
+        task = asyncio.get_running_loop().create_task(work, name=name)
         # The event loop has only a weak reference to a task.
         self._tasks.add(task)
         self._note_change()

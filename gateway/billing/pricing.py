@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from itertools import compress
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -148,14 +149,12 @@ def _estimate_tokens(
     prices = _token_picos(billing)
     picos = image.picos * images + prices["text_in"] * text_in + prices["image_out"] * image_out
     picos += svg.picos * images
-    reasons = [
-        f"{name} omitted: reserved as {reserved}"
-        for name, requested, reserved in (
-            ("quality", requested_quality, image.quality),
-            ("size", requested_size, image.size),
-        )
-        if requested is None
-    ] + svg.reasons
+    reasons = []
+    if requested_quality is None:
+        reasons.append(f"quality omitted: reserved as {image.quality}")
+    if requested_size is None:
+        reasons.append(f"size omitted: reserved as {image.size}")
+    reasons += svg.reasons
     amounts = Amounts(
         images=images,
         tokens=text_in + image_out + images * (image.tokens + svg.tokens),
@@ -244,11 +243,14 @@ class SvgBound(NamedTuple):
     reasons: list[str] = []  # noqa: RUF012 - of a tuple, and never changed
 
 
+_NO_SVG: Final = SvgBound()
+
+
 def svg_bound(model: Model, request: ImageRequest) -> SvgBound:
     """The bound of the text model of one image; nothing for other formats."""
     billing = model.billing
     if not isinstance(billing, TokenBilling) or not is_svg(model, request):
-        return SvgBound()
+        return _NO_SVG
     bounds, prices = billing.svg_max_tokens or {}, model.text_models
     if prices is None:  # the catalog has them for every row with bounds
         raise ValueError(f"{model.id} has no prices of text models")
@@ -484,7 +486,8 @@ def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
         "svg_text_in": usage.svg_in,
         "svg_text_out": usage.svg_charged_out,
     }
-    return {kind: count for kind, count in kinds.items() if count}
+    # Most are 0. Left out without Python code, because every purchase does it twice.
+    return dict(compress(kinds.items(), kinds.values()))
 
 
 def _usage_picos(

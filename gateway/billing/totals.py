@@ -384,7 +384,7 @@ class _Step:
         self._sums: dict[tuple[Period, int, str], tuple[str, str, dict[str, int]]] = {}
         self._same: dict[tuple[int, RecordRows], tuple[RecordAmounts, _Repeated]] = {}
         """By quarter hour and rows, which name all places of a record: the first such record, and
-        what all of them add. Most hits are like many others."""
+        what all of them add. Most are like many others."""
         self.unreadable: list[str] = []
         """Positions of the records that were left out."""
 
@@ -397,12 +397,12 @@ class _Step:
             self.unreadable.append(position)
             return True
         place = int(record.time // QUARTER_SECONDS), record.rows
-        if place not in self._same:
-            self._same[place] = record, {}
+        if (same := self._same.get(place)) is None:
+            same = self._same[place] = record, {}
             self._add(record, {})  # what it will need of the room
-        repeated = self._same[place][1]
-        if (found := repeated.get(id(record.amounts))) is None:
-            found = repeated[id(record.amounts)] = [record.amounts, 0]
+        repeated, amounts = same[1], record.amounts
+        if (found := repeated.get(id(amounts))) is None:
+            found = repeated[id(amounts)] = [amounts, 0]
         found[1] += 1
         return True
 

@@ -175,10 +175,13 @@ class Flights:
                 leaders = _by_flight(leased)
                 purchase = None
                 if acquired:
-                    is_replacement = not result.abandoned.isdisjoint(acquired)
-                    if is_replacement or acquired != flight.slots:
-                        flight = replace(flight, slots=acquired, replacements=int(is_replacement))
+                    flight = _with_slots(flight, acquired, abandoned=result.abandoned)
                     purchase = self._start(flight, buy, subscriber=subscriber)
+                    if not leaders and turn is None:
+                        # Nobody else is concerned, as of nearly every purchase.
+                        await self._lead(flight, purchase, result=result, is_connected=is_connected)
+                        has_waited = True
+                        continue
                 found = [*leaders, *([flight.id] if purchase is not None else [])]
                 _hand_over(turn, () if len(result.cached) > cached_before else found)
                 follow = partial(
@@ -297,13 +300,16 @@ class Flights:
         with_confirmed: bool = False,
     ) -> bool:
         """Adds images that this worker has not stored yet. Returns whether slots are missing."""
+        if not result.missing:
+            return False
         found = self._unstored.find(
             fingerprint,
             result.missing,
             max_age_seconds=max_age_seconds,
             with_confirmed=with_confirmed,
         )
-        result.add_unstored(found)
+        if found:
+            result.add_unstored(found)
         return bool(result.missing)
 
     async def _lease(
@@ -574,6 +580,14 @@ def _interrupted() -> FlightEnd:
     return FlightEnd("released", failure=GatewayError("The gateway failed; nothing was stored."))
 
 
+def _with_slots(flight: Flight, acquired: tuple[int, ...], *, abandoned: set[int]) -> Flight:
+    """The flight of the slots that it leased. It replaces one that was abandoned there."""
+    is_replacement = not abandoned.isdisjoint(acquired)
+    if acquired == flight.slots and not is_replacement:
+        return flight
+    return replace(flight, slots=acquired, replacements=int(is_replacement))
+
+
 def _hand_over(turn: Turn | None, flights: Sequence[str]) -> None:
     """Those behind a follower need the same slots, so they follow the flight that has them all."""
     if turn is None:
@@ -585,6 +599,8 @@ def _hand_over(turn: Turn | None, flights: Sequence[str]) -> None:
 
 
 def _by_flight(others: Mapping[int, str]) -> Mapping[str, set[int]]:
+    if not others:
+        return {}
     slots: defaultdict[str, set[int]] = defaultdict(set)
     for slot, flight in others.items():
         slots[flight].add(slot)

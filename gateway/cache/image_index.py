@@ -82,8 +82,10 @@ class ImageIndex:
         """
         ttl, added = self._ttl_seconds, dict[str, IndexedImage]()
         for image in images.values():
-            indexed = added[image.id] = IndexedImage.of(image, fingerprint, origin)
-            bare = IndexedImage.of(image, fingerprint)
+            bare = indexed = IndexedImage.of(image, fingerprint)
+            if origin is not None:
+                indexed = bare.but_bought(image, origin)
+            added[image.id] = indexed
             # `only_if_absent`: a batch that is repeated late must not replace a tombstone. One
             # without an origin may be there: links were given before the image was stored.
             expected = (bare.but_evicted().encode(), bare.encode())

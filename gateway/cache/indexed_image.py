@@ -96,37 +96,35 @@ class IndexedImage(NamedTuple):
     @staticmethod
     def of(image: Image, fingerprint: str, origin: ImageOrigin | None = None) -> IndexedImage:
         """The record of an image of an entry; without an origin what the image itself says."""
-        size = image.echoed.get("size") or image.size_text
-        quality, key_id, key, team = image.echoed.get("quality"), "", "", None
-        tags: tuple[str, ...] = ()
-        prompt = revised_prompt = None
-        if origin is not None:
-            asked = image.echoed.get("size") or origin.size or ""
-            size = asked if SIZE.fullmatch(asked) else size
-            quality = quality or origin.quality
-            key_id, key, team, tags = origin.key_id, origin.key, origin.team, origin.tags
-            prompt = origin.prompt
-            revised_prompt = None if prompt is None else image.revised_prompt
-        return IndexedImage(
+        bare = IndexedImage(
             image.digest,
             image.format,
             fingerprint,
             created_at=image.created_at,
             model=image.model,
-            size=size,
-            quality=quality,
+            size=image.echoed.get("size") or image.size_text,
+            quality=image.echoed.get("quality"),
             width=image.width,
             height=image.height,
             size_bytes=image.size_bytes,
             cost_micros=image.cost_micros,
             is_transcoded=image.transcoded_from is not None,
-            key_id=key_id,
-            key=key,
-            team=team,
-            tags=tags,
-            prompt=prompt,
-            revised_prompt=revised_prompt,
             active=image.active,
+        )
+        return bare if origin is None else bare.but_bought(image, origin)
+
+    def but_bought(self, image: Image, origin: ImageOrigin) -> IndexedImage:
+        """The record of the image itself, `of` which this is, with its origin."""
+        asked = image.echoed.get("size") or origin.size or ""
+        return self._replace(
+            size=asked if SIZE.fullmatch(asked) else self.size,
+            quality=self.quality or origin.quality,
+            key_id=origin.key_id,
+            key=origin.key,
+            team=origin.team,
+            tags=origin.tags,
+            prompt=origin.prompt,
+            revised_prompt=None if origin.prompt is None else image.revised_prompt,
         )
 
     @property
@@ -144,9 +142,9 @@ class IndexedImage(NamedTuple):
     @property
     def lists(self) -> tuple[str, ...]:
         """The names of the lists that the image is in."""
-        tags = (list_name("tag", tag) for tag in self.tags)
         named = {"model": self.model, "size": self.size, "key": self.key_id, "name": self.key}
-        return (ALL, *(list_name(kind, value) for kind, value in named.items() if value), *tags)
+        lists = [ALL, *[list_name(kind, value) for kind, value in named.items() if value]]
+        return (*lists, *[list_name("tag", tag) for tag in self.tags])
 
     def but_evicted(self) -> IndexedImage:
         """The record that stays of an image that was evicted, while a link to it may be open."""

@@ -16,6 +16,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from gateway.cache.entries import CachedImage
@@ -29,6 +30,9 @@ MAX_PURCHASES: Final = 10_000
 CONFIRMED_SECONDS: Final = 4.0
 """How long confirmed images stay: twice as long as a store call may take."""
 
+FORGETTING_SECONDS: Final = 0.1
+"""How much longer some of them stay: one timer forgets all that are due."""
+
 
 @frozen
 class UnstoredImage:
@@ -38,12 +42,14 @@ class UnstoredImage:
     data: bytes
 
 
-@frozen
+@dataclass(slots=True)
 class _Purchase:
     flight: Flight
     purchased: PurchasedImages
     size_bytes: int
     added_at: float
+    forget_at: float = math.inf
+    """Once it is confirmed; by the event loop's clock."""
 
 
 class UnstoredImages:
@@ -69,6 +75,7 @@ class UnstoredImages:
         self._purchases: OrderedDict[str, _Purchase] = OrderedDict()  # by flight, oldest first
         self._confirmed: OrderedDict[str, _Purchase] = OrderedDict()  # the same
         self._flights: dict[str, dict[str, None]] = {}  # by fingerprint, oldest first
+        self._is_forgetting = False
 
     def __len__(self) -> int:
         """How many unstored purchases are remembered."""
@@ -89,10 +96,26 @@ class UnstoredImages:
 
     def confirm(self, flight: str) -> None:
         """The store has the images of a purchase; they stay for `CONFIRMED_SECONDS`."""
-        if (purchase := self._purchases.pop(flight, None)) is not None:
-            self._confirmed[flight] = purchase
-            loop = asyncio.get_running_loop()
-            loop.call_later(CONFIRMED_SECONDS, self._forget, self._confirmed, flight)
+        if (purchase := self._purchases.pop(flight, None)) is None:
+            return
+        self._confirmed[flight] = purchase
+        loop = asyncio.get_running_loop()
+        purchase.forget_at = loop.time() + CONFIRMED_SECONDS
+        if not self._is_forgetting:
+            self._is_forgetting = True
+            loop.call_at(purchase.forget_at, self._forget_old)
+
+    def _forget_old(self) -> None:
+        """Forgets the confirmed purchases that are due, and comes again while some are left."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._confirmed:
+            flight, oldest = next(iter(self._confirmed.items()))
+            if oldest.forget_at > now:
+                loop.call_at(max(oldest.forget_at, now + FORGETTING_SECONDS), self._forget_old)
+                return
+            self._forget(self._confirmed, flight)
+        self._is_forgetting = False
 
     def remove(self, flight: str) -> None:
         """Forgets a purchase that is not confirmed: the store will never have its images."""

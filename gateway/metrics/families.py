@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, Protocol, get_args
 
-from prometheus_client import Counter
-
 from gateway.metrics.labels import OTHER, Labels
 from gateway.metrics.series import (
     DECIMALS,
+    Count,
     Factory,
-    PendingAmounts,
-    SummedHistogram,
+    Observations,
     remember,
 )
 from gateway.net.guard import Reason
@@ -68,9 +66,8 @@ class CacheTotals(Protocol):
 class RequestMetrics:
     """Requests of clients, their answers and refusals."""
 
-    def __init__(self, create: Factory, labels: Labels, pending: PendingAmounts) -> None:
+    def __init__(self, create: Factory, labels: Labels) -> None:
         self._labels = labels
-        self._pending = pending
         self._total = create.bounded(
             "requests_total",
             "Answered requests",
@@ -110,17 +107,17 @@ class RequestMetrics:
         )
         for reason in ("connections", "address"):
             self._refused_connections[(reason,)]
-        self._known: dict[tuple[str, str | None, int, str], tuple[Counter, SummedHistogram]] = {}
+        self._known: dict[tuple[str, str | None, int, str], tuple[Count, Observations]] = {}
         """The series of answers, by their values before they become labels."""
         labels.on_change(self._known.clear)
 
     def started(self) -> None:
         """A request is in flight."""
-        self._pending.add(self._inflight)
+        self._inflight.inc()
 
     def finished(self) -> None:
         """A request is in flight no longer."""
-        self._pending.add(self._inflight, -1)
+        self._inflight.inc(-1)
 
     def answered(
         self, *, endpoint: str, model: str | None, status: int, outcome: str, seconds: float
@@ -132,14 +129,14 @@ class RequestMetrics:
             found = self._total[labels], self._duration[(outcome,)]
             remember(self._known, key, found, *found)
         total, duration = found
-        self._pending.add(total)
-        self._pending.observe(duration, seconds)
+        total.inc()
+        duration.observe(seconds)
         if outcome == "hit":
-            self._pending.observe(self._overhead, seconds)
+            self._overhead.observe(seconds)
 
     def refused_connection(self, reason: str) -> None:
         """Counts a connection beyond a bound: of this worker, or of the client's address."""
-        self._pending.add(self._refused_connections[(reason,)])
+        self._refused_connections[(reason,)].inc()
 
     def streamed(self, seconds: float) -> None:
         """Records the time to the first event of a stream."""
@@ -279,8 +276,7 @@ class UpstreamMetrics:
 class CacheMetrics:
     """The cache, and the store that it lives in."""
 
-    def __init__(self, create: Factory, pending: PendingAmounts) -> None:
-        self._pending = pending
+    def __init__(self, create: Factory) -> None:
         self._evictions = create.counter(
             "cache_evictions_total", "Images evicted to keep within the bound"
         )
@@ -320,7 +316,7 @@ class CacheMetrics:
 
     def found_in_memory(self) -> None:
         """Counts a request whose key and entry were in memory."""
-        self._pending.add(self._hits_from_memory)
+        self._hits_from_memory.inc()
 
     def evicted(self, images: int) -> None:
         """Counts evicted images."""
@@ -345,9 +341,8 @@ class CacheMetrics:
 class MoneyMetrics:
     """Images, tokens and dollars by key, team and model."""
 
-    def __init__(self, create: Factory, labels: Labels, pending: PendingAmounts) -> None:
+    def __init__(self, create: Factory, labels: Labels) -> None:
         self._labels = labels
-        self._pending = pending
         shared = ("key", "team", "model")
         self._tokens = create.bounded(
             "tokens_total",
@@ -373,7 +368,7 @@ class MoneyMetrics:
         self._unreadable = create.counter(
             "ledger_unreadable_total", "Ledger records left out of the totals"
         )
-        self._known: dict[tuple[str | None, ...], Counter] = {}
+        self._known: dict[tuple[str | None, ...], Count] = {}
         """The series of images, by their values before they become labels."""
         labels.on_change(self._known.clear)
 
@@ -407,7 +402,7 @@ class MoneyMetrics:
         if (series := self._known.get(key)) is None:
             series = self._images_of(billed, self._shared_labels(billed))
             remember(self._known, key, series, series)
-        self._pending.add(series, images)
+        series.inc(images)
 
     def _shared_labels(self, billed: Billed) -> tuple[str, str, str]:
         key = self._labels.key(billed.key)
@@ -415,7 +410,7 @@ class MoneyMetrics:
         team = OTHER if key == OTHER else billed.team or ""
         return key, team, self._labels.model(billed.model)
 
-    def _images_of(self, billed: Billed, shared: tuple[str, str, str]) -> Counter:
+    def _images_of(self, billed: Billed, shared: tuple[str, str, str]) -> Count:
         size, quality = self._labels.size(billed.size), self._labels.quality(billed.quality)
         return self._images[(*shared, size, quality, billed.outcome)]
 

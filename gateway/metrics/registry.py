@@ -1,8 +1,7 @@
 """Everything that a process counts, and the text form of all processes of a gateway.
 
 With several workers each writes its own files in one folder (prometheus_client's multiprocess
-mode, switched on by `PROMETHEUS_MULTIPROC_DIR` before this module is imported), and any worker
-renders the sum.
+mode, switched on by `PROMETHEUS_MULTIPROC_DIR`), and any worker renders the sum.
 """
 
 from __future__ import annotations
@@ -31,19 +30,17 @@ from gateway.metrics.families import (
 from gateway.metrics.labels import Labels
 from gateway.metrics.live import Live, live_of_process, live_of_workers
 from gateway.metrics.scraped import BookMetrics, PolicyMetrics
-from gateway.metrics.series import Factory, PendingAmounts
+from gateway.metrics.series import Factory
 from gateway.metrics.text import Writer
-from gateway.metrics.worker_files import ReservedFile, retire_worker
-
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+from gateway.metrics.values import FOLDER, Value
+from gateway.metrics.worker_files import retire_worker
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 log = structlog.get_logger(__name__)
 
-# It has no setting for the class of its files.
-values.MmapedDict = ReservedFile  # type: ignore[attr-defined]
+values.ValueClass = Value
 
 
 class Metrics:
@@ -51,16 +48,16 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry or CollectorRegistry()
-        self._labels, pending = Labels(), PendingAmounts()
+        self._labels = Labels()
         self._prices_as_of: date | None = None
         folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
         self._folder = folder
         self._all_workers = None if folder is None else Exposition(folder)
         create = Factory(self._registry, Admission(folder))
-        self.requests = RequestMetrics(create, self._labels, pending)
+        self.requests = RequestMetrics(create, self._labels)
         self.upstream = UpstreamMetrics(create, self._labels)
-        self.cache = CacheMetrics(create, pending)
-        self.money = MoneyMetrics(create, self._labels, pending)
+        self.cache = CacheMetrics(create)
+        self.money = MoneyMetrics(create, self._labels)
         self.process = ProcessMetrics(create)
         self.books = BookMetrics(self._registry)
         self.policy = PolicyMetrics(self._registry)

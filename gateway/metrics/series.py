@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_left
-from collections import Counter as Counts
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import Final, Literal, TypeAlias, TypeVar, cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -36,12 +34,6 @@ FOLDED_SHARE: Final = 4
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Series(Protocol):
-    """A series that an amount can be added to."""
-
-    def inc(self, amount: float) -> None: ...
-
-
 class Uncounted:
     """A series for which the disk has no room. It is looked up again for the next amount."""
 
@@ -51,71 +43,37 @@ class Uncounted:
 
     def observe(self, amount: float) -> None: ...
 
-    def observe_all(self, amounts: Sequence[float]) -> None: ...
 
+class Count(Counter):
+    """A counter without the library's checks, which take longer than to add an amount.
 
-class SummedHistogram(Histogram):
-    """A histogram whose observations can be added up before they are written."""
-
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        super().observe(round(amount, DECIMALS), exemplar)
-
-    def observe_all(self, amounts: Sequence[float]) -> None:
-        """As `observe` with each of them, but adds to each series only once."""
-        self._sum.inc(sum(round(amount, DECIMALS) for amount in amounts))
-        # As in `observe`: prometheus_client adds to one bucket and makes them cumulative in the
-        # text form.
-        counts = Counts(bisect_left(self._upper_bounds, amount) for amount in amounts)
-        for index, count in counts.items():
-            self._buckets[index].inc(count)
-
-
-class PendingAmounts:
-    """Amounts of one turn of the event loop, written together when it ends.
-
-    prometheus_client writes each amount into a shared file, behind a lock and a check of the
-    process id: 1 µs, and a hit adds to seven series. All requests of a turn add to the same few.
-    To collect them for longer would save little, and lose those of a worker that is killed, whose
-    answers have left.
+    Amounts must not be below zero.
     """
 
-    def __init__(self) -> None:
-        self._amounts: dict[Series, float] = {}
-        self._observed: dict[SummedHistogram, list[float]] = {}
-        self._is_empty = True
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        self._value.inc(amount)
 
-    def add(self, series: Series, amount: float = 1) -> None:
-        """Adds an amount; a gauge's may be below zero."""
-        if self._is_empty:
-            self._write_later()
-        self._amounts[series] = self._amounts.get(series, 0) + amount
 
-    def observe(self, histogram: SummedHistogram, amount: float) -> None:
-        """Adds an observation."""
-        if self._is_empty:
-            self._write_later()
-        if (observed := self._observed.get(histogram)) is None:
-            observed = self._observed[histogram] = []
-        observed.append(amount)
+class Level(Gauge):
+    """A gauge without the library's checks of what is added."""
 
-    def _write_later(self) -> None:
-        asyncio.get_running_loop().call_soon(self._write)
-        self._is_empty = False
+    def inc(self, amount: float = 1) -> None:
+        self._value.inc(amount)
 
-    def _write(self) -> None:
-        amounts, self._amounts = self._amounts, {}
-        observed, self._observed = self._observed, {}
-        self._is_empty = True
-        for series, amount in amounts.items():
-            if amount:  # a request that has begun and ended changes no gauge
-                series.inc(amount)
-        for histogram, all_amounts in observed.items():
-            histogram.observe_all(all_amounts)
+
+class Observations(Histogram):
+    """A histogram that rounds to `DECIMALS`, and finds its bucket by bisection."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        amount = round(amount, DECIMALS)
+        self._sum.inc(amount)
+        # One bucket only: the text form makes them cumulative.
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 
 
 K = TypeVar("K")
 V = TypeVar("V")
-M = TypeVar("M", Counter, Gauge, SummedHistogram)
+M = TypeVar("M", Count, Level, Observations)
 
 
 class Labelled(dict[tuple[str, ...], M]):
@@ -137,7 +95,7 @@ class Labelled(dict[tuple[str, ...], M]):
         return series
 
 
-class Bounded(Labelled[Counter]):
+class Bounded(Labelled[Count]):
     """Counters of a family with more combinations of labels than it may have series.
 
     Beyond the bound an amount is counted with `other` for some of its labels, so sums stay right.
@@ -145,7 +103,7 @@ class Bounded(Labelled[Counter]):
 
     def __init__(
         self,
-        metric: Counter,
+        metric: Count,
         admission: Admission,
         *,
         name: str,
@@ -162,7 +120,7 @@ class Bounded(Labelled[Counter]):
         for number, (family, _) in enumerate(self._steps):
             admission.bound(family, most if number == 0 else most // FOLDED_SHARE)
 
-    def __missing__(self, labels: tuple[str, ...]) -> Counter:
+    def __missing__(self, labels: tuple[str, ...]) -> Count:
         admitted = labels
         for family, fold in self._steps:
             if self._admission.admits(family, admitted):
@@ -193,10 +151,10 @@ class Factory:
         self._registry = registry
         self._admission = admission
 
-    def counter(self, name: str, text: str) -> Counter:
-        return Counter(f"gateway_{name}", text, registry=self._registry)
+    def counter(self, name: str, text: str) -> Count:
+        return Count(f"gateway_{name}", text, registry=self._registry)
 
-    def counters(self, name: str, text: str, labels: Iterable[str]) -> Labelled[Counter]:
+    def counters(self, name: str, text: str, labels: Iterable[str]) -> Labelled[Count]:
         return Labelled(self._labelled_counter(name, text, tuple(labels)))
 
     def bounded(
@@ -219,14 +177,12 @@ class Factory:
 
     def histogram(
         self, name: str, text: str, *, buckets: Sequence[float] = SECONDS
-    ) -> SummedHistogram:
-        return SummedHistogram(f"gateway_{name}", text, registry=self._registry, buckets=buckets)
+    ) -> Observations:
+        return Observations(f"gateway_{name}", text, registry=self._registry, buckets=buckets)
 
-    def histograms(self, name: str, text: str, labels: Sequence[str]) -> Labelled[SummedHistogram]:
+    def histograms(self, name: str, text: str, labels: Sequence[str]) -> Labelled[Observations]:
         full = f"gateway_{name}"
-        return Labelled(
-            SummedHistogram(full, text, labels, registry=self._registry, buckets=SECONDS)
-        )
+        return Labelled(Observations(full, text, labels, registry=self._registry, buckets=SECONDS))
 
     def gauge(
         self,
@@ -235,16 +191,16 @@ class Factory:
         *,
         labels: Sequence[str] = (),
         workers: OverWorkers = "livesum",
-    ) -> Gauge:
+    ) -> Level:
         """`workers` says how the values of several workers become one."""
-        return Gauge(
+        return Level(
             f"gateway_{name}", text, labels, registry=self._registry, multiprocess_mode=workers
         )
 
     def gauges(
         self, name: str, text: str, labels: Sequence[str], *, workers: OverWorkers = "livesum"
-    ) -> Labelled[Gauge]:
+    ) -> Labelled[Level]:
         return Labelled(self.gauge(name, text, labels=labels, workers=workers))
 
-    def _labelled_counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
-        return Counter(f"gateway_{name}", text, labels, registry=self._registry)
+    def _labelled_counter(self, name: str, text: str, labels: Sequence[str]) -> Count:
+        return Count(f"gateway_{name}", text, labels, registry=self._registry)

@@ -48,6 +48,7 @@ class ReservedFile(MmapedDict):
             with open(filename, "ab") as file:  # noqa: PTH123
                 os.posix_fallocate(file.fileno(), 0, INITIAL_BYTES)
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+        self._doubles = memoryview(self._m).cast("d")
 
     def _init_value(self, key: str) -> None:
         """Raises `OSError` if there is no room for another key."""
@@ -56,6 +57,18 @@ class ReservedFile(MmapedDict):
         if end > self._capacity:
             os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)
         super()._init_value(key)  # type: ignore[no-untyped-call]
+
+    def place(self, key: str) -> tuple[memoryview[float], int]:
+        """The file as doubles, and which of them is the value of this key; its time follows.
+
+        They stay valid when the file grows: it is mapped again, and both mappings show it. Raises
+        `OSError` if there is no room for another key.
+        """
+        if key not in self._positions:
+            self._init_value(key)
+        if self._doubles.obj is not self._m:
+            self._doubles = memoryview(self._m).cast("d")
+        return self._doubles, self._positions[key] // 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -458,8 +458,7 @@ def _limits_of(
         return quota.refuse_alike(context.principal, refusal, estimate.amounts, why=estimate.reason)
 
     principal = context.principal
-    subjects = frozenset(subject.name for subject in principal.subjects)
-    return FollowerLimits(principal.key_id, subjects, refuse)
+    return FollowerLimits(principal.key_id, quota.subject_names(principal), refuse)
 
 
 def purchase_record(
@@ -496,7 +495,7 @@ def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:
 
 def missing_from(query: ImageQuery, found: Container[int]) -> tuple[int, ...]:
     """The requested slots that are not in `found`."""
-    return tuple(slot for slot in query.request.slots if slot not in found)
+    return tuple([slot for slot in query.request.slots if slot not in found])
 
 
 def _ignored_images(query: ImageQuery, entry: Entry, missing: Iterable[int]) -> tuple[str, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from gateway.store.protocol import Command, R, Store
 
@@ -11,43 +10,45 @@ from gateway.store.protocol import Command, R, Store
 class Result(Generic[R]):
     """The result of one command of a batch."""
 
-    __slots__ = ("_index", "_values")
+    __slots__ = ("value",)
 
-    def __init__(self, values: Sequence[Any], index: int) -> None:
-        self._values = values
-        self._index = index
+    value: R
+    """The command's result. Raises `RuntimeError` before the batch was executed."""
 
-    @property
-    def value(self) -> R:
-        """The command's result. Raises `RuntimeError` before the batch was executed."""
-        if not self._values:
-            raise RuntimeError("the batch was not executed")
-        value: R = self._values[self._index]
-        return value
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            # Called only while `value` is not set, so that reading it costs no call afterwards.
+            if name == "value":
+                raise RuntimeError("the batch was not executed")
+            raise AttributeError(name)
 
 
 class Batch:
     """Commands for one round trip. They run in order; the batch as a whole is not atomic."""
 
-    __slots__ = ("_commands", "_values", "store")
+    __slots__ = ("_commands", "_results", "store")
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._commands: list[Command[Any]] = []
-        self._values: list[Any] = []
-        """The results of `_commands`; empty until they are executed."""
+        self._results: list[Result[Any]] = []
 
     def add(self, command: Command[R]) -> Result[R]:
         """Adds a command; its result has a value after `execute`."""
+        result: Result[R] = Result()
         self._commands.append(command)
-        return Result(self._values, len(self._commands) - 1)
+        self._results.append(result)
+        return result
 
     async def execute(self) -> None:
         """Executes the commands that were added since the last time. Raises `StoreUnavailable`."""
-        commands, values = self._commands, self._values
+        commands, results = self._commands, self._results
         if commands:
-            self._commands, self._values = [], []
-            values += await self.store.execute(commands)
+            self._commands, self._results = [], []
+            values = await self.store.execute(commands)
+            for i, result in enumerate(results):
+                result.value = values[i]
 
 
 async def execute_kept(store: Store, command: Command[R]) -> R:

@@ -101,7 +101,10 @@ class LimitedStore:
                 self._fail_queued()
             raise
         finally:
-            self._start_next()
+            if self._queue or self._admission_queue:
+                self._start_next()
+            else:
+                self._running -= 1
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """As `Store.watch`."""

@@ -33,6 +33,7 @@ from gateway.upstream.breaker import Breaker, Permit
 from gateway.upstream.check_request import CheckReply, send_check_request
 from gateway.upstream.connection import AnswerRejected
 from gateway.upstream.dialect import Dialect, ParsedEvent
+from gateway.upstream.direct import post
 from gateway.upstream.observer import Observer, Pace, Unobserved
 from gateway.upstream.outcomes import Answered, Failed, Outcome, PreparedRequest, Reply
 from gateway.upstream.relaying import Relay
@@ -365,12 +366,8 @@ class UpstreamClient:
         headers = {name: value for name, value in trace.headers.items() if name not in own}
         try:
             # No redirects: they would lose the body of the POST, or send the key to another host.
-            async with self._session.post(
-                url,
-                data=TrackedBody(prepared.body, state),
-                headers=headers,
-                allow_redirects=False,
-            ) as response:
+            body = TrackedBody(prepared.body, state)
+            async with await post(self._session, url, body, headers) as response:
                 self.on_headers(response.status, response.headers)
                 if 200 <= response.status < 300:
                     outcome = await prepared.receive(response)

@@ -24,6 +24,7 @@ from gateway.api.http.connection import Connection
 from gateway.api.http.connection_limits import ConnectionLimits, OpenConnections, Reason
 from gateway.api.http.dispatch import Dispatcher
 from gateway.api.http.handshake import Handshake
+from gateway.api.http.request_class import create_request_class
 from gateway.tasks import Turns
 
 MAX_EARLY_BYTES: Final = 64 << 20
@@ -82,10 +83,11 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
+        loop = asyncio.get_running_loop()
         return ConnectionServer(
             Dispatcher(self.app),
-            request_factory=server.request_factory,
-            loop=asyncio.get_running_loop(),
+            request_factory=create_request_class(self.app, loop),
+            loop=loop,
             head_seconds=self._head_seconds,
             limits=self._limits,
             on_refused=self._on_refused,

@@ -14,11 +14,12 @@ on counters and days, not on amounts, so the plans of a key's purchases are made
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
+from itertools import count
 from typing import Final
 
+from gateway.frozen import frozen
 from gateway.store import commands
 from gateway.store.commands import Consumption, CounterState
 from gateway.store.redis.keys import Keys
@@ -39,12 +40,10 @@ SECOND: Final = 1_000_000
 _RESERVE_KEYS, _RESERVE_ENDS, _RESERVE_UNITS = 5, 11, 14
 _SETTLE_KEYS, _SETTLE_ENDS, _SETTLE_TOTALS = 9, 15, 25
 
-_NO_STATE: Final = CounterState(0, 0, 0.0)
-
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """What a purchase reserves, and so what its settlement releases."""
 
@@ -129,15 +128,20 @@ def admit_arguments(
 
 def settle_keys(plan: Plan, command: commands.Settle, keys: Keys) -> list[str]:
     """All that `shared/planned_settle.lua` touches, in its order."""
-    return [
-        keys.journal(command.purchase),
+    return [keys.journal(command.purchase), *_shared_keys(plan.layout, plan.worker, keys)]
+
+
+@lru_cache(maxsize=MAX_LAYOUTS)
+def _shared_keys(layout: Layout, worker: str, keys: Keys) -> Sequence[str]:
+    """Those that are the same for all purchases of a layout."""
+    return (
         keys.running_totals,
         *keys.ledger[:2],
         *(keys.ledger_stream("charged", day) for day in keys.days),
-        keys.open_purchases(plan.worker),
-        keys.reserved(plan.worker),
-        *plan.layout.counter_keys,
-    ]
+        keys.open_purchases(worker),
+        keys.reserved(worker),
+        *layout.counter_keys,
+    )
 
 
 def settle_arguments(
@@ -176,15 +180,42 @@ def read_planned_states(
     layout: Layout, numbers: Sequence[int], now: int
 ) -> tuple[CounterState, ...]:
     """The states of the counters in their order. `numbers` are two of each, in that of the plan."""
-    found = [_NO_STATE] * len(layout.counters)
-    pairs = zip(numbers[::2], numbers[1::2], strict=True)
-    for i, (used, resets_in) in zip(layout.buckets, pairs, strict=False):
-        found[i] = CounterState(used, 0, resets_in / SECOND)
+    places, buckets = _places_of(layout)
+    numbers = [*numbers, 0]
+    # Not by the class itself, whose call takes as long as the rest: a purchase reads twenty.
+    create = tuple.__new__
+    states = [
+        create(
+            CounterState,
+            (numbers[used], numbers[reserved], (end - now) / SECOND if end else 0.0, 0.0),
+        )
+        for used, reserved, end in places
+    ]
+    for i, resets_in in buckets:
+        states[i] = states[i]._replace(resets_in=numbers[resets_in] / SECOND)
+    return tuple(states)
+
+
+@lru_cache(maxsize=MAX_LAYOUTS)
+def _places_of(
+    layout: Layout,
+) -> tuple[Sequence[tuple[int, int, int]], Sequence[tuple[int, int]]]:
+    """Where the numbers of the counters are in a reply: spent, reserved, and the window's end.
+
+    Then which counters are buckets, and where the time until each is full is. A number that a
+    counter does not have is the last one, 0. Ends are Unix microseconds; 0: the window has none.
+    """
+    at = count(0, 2)
+    places = [(-1, -1, 0)] * len(layout.counters)
+    buckets = []
+    for i, used in zip(layout.buckets, at, strict=False):
+        places[i] = (used, -1, 0)
+        buckets.append((i, used + 1))
     for window, counters in layout.counted:
-        end = layout.ends[window.end + 1] * SECOND - now if window.end >= 0 else 0
-        for i, (spent, reserved) in zip(counters, pairs, strict=False):
-            found[i] = CounterState(spent, reserved, end / SECOND)
-    return tuple(found)
+        end = layout.ends[window.end + 1] * SECOND if window.end >= 0 else 0
+        for i, used in zip(counters, at, strict=False):
+            places[i] = (used, used + 1, end)
+    return places, buckets
 
 
 def _units_of(amounts: Mapping[str, int]) -> tuple[str, ...]:

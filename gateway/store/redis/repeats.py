@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -58,7 +58,7 @@ class LearnedKeys:
     """
 
     def __init__(self) -> None:
-        self._topics: OrderedDict[str, dict[str, None]] = OrderedDict()
+        self._topics: OrderedDict[str, tuple[str, ...] | dict[str, None]] = OrderedDict()
         self.plans: OrderedDict[str, Plan] = OrderedDict()
         """By purchase."""
 
@@ -86,18 +86,21 @@ class LearnedKeys:
         while len(self.plans) > MAX_TOPICS:
             self.plans.popitem(last=False)
 
-    def remember(self, topic: str, keys: Iterable[str]) -> None:
+    def remember(self, topic: str, keys: Sequence[str]) -> None:
         """Adds to the keys of a topic."""
         known = self._topics.get(topic)
-        if known is None:  # as for each purchase
-            known = self._topics[topic] = dict.fromkeys(keys)
+        if known is None and len(keys) <= MAX_OF_QUEUE:
+            # As for each purchase, to whose keys nothing is added: no table is built.
+            self._topics[topic] = tuple(keys)
         else:
+            if not isinstance(known, dict):
+                known = self._topics[topic] = dict.fromkeys(known or ())
             self._topics.move_to_end(topic)
             for key in keys:
                 known.pop(key, None)  # to the end
                 known[key] = None
-        most = MAX_OF_QUEUE if topic.startswith("queue ") else MAX_LEARNED
-        while len(known) > most:
-            del known[next(iter(known))]
+            most = MAX_OF_QUEUE if topic.startswith("queue ") else MAX_LEARNED
+            while len(known) > most:
+                del known[next(iter(known))]
         while len(self._topics) > MAX_TOPICS:
             self._topics.popitem(last=False)

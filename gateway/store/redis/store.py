@@ -76,8 +76,8 @@ class RedisStore:
             return []
         kinds = set(map(type, commands))
         must_be_replicated = (
-            self._client.is_replicated
-            and not REPLICATED.isdisjoint(kinds)
+            not REPLICATED.isdisjoint(kinds)
+            and self._client.is_replicated
             and any(map(_must_be_replicated, commands))
         )
         mark: Any = self._client.mark() if must_be_replicated else None

@@ -119,9 +119,8 @@ def _admit(command: commands.Admit, keys: Keys) -> RedisCommand:
         )
 
     touched = [keys.records(record.space) for record in expected]
-    if layout is not None:
-        touched += layout.counter_keys
-    touched += (key for key in counter_keys(counters, keys) if key not in touched)
+    # On another day than that of the layout, the script asks for the windows of that one.
+    touched += counter_keys(counters, keys) if layout is None else layout.counter_keys
     arguments: list[Argument] = [calendar_argument(counters, keys), len(expected)]
     for record in expected:
         arguments += (record.name, record.value)

@@ -30,5 +30,5 @@ for i = FIRST_SLOT, last_slot do
 end
 
 end_future_leases(leases)
-lease_slots(free, flight, lease_time)
+lease_slots(free, flight, lease_time, next(leases) == nil)
 return { now, cached, acquired, leased }

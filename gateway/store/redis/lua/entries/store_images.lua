@@ -5,11 +5,12 @@ local flight = ARGV[1]
 local expires, stale_if_error = now + tonumber(ARGV[2]), tonumber(ARGV[3])
 local displaces = ARGV[4] == '1'
 local entry, leases = read_entry(), read_leases()
+local is_new = next(entry) == nil
 
-local images, is_new = {}, {}
+local images, is_bought = {}, {}
 for i = 5, #ARGV, 3 do
   table.insert(images, { wanted = tonumber(ARGV[i]), id = ARGV[i + 1], data = ARGV[i + 2] })
-  is_new[ARGV[i + 1]] = true
+  is_bought[ARGV[i + 1]] = true
 end
 
 local slot_of = {} -- image id → slot
@@ -44,7 +45,7 @@ end
 local displaced = {}
 local function choose_slot(wanted)
   local stored = entry[wanted]
-  if displaces and is_valid(stored) and not is_new[stored.image]
+  if displaces and is_valid(stored) and not is_bought[stored.image]
     and not is_leased_by_other(leases[wanted], flight) then
     table.insert(displaced, stored)
     return wanted
@@ -70,7 +71,7 @@ end
 
 if #writes > 0 then
   redis.call('HSET', KEYS[1], unpack(writes))
-  expire_at_least(KEYS[1], expires + stale_if_error)
+  expire_at_least(KEYS[1], expires + stale_if_error, is_new)
 end
 release_leases(leases, flight)
 

@@ -18,7 +18,7 @@ local function admit_as_planned(plan, expected, first)
   if not fits then
     return nil
   end
-  write_planned_levels(plan, levels, filled_at, digits(now))
+  write_planned_levels(plan, levels, filled_at, now_digits())
   return reply
 end
 

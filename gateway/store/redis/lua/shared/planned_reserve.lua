@@ -9,7 +9,7 @@ local function reserve_as_planned(plan)
     or redis.call('EXISTS', KEYS[1]) == 1 then
     return nil
   end
-  local reply, text = { -2, now }, digits(now)
+  local reply, text = { -2, now }, now_digits()
   local groups, levels, filled_at = check_planned(plan, reply, true)
   if not groups then
     return nil

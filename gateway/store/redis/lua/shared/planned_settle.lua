@@ -46,7 +46,7 @@ local function settle_as_planned(plan)
   local cost = tonumber(ARGV[21])
   for i = 25, 24 + plan[1] do
     if redis.call('HINCRBY', KEYS[2], ARGV[i] .. ':charged', ARGV[21]) == cost then
-      redis.call('HSET', KEYS[2], ARGV[i] .. ':first_charge', digits(now))
+      redis.call('HSET', KEYS[2], ARGV[i] .. ':first_charge', now_digits())
     end
   end
 

@@ -64,7 +64,7 @@ end
 
 -- Changes the windows of a plan, whose groups begin at `first`. Returns the new amounts in order.
 local function change_planned_windows(plan, first)
-  local totals, n = {}, 0
+  local totals, n, expiries = {}, 0, {}
   while plan[first] do
     local count = plan[first]
     local windows = first + count + 1
@@ -89,7 +89,10 @@ local function change_planned_windows(plan, first)
       end
       -- In a window that was there, the first amount is larger than its change.
       if ends > 0 and count > 0 and (is_lost or totals[n + 1] <= lowest) then
-        redis.call('PEXPIREAT', key, milliseconds(ARGV[ends] * SECOND + WINDOW_GRACE), 'NX')
+        local expiry = expiries[ends] -- several windows have one, and it takes as long as the call
+          or ARGV[ends] + WINDOW_GRACE / SECOND .. '000' -- in milliseconds
+        expiries[ends] = expiry
+        redis.call('PEXPIREAT', key, expiry, 'NX')
       end
       n = n + count
     end

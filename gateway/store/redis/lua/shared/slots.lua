@@ -7,7 +7,7 @@
 local MAX_SLOTS = 64
 
 local function pack_slot(expires, image, data)
-  return digits(expires) .. ' ' .. digits(now) .. ' ' .. #image .. ' ' .. image .. data
+  return digits(expires) .. ' ' .. now_digits() .. ' ' .. #image .. ' ' .. image .. data
 end
 
 local function unpack_slot(value)
@@ -51,12 +51,14 @@ local function is_leased_by_other(lease, flight)
   return is_valid(lease) and lease.flight ~= flight
 end
 
-local function lease_slots(slots, flight, lease)
-  for _, slot in ipairs(slots) do
-    redis.call('HSET', KEYS[2], slot, digits(now + lease) .. ' ' .. digits(now) .. ' ' .. flight)
-  end
+-- `is_first`: they are the only ones.
+local function lease_slots(slots, flight, lease, is_first)
   if #slots > 0 then
-    expire_at_least(KEYS[2], now + lease)
+    local value = digits(now + lease) .. ' ' .. now_digits() .. ' ' .. flight
+    for _, slot in ipairs(slots) do
+      redis.call('HSET', KEYS[2], slot, value)
+    end
+    expire_at_least(KEYS[2], now + lease, is_first)
   end
 end
 
@@ -65,7 +67,7 @@ local function end_future_leases(leases)
   for slot, lease in pairs(leases) do
     if lease.is_from_future then
       redis.call('HSET', KEYS[2], slot,
-        digits(lease.expires) .. ' ' .. digits(now) .. ' ' .. lease.flight)
+        digits(lease.expires) .. ' ' .. now_digits() .. ' ' .. lease.flight)
     end
   end
 end
