@@ -580,7 +580,7 @@ def _interrupted() -> FlightEnd:
     return FlightEnd("released", failure=GatewayError("The gateway failed; nothing was stored."))
 
 
-def _with_slots(flight: Flight, acquired: tuple[int, ...], *, abandoned: set[int]) -> Flight:
+def _with_slots(flight: Flight, acquired: tuple[int, ...], *, abandoned: frozenset[int]) -> Flight:
     """The flight of the slots that it leased. It replaces one that was abandoned there."""
     is_replacement = not abandoned.isdisjoint(acquired)
     if acquired == flight.slots and not is_replacement:
