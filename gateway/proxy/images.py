@@ -245,7 +245,7 @@ class Images:
             images = await self._cache.link(
                 query.fingerprint, images, self._sign, has_entry=has_entry
             )
-        bought = set[int]() if result is None else result.bought
+        bought = frozenset[int]() if result is None else result.bought
         free = [image for slot, (image, _) in images.items() if slot not in bought]
         self._hits.note([image.id for image in free])
         ttls = [cached[slot].ttl_seconds for slot in images if slot in cached]

@@ -132,10 +132,12 @@ class Delivery:
     ) -> Delivered:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
         is_streamed = request.stream and any(account.streams for account in route.accounts)
+        stream = self._stream_handlers(request, model, flight, route) if is_streamed else None
         try:
-            return await self._deliver(
-                request, model, flight, route, is_streamed=is_streamed, clock=clock
+            answer = await self._upstream.buy(
+                request, route.accounts, images=len(flight.slots), stream=stream, rerouting=route
             )
+            return await self._accept(answer, request, model, flight, clock=clock)
         except UpstreamFailure as failure:
             failure.buyer = request.user_names
             if is_streamed:
@@ -143,34 +145,19 @@ class Delivery:
                 failure.forbid_retry()
             raise
 
-    async def _deliver(
+    async def _accept(
         self,
+        answer: UpstreamAnswer,
         request: ImageRequest,
         model: Model,
         flight: Flight,
-        route: Route,
         *,
-        is_streamed: bool,
         clock: Callable[[], float],
     ) -> Delivered:
+        """The images of an answer that may be stored. Raises `UpstreamFailure` if there is none."""
+        # Apart from the wait for upstream: the variables of the comprehensions below take half a
+        # kilobyte.
         buyer = _buyer_beside_prompt(request)
-        stream = None
-        if is_streamed:
-            publisher = self._flights.publisher(flight, max_images=request.partial_images)
-
-            async def publish(image: PartialImage) -> None:
-                found = detect_format(image.data)
-                echoed = _kept_echoes(image.echoed, model, image_format=found)
-                await publisher.publish(replace(image, echoed=echoed))
-
-            async def open_stream() -> None:
-                route.is_answered()
-                await publisher.open()
-
-            stream = StreamHandlers(publish, open_stream)
-        answer = await self._upstream.buy(
-            request, route.accounts, images=len(flight.slots), stream=stream, rerouting=route
-        )
         answer = _without_empty_ones(answer, requested=len(flight.slots))
         if answer.surplus:
             named = {"purchase": flight.id, **request.trace.fields}
@@ -200,6 +187,22 @@ class Delivery:
             echoed |= {"size": first.size_text} if first.size_text else {}
         base64 = {image.digest: text for image, _, text in allowed if text is not None}
         return Delivered(answer, images, MappingProxyType(echoed), base64)
+
+    def _stream_handlers(
+        self, request: ImageRequest, model: Model, flight: Flight, route: Route
+    ) -> StreamHandlers:
+        publisher = self._flights.publisher(flight, max_images=request.partial_images)
+
+        async def publish(image: PartialImage) -> None:
+            found = detect_format(image.data)
+            echoed = _kept_echoes(image.echoed, model, image_format=found)
+            await publisher.publish(replace(image, echoed=echoed))
+
+        async def open_stream() -> None:
+            route.is_answered()
+            await publisher.open()
+
+        return StreamHandlers(publish, open_stream)
 
     def keep_base64(self, request: ImageRequest, delivered: Delivered) -> None:
         """Has answers use the base64 as it came. Not for images that may not be stored."""

@@ -56,8 +56,10 @@ class Reserved:
     def encoded(self) -> bytes:
         """Its JSON object. Both payloads of a purchase have it, so it is encoded once."""
         if not self._encoded:
-            # orjson leaves out the fields that begin with an underscore.
-            object.__setattr__(self, "_encoded", orjson.dumps(self, default=_as_json))
+            # orjson leaves out the fields that begin with an underscore. Copied, because its bytes
+            # keep the buffer that they were written to: 4 KB and more, while upstream works.
+            encoded = bytes(memoryview(orjson.dumps(self, default=_as_json)))
+            object.__setattr__(self, "_encoded", encoded)
         return self._encoded
 
 

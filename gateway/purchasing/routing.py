@@ -93,7 +93,7 @@ class Route:
     until `opening` has moved the journal."""
     places: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Position and estimate in the queues of accounts that were passed over."""
-    reported: set[str] = field(default_factory=set)
+    reported: frozenset[str] = frozenset()
     """The accounts whose failure is in the log."""
 
     def _named(self, name: str) -> Account:
@@ -221,7 +221,7 @@ class Route:
         name = account or failure.upstream or self.account.name
         if name in self.reported:
             return
-        self.reported.add(name)
+        self.reported |= {name}
         health = self.health.get(name)
         if health is not None:
             health.failed(failure, self.request, self.reserved.record, failover=failover)

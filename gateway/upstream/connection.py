@@ -16,6 +16,7 @@ import asyncio
 import re
 import select
 import time
+from collections import deque
 from enum import Enum, auto
 from functools import partial
 from itertools import pairwise
@@ -88,6 +89,25 @@ class Connection(ResponseHandler):
     a part of it.
     """
 
+    # aiohttp's attributes are in a dict, which with these would take a kilobyte more.
+    __slots__ = (
+        "_answer",
+        "_body_bytes",
+        "_content_length",
+        "_has_more",
+        "_head_bytes",
+        "_head_end",
+        "_heads",
+        "_held",
+        "_is_chunked",
+        "_is_waiting",
+        "_phase",
+        "_poll",
+        "_turns",
+        "_was_used",
+        "_whole",
+    )
+
     def __init__(self, loop: asyncio.AbstractEventLoop, turns: ReceiveTurns | None = None) -> None:
         super().__init__(loop)
         self._turns = turns or ReceiveTurns(loop)
@@ -100,6 +120,8 @@ class Connection(ResponseHandler):
         self._reset()
 
     def _reset(self) -> None:
+        # The queue of the heads of answers, while there is none. One has room for 64.
+        self._buffer = cast(Any, ())
         self._answer: StreamReader | None = None
         """The body of the answer, once its head was parsed."""
         self._content_length: int | None = None
@@ -209,6 +231,7 @@ class Connection(ResponseHandler):
             self._whole = WholeBody(size_bytes, self, self._turns)
             # Else aiohttp would stop reading when it gets all of the body at once.
             payload.set_read_chunk_size(size_bytes)
+        self._buffer = deque()
         super().feed_data(data, size)
 
     def _resume(self) -> None:

@@ -8,12 +8,12 @@ wrong. See `docs/reference/upstreams.md`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from functools import partial
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 from gateway.images import ImageRequest, UpstreamAnswer
 from gateway.tracing import NO_TRACER, Tracer
@@ -127,7 +127,7 @@ class Pool:
         known = [model for name, model in self._resting if name == account]
         return [model for model in known if self.rests(account, model)]
 
-    async def buy(
+    def buy(
         self,
         request: ImageRequest,
         accounts: Sequence[Account],
@@ -135,7 +135,7 @@ class Pool:
         images: int,
         stream: StreamHandlers | None = None,
         rerouting: Rerouting | None = None,
-    ) -> UpstreamAnswer:
+    ) -> Coroutine[Any, Any, UpstreamAnswer]:
         """Buys images from the first of `accounts` that takes the purchase.
 
         With `stream` the image is bought as a stream, where the account streams. Raises
@@ -152,7 +152,7 @@ class Pool:
             for account in accounts
         ]
         attempts = Attempts(candidates, request, images=images, stream=stream, rerouting=rerouting)
-        return await attempts.run()
+        return attempts.run()  # not awaited here: one coroutine less while upstream works
 
     def _rest(self, account: str, model: str) -> None:
         self._resting.pop((account, model), None)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.helpers import ceil_timeout
@@ -60,6 +60,8 @@ class Answering(RequestHandler):
 
     def __init__(self, server: web.Server, shared: Shared, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
+        # One at most: `connection` reads no further. aiohttp's queue has room for 64.
+        self._messages = cast(Any, [])
         self._shared = shared
         self._stream: asyncio.Transport | None = None
         """The transport, also while it closes."""
@@ -116,7 +118,7 @@ class Answering(RequestHandler):
 
     async def _answer_next(self, create_request: Callable[..., Any], handler: Handler) -> bool:
         """Answers one request; returns whether another one may follow."""
-        message, payload = self._messages.popleft()
+        message, payload = self._messages.pop(0)  # type: ignore[call-arg]  # a list
         if self._parser is not None:
             self._parser.message_consumed()
         if isinstance(message, _ErrInfo):
@@ -124,12 +126,13 @@ class Answering(RequestHandler):
         writer = StreamWriter(self, self._loop)
         task = self._task_handler or asyncio.current_task()
         request = create_request(message, payload, self, writer, task)
-        del task
+        del task, payload
         try:
             response, is_lost = await self._handle_request(request, None, handler)
             if is_lost:
                 return False
             self._keepalive = bool(response.keep_alive)
+            payload = request.content  # unless the handler has read it
             if not payload.is_eof():
                 await self._drop_rest(payload)
                 payload.set_exception(_PAYLOAD_ACCESS_ERROR)

@@ -108,6 +108,8 @@ async def read_body(request: web.Request) -> bytes:
     # Again, because a chunked request has no `Content-Length`.
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
+    # A reader takes a kilobyte, and would stay for as long as upstream takes.
+    request._payload = request._cache["content"] = EMPTY_PAYLOAD  # noqa: SLF001 - no other way
     return body
 
 

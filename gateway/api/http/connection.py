@@ -204,6 +204,10 @@ class Connection(Answering):
             self._refuse(refusal)
             return
         self._stop_timer()
+        if not self._request_count and self._keepalive_handle is not None:
+            # Of the first head. Half a kilobyte; the clock of an idle connection is another one.
+            self._keepalive_handle.cancel()
+            self._keepalive_handle = None
         self._early.release()
         self._head.begin()
         self._payload = None if payload is EMPTY_PAYLOAD else payload
@@ -255,6 +259,8 @@ class Connection(Answering):
             is_good = (not has_ended or self._reading_paused) and not self._payload.exception()
         if not is_good:
             self._refuse_body(RequestPayloadError("malformed body"))
+        elif has_ended and self._payload.is_eof():
+            self._payload = None
 
     def _hold_body(self, size_bytes: int) -> bool:
         # After the answer, the rest of a body is dropped as it arrives.

@@ -31,6 +31,9 @@ PLANNED: Final = -2
 MAX_NUMBER: Final = 255
 """Of a plan; a purchase that needs more has none."""
 
+MAX_PLANS: Final = 1024
+"""Of purchases with different amounts, which are kept for the next one with the same."""
+
 SECOND: Final = 1_000_000
 
 # Where the parts of a plan begin, in KEYS and ARGV of the scripts (from 1).
@@ -42,7 +45,7 @@ _EPOCH: Final = date(1970, 1, 1).toordinal()
 
 @frozen
 class Plan:
-    """What one purchase reserves, and so what its settlement releases."""
+    """What a purchase reserves, and so what its settlement releases."""
 
     layout: Layout
     worker: str
@@ -56,21 +59,30 @@ def plan_reservation(command: commands.Reserve, keys: Keys) -> Plan | None:
     """None if the script has to find out by itself what the reservation changes."""
     if keys.today is None or (command.place is not None and command.place.is_limited):
         return None
-    by_unit, counters, amounts = dict(command.amounts), [], []
+    by_unit, counters = dict(command.amounts), []
     for counter, amount, _ in command.consumptions:
         if by_unit.setdefault(counter.unit, amount) != amount:
             return None
         counters.append(counter)
-        amounts.append(amount)
     layout = lay_out(tuple(counters), command.subjects, tuple(command.amounts), keys)
     if layout is None:
         return None
+    return _plan(layout, command.worker, tuple(by_unit.items()), len(command.amounts))
+
+
+@lru_cache(maxsize=MAX_PLANS)
+def _plan(layout: Layout, worker: str, amounts: tuple[tuple[str, int], ...], scoped: int) -> Plan:
+    """The plan of all purchases with these amounts, of which the first `scoped` have scopes.
+
+    A plan of its own for each would take a kilobyte until the settlement.
+    """
+    by_unit = dict(amounts)
     return Plan(
         layout,
-        command.worker,
+        worker,
         by_unit,
-        layout.consumptions % tuple(amounts),
-        layout.scopes % tuple(command.amounts.values()),
+        layout.consumptions % tuple([by_unit[counter.unit] for counter in layout.counters]),
+        layout.scopes % tuple([amount for _, amount in amounts[:scoped]]),
     )
 
 
