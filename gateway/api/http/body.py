@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.api.services import SERVICES
