@@ -178,7 +178,7 @@ class Flights:
                     flight = _with_slots(flight, acquired, abandoned=result.abandoned)
                     purchase = self._start(flight, buy, subscriber=subscriber)
                     if not leaders and turn is None:
-                        # Nobody else is concerned, as of nearly every purchase.
+                        # No other request waits for this one, as for nearly every purchase.
                         await self._lead(flight, purchase, result=result, is_connected=is_connected)
                         has_waited = True
                         continue

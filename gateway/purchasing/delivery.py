@@ -38,8 +38,8 @@ from gateway.upstream.attempts import Rerouting, StreamHandlers
 MAX_ANSWER_FIELD: Final = 128
 """Characters of a text among the model's `answer_fields`. A longer one is not kept."""
 
-NOBODY: Final = Identity(())
-"""The buyer of a request that names none."""
+UNNAMED: Final = Identity(())
+"""The identity of a request that names no user."""
 
 _RASTER: Final = frozenset({*MEDIA_TYPES, "jpg"} - DOCUMENTS)
 
@@ -270,7 +270,7 @@ def _buyer_beside_prompt(request: ImageRequest) -> Identity:
     """
     names = set(request.user_names)
     if not names:
-        return NOBODY
+        return UNNAMED
     if len(names) <= MAX_NAMES:
         names = {name for name in names if not Identity((name,)).is_in(request.prompt)}
     return Identity(names)
