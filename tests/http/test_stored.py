@@ -88,7 +88,7 @@ async def test_images_that_could_not_be_stored_are_not_called_stored(
 
 
 async def test_images_of_which_one_is_taken_down_meanwhile_are_not_called_stored(
-    gateway: InProcess, alice: Client, impatient: None
+    gateway: InProcess, alice: Client
 ) -> None:
     unstored = gateway.gateway.flights._unstored
     with stopping(gateway, Receive) as stop:
