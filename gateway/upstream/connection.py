@@ -338,6 +338,8 @@ class Connection(ResponseHandler):
         if not self._is_waiting:
             super()._resume_transport_reading()
 
+    # ── parsing ──
+
     def _cuts(self, data: bytes) -> list[int]:
         """Offsets between which received bytes are parsed, so that none lies beyond the body.
 
