@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.images import Expected
+from gateway.limits import Period
 from gateway.store import commands
 from gateway.store.commands import Consumption, Counter
 from gateway.store.protocol import Command, Store
@@ -26,18 +27,23 @@ from gateway.store.redis.windows import CurrentDays, CurrentWindows
 from tests.clocked_store import redis_clock
 
 SUBJECTS: Final = ("key:k", "team:50 % off", "everyone")
+PERIODS: Final[Sequence[Period]] = ("minute", "day", "week", "month", "concurrency")
 UNITS: Final = ("images", "tokens", "usd_micros")
-WORKERS: Final = ("w", "v")
-PURCHASES: Final = ("p", "q", "r")
+
+R = TypeVar("R", commands.Reserve, commands.Reroute)
 
 START: Final = datetime(2100, 1, 30, 23, 58, tzinfo=UTC).timestamp()
 """A Saturday, so a day, a week and a month end within two days of it.
 
 In the future, because Redis would remove at once what expires at times that are over."""
 
-amounts = st.sampled_from([0, 1, 3])
-charges = st.sampled_from([-2, 2, 5])
-maxima = st.sampled_from([None, 0, 2, 7, 10**15])
+amounts = st.sampled_from([0, 1, 1, 3])
+charges = st.sampled_from([0, 1, 3, 3, 5, -2])
+maxima = st.sampled_from([None, 0, 2, 5, 7, 7, 10**15])
+
+
+def seldom(draw: st.DrawFn) -> bool:
+    return draw(st.integers(0, 5)) == 5
 
 
 KNOWN: Final = Expected("keys", "k", b"key")
@@ -54,124 +60,150 @@ class Unplanned(CurrentWindows):
 
 @st.composite
 def counters(draw: st.DrawFn) -> Counter:
-    period = draw(st.sampled_from(["minute", "day", "week", "month", "concurrency"]))
+    period: Period = draw(st.sampled_from(PERIODS))
     unit = "purchases" if period == "concurrency" else draw(st.sampled_from(UNITS))
     return Counter(draw(st.sampled_from(SUBJECTS)), unit, period, draw(maxima))
 
 
-@st.composite
-def reservations(draw: st.DrawFn) -> Command[Any]:
-    of_unit = {unit: draw(amounts) for unit in (*UNITS, "purchases")}
-    consumptions = tuple(
-        Consumption(
-            counter,
-            # Now and then another amount than that of the subjects: then there is no plan.
-            draw(st.sampled_from([of_unit[counter.unit]] * 9 + [2])),
-            draw(st.booleans()),
+class History:
+    """Steps of the purchases of one key, which all count in nearly the same counters."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
+        self.counters = draw(st.lists(counters(), min_size=1, max_size=5, unique=True))
+        self.subjects = draw(st.lists(st.sampled_from(SUBJECTS), max_size=3, unique=True))
+        self.units = draw(st.sampled_from([UNITS, UNITS, UNITS[:1], ()]))
+        self.purchases = ["p0"]
+
+    def step(self) -> Any:
+        kinds = [self.reserve, self.settle] * 3 + [self.admit, self.receive]
+        kinds += [self.reroute, self.move, self.lose]
+        return self.draw(st.sampled_from(kinds))()
+
+    def reserve(self) -> commands.Reserve:
+        if not seldom(self.draw):
+            self.purchases.append(f"p{len(self.purchases)}")
+        return self.reservation(commands.Reserve, self.purchases[-1])
+
+    def reroute(self) -> commands.Reroute:
+        return self.reservation(commands.Reroute, self.any_purchase())
+
+    def reservation(self, kind: type[R], purchase: str) -> R:
+        draw = self.draw
+        of_unit = {unit: draw(amounts) for unit in (*UNITS, "purchases")}
+        # Now and then another amount than that of the subjects: then there is no plan.
+        consumptions = [
+            Consumption(each, 2 if seldom(draw) and seldom(draw) else of_unit[each.unit], shadow)
+            for each, shadow in self.some_counters()
+        ]
+        return kind(
+            purchase,
+            "v" if seldom(draw) else "w",
+            tuple(consumptions),
+            b"{}",
+            tuple(self.subjects),
+            {unit: of_unit[unit] for unit in self.units},
         )
-        for counter in draw(st.lists(counters(), max_size=5))
-    )
-    subjects = draw(st.lists(st.sampled_from(SUBJECTS), max_size=3, unique=True))
-    return commands.Reserve(
-        draw(st.sampled_from(PURCHASES)),
-        draw(st.sampled_from(WORKERS)),
-        consumptions,
-        b"{}",
-        tuple(subjects),
-        {unit: of_unit[unit] for unit in draw(st.sampled_from([UNITS, UNITS[:1], ()]))},
-    )
+
+    def some_counters(self) -> list[tuple[Counter, bool]]:
+        """And for each, whether its limit is a shadow."""
+        found = self.counters
+        if seldom(self.draw):
+            found = self.draw(st.lists(st.sampled_from(found), max_size=4))
+        if seldom(self.draw):  # the limits have changed
+            found = [each._replace(maximum=self.draw(maxima)) for each in found]
+        return [(each, seldom(self.draw)) for each in found]
+
+    def any_purchase(self) -> str:
+        return self.draw(st.sampled_from(self.purchases[-3:]))
+
+    def settle(self) -> commands.Settle:
+        draw = self.draw
+        return commands.Settle(
+            self.any_purchase(),
+            {unit: draw(charges) for unit in UNITS},
+            None if seldom(draw) else b"record",
+            presumed=seldom(draw),
+            correct=draw(st.booleans()),
+            attempt=draw(st.sampled_from(["a", "b"])),
+            totals=draw(st.sampled_from([(), ("everyone", "key:k")])),
+            saved_micros=5 if seldom(draw) else 0,
+        )
+
+    def admit(self) -> commands.Admit:
+        expected = self.draw(st.sampled_from([(), (KNOWN,), (KNOWN, REVOKED)]))
+        consumptions = [
+            Consumption(each, self.draw(amounts), shadow) for each, shadow in self.some_counters()
+        ]
+        return commands.Admit(expected, tuple(consumptions))
+
+    def receive(self) -> commands.Receive:
+        return commands.Receive(self.any_purchase(), b"[]")
+
+    def move(self) -> tuple[float, bool]:
+        return self.draw(moves)
+
+    def lose(self) -> str:
+        return self.draw(losses)
 
 
-@st.composite
-def reroutes(draw: st.DrawFn) -> Command[Any]:
-    new = draw(reservations())
-    assert isinstance(new, commands.Reserve)
-    return commands.Reroute(
-        new.purchase, new.worker, new.consumptions, b"{}", new.subjects, new.amounts
-    )
-
-
-@st.composite
-def settlements(draw: st.DrawFn) -> Command[Any]:
-    return commands.Settle(
-        draw(st.sampled_from(PURCHASES)),
-        {unit: draw(st.one_of(amounts, charges)) for unit in UNITS},
-        draw(st.sampled_from([b"record", b"record", None])),
-        presumed=draw(st.sampled_from([False, False, True])),
-        correct=draw(st.booleans()),
-        attempt=draw(st.sampled_from(["a", "b"])),
-        totals=draw(st.sampled_from([(), ("everyone", "key:k")])),
-        saved_micros=draw(st.sampled_from([0, 0, 0, 5])),
-    )
-
-
-@st.composite
-def admissions(draw: st.DrawFn) -> Command[Any]:
-    consumptions = [
-        Consumption(counter, draw(amounts), draw(st.booleans()))
-        for counter in draw(st.lists(counters(), max_size=4))
-    ]
-    expected = draw(st.sampled_from([(), (KNOWN,), (KNOWN, REVOKED)]))
-    return commands.Admit(expected, tuple(consumptions))
-
-
-losses = st.sampled_from(["window:key:k:day", "window:everyone", "journal:p", "ledger", "nothing"])
+losses = st.sampled_from(["window:key:k:day", "window:everyone", "journal:p", "ledger", "bucket"])
 """What the server loses. A text that begins the names of the keys."""
 
 seconds = st.sampled_from([0.000_001, 1, 29.9, 60, 119.999_999, 120, 86_400, -45, -86_400])
 moves = st.tuples(seconds, st.booleans())
 """By how much the server's clock moves, and whether that of the gateway moves too."""
 
-steps = st.lists(
-    st.one_of(
-        moves,
-        reroutes(),
-        reservations(),
-        settlements(),
-        reservations(),
-        settlements(),
-        admissions(),
-        st.sampled_from([commands.Receive(purchase, b"[]") for purchase in PURCHASES]),
-        losses,
-    ),
-    min_size=2,
-    max_size=14,
-)
+
+@st.composite
+def steps(draw: st.DrawFn) -> list[Any]:
+    history = History(draw)
+    return [history.step() for _ in range(draw(st.integers(2, 16)))]
+
 
 EXPIRIES: Final = (120, 300, 7 * 86_400)
 """Seconds for which the books keep what does not expire at a time."""
 
 
-def books(client: redis.Redis, prefix: str) -> dict[str, Any]:
+def books(client: Any, prefix: str) -> dict[str, Any]:
     """All that lies under a prefix, and when it expires."""
-    found: dict[str, Any] = {}
-    for key in client.keys(f"{prefix}*"):
-        name, kind = key.decode().removeprefix(prefix), client.type(key).decode()
-        if kind == "hash":
-            content: Any = {
-                field.decode(): content_of(value) for field, value in client.hgetall(key).items()
-            }
-        elif kind == "zset":
-            content = sorted(client.zrange(key, 0, -1, withscores=True))
-        elif kind == "stream":
-            content = client.xrange(key)
-        else:
-            content = client.get(key)
-        found[name] = (content, expiry_of(client, key))
-    return found
+    keys = client.keys(f"{prefix}*")
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.type(key)
+    for key, kind in zip(keys, pipe.execute(), strict=True):
+        READS[kind](pipe, key)
+        pipe.pexpiretime(key) if b":window:" in key else pipe.ttl(key)
+    found = iter(pipe.execute())
+    return {
+        key.decode().removeprefix(prefix): (content_of(content), told(expiry))
+        for key, content, expiry in zip(keys, found, found, strict=True)
+    }
 
 
-def expiry_of(client: redis.Redis, key: bytes) -> int:
+READS: Final[Mapping[bytes, Callable[[Any, bytes], Any]]] = {
+    b"hash": lambda pipe, key: pipe.hgetall(key),
+    b"zset": lambda pipe, key: pipe.zrange(key, 0, -1, withscores=True),
+    b"stream": lambda pipe, key: pipe.xrange(key),
+    b"string": lambda pipe, key: pipe.get(key),
+}
+
+
+def told(expiry: int) -> int:
     """The Unix milliseconds of a window, else the seconds, as they were told; -1: never."""
-    if b":window:" in key:
-        return int(client.pexpiretime(key))
-    seconds = int(client.ttl(key))
-    return seconds if seconds < 0 else min(EXPIRIES, key=lambda told: abs(told - seconds))
+    if not 0 <= expiry <= max(EXPIRIES):
+        return expiry
+    return min(EXPIRIES, key=lambda seconds: abs(seconds - expiry))
 
 
-def content_of(value: bytes) -> Any:
-    """JSON in one order. A reservation has a line with its time, and two of JSON."""
-    return [sorted_json(part) for part in value.split(b"\n")]
+def content_of(content: Any) -> Any:
+    """With JSON in one order. A reservation has a line with its time, and two of JSON."""
+    if not isinstance(content, dict):
+        return content
+    return {
+        field: [sorted_json(part) for part in value.split(b"\n")]
+        for field, value in content.items()
+    }
 
 
 def sorted_json(text: bytes) -> Any:
@@ -218,7 +250,7 @@ class Both:
 
     runner: asyncio.Runner
     stores: list[Store]
-    client: redis.Redis
+    client: Any
     tell_server: Callable[[float], None]
     clocks: Clocks
 
@@ -270,8 +302,8 @@ def both(redis_server: str) -> Iterator[Both]:
         runner.run(stack.aclose())
 
 
-@settings(max_examples=60, deadline=None)
-@given(steps=steps)
+@settings(max_examples=100, deadline=None)
+@given(steps=steps())
 @example(steps=[USUAL[1], "window:", USUAL[3]])
 @example(steps=[USUAL[1], "journal:", USUAL[3]])
 @example(steps=[USUAL[1], "bucket:", *USUAL])
@@ -294,7 +326,7 @@ def test_the_commands_of_a_usual_purchase_have_plans_that_hold(
     both.begin()
     both.client.hset("planned:{books}:ledger", mapping={"ms": 1, "count": 0})
     both.client.hset("plain:{books}:ledger", mapping={"ms": 1, "count": 0})
-    replies = []
+    replies: list[Any] = []
     client = both.stores[0]._client  # type: ignore[attr-defined]
     run = client.run
 
