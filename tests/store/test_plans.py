@@ -262,6 +262,7 @@ class Both:
             store._windows.use_server_time(START)  # type: ignore[attr-defined]
         for prefix in ("planned:", "plain:"):
             self.client.hset(f"{prefix}{{books}}:records:keys", "k", "key")
+            self.client.hset(f"{prefix}{{books}}:ledger", mapping={"ms": 1, "count": 0})
 
     def move(self, by: float, is_known: bool) -> None:
         self.clocks.server += by
@@ -324,8 +325,6 @@ def test_the_commands_of_a_usual_purchase_have_plans_that_hold(
     both: Both, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both.begin()
-    both.client.hset("planned:{books}:ledger", mapping={"ms": 1, "count": 0})
-    both.client.hset("plain:{books}:ledger", mapping={"ms": 1, "count": 0})
     replies: list[Any] = []
     client = both.stores[0]._client  # type: ignore[attr-defined]
     run = client.run
