@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, cast
 
 import pytest
@@ -75,9 +74,11 @@ async def clocked(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]
         return
     url: str = request.getfixturevalue(f"{request.param}_url")
     with redis_clock(url, start, monkeypatch) as write_clock:
-        yield ClockedStore(
-            lambda: open_redis_store(url), url, partial(asyncio.to_thread, write_clock), start
-        )
+
+        async def tell(now: float) -> None:
+            await asyncio.to_thread(write_clock, now)
+
+        yield ClockedStore(lambda: open_redis_store(url), url, tell, start)
 
 
 @contextmanager

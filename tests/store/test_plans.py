@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -61,7 +61,8 @@ class Unplanned(CurrentWindows):
 @st.composite
 def counters(draw: st.DrawFn) -> Counter:
     period: Period = draw(st.sampled_from(PERIODS))
-    unit = "purchases" if period == "concurrency" else draw(st.sampled_from(UNITS))
+    units = ("purchases", "images") if period == "concurrency" else UNITS
+    unit = draw(st.sampled_from(units))
     return Counter(draw(st.sampled_from(SUBJECTS)), unit, period, draw(maxima))
 
 
@@ -161,8 +162,8 @@ def steps(draw: st.DrawFn) -> list[Any]:
     return [history.step() for _ in range(draw(st.integers(2, 16)))]
 
 
-EXPIRIES: Final = (120, 300, 7 * 86_400)
-"""Seconds for which the books keep what does not expire at a time."""
+EXPIRIES: Final = (60, 120, 300, 7 * 86_400)
+"""Seconds for which the books keep what does not expire at a time. `age_buckets` has the first."""
 
 
 def books(client: Any, prefix: str) -> dict[str, Any]:
@@ -238,6 +239,60 @@ USUAL: Final = (
 )
 
 
+RESERVE, SETTLE = USUAL[1], USUAL[3]
+assert isinstance(RESERVE, commands.Reserve)
+assert isinstance(SETTLE, commands.Settle)
+NEXT_DAY: Final = (120, False)
+"""To the first moment of the next day."""
+
+SCARCE: Final = Counter("key:k", "images", "day", 5)
+FULL: Final = [
+    commands.Reserve(f"p{n}", "w", (Consumption(SCARCE, 2),), b"{}", ("key:k",), {"images": 2})
+    for n in range(4)
+]
+"""Of which the third is one too many, and the fourth too."""
+
+STALE: Final[Sequence[Sequence[Any]]] = (
+    # The server has another day than the gateway.
+    (NEXT_DAY, RESERVE, SETTLE),
+    ((-86_400, False), RESERVE, SETTLE),
+    (RESERVE, NEXT_DAY, SETTLE),
+    (RESERVE, (119.999_999, False), SETTLE),
+    (RESERVE, (-86_400, False), SETTLE),
+    (RESERVE, (86_400, True), SETTLE, *USUAL),
+    # The journal is not as the gateway knows it, because it was there already.
+    *(
+        (replace(RESERVE, **before), RESERVE, SETTLE)
+        for before in (
+            {"consumptions": ()},
+            {"amounts": {"images": 2, "usd_micros": 900, "tokens": 3}},
+            {"worker": "v"},
+        )
+    ),
+    (RESERVE, replace(SETTLE, presumed=True), replace(SETTLE, correct=True)),
+    (RESERVE, SETTLE, SETTLE),
+    (RESERVE, replace(SETTLE, record=None)),
+    (RESERVE, replace(SETTLE, saved_micros=5)),
+    (RESERVE, replace(SETTLE, charge={"images": 0, "usd_micros": 0})),
+    (RESERVE, replace(SETTLE, charge={"images": 2, "usd_micros": -3})),
+    (RESERVE, replace(SETTLE, charge={"images": -2, "usd_micros": 0})),
+    # The limits are used up, and one is free again.
+    (*FULL, replace(SETTLE, purchase="p1", charge={"images": 1}), FULL[3]),
+    (*FULL[:2], NEXT_DAY, *FULL[2:]),
+    # A bucket is not prolonged each time, and one of a minute ago is full.
+    (*(replace(RESERVE, purchase=name) for name in "pqr"), (29.9, True), *USUAL),
+    (RESERVE, (60, True), replace(RESERVE, purchase="q"), (-45, True), *USUAL),
+    # Two records in the same millisecond, and a clock that steps back.
+    (RESERVE, SETTLE, *(replace(each, purchase="q") for each in (RESERVE, SETTLE))),
+    (*USUAL, (-45, True), *(replace(each, purchase="q") for each in (RESERVE, SETTLE))),
+    # Another record than the gateway expects.
+    (commands.Admit((KNOWN, REVOKED), (Consumption(SCARCE, 1),)),),
+    (commands.Admit((KNOWN,), (Consumption(SCARCE._replace(period="minute"), 6),)),),
+    (NEXT_DAY, commands.Admit((KNOWN,), (Consumption(SCARCE, 1),))),
+    ((-86_400, False), *FULL, commands.Admit((KNOWN,), (Consumption(SCARCE, 1),))),
+)
+
+
 @dataclass
 class Clocks:
     server: float = START
@@ -269,10 +324,27 @@ class Both:
         self.clocks.gateway += by if is_known else 0
         self.tell_server(self.clocks.server)
 
+    def age_buckets(self) -> None:
+        """Lets them expire earlier, so that one can see whether a script has prolonged them."""
+        for key in self.client.keys("*:bucket:*"):
+            self.client.expire(key, EXPIRIES[0])
+
     def compare(self, step: Command[Any]) -> None:
+        self.age_buckets()
         planned, plain = (self.runner.run(store.execute([step]))[0] for store in self.stores)
         assert planned == plain, step
         assert books(self.client, "planned:") == books(self.client, "plain:"), step
+
+    def play(self, steps: Sequence[Any]) -> None:
+        """Commands, moves of the clocks, and losses."""
+        self.begin()
+        for step in steps:
+            if isinstance(step, str):
+                self.lose(step)
+            elif isinstance(step, tuple):
+                self.move(*step)
+            else:
+                self.compare(step)
 
     def lose(self, start: str) -> None:
         for prefix in ("planned:", "plain:"):
@@ -303,6 +375,11 @@ def both(redis_server: str) -> Iterator[Both]:
         runner.run(stack.aclose())
 
 
+@pytest.mark.parametrize("steps", STALE)
+def test_a_stale_plan_is_not_carried_out(both: Both, steps: Sequence[Any]) -> None:
+    both.play(steps)
+
+
 @settings(max_examples=100, deadline=None)
 @given(steps=steps())
 @example(steps=[USUAL[1], "window:", USUAL[3]])
@@ -311,14 +388,7 @@ def both(redis_server: str) -> Iterator[Both]:
 def test_a_plan_changes_nothing_but_the_time_that_a_script_takes(
     both: Both, steps: list[Any]
 ) -> None:
-    both.begin()
-    for step in steps:
-        if isinstance(step, str):
-            both.lose(step)
-        elif isinstance(step, tuple):
-            both.move(*step)
-        else:
-            both.compare(step)
+    both.play(steps)
 
 
 def test_the_commands_of_a_usual_purchase_have_plans_that_hold(
