@@ -66,6 +66,13 @@ def counters(draw: st.DrawFn) -> Counter:
     return Counter(draw(st.sampled_from(SUBJECTS)), unit, period, draw(maxima))
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """A command that another gateway sends. It has plans of its own, or none."""
+
+    command: Command[Any]
+
+
 class History:
     """Steps of the purchases of one key, which all count in nearly the same counters."""
 
@@ -79,7 +86,8 @@ class History:
     def step(self) -> Any:
         kinds = [self.reserve, self.settle] * 3 + [self.admit, self.receive]
         kinds += [self.reroute, self.move, self.lose]
-        return self.draw(st.sampled_from(kinds))()
+        found = self.draw(st.sampled_from(kinds))()
+        return Elsewhere(found) if isinstance(found, Command) and seldom(self.draw) else found
 
     def reserve(self) -> commands.Reserve:
         if not seldom(self.draw):
@@ -148,8 +156,11 @@ class History:
         return self.draw(losses)
 
 
-losses = st.sampled_from(["window:key:k:day", "window:everyone", "journal:p", "ledger", "bucket"])
-"""What the server loses. A text that begins the names of the keys."""
+SCRIPTS: Final = "scripts"
+losses = st.sampled_from(
+    ["window:key:k:day", "window:everyone", "journal:p", "ledger", "bucket", "", SCRIPTS]
+)
+"""What the server loses: its scripts, or keys of the books that begin so."""
 
 seconds = st.sampled_from([0.000_001, 1, 29.9, 60, 119.999_999, 120, 86_400, -45, -86_400])
 moves = st.tuples(seconds, st.booleans())
@@ -242,6 +253,12 @@ USUAL: Final = (
 RESERVE, SETTLE = USUAL[1], USUAL[3]
 assert isinstance(RESERVE, commands.Reserve)
 assert isinstance(SETTLE, commands.Settle)
+REROUTE: Final = commands.Reroute(
+    "p", "v", RESERVE.consumptions[:2], b"{}", RESERVE.subjects, {"images": 3, "usd_micros": 900}
+)
+OPEN: Final = tuple(
+    Consumption(Counter("key:k", unit, "concurrency", 9), 1) for unit in ("purchases", "images")
+)
 NEXT_DAY: Final = (120, False)
 """To the first moment of the next day."""
 
@@ -271,6 +288,15 @@ STALE: Final[Sequence[Sequence[Any]]] = (
     ),
     (RESERVE, replace(SETTLE, presumed=True), replace(SETTLE, correct=True)),
     (RESERVE, SETTLE, SETTLE),
+    # Another gateway was first, or the server has lost what the gateway knows.
+    (RESERVE, Elsewhere(SETTLE), SETTLE),
+    (RESERVE, Elsewhere(replace(RESERVE, worker="v")), SETTLE),
+    (Elsewhere(RESERVE), replace(RESERVE, amounts={"images": 2}), SETTLE, Elsewhere(SETTLE)),
+    (RESERVE, Elsewhere(REROUTE), SETTLE, Elsewhere(SETTLE)),
+    (RESERVE, "", SETTLE, RESERVE, SETTLE),
+    (RESERVE, SCRIPTS, SETTLE, *USUAL),
+    # Two amounts of one window without end.
+    (*(replace(RESERVE, purchase=name, consumptions=OPEN, amounts={}) for name in "pq"), SETTLE),
     (RESERVE, replace(SETTLE, record=None)),
     (RESERVE, replace(SETTLE, saved_micros=5)),
     (RESERVE, replace(SETTLE, charge={"images": 0, "usd_micros": 0})),
@@ -305,6 +331,7 @@ class Both:
 
     runner: asyncio.Runner
     stores: list[Store]
+    """Two with plans, and one without."""
     client: Any
     tell_server: Callable[[float], None]
     clocks: Clocks
@@ -329,9 +356,12 @@ class Both:
         for key in self.client.keys("*:bucket:*"):
             self.client.expire(key, EXPIRIES[0])
 
-    def compare(self, step: Command[Any]) -> None:
+    def compare(self, step: Command[Any], *, elsewhere: bool = False) -> None:
         self.age_buckets()
-        planned, plain = (self.runner.run(store.execute([step]))[0] for store in self.stores)
+        planned, plain = (
+            self.runner.run(store.execute([step]))[0]
+            for store in (self.stores[int(elsewhere)], self.stores[-1])
+        )
         assert planned == plain, step
         assert books(self.client, "planned:") == books(self.client, "plain:"), step
 
@@ -343,10 +373,15 @@ class Both:
                 self.lose(step)
             elif isinstance(step, tuple):
                 self.move(*step)
+            elif isinstance(step, Elsewhere):
+                self.compare(step.command, elsewhere=True)
             else:
                 self.compare(step)
 
     def lose(self, start: str) -> None:
+        if start == SCRIPTS:
+            self.client.script_flush()
+            return
         for prefix in ("planned:", "plain:"):
             for key in self.client.keys(f"{prefix}{{books}}:{start}*"):
                 self.client.delete(key)
@@ -357,8 +392,12 @@ def both(redis_server: str) -> Iterator[Both]:
     clocks = Clocks()
 
     async def open_all(stack: AsyncExitStack) -> list[Store]:
-        planned = open_redis_store(redis_server, prefix="planned:", clock=lambda: clocks.gateway)
-        stores = [await stack.enter_async_context(planned)]
+        stores = []
+        for _ in range(2):
+            planned = open_redis_store(
+                redis_server, prefix="planned:", clock=lambda: clocks.gateway
+            )
+            stores.append(await stack.enter_async_context(planned))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(redis_store, "CurrentWindows", Unplanned)
             plain = open_redis_store(redis_server, prefix="plain:", clock=lambda: clocks.gateway)
