@@ -274,6 +274,8 @@ STALE: Final[Sequence[Sequence[Any]]] = (
     (NEXT_DAY, RESERVE, SETTLE),
     ((-86_400, False), RESERVE, SETTLE),
     (RESERVE, NEXT_DAY, SETTLE),
+    (FULL[0], NEXT_DAY, replace(SETTLE, purchase="p0")),
+    (FULL[0], (-86_400, False), replace(SETTLE, purchase="p0")),
     (RESERVE, (119.999_999, False), SETTLE),
     (RESERVE, (-86_400, False), SETTLE),
     (RESERVE, (86_400, True), SETTLE, *USUAL),
@@ -417,6 +419,19 @@ def both(redis_server: str) -> Iterator[Both]:
 @pytest.mark.parametrize("steps", STALE)
 def test_a_stale_plan_is_not_carried_out(both: Both, steps: Sequence[Any]) -> None:
     both.play(steps)
+
+
+@pytest.mark.parametrize(
+    ("days", "count"), [(0, 999_998), (0, 999_999), (1, 7), (3, 7), (-1, 999_999)]
+)
+def test_a_planned_record_comes_after_the_latest_one(both: Both, days: int, count: int) -> None:
+    """That may be one of a later day, if the clock was set back."""
+    both.begin()
+    for prefix in ("planned:", "plain:"):
+        latest = {"ms": round((START + 86_400 * days) * 1000), "count": count}
+        both.client.hset(f"{prefix}{{books}}:ledger", mapping=latest)
+    both.compare(RESERVE)
+    both.compare(SETTLE)
 
 
 @settings(max_examples=100, deadline=None)
