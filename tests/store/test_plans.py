@@ -259,6 +259,11 @@ REROUTE: Final = commands.Reroute(
 OPEN: Final = tuple(
     Consumption(Counter("key:k", unit, "concurrency", 9), 1) for unit in ("purchases", "images")
 )
+MIXED: Final = (
+    Consumption(Counter("key:k", "images", "day", 9), 1),
+    Consumption(Counter("key:k", "images", "concurrency", 9), 1),
+)
+PLACE: Final = commands.Place("account", "k", 2, 1, images_per_minute=None, concurrent=1)
 NEXT_DAY: Final = (120, False)
 """To the first moment of the next day."""
 
@@ -304,6 +309,17 @@ STALE: Final[Sequence[Sequence[Any]]] = (
     (RESERVE, replace(SETTLE, charge={"images": 0, "usd_micros": 0})),
     (RESERVE, replace(SETTLE, charge={"images": 2, "usd_micros": -3})),
     (RESERVE, replace(SETTLE, charge={"images": -2, "usd_micros": 0})),
+    # One unit in a window with an end and in one without.
+    *(
+        (replace(RESERVE, consumptions=mixed, subjects=(), amounts={}), SETTLE)
+        for mixed in (MIXED, MIXED[::-1])
+    ),
+    # A purchase that waits for its account has no plan, nor one that changes very many windows.
+    (
+        *(replace(RESERVE, purchase=name, place=PLACE) for name in "pq"),
+        *(replace(SETTLE, purchase=name) for name in "pq"),
+    ),
+    (replace(RESERVE, subjects=tuple(f"key:{n}" for n in range(100))), SETTLE),
     # The limits are used up, and one is free again.
     (*FULL, replace(SETTLE, purchase="p1", charge={"images": 1}), FULL[3]),
     (*FULL[:2], NEXT_DAY, *FULL[2:]),
