@@ -21,6 +21,7 @@ from gateway.cache.blobs import INLINE_BYTES
 from gateway.cache.flight_events import Flight
 from gateway.cache.flights import Flights
 from gateway.cache.image_cache import ImageCache
+from gateway.cache.partial_images import Publisher
 from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
@@ -132,7 +133,10 @@ class Delivery:
     ) -> Delivered:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
         is_streamed = request.stream and any(account.streams for account in route.accounts)
-        stream = self._stream_handlers(request, model, flight, route) if is_streamed else None
+        publisher = stream = None
+        if is_streamed:
+            publisher = self._flights.publisher(flight, max_images=request.partial_images)
+            stream = _stream_handlers(publisher, model, route)
         try:
             answer = await self._upstream.buy(
                 request, route.accounts, images=len(flight.slots), stream=stream, rerouting=route
@@ -144,6 +148,9 @@ class Delivery:
                 # Some services have bought the image although they answer a stream with an error.
                 failure.forbid_retry()
             raise
+        finally:
+            if publisher is not None:
+                await publisher.close()
 
     async def _accept(
         self,
@@ -188,22 +195,6 @@ class Delivery:
         base64 = {image.digest: text for image, _, text in allowed if text is not None}
         return Delivered(answer, images, MappingProxyType(echoed), base64)
 
-    def _stream_handlers(
-        self, request: ImageRequest, model: Model, flight: Flight, route: Route
-    ) -> StreamHandlers:
-        publisher = self._flights.publisher(flight, max_images=request.partial_images)
-
-        async def publish(image: PartialImage) -> None:
-            found = detect_format(image.data)
-            echoed = _kept_echoes(image.echoed, model, image_format=found)
-            await publisher.publish(replace(image, echoed=echoed))
-
-        async def open_stream() -> None:
-            route.is_answered()
-            await publisher.open()
-
-        return StreamHandlers(publish, open_stream)
-
     def keep_base64(self, request: ImageRequest, delivered: Delivered) -> None:
         """Has answers use the base64 as it came. Not for images that may not be stored."""
         if request.response_format != "url":
@@ -241,6 +232,19 @@ class Delivery:
         except BadImage as bad:
             faults.append(str(bad))
             return None
+
+
+def _stream_handlers(publisher: Publisher, model: Model, route: Route) -> StreamHandlers:
+    async def publish(image: PartialImage) -> None:
+        found = detect_format(image.data)
+        echoed = _kept_echoes(image.echoed, model, image_format=found)
+        await publisher.publish(replace(image, echoed=echoed))
+
+    async def open_stream() -> None:
+        route.is_answered()
+        await publisher.open()
+
+    return StreamHandlers(publish, open_stream)
 
 
 def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[ImageFacts, str]:
