@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.cache.blobs import INLINE_BYTES
+from gateway.cache.blobs import INLINE_BYTES, hash_bytes
 from gateway.cache.flight_events import Flight
 from gateway.cache.flights import Flights
 from gateway.cache.image_cache import ImageCache
@@ -27,7 +27,7 @@ from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import MAX_REPORT_MESSAGE, FailureReport, Reason
 from gateway.frozen import frozen
-from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES, check_image, detect_format
+from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES, check_image, detect_format, is_quick
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
@@ -221,14 +221,16 @@ class Delivery:
             faults.append("an SVG that was not asked for")
             return None
         check = partial(
-            _facts_and_digest,
+            check_image,
             data,
             max_bytes=self._settings.max_image_bytes,
             max_pixels=self._settings.max_pixels,
         )
+        is_small = len(data) <= INLINE_BYTES and not is_document
         try:
-            is_fast = len(data) <= INLINE_BYTES and not is_document
-            return check() if is_fast else await asyncio.to_thread(check)
+            if is_small or is_quick(data):
+                return check(), await hash_bytes(data)
+            return await asyncio.to_thread(lambda: (check(), hashlib.sha256(data).hexdigest()))
         except BadImage as bad:
             faults.append(str(bad))
             return None
@@ -245,12 +247,6 @@ def _stream_handlers(publisher: Publisher, model: Model, route: Route) -> Stream
         await publisher.open()
 
     return StreamHandlers(publish, open_stream)
-
-
-def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[ImageFacts, str]:
-    """Takes two milliseconds a megabyte, for an SVG up to a second. Raises `BadImage`."""
-    facts = check_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
-    return facts, hashlib.sha256(data).hexdigest()
 
 
 def _may_be_svg(request: ImageRequest, model: Model) -> bool:
