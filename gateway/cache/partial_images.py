@@ -203,7 +203,7 @@ class PartialImages:
 
 
 class Publisher:
-    """Publishes the partial images of one flight."""
+    """Publishes the partial images of one flight. To be closed before the flight ends."""
 
     def __init__(
         self,
@@ -221,11 +221,16 @@ class Publisher:
         self._ephemeral = ephemeral
         self._max_images = max_images
         self._is_shared = is_shared
+        self._opening: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Upstream has begun to answer."""
+        """Upstream has begun to answer: in this worker at once, then through the store."""
         self._channel.open()
-        await self._share("open", {"open": True})
+        # The answer is read meanwhile: otherwise the first partial image would come a trip to the
+        # store later, about a millisecond.
+        self._opening = asyncio.create_task(
+            self._share("open", {"open": True}), name=f"open {self._flight}"
+        )
 
     async def publish(self, partial_image: PartialImage) -> None:
         """Publishes a partial image: in this worker at once, then through the store."""
@@ -243,8 +248,16 @@ class Publisher:
         if self._channel.publish(shared):
             # Subscribers in this worker get it before it is hashed and stored.
             await asyncio.sleep(0)
+            await self.close()
             event = {"partial": partial_image.index, "echoed": partial_image.echoed}
             await self._share(f"partial-{partial_image.index}", event, data=data)
+
+    async def close(self) -> None:
+        """Returns when other workers have everything that was published so far."""
+        if self._opening is not None:
+            # Goes on if the deadline of the purchase passes meanwhile.
+            await asyncio.wait({self._opening})
+            self._opening = None
 
     async def _share(
         self, event_id: str, event: Mapping[str, Any], *, data: bytes | None = None

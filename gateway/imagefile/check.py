@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from gateway.imagefile.checksum import crc32
+from gateway.imagefile.checksum import QUICK_BYTES, crc32
 from gateway.imagefile.facts import MAX_SMALL_PARTS, BadImage, ImageFacts
 from gateway.imagefile.gif import SIGNATURES, check_gif
 from gateway.imagefile.svg import is_svg
@@ -33,6 +33,10 @@ MIN_PART_BYTES: Final = 256
 """A file has at most one chunk or segment for so many bytes, beside `MAX_SMALL_PARTS`."""
 
 
+QUICK_PARTS: Final = 300
+"""Encoders write chunks of 8 KB, of which 2 MB have 256, or of 64 KB."""
+
+
 def check_image(data: bytes, *, max_bytes: int, max_pixels: int) -> ImageFacts:
     """The format and size of an image that is complete from signature to end marker.
 
@@ -50,6 +54,20 @@ def check_image(data: bytes, *, max_bytes: int, max_pixels: int) -> ImageFacts:
     if facts.width * facts.height > max_pixels:
         raise BadImage(f"{facts.width}x{facts.height} is more than {max_pixels} pixels")
     return facts
+
+
+def is_quick(data: bytes) -> bool:
+    """Whether `check_image` takes less than half a millisecond: a PNG of not too many chunks.
+
+    In a thread, each checksum would wait for the GIL: that of a PNG of 2 MB 24 times.
+    """
+    if len(data) > QUICK_BYTES or not data.startswith(PNG_SIGNATURE):
+        return False
+    offset, parts_left = len(PNG_SIGNATURE), QUICK_PARTS
+    while offset + 4 <= len(data) and parts_left:
+        offset += 12 + int.from_bytes(data[offset : offset + 4])
+        parts_left -= 1
+    return parts_left > 0
 
 
 def detect_format(data: bytes) -> str | None:

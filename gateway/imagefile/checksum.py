@@ -8,4 +8,9 @@ try:
 except ImportError:
     from zlib import crc32
 
-__all__ = ["crc32"]
+    QUICK_BYTES = 512 * 1024
+else:
+    QUICK_BYTES = 4 * 1024 * 1024
+
+__all__ = ["QUICK_BYTES", "crc32"]
+"""`QUICK_BYTES` take `crc32` about a sixth of a millisecond."""

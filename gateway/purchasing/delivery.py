@@ -17,16 +17,17 @@ from typing import Final, Protocol
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.cache.blobs import INLINE_BYTES
+from gateway.cache.blobs import INLINE_BYTES, hash_bytes
 from gateway.cache.flight_events import Flight
 from gateway.cache.flights import Flights
 from gateway.cache.image_cache import ImageCache
+from gateway.cache.partial_images import Publisher
 from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
 from gateway.failure_report import MAX_REPORT_MESSAGE, FailureReport, Reason
 from gateway.frozen import frozen
-from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES, check_image, detect_format
+from gateway.imagefile.check import DOCUMENTS, MEDIA_TYPES, check_image, detect_format, is_quick
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
@@ -132,7 +133,10 @@ class Delivery:
     ) -> Delivered:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
         is_streamed = request.stream and any(account.streams for account in route.accounts)
-        stream = self._stream_handlers(request, model, flight, route) if is_streamed else None
+        publisher = stream = None
+        if is_streamed:
+            publisher = self._flights.publisher(flight, max_images=request.partial_images)
+            stream = _stream_handlers(publisher, model, route)
         try:
             answer = await self._upstream.buy(
                 request, route.accounts, images=len(flight.slots), stream=stream, rerouting=route
@@ -144,6 +148,9 @@ class Delivery:
                 # Some services have bought the image although they answer a stream with an error.
                 failure.forbid_retry()
             raise
+        finally:
+            if publisher is not None:
+                await publisher.close()
 
     async def _accept(
         self,
@@ -188,22 +195,6 @@ class Delivery:
         base64 = {image.digest: text for image, _, text in allowed if text is not None}
         return Delivered(answer, images, MappingProxyType(echoed), base64)
 
-    def _stream_handlers(
-        self, request: ImageRequest, model: Model, flight: Flight, route: Route
-    ) -> StreamHandlers:
-        publisher = self._flights.publisher(flight, max_images=request.partial_images)
-
-        async def publish(image: PartialImage) -> None:
-            found = detect_format(image.data)
-            echoed = _kept_echoes(image.echoed, model, image_format=found)
-            await publisher.publish(replace(image, echoed=echoed))
-
-        async def open_stream() -> None:
-            route.is_answered()
-            await publisher.open()
-
-        return StreamHandlers(publish, open_stream)
-
     def keep_base64(self, request: ImageRequest, delivered: Delivered) -> None:
         """Has answers use the base64 as it came. Not for images that may not be stored."""
         if request.response_format != "url":
@@ -230,23 +221,32 @@ class Delivery:
             faults.append("an SVG that was not asked for")
             return None
         check = partial(
-            _facts_and_digest,
+            check_image,
             data,
             max_bytes=self._settings.max_image_bytes,
             max_pixels=self._settings.max_pixels,
         )
+        is_small = len(data) <= INLINE_BYTES and not is_document
         try:
-            is_fast = len(data) <= INLINE_BYTES and not is_document
-            return check() if is_fast else await asyncio.to_thread(check)
+            if is_small or is_quick(data):
+                return check(), await hash_bytes(data)
+            return await asyncio.to_thread(lambda: (check(), hashlib.sha256(data).hexdigest()))
         except BadImage as bad:
             faults.append(str(bad))
             return None
 
 
-def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[ImageFacts, str]:
-    """Takes two milliseconds a megabyte, for an SVG up to a second. Raises `BadImage`."""
-    facts = check_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
-    return facts, hashlib.sha256(data).hexdigest()
+def _stream_handlers(publisher: Publisher, model: Model, route: Route) -> StreamHandlers:
+    async def publish(image: PartialImage) -> None:
+        found = detect_format(image.data)
+        echoed = _kept_echoes(image.echoed, model, image_format=found)
+        await publisher.publish(replace(image, echoed=echoed))
+
+    async def open_stream() -> None:
+        route.is_answered()
+        await publisher.open()
+
+    return StreamHandlers(publish, open_stream)
 
 
 def _may_be_svg(request: ImageRequest, model: Model) -> bool:
