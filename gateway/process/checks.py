@@ -16,7 +16,6 @@ from typing import Final
 from zlib import crc32
 
 from gateway.api.http.connection import has_compiled_parser
-from gateway.assembly import create_signing
 from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
 from gateway.cache.books_memory import BooksUse, measure_books
 from gateway.cache.image_index import image_path
@@ -54,6 +53,7 @@ from gateway.upstream.fetch import FetchSettings, open_link_fetcher
 from gateway.wiring.accounts import create_accounts
 from gateway.wiring.cache import Cache, open_cache
 from gateway.wiring.policy import served_policy
+from gateway.wiring.signing import create_signing
 from gateway.wiring.stores import open_existing_store
 
 MAX_CLOCK_DIFFERENCE_SECONDS: Final = 2.0
