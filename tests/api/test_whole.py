@@ -163,16 +163,18 @@ def test_a_large_body_is_complete(send: Send, method: str) -> None:
 
 
 @needs_asyncio_that_pauses
-@pytest.mark.parametrize("size", [PART_BYTES - 100, 2 * PART_BYTES])
+@pytest.mark.parametrize("size", [PART_BYTES - 100, 4 * PART_BYTES])
 @pytest.mark.parametrize("disconnects", [False, True])
 async def test_a_response_lasts_until_its_client_has_read_nearly_all(
     size: int, disconnects: bool
 ) -> None:
     """Otherwise the access log would have it before, and never say that the client left."""
     sent: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    transports: list[asyncio.Transport] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
+        transports.append(request.transport)
         socket = request.transport.get_extra_info("socket")
         socket.setsockopt(SOL_SOCKET, SO_SNDBUF, 64 * 1024)
         response = WholeResponse([bytes(size)], content_type="image/png")
@@ -192,6 +194,8 @@ async def test_a_response_lasts_until_its_client_has_read_nearly_all(
             # Long enough for a handler that does not wait.
             await asyncio.sleep(0.2)
             assert not sent.done()
+            # A very large body is not given to the transport as a whole.
+            assert transports[0].get_write_buffer_size() <= PART_BYTES
             if disconnects:
                 writer.transport.abort()
             else:
