@@ -358,11 +358,9 @@ class Connection(ResponseHandler):
         """
         length = len(data)
         if self._is_chunked:
-            if b"\n" not in data:
-                # Within a chunk, as most of an image is: the body ends in a line feed. This saves a
-                # copy, and a piece of one byte.
-                return [0, length]
             step = _PIECE_BYTES if has_lines(data, _MANY_LINES) else length
+            if step == length and not _may_end_chunks(data):
+                return [0, length]  # each cut is a copy
             return [*range(0, length - 1, step), length - 1, length]
         if self._content_length is None:  # the body ends with the connection
             return [0, length]
@@ -457,6 +455,18 @@ def _is_whole(message: RawResponseMessage, length: int) -> bool:
         and not message.compression
         and not message.headers.get("Content-Type", "").lower().startswith("text/event-stream")
     )
+
+
+def _may_end_chunks(data: bytes) -> bool:
+    """Whether a chunked body may end in received bytes: there is an empty line, or its end."""
+    if data.startswith((b"\n", b"\r\n")):
+        return True
+    found = data.find(b"\n")
+    while found >= 0:
+        if data.startswith((b"\n", b"\r\n"), found + 1):
+            return True
+        found = data.find(b"\n", found + 1)
+    return False
 
 
 class Connector(aiohttp.TCPConnector):
