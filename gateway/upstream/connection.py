@@ -29,7 +29,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
 
 from gateway.net.sse import has_lines
-from gateway.upstream.receiving import ReceiveTurns, WholeBody, switch_protocol
+from gateway.upstream.receiving import ReceiveTurns, WholeBody, may_end_chunks, switch_protocol
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of the head of an answer together with all interim responses (1xx) before it."""
@@ -359,7 +359,7 @@ class Connection(ResponseHandler):
         length = len(data)
         if self._is_chunked:
             step = _PIECE_BYTES if has_lines(data, _MANY_LINES) else length
-            if step == length and not _may_end_chunks(data):
+            if step == length and not may_end_chunks(data):
                 return [0, length]  # each cut is a copy
             return [*range(0, length - 1, step), length - 1, length]
         if self._content_length is None:  # the body ends with the connection
@@ -455,18 +455,6 @@ def _is_whole(message: RawResponseMessage, length: int) -> bool:
         and not message.compression
         and not message.headers.get("Content-Type", "").lower().startswith("text/event-stream")
     )
-
-
-def _may_end_chunks(data: bytes) -> bool:
-    """Whether a chunked body may end in received bytes: there is an empty line, or its end."""
-    if data.startswith((b"\n", b"\r\n")):
-        return True
-    found = data.find(b"\n")
-    while found >= 0:
-        if data.startswith((b"\n", b"\r\n"), found + 1):
-            return True
-        found = data.find(b"\n", found + 1)
-    return False
 
 
 class Connector(aiohttp.TCPConnector):
