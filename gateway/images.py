@@ -466,8 +466,9 @@ class Principal:
     priority: int = 1
     """Images that the key gets in each round of an account's queue."""
     prepared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Commands that a room has made of the limits, by the room's name. A principal sends many
-    requests, so they are made only once."""
+    """What modules have worked out of the other fields, by the module's name: `counted_limits` its
+    commands, `interpret` a version of the key. A principal sends many requests, so each is worked
+    out once."""
 
     @property
     def has_limits(self) -> bool:

@@ -2,6 +2,8 @@
 
 One parser each, for settings, keys, the catalog and the command line. A parser raises
 `ValueError` with what it expected, as the end of a sentence: "expected " + message.
+
+Amounts of money are shown by `show_usd` alone.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
@@ -81,6 +84,13 @@ def parse_switch(value: object) -> bool:
 
 MAX_COMPARED: Final = 64
 """Characters of a name that are compared with known names. The time grows with their product."""
+
+
+@lru_cache(maxsize=4096)  # most answers cost nothing, and save what many others save
+def show_usd(usd_micros: int) -> str:
+    """Micro-dollars as dollars with six decimals, exactly: `0.166000`, `-0.000001`."""
+    sign, amount = ("-", -usd_micros) if usd_micros < 0 else ("", usd_micros)
+    return f"{sign}{amount // 1_000_000}.{amount % 1_000_000:06d}"
 
 
 def nearest(name: str, known: Iterable[str], *, min_similarity: float = 0.0) -> str | None:

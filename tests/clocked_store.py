@@ -13,10 +13,9 @@ import hashlib
 import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, cast
 
 import pytest
@@ -74,6 +73,19 @@ async def clocked(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]
         yield ClockedStore(lambda: open_sqlite_store(path), None, set_clock, start)
         return
     url: str = request.getfixturevalue(f"{request.param}_url")
+    with redis_clock(url, start, monkeypatch) as write_clock:
+
+        async def tell(now: float) -> None:
+            await asyncio.to_thread(write_clock, now)
+
+        yield ClockedStore(lambda: open_redis_store(url), url, tell, start)
+
+
+@contextmanager
+def redis_clock(
+    url: str, start: float, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[float], None]]:
+    """What sets the clock of all scripts that this process sends to a Redis, in Unix seconds."""
     # The server's own clock, by which kept reads go, is not the one of the test.
     monkeypatch.setattr(tracking, "TRUSTED_SECONDS", -1.0)
     with open_masters(url) as masters:
@@ -90,9 +102,7 @@ async def clocked(request: pytest.FixtureRequest) -> AsyncIterator[ClockedStore]
 
         write_clock(start)
         try:
-            yield ClockedStore(
-                lambda: open_redis_store(url), url, partial(asyncio.to_thread, write_clock), start
-            )
+            yield write_clock
         finally:
             forget_encoded()
 

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from gateway.billing import quota
+from gateway.billing import counted_limits, quota
 from gateway.images import Amounts, Principal
 from gateway.limits import LIMITS, Limit, Period, Unit, check_limits
 from gateway.store.batch import Batch
@@ -89,7 +89,7 @@ async def test_exactly_the_rows_that_pass_the_check_are_enforced(
     enforced = {}
     async with open_store() as store:
         for row in EVERY_ROW:
-            monkeypatch.setattr(quota, "LIMITS", {row.name: row})
+            monkeypatch.setattr(counted_limits, "LIMITS", {row.name: row})
             enforced[row] = await is_enforced(store, [row])
 
     assert enforced == {row: passes_check(row) for row in EVERY_ROW}
@@ -100,7 +100,7 @@ async def test_two_limits_of_one_counter_would_count_everything_twice(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [Limit("one", "images", "day"), Limit("two", "images", "day")]
-    monkeypatch.setattr(quota, "LIMITS", {row.name: row for row in rows})
+    monkeypatch.setattr(counted_limits, "LIMITS", {row.name: row for row in rows})
     async with open_store() as store:
         assert not await is_enforced(store, rows)
     assert not passes_check(*rows)

@@ -13,7 +13,7 @@ from gateway.api.auth import KEY
 from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES, Services
 from gateway.billing.alerts import MAX_REASON, amount_in_unit, span_at
-from gateway.billing.quota import LimitState
+from gateway.billing.counted_limits import LimitState
 from gateway.errors import MAX_ECHO
 from gateway.events import Watched
 from gateway.images import LimitSubject, Principal

@@ -24,6 +24,8 @@ EVENT_FIELDS: Final = ("size", "quality", "background", "output_format")
 """The echoed parameters of an event, in the order of the images API."""
 MAX_FRAMES: Final = 1024
 """That a worker keeps. When there are more, all are made again."""
+MAX_FRAME_BYTES: Final = 4 * 1024
+"""Of one that is kept. Most have half a kilobyte, and a revised prompt may have a hundred."""
 _END_FIELDS: Final = ("output_format", "quality", "size")
 """Those behind the images of a JSON body. `background` is in front of them."""
 
@@ -94,9 +96,11 @@ class Frames:
         kept = self._frames.get(image.id)
         if kept is not None and kept.image is image and kept.shows_usage == shows_usage:
             return kept
-        if len(self._frames) >= MAX_FRAMES:
-            self._frames.clear()
-        frame = self._frames[image.id] = _make_frame(image, shows_usage=shows_usage)
+        frame = _make_frame(image, shows_usage=shows_usage)
+        if len(frame.start) + len(frame.end) <= MAX_FRAME_BYTES:
+            if len(self._frames) >= MAX_FRAMES:
+                self._frames.clear()
+            self._frames[image.id] = frame
         return frame
 
 

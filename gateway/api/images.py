@@ -30,11 +30,11 @@ from gateway.api.rendering import (
 )
 from gateway.api.services import SERVICES, Services
 from gateway.billing.ledger import draft
-from gateway.billing.quota import show_usd
 from gateway.errors import GatewayError
 from gateway.proxy.context import RequestContext
 from gateway.proxy.request import Proxy
 from gateway.proxy.result import Answer, DryRun
+from gateway.values import show_usd
 
 BY_ADMIN: Final = "by_admin"
 """The flag of a request that an admin made with a holder's key, in the dashboard."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from gateway.access.limit_changes import ScopeLimits
 from gateway.access.limit_values import from_units, in_units
+from gateway.billing.counted_limits import LimitState
 from gateway.billing.limit_states import CounterUse
-from gateway.billing.quota import LimitState
 from gateway.limits import CALENDAR_PERIODS, Limit
 from gateway.store.commands import CounterState
 

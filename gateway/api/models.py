@@ -12,11 +12,12 @@ from gateway.api.auth import KEY
 from gateway.api.exchange import EXCHANGE
 from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
+from gateway.billing.limit_headers import rate_headers
 from gateway.billing.pricing import check_price
-from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Catalog, Model
 from gateway.catalog.lifecycle import utc_date
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, shorten_name
+from gateway.values import show_usd
 
 
 async def list_models(request: web.Request) -> web.StreamResponse:

@@ -11,9 +11,10 @@ from typing import Final
 
 from aiohttp import hdrs
 
-from gateway.billing.quota import rate_headers, show_usd
+from gateway.billing.limit_headers import rate_headers
 from gateway.proxy.context import RequestContext
 from gateway.proxy.result import Answer
+from gateway.values import show_usd
 
 CACHE_STATUS: Final = "Cache-Status"
 COST: Final = "x-gateway-cost-usd"

@@ -26,10 +26,10 @@ from gateway.api.bodies import Frames
 from gateway.api.inspection import Inspection, ShownFinding
 from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
+from gateway.billing.counted_limits import LimitState
 from gateway.billing.focus_export import FocusExport
 from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.limit_states import CounterUse
-from gateway.billing.quota import LimitState
 from gateway.billing.recent_days import RecentDays
 from gateway.billing.recent_requests import RecentRequests
 from gateway.billing.reports import Reports

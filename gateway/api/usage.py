@@ -19,7 +19,7 @@ from gateway.api.exchange import EXCHANGE
 from gateway.api.http.json import JSON
 from gateway.api.limit_rows import use_of_limit
 from gateway.api.services import SERVICES
-from gateway.billing.quota import rate_headers, show_usd
+from gateway.billing.limit_headers import rate_headers
 from gateway.billing.reports import (
     DIMENSIONS,
     LABEL,
@@ -30,7 +30,7 @@ from gateway.billing.reports import (
 )
 from gateway.billing.usage_rows import PARAMETERS, usage_query, usage_row
 from gateway.errors import ErrorCode, InvalidRequest, shorten
-from gateway.values import nearest
+from gateway.values import nearest, show_usd
 
 OWN_DIMENSIONS: Final = tuple(name for name in DIMENSIONS if name not in ("team", "key", "key_id"))
 """The parameters that filter a key's own usage."""

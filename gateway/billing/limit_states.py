@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from gateway.billing import quota
-from gateway.billing.quota import LimitState
+from gateway.billing.counted_limits import LimitState
 from gateway.images import LimitRule, LimitSubject, Principal
 from gateway.limits import LIMITS, Limit
 from gateway.store.batch import Batch, execute

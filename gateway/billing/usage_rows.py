@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from gateway.billing.quota import show_usd
 from gateway.billing.reports import (
     LABEL,
     Field,
@@ -26,7 +25,7 @@ from gateway.billing.totals_periods import MAX_TIME
 from gateway.billing.what_if import WhatIfAnswer
 from gateway.calendar import Calendar
 from gateway.limits import MICROS_PER_USD
-from gateway.values import nearest, parse_duration
+from gateway.values import nearest, parse_duration, show_usd
 
 DEFAULT_SINCE: Final = "7d"
 

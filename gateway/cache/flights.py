@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
-from itertools import starmap
 from typing import Any, Final
 
 import structlog
@@ -58,12 +57,6 @@ The first one also leaves the request time to begin a purchase without the store
 the lease: followers elsewhere that are released before would buy as well."""
 
 Buy = Callable[[Flight], Awaitable[PurchasedImages]]
-
-
-async def _nothing() -> None:
-    pass
-
-
 """Buys the slots of a flight.
 
 Once something was sent to upstream, it publishes the end itself (`Flight.complete`, `Flight.fail`)
@@ -71,6 +64,10 @@ and returns, or raises `UpstreamFailure`. Any other `GatewayError` means that no
 that the reason concerns this request alone: the lease is released."""
 
 log = structlog.get_logger(__name__)
+
+
+async def _nothing() -> None:
+    pass
 
 
 class Flights:
@@ -178,23 +175,21 @@ class Flights:
                     flight = _with_slots(flight, acquired, abandoned=result.abandoned)
                     purchase = self._start(flight, buy, subscriber=subscriber)
                     if not leaders and turn is None:
-                        # No other request waits for this one, as for nearly every purchase.
+                        # As below, without what only requests with followers need. Nearly every
+                        # purchase goes this way.
                         await self._lead(flight, purchase, result=result, is_connected=is_connected)
                         has_waited = True
                         continue
                 found = [*leaders, *([flight.id] if purchase is not None else [])]
                 _hand_over(turn, () if len(result.cached) > cached_before else found)
-                follow = partial(
-                    self._follow,
-                    is_connected=is_connected,
+                waits = self._follow_all(
+                    leaders,
                     result=result,
                     limits=limits,
                     subscriber=subscriber,
                     in_turn=len(found) == 1,
+                    is_connected=is_connected,
                 )
-                # Not a comprehension: its variables would take 300 bytes while upstream works.
-                waits = [*starmap(follow, leaders.items())]
-                del follow
                 if purchase is not None:
                     waits.append(
                         self._lead(flight, purchase, result=result, is_connected=is_connected)
@@ -540,6 +535,14 @@ class Flights:
         return (is_connected is not None and is_connected()) or self._ends.has_clients(flight)
 
     # ── following ───────────────────────────────────────────────────────────────────────────
+
+    def _follow_all(
+        self, leaders: Mapping[str, set[int]], **given: Any
+    ) -> list[Coroutine[Any, Any, Turn | None]]:
+        """What waits for the slots of each flight. What is `given` is that of `_follow`."""
+        # Not in `run`, whose frame would hold the variables of a comprehension while upstream
+        # works: 300 bytes for each request.
+        return [self._follow(flight, slots, **given) for flight, slots in leaders.items()]
 
     async def _follow(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from gateway.billing.quota import as_amounts, show_usd
+from gateway.billing.quota import as_amounts
 from gateway.cli.ledger_export import export
 from gateway.cli.ledger_verify import verify
 from gateway.cli.options import config_option, find_configuration, format_option
@@ -17,6 +17,7 @@ from gateway.cli.output import show
 from gateway.cli.store import open_command_store
 from gateway.purchasing.unreadable import close_at_reserved, key_id_of, read_open_journals
 from gateway.store.commands import Journal
+from gateway.values import show_usd
 
 COLUMNS: Final = (
     *("purchase", "worker", "state", "age_seconds", "key_id", "images", "tokens", "usd"),

@@ -12,13 +12,13 @@ from typing import Any, Final
 import click
 
 from gateway.billing.ledger_reader import Difference
-from gateway.billing.quota import show_usd
 from gateway.billing.verification import Verified
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
 from gateway.cli.store import open_command_access
 from gateway.store.batch import execute
 from gateway.store.commands import Journal, OpenJournals
+from gateway.values import show_usd
 from gateway.wiring.verification import create_verification
 
 DIFFERENCES: Final = ("book", "subject", "window", "unit", "expected", "found")

@@ -11,13 +11,13 @@ from typing import Any, Final
 import click
 
 from gateway.access.audit import parse_past_time
-from gateway.billing.quota import show_usd
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show, show_one
 from gateway.cli.store import open_command_store
 from gateway.limits import MICROS_PER_USD
 from gateway.purchasing.request_search import FoundRequest, RequestSearch
 from gateway.room_settings import ledger_settings
+from gateway.values import show_usd
 
 COLUMNS: Final = (
     *("kind", "id", "request_id", "time", "key", "team", "user", "model", "asked_model"),

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import click
 
-from gateway.billing.quota import show_usd
 from gateway.billing.reports import LABEL, Field, ReportQuery, ReportRefused, Reports
 from gateway.billing.usage_rows import (
     DEFAULT_SINCE,
@@ -31,6 +30,7 @@ from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show, show_lines
 from gateway.cli.store import open_command_store
 from gateway.cli.usage_export import export
+from gateway.values import show_usd
 from gateway.wiring.books import wire_reports
 
 WATCH_SECONDS: Final = 2.0

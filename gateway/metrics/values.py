@@ -7,6 +7,8 @@ are written at once, and none is lost with a worker that is killed.
 What makes that right: only the thread of the event loop adds to a series, or one thread for it (as
 `config_reload_failures_total`, whose thread is awaited). A series may be created in any thread. A
 fork is noticed when it happens, not at each amount.
+
+`tests/test_private_parts.py` fails when prometheus_client changes the class that this one replaces.
 """
 
 from __future__ import annotations

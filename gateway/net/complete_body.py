@@ -1,4 +1,7 @@
-"""Takes a body that has come out of aiohttp's reader."""
+"""Takes a body that has come out of aiohttp's reader.
+
+This uses private parts of aiohttp: `tests/test_private_parts.py` fails if they change.
+"""
 
 from __future__ import annotations
 
@@ -14,5 +17,6 @@ def take_complete(content: StreamReader) -> bytes:
     pieces, has_stopped = content._buffer, content._protocol._reading_paused  # noqa: SLF001
     if len(pieces) != 1 or content._buffer_offset or has_stopped:  # noqa: SLF001
         return content.read_nowait()
+    # The reader's other counts are for bytes that are still to come, and there are none.
     content._size = 0  # noqa: SLF001
     return pieces.popleft()

@@ -13,7 +13,8 @@ from typing import Any, Final
 from gateway.access.key_spaces import Credential
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
-from gateway.billing.quota import LimitState, flag_shadowed, latest_states
+from gateway.billing.counted_limits import LimitState
+from gateway.billing.quota import flag_shadowed, latest_states
 from gateway.cache.entries import CachedImage
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.idempotency_results import IdempotentRequest

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from gateway.access.keys import Keys
-from gateway.billing import pricing, quota
+from gateway.billing import limit_refusals, pricing, quota
 from gateway.billing.pricing import Estimate
 from gateway.cache.entries import CachedImage, fresh_images
 from gateway.cache.flight_ends import RECHECK_SECONDS, Patience
@@ -60,6 +60,7 @@ from gateway.store.commands import Entry
 from gateway.store.protocol import Store
 from gateway.trace_context import NO_TRACE_CONTEXT
 from gateway.tracing import Tracer
+from gateway.values import show_usd
 
 OUTAGE_STATUSES: Final = frozenset({500, 502, 503, 504})
 """Statuses of an upstream failure for which a stale image is served."""
@@ -354,7 +355,7 @@ class Images:
         await batch.execute()
         # If the key has changed meanwhile, nothing was counted. Its next request is.
         if admission.value.denied is not None:
-            raise quota.refuse_image(principal, admission.value)
+            raise limit_refusals.refuse_image(principal, admission.value)
         context.note_shadowed(quota.shadowed_by_image(principal, admission.value))
 
     def _stale_images(
@@ -455,7 +456,9 @@ def _limits_of(
             _check_max_cost(context, query, estimate)
         except InvalidRequest as too_expensive:
             return too_expensive
-        return quota.refuse_alike(context.principal, refusal, estimate.amounts, why=estimate.reason)
+        return limit_refusals.refuse_alike(
+            context.principal, refusal, estimate.amounts, why=estimate.reason
+        )
 
     principal = context.principal
     return FollowerLimits(principal.key_id, quota.subject_names(principal), refuse)
@@ -529,8 +532,8 @@ def _check_max_cost(context: RequestContext, query: ImageQuery, estimate: Estima
     if cost_micros > max_micros:
         because = f" ({estimate.reason})" if estimate.reason else ""
         raise InvalidRequest(
-            f"This request may cost up to ${quota.show_usd(cost_micros)}{because}, "
-            f"more than the ${quota.show_usd(max_micros)} of {MAX_COST}. Nothing was bought.",
+            f"This request may cost up to ${show_usd(cost_micros)}{because}, "
+            f"more than the ${show_usd(max_micros)} of {MAX_COST}. Nothing was bought.",
             param=MAX_COST,
             code=ErrorCode.MAX_COST_EXCEEDED,
         )

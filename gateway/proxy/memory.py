@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from gateway.billing import quota
-from gateway.billing.quota import LimitState
+from gateway.billing import limit_headers, quota
+from gateway.billing.counted_limits import LimitState
 from gateway.cache.entries import CachedImage
 from gateway.cache.image_cache import ImageCache
 from gateway.images import LimitSubject
@@ -151,7 +151,7 @@ class Memory:
             limits = [state for state in known.limits if state.subject in subjects]
             known.subjects, known.limits, known.headers = subjects, limits, None
         if known.headers is None:
-            known.headers = quota.rate_headers(known.limits)
+            known.headers = limit_headers.rate_headers(known.limits)
         context.limits, context.known_rate_headers = known.limits, known.headers
 
 

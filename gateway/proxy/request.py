@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import Final
 
 from gateway.access.keys import Keys
-from gateway.billing import quota
-from gateway.billing.quota import LimitState
+from gateway.billing import limit_refusals, quota
+from gateway.billing.counted_limits import LimitState
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.unstored_images import UnstoredImage
 from gateway.errors import (
@@ -187,7 +187,7 @@ class Proxy:
         context.limits = quota.admission_states(context.principal, admission)
         self._memory.note_limits(context)
         if admission.denied is not None:
-            raise quota.refuse_admission(context.principal, admission)
+            raise limit_refusals.refuse_admission(context.principal, admission)
         context.note_shadowed(quota.shadowed_by_admission(context.principal, admission))
         context.is_admitted = True
         return True

@@ -22,7 +22,8 @@ from typing import Any, Final, TypeVar
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.billing import quota
+from gateway.billing import limit_refusals, quota
+from gateway.billing.counted_limits import LimitState
 from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.idempotent_purchases import keep_for_purchase, release_cancelled
@@ -104,9 +105,9 @@ class PurchaseSummary:
     cost_micros: int = 0
     waiting: QueueWait = field(default_factory=QueueWait)
     """How its purchases wait for their turn at an account."""
-    limits: list[quota.LimitState] = field(default_factory=list)
+    limits: list[LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
-    shadowed: list[quota.LimitState] = field(default_factory=list)
+    shadowed: list[LimitState] = field(default_factory=list)
     """The limits in shadow mode that its purchases exceeded."""
     settling: list[asyncio.Task[Any]] = field(default_factory=list)
     """The tasks that settle or cancel its purchases; they may end after the answer."""
@@ -321,7 +322,7 @@ class Purchases:
                 raise self._queue.refusal(shortest, order.summary.waiting)
             raise failures.over_budget(order.model.id)
         if reservation.denied is not None:
-            raise quota.refuse_reservation(
+            raise limit_refusals.refuse_reservation(
                 order.principal,
                 reservation,
                 route.bound.amounts,

@@ -22,6 +22,7 @@ from gateway.purchasing.journal import Remains, UnreadableJournal, decode_payloa
 from gateway.store.batch import Batch
 from gateway.store.commands import ExpiredWorkers, Journal, OpenJournals, Settlement
 from gateway.store.protocol import Store
+from gateway.values import show_usd
 
 UNREADABLE: Final = "unreadable"
 """The flag of a record whose journal could not be read."""
@@ -97,7 +98,7 @@ async def close_at_reserved(
         purchase=journal.purchase,
         worker=journal.worker,
         state=journal.state,
-        charged_usd=quota.show_usd(charge.usd_micros),
+        charged_usd=show_usd(charge.usd_micros),
     )
     return settled.value, record
 

@@ -7,7 +7,7 @@ answer has. The heads and the chunk framing of an answer are bounded too, becaus
 `client`, `stream` and `fetch` only see its body. A large body of known length is received past
 aiohttp's parser, without copies (`receiving`).
 
-This replaces private parts of aiohttp: `tests/upstream/test_connection.py` fails if they change.
+This replaces private parts of aiohttp: `tests/test_private_parts.py` fails if they change.
 """
 
 from __future__ import annotations
@@ -349,6 +349,8 @@ class Connection(ResponseHandler):
     def _resume_transport_reading(self) -> None:
         if not self._is_waiting:
             super()._resume_transport_reading()
+
+    # ── parsing ──
 
     def _cuts(self, data: bytes) -> list[int]:
         """Offsets between which received bytes are parsed, so that none lies beyond the body.

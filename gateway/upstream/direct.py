@@ -5,7 +5,8 @@ and middlewares, and `ClientRequest` sorts out bodies of every kind. That is 700
 opcodes of a purchase. What remains is here: the connector's connection, the request on it, and the
 answer, with the same errors. Through a proxy, `session.post` does it.
 
-This uses private parts of aiohttp: `tests/upstream/test_direct.py` fails if they change.
+This uses private parts of aiohttp: `tests/test_private_parts.py` fails if they change, and
+`tests/upstream/test_direct.py` compares what is sent, and the errors, with the session's.
 """
 
 from __future__ import annotations

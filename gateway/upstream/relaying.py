@@ -29,7 +29,8 @@ MAX_WORD: Final = 128
 """Characters of everything that is one word: codes, request ids, echoed parameters."""
 
 MAX_KEPT_WORDS: Final = 256
-"""Echoed parameters whose redaction is remembered: every answer has the same few."""
+"""Echoed parameters whose redaction is remembered: every answer has the same few.
+Those longer than `MAX_WORD` are not remembered: each may be megabytes."""
 
 MAX_FURTHER_BYTES: Final = 16 * 1024
 """Of the JSON of all further keys of an image or an error. Keys beyond are dropped."""
@@ -101,7 +102,12 @@ class Relay:
 
     def _echoed(self, words: Mapping[str, str]) -> Mapping[str, str]:
         """As `_words`, of words that come again with the next answer."""
-        return MappingProxyType({key: self._echo(word) for key, word in words.items()})
+        return MappingProxyType(
+            {
+                key: self._echo(word) if len(word) <= MAX_WORD else self._text(word, MAX_WORD)
+                for key, word in words.items()
+            }
+        )
 
     def _words(self, words: Mapping[str, str]) -> Mapping[str, str]:
         return MappingProxyType({key: self._text(word, MAX_WORD) for key, word in words.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from gateway.api.bodies import MAX_FRAMES, Frames, json_body
+from gateway.api.bodies import MAX_FRAME_BYTES, MAX_FRAMES, Frames, json_body
 from gateway.images import Image, ImageRequest, Usage
 from gateway.proxy.result import Answer
 
@@ -40,3 +40,12 @@ def test_a_worker_makes_a_frame_once_and_keeps_few() -> None:
     for number in range(2 * MAX_FRAMES):
         frames.of(replace(IMAGE, id=f"{number:024}"), shows_usage=True)
         assert len(frames) <= MAX_FRAMES
+
+
+def test_a_frame_with_a_long_revised_prompt_is_not_kept() -> None:
+    frames = Frames()
+    long = replace(IMAGE, revised_prompt="x" * MAX_FRAME_BYTES)
+    assert body_of(long, frames) == body_of(long, Frames())
+    assert len(frames) == 0
+    short = replace(IMAGE, revised_prompt="x" * (MAX_FRAME_BYTES // 2))
+    assert frames.of(short, shows_usage=True) is frames.of(short, shows_usage=True)

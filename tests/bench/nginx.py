@@ -30,7 +30,7 @@ master_process %(master)s;
 user root;
 pid %(folder)s/nginx.pid;
 error_log %(folder)s/error.log;
-events { worker_connections 1024; }
+events { worker_connections 4096; }
 http {
     access_log off;
     default_type application/json;

@@ -20,7 +20,7 @@ from tests.bench.pages import GB, byte_size, milliseconds, number, percent, tabl
 from tests.bench.results import Figure, Measurement, Run, parse_document, ratio
 from tests.bench.sizing.arithmetic import GIVEN, Plan
 from tests.bench.sizing.figures import Figures, load_figures
-from tests.bench.table import UNKNOWN, amount, bound, times
+from tests.bench.table import UNKNOWN, amount, bound, profile_rows, times
 
 FILE: Final = Path(__file__).with_name("performance.json")
 PAGE: Final = Path(__file__).parents[2] / "docs" / "performance.md"
@@ -46,6 +46,7 @@ def rendered(text: str, run: Run, figures: Figures) -> str:
         "machine": _machine(run),
         "goals": _goals(run),
         "cells": _cells(run),
+        "profiles": _profiles(run),
         "curves": _curves(run),
         "sizing": _sizing(figures),
     }
@@ -121,6 +122,14 @@ def _cells(run: Run) -> Iterable[str]:
 
 def _ms(value: float | None) -> str:
     return UNKNOWN if value is None else milliseconds(value)
+
+
+# ── profiles ────────────────────────────────────────────────────────────────────────────────
+
+
+def _profiles(run: Run) -> Iterable[str]:
+    rows = [[place, *map(_ms, values)] for place, values in profile_rows(run)]
+    yield from table(["in", *run.results.profiles], rows)
 
 
 # ── curves ──────────────────────────────────────────────────────────────────────────────────

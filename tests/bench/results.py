@@ -91,12 +91,14 @@ Servers = Mapping[str, Measurement]
 
 @dataclass(frozen=True)
 class Part:
-    """Results that belong together: cells by name, figures, and points of curves."""
+    """Results that belong together: cells by name, figures, points of curves, and profiles."""
 
     cells: Mapping[str, Servers] = field(default_factory=dict)
     figures: Sequence[Figure] = ()
     curves: Mapping[str, Sequence[tuple[float, Servers]]] = field(default_factory=dict)
     """What grows → its values, each with the cells measured there."""
+    profiles: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Cell → part of the gateway or package → milliseconds of a request in the worker."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Run:
                 {**mine.cells, **part.cells},
                 tuple(figures.values()),
                 {**mine.curves, **part.curves},
+                {**mine.profiles, **part.profiles},
             ),
         )
 
@@ -148,6 +151,7 @@ def as_document(run: Run) -> dict[str, Any]:
             name: [{"at": at, "servers": _servers_document(servers)} for at, servers in points]
             for name, points in results.curves.items()
         },
+        "profiles": {name: dict(places) for name, places in results.profiles.items()},
     }
 
 
@@ -170,6 +174,7 @@ def parse_document(document: Mapping[str, Any]) -> Run:
                 name: [(point["at"], _parse_servers(point["servers"])) for point in points]
                 for name, points in document["curves"].items()
             },
+            document["profiles"],
         ),
     )
 

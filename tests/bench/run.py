@@ -16,6 +16,7 @@ from tests.bench.curves import measure_curves
 from tests.bench.distinct import distinct, not_in_memory
 from tests.bench.goals import IDENTICAL, cell_figures
 from tests.bench.load import Failed, measure_in_turn
+from tests.bench.profile import profile
 from tests.bench.results import Part
 from tests.bench.scale import scale
 from tests.bench.servers import Setup, open_targets
@@ -34,6 +35,7 @@ PARTS: Final = (
     "workers",
     "in flight",
     "large",
+    "profile",
     "entries",
     CURVES,
 )
@@ -108,6 +110,7 @@ def _parts(
         "workers": lambda: several_workers(folder, setup, seconds=seconds, rounds=rounds),
         "in flight": lambda: in_flight(folder / "in-flight", redis_url),
         "large": lambda: large(folder / "large", redis_url),
+        "profile": lambda: profile(folder, setups, seconds=2 * seconds),
         "entries": lambda: scale(folder, setup, entries=options.entries, rounds=rounds + 2),
         CURVES: lambda: measure_curves(folder, setup, records=options.entries, seconds=seconds),
     }

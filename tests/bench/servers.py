@@ -196,6 +196,8 @@ def run_gateway(
     memory_bytes: int | None = None,
     workers: int = 1,
     limits: Mapping[str, int] = LIMITS,
+    module: str = "gateway",
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Target]:
     """A gateway with all features: key, limits, ledger, metrics, and the log in a file."""
     folder = setup.folder / _file_name(name)
@@ -209,6 +211,8 @@ def run_gateway(
         workers=workers,
         redis_url=redis_url,
         options=options,
+        module=module,
+        environ=environ,
         may_fork=False,
     ) as running:
         target = with_limits(Target(name, f"{running.url}/{PATH}"), setup.size, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from tests.bench.results import Figure, Measurement, Run, Servers, ratio
 WIDTH = 150
 """Fixed, so that output into a file is as wide."""
 UNKNOWN = "–"
+LEAST_SHARE = 0.005
+"""Of a request."""
 
 
 def print_run(run: Run) -> None:
@@ -23,6 +26,8 @@ def print_run(run: Run) -> None:
     for name, points in run.results.curves.items():
         cells = {f"{at:,} {name}": servers for at, servers in points}
         console.print(_servers_table(f"curve: {name}", cells))
+    if run.results.profiles:
+        console.print(_profiles_table(run))
     if run.results.figures:
         console.print(_figures_table(run))
 
@@ -68,6 +73,33 @@ def _ms(value: float | None, *, digits: int) -> str:
 def times(value: float | None) -> str:
     """A ratio, or `UNKNOWN`."""
     return UNKNOWN if value is None else f"{value:.2f} ×"
+
+
+def _profiles_table(run: Run) -> Table:
+    title = "profile: processor time of a request in the worker"
+    table = Table(title=title, title_justify="left", title_style="")
+    table.add_column("in")
+    for name in run.results.profiles:
+        table.add_column(name, justify="right")
+    for place, values in profile_rows(run):
+        table.add_row(place, *(_ms(value, digits=3) for value in values))
+    return table
+
+
+def profile_rows(run: Run) -> Iterator[tuple[str, list[float | None]]]:
+    """Parts of the gateway and packages, with their milliseconds in each profile.
+
+    The one that takes most of a request, on average, comes first. Those below `LEAST_SHARE` are
+    left out.
+    """
+    profiles = run.results.profiles
+    shares = Counter[str]()
+    for places in profiles.values():
+        whole = sum(places.values()) * len(profiles)
+        shares.update({place: ms / whole for place, ms in places.items()})
+    for place, share in shares.most_common():
+        if share >= LEAST_SHARE:
+            yield place, [places.get(place) for places in profiles.values()]
 
 
 def _figures_table(run: Run) -> Table:

@@ -1,9 +1,13 @@
 """Verdicts, medians, ratios, and the JSON of a run."""
 
+import asyncio
 import json
 
+import aiohttp
 import pytest
 
+import gateway.images
+import gateway.store.redis.client
 from tests.bench.results import (
     Figure,
     Measurement,
@@ -14,6 +18,8 @@ from tests.bench.results import (
     parse_document,
     ratio,
 )
+from tests.bench.sampled import place_of
+from tests.bench.table import profile_rows
 
 FAST = Measurement(per_second=3000.0, p50_ms=5.0, worker_ms=0.2, redis_ms=0.02, upstream_ms=0.0)
 SLOW = Measurement(per_second=1000.0, p50_ms=15.0, worker_ms=0.6, redis_ms=0.04, upstream_ms=0.0)
@@ -27,6 +33,7 @@ RUN = Run(
         {"hit": {"gateway": FAST, "nginx": Measurement(per_second=1.0)}},
         (Figure("time", 0.2, "ms", 0.25, 0.1), Figure("peer", None, "×", 15)),
         {"entries": [(1000, {"hit": SLOW})]},
+        {"hit": {"gateway/api": 0.1}},
     ),
 )
 
@@ -89,3 +96,18 @@ def test_a_part_replaces_what_the_run_has_of_it():
     assert merged.cells == part.cells
     assert {figure.name: figure.value for figure in merged.figures} == {"time": 0.6, "peer": None}
     assert merged.curves == RUN.results.curves
+
+
+def test_the_profile_begins_with_what_takes_the_largest_share():
+    hit = {"gateway/api": 0.06, "gateway/store": 0.04, "uuid": 0.0001}
+    purchase = {"gateway/store": 9.0, "gateway/api": 1.0}
+    run = RUN.with_part(Part(profiles={"hit": hit, "purchase": purchase}))
+    assert list(profile_rows(run)) == [("gateway/store", [0.04, 9.0]), ("gateway/api", [0.06, 1.0])]
+
+
+def test_places_are_parts_of_the_gateway_and_packages():
+    assert place_of(gateway.images.__file__) == "gateway"
+    assert place_of(gateway.store.redis.client.__file__) == "gateway/store"
+    assert place_of(asyncio.runners.__file__) == "event loop"
+    assert place_of(json.__file__) == "standard library"
+    assert place_of(aiohttp.web.__file__) == "aiohttp"

@@ -24,9 +24,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway.billing import quota
+from gateway.billing import limit_refusals, quota
+from gateway.billing.counted_limits import LimitState
 from gateway.billing.ledger import draft
-from gateway.billing.quota import LimitState
 from gateway.calendar import Calendar
 from gateway.images import Amounts, LimitRule, Principal, Record
 from gateway.limits import CALENDAR_PERIODS, LIMITS
@@ -161,7 +161,7 @@ class LimitsMachine(RuleBasedStateMachine):
 
         denied = None
         if admission.denied is not None:
-            error = quota.refuse_admission(principal, admission)
+            error = limit_refusals.refuse_admission(principal, admission)
             denied = _subject_in(error.message), error.reason
         assert denied == _shown(verdict.denied)
         shadowed = quota.shadowed_by_admission(principal, admission)
@@ -197,7 +197,9 @@ class LimitsMachine(RuleBasedStateMachine):
             assert _names(shadowed) == verdict.shadowed
             self.workers[purchase] = worker
         else:
-            error = quota.refuse_reservation(principal, reservation, Amounts(*estimate), why=None)
+            error = limit_refusals.refuse_reservation(
+                principal, reservation, Amounts(*estimate), why=None
+            )
             assert error.refusal is not None
             assert (error.refusal.subject, error.refusal.limit) == verdict.denied
             assert (_subject_in(error.message), error.reason) == _shown(verdict.denied)

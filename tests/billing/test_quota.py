@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.billing import quota
+from gateway.billing import limit_headers, limit_refusals, quota
 from gateway.errors import LimitExceeded
 from gateway.images import Amounts, LimitRule, Principal
 from gateway.store.batch import Batch
@@ -80,7 +80,7 @@ def refusal_of(
     principal: Principal, reservation: Reservation, estimate: Amounts = ONE
 ) -> LimitExceeded:
     assert reservation.denied is not None
-    return quota.refuse_reservation(principal, reservation, estimate, why=None)
+    return limit_refusals.refuse_reservation(principal, reservation, estimate, why=None)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -132,7 +132,7 @@ async def test_an_admission_that_one_scope_refuses_takes_nothing_from_the_others
     assert (await admit(store, principal)).denied is None
     refused = await admit(store, principal)
 
-    error = quota.refuse_admission(principal, refused)
+    error = limit_refusals.refuse_admission(principal, refused)
     assert f"Limit requests_per_minute of {NAMED[scope]} reached" in error.message
     assert [state.used for state in refused.states] == [1, 1, 1]
 
@@ -185,7 +185,9 @@ async def test_headers_show_the_tightest_limit_of_all_scopes(store: Store) -> No
         team_limits={"images_per_day": 5, "tokens_per_day": LimitRule(1, "shadow")},
         everyone_limits={"images_per_day": 50, "requests_per_minute": 10},
     )
-    headers = quota.rate_headers(quota.admission_states(principal, await admit(store, principal)))
+    headers = limit_headers.rate_headers(
+        quota.admission_states(principal, await admit(store, principal))
+    )
 
     assert headers["x-ratelimit-limit-images"] == headers["x-ratelimit-remaining-images"] == "5"
     assert headers["x-ratelimit-limit-requests"] == "2"
@@ -204,7 +206,7 @@ async def test_a_follower_is_refused_alike_if_the_same_limit_is_its_own(
     assert refusal is not None
 
     def refused(follower: Principal, estimate: Amounts = ONE) -> bool:
-        alike = quota.refuse_alike(follower, refusal, estimate, why=None)
+        alike = limit_refusals.refuse_alike(follower, refusal, estimate, why=None)
         assert alike is None or alike.message == error.message
         return alike is not None
 
@@ -220,7 +222,7 @@ async def test_a_follower_is_refused_alike_if_the_same_limit_is_its_own(
 async def test_a_follower_compares_its_estimate_with_that_of_all_accounts(store: Store) -> None:
     """The leader left out dear accounts, which the follower's estimate still holds."""
     alice = limited("key", {"usd_per_day": 500_000})
-    error = quota.refuse_reservation(
+    error = limit_refusals.refuse_reservation(
         alice,
         (await reserve(store, alice))[0],
         ONE,
@@ -231,8 +233,8 @@ async def test_a_follower_compares_its_estimate_with_that_of_all_accounts(store:
     refusal = error.refusal
     assert refusal is not None
     smaller, same = (Amounts(1, 100, micros) for micros in (1_500_000, 3_000_000))
-    assert quota.refuse_alike(alice, refusal, smaller, why=None) is None
-    assert quota.refuse_alike(alice, refusal, same, why=None) is not None
+    assert limit_refusals.refuse_alike(alice, refusal, smaller, why=None) is None
+    assert limit_refusals.refuse_alike(alice, refusal, same, why=None) is not None
 
 
 async def test_a_refusal_of_an_older_gateway_is_that_of_its_key(store: Store) -> None:
@@ -240,7 +242,7 @@ async def test_a_refusal_of_an_older_gateway_is_that_of_its_key(store: Store) ->
     refusal = refusal_of(alice, (await reserve(store, alice))[0]).refusal
     assert refusal is not None
     fields = {name: getattr(refusal, name) for name in refusal.__slots__ if name != "subject"}
-    assert quota.refuse_alike(alice, type(refusal)(**fields), ONE, why=None) is not None
+    assert limit_refusals.refuse_alike(alice, type(refusal)(**fields), ONE, why=None) is not None
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import structlog.testing
 
-from gateway.billing import quota, totals, verified_totals
+from gateway.billing import counted_limits, quota, totals, verified_totals
 from gateway.billing.ledger_reader import Difference
 from gateway.billing.totals import Totals, TotalsSettings
 from gateway.billing.totals_periods import Series
@@ -104,7 +104,7 @@ def verification_of(
 
 
 async def reserve(store: Store, purchase: str, key: str = "a", amounts: Amounts = COST) -> float:
-    by_unit = quota._by_unit(amounts)
+    by_unit = counted_limits.by_unit(amounts)
     subjects = (f"key:{key}", "team:art", "everyone")
     reservation = await execute(
         store, Reserve(purchase, "w", (), b"payload", subjects=subjects, amounts=by_unit)

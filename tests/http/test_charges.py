@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from gateway.billing.quota import show_usd
 from gateway.images import Record
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, PeekCounters
+from gateway.values import show_usd
 from tests.catalogs import shipped_catalog
 from tests.gateways import Client, InProcess, Reply
 from tests.http.plays import (

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from gateway.billing.quota import go_duration, show_usd
+from gateway.billing.limit_headers import go_duration
+from gateway.values import show_usd
 from tests.gateways import Client, InProcess, Upstream, leases_at
 from tests.http.conftest import OpenGateway
 

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.billing import quota
+from gateway.billing import limit_refusals, quota
 from gateway.calendar import Calendar
 from gateway.images import Amounts, Principal
 from gateway.limits import LIMITS
@@ -112,7 +112,7 @@ async def buy(store: Store, principal: Principal) -> str | None:
     purchase = uuid.uuid4().hex
     reservation = await reserve(store, principal, purchase)
     if reservation.denied is not None:
-        return quota.refuse_reservation(principal, reservation, ONE, why=None).reason
+        return limit_refusals.refuse_reservation(principal, reservation, ONE, why=None).reason
     await settle(store, purchase)
     return None
 

@@ -415,26 +415,33 @@ def test_the_answer_to_a_cancelled_request_is_no_answer(run: Run, kind: str) -> 
     run(story())
 
 
+REFUSED = http(b'{"error":{"message":"m"}}', "application/json", status="400 No")
+
+
+async def buy_refused_then_another(server: Server, buyer: Buyer, refused: ImageRequest) -> None:
+    """The first purchase costs nothing, and the second one goes over another connection."""
+    with pytest.raises(UpstreamFailure) as caught:
+        await buyer.client.generate(refused, images=1)
+    assert (caught.value.status, caught.value.charge) == (400, Charge.FREE)
+    server.receive = Server.receive.__get__(server)  # type: ignore[method-assign]
+    assert await buyer.buy() == b"image %d" % server.requests
+    assert server.connections == 2
+
+
 def test_an_answer_before_the_whole_request_was_sent_is_the_last_on_its_connection(
     run: Run,
 ) -> None:
     async def story() -> None:
         server = Server("purchase")
         large = ImageRequest(model="painter", prompt="otter" * 200_000)
-        refused = http(b'{"error":{"message":"m"}}', "application/json", status="400 No")
 
         async def refuse(reader: asyncio.StreamReader) -> None:
             await reader.readuntil(b"\r\n\r\n")
 
         async with buying(server) as buyer:
             server.receive = refuse  # type: ignore[method-assign]
-            server.raw = [refused + server.answer(b"a stray image")]
-            with pytest.raises(UpstreamFailure) as caught:
-                await buyer.client.generate(large, images=1)
-            assert (caught.value.status, caught.value.charge) == (400, Charge.FREE)
-            server.receive = Server.receive.__get__(server)  # type: ignore[method-assign]
-            assert await buyer.buy() == b"image %d" % server.requests
-            assert server.connections == 2
+            server.raw = [REFUSED + server.answer(b"a stray image")]
+            await buy_refused_then_another(server, buyer, large)
 
     run(story())
 
@@ -451,14 +458,8 @@ def test_an_upstream_that_reads_no_body_may_answer_before_it_was_sent(run: Run) 
 
         async with buying(server) as buyer:
             server.receive = refuse  # type: ignore[method-assign]
-            refused = b'{"error":{"message":"m"}}'
-            server.raw = [http(refused, "application/json", status="400 No")]
-            with pytest.raises(UpstreamFailure) as caught:
-                await buyer.client.generate(large, images=1)
-            assert (caught.value.status, caught.value.charge) == (400, Charge.FREE)
-            server.receive = Server.receive.__get__(server)  # type: ignore[method-assign]
-            assert await buyer.buy() == b"image %d" % server.requests
-            assert server.connections == 2
+            server.raw = [REFUSED]
+            await buy_refused_then_another(server, buyer, large)
 
     run(story())
 

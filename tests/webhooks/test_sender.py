@@ -208,15 +208,15 @@ async def test_a_failed_attempt_is_repeated_with_growing_pauses_for_a_day(store,
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "timeout", "reason"),
+    ("behaviour", "patience", "reason"),
     [("fail", 10, "status 500"), ("redirect", 10, "status 307"), ("hang", 0.2, "timeout")],
 )
 async def test_the_log_says_why_an_attempt_failed(
-    store, receiver, clock, behaviour, timeout, reason
+    store, receiver, clock, behaviour, patience, reason
 ):
     receiver.behaviour, receiver.location = behaviour, f"{receiver.url}/elsewhere"
     hook = Webhook(receiver.hook, secret=SECRET)
-    async with sending(store, hook, clock=clock, timeout_seconds=timeout) as (outbox, sender):
+    async with sending(store, hook, clock=clock, timeout_seconds=patience) as (outbox, sender):
         await outbox.publish(event(clock))
         with capture_logs() as logs:
             await sender.send()

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from gateway.api.inspection import ShownFinding
 from gateway.api.services import ExpiringKey
 from gateway.billing.alerts import Alert, amount_in_unit, clean
-from gateway.billing.quota import LimitState
+from gateway.billing.counted_limits import LimitState
 from gateway.billing.verification import Verified
 from gateway.purchasing.upstream_health import UpstreamState
 from gateway.webhooks.kept_events import KeptEvent

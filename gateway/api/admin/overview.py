@@ -23,8 +23,8 @@ from gateway.api.http.json import json_response
 from gateway.api.inspection import ShownFinding
 from gateway.api.services import SERVICES, ExpiringKey, Services
 from gateway.billing.alerts import LimitUse, dollars, span_at
+from gateway.billing.counted_limits import LimitState
 from gateway.billing.forecast import forecast
-from gateway.billing.quota import LimitState
 from gateway.billing.recent_days import COST, SAVED, DaySums, RecentView, Spender
 from gateway.billing.running_totals import EVERYONE
 from gateway.billing.verification import Verified

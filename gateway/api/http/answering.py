@@ -5,7 +5,7 @@ request then takes three switches between tasks where one is enough. `connection
 and decides when the next one is read.
 
 aiohttp has no public way to do this, so some private attributes and methods of its `RequestHandler`
-are used. `tests/api/test_aiohttp.py` fails when aiohttp changes what is replaced here.
+are used. `tests/test_private_parts.py` fails when aiohttp changes what is replaced here.
 """
 
 from __future__ import annotations

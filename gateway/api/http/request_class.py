@@ -3,7 +3,7 @@
 A handler asks five times for its application, which aiohttp finds through the route, and looks for
 an address in the target that hardly any request has. That was 3 % of the opcodes of a hit.
 
-This uses private parts of aiohttp: the tests of `tests/api` and `tests/http` fail if they change.
+This uses private parts of aiohttp: `tests/test_private_parts.py` fails if they change.
 """
 
 from __future__ import annotations

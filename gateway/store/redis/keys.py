@@ -72,7 +72,7 @@ Every script declares all keys that it touches, and they are in one hash slot, s
 cluster: the books are one slot, the LRU index is one, the bounded sets, the ordered sets and the
 hits are one each, everything else is spread. `scan_entries` has no key: it scans the node that it
 runs on. A script that finds that it needs further keys writes nothing and asks for them, see
-`answers`.
+`repeats`.
 """
 
 from __future__ import annotations

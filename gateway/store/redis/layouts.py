@@ -18,6 +18,8 @@ MAX_LAYOUTS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Window:
+    """A window that a purchase may change."""
+
     key: int
     """The place of its name in `Layout.counter_keys`."""
     end: int
@@ -27,7 +29,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity
 class Layout:
-    """The plan of all purchases that count in the same counters on the same day."""
+    """Where all purchases with the same counters and subjects count on the same day."""
 
     counters: tuple[Counter, ...]
     subjects: tuple[str, ...]
@@ -62,10 +64,16 @@ def lay_out(
     units: tuple[str, ...],
     keys: Keys,
 ) -> Layout | None:
+    """The layout on the day of `keys`. `units` are those that count in the windows of `subjects`.
+
+    None if a script has to find the windows itself: the day is not known, or two counters are the
+    same but for their maximum.
+    """
     today = keys.today
     if today is None or len({counter[:3] for counter in counters}) < len(counters):
         return None
     ends = {period: i for i, (period, _, _) in enumerate(today.windows)}
+    # A bucket without a limit is not stored.
     stored = {
         i: _key_of(counter, today, keys)
         for i, counter in enumerate(counters)

@@ -49,7 +49,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "entries": {
         "read_entry": ("clock",),
         "scan_entries": ("scan",),
-        "acquire_lease": _SLOTS,
+        "acquire_lease": ("clock", "first_lease", "expiry", "slots"),
         "renew_lease": _SLOTS,
         "release_lease": _SLOTS,
         "store_images": _SLOTS,

@@ -72,8 +72,8 @@ def _acquire_lease(command: commands.AcquireLease, keys: Keys) -> RedisCommand:
         return commands.LeaseResult(
             now=now / SECOND,
             cached=_read_slots(cached),
-            acquired=tuple(acquired),
-            leased={slot: flight.decode() for slot, flight in pairs(leased)},
+            acquired=tuple(map(int, acquired)),
+            leased={int(slot): flight.decode() for slot, flight in pairs(leased)},
         )
 
     arguments: list[Argument] = [
@@ -102,8 +102,8 @@ def _release_lease(command: commands.ReleaseLease, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _store_images(command: commands.StoreImages, keys: Keys) -> RedisCommand:
-    def read(reply: Sequence[int]) -> dict[int, int]:
-        return dict(pairs(reply))
+    def read(reply: Sequence[bytes]) -> dict[int, int]:
+        return dict(pairs([int(slot) for slot in reply]))
 
     arguments: list[Argument] = [
         command.flight,

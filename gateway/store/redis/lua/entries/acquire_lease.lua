@@ -13,18 +13,18 @@ for i = last_slot + 1, #ARGV do
 end
 
 for i = FIRST_SLOT, last_slot do
-  local slot = tonumber(ARGV[i])
+  local slot = ARGV[i]
   local stored, lease = entry[slot], leases[slot]
   if is_valid(stored) and not is_ignored[stored.image] then
-    table.insert(cached, slot)
-    table.insert(cached, stored.value)
+    cached[#cached + 1] = slot
+    cached[#cached + 1] = stored.value
   elseif is_leased_by_other(lease, flight) then
-    table.insert(leased, slot)
-    table.insert(leased, lease.flight)
+    leased[#leased + 1] = slot
+    leased[#leased + 1] = lease.flight
   else
-    table.insert(acquired, slot)
+    acquired[#acquired + 1] = slot
     if not is_valid(lease) then
-      table.insert(free, slot)
+      free[#free + 1] = slot
     end
   end
 end

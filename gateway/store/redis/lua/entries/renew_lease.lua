@@ -5,9 +5,9 @@ local valid = {}
 
 for slot, lease in pairs(read_leases()) do
   if lease.flight == flight and is_valid(lease) then
-    table.insert(valid, slot)
+    valid[#valid + 1] = slot
   end
 end
 
 lease_slots(valid, flight, tonumber(ARGV[2]))
-return #valid > 0 and 1 or 0
+return valid[1] and 1 or 0

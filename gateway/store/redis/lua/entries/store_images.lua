@@ -4,12 +4,21 @@
 local flight = ARGV[1]
 local expires, stale_if_error = now + tonumber(ARGV[2]), tonumber(ARGV[3])
 local displaces = ARGV[4] == '1'
+
+-- One image for an entry that is empty, as most purchases have it: a quarter less time.
+if #ARGV == 7 and redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('HSET', KEYS[1], ARGV[5], pack_slot(expires, ARGV[6], ARGV[7]))
+  redis.call('PEXPIREAT', KEYS[1], milliseconds(expires + stale_if_error))
+  release_leases(read_leases(), flight)
+  return { ARGV[5], ARGV[5] }
+end
+
 local entry, leases = read_entry(), read_leases()
 local is_new = next(entry) == nil
 
 local images, is_bought = {}, {}
 for i = 5, #ARGV, 3 do
-  table.insert(images, { wanted = tonumber(ARGV[i]), id = ARGV[i + 1], data = ARGV[i + 2] })
+  images[#images + 1] = { wanted = ARGV[i], id = ARGV[i + 1], data = ARGV[i + 2] }
   is_bought[ARGV[i + 1]] = true
 end
 
@@ -23,7 +32,8 @@ local function is_free(slot)
 end
 
 local function lowest_free()
-  for slot = 0, MAX_SLOTS - 1 do
+  for number = 0, MAX_SLOTS - 1 do
+    local slot = tostring(number)
     if is_free(slot) then
       return slot
     end
@@ -38,8 +48,8 @@ local function put(stored, slot)
   end
   entry[slot] = stored
   slot_of[stored.image] = slot
-  table.insert(writes, slot)
-  table.insert(writes, stored.value)
+  writes[#writes + 1] = slot
+  writes[#writes + 1] = stored.value
 end
 
 local displaced = {}
@@ -47,7 +57,7 @@ local function choose_slot(wanted)
   local stored = entry[wanted]
   if displaces and is_valid(stored) and not is_bought[stored.image]
     and not is_leased_by_other(leases[wanted], flight) then
-    table.insert(displaced, stored)
+    displaced[#displaced + 1] = stored
     return wanted
   end
   -- An empty slot that was wanted is filled, also if another flight has leased it by now: that one
@@ -69,17 +79,17 @@ for _, stored in ipairs(displaced) do
   end
 end
 
-if #writes > 0 then
+if writes[1] then
   redis.call('HSET', KEYS[1], unpack(writes))
-  expire_at_least(KEYS[1], expires + stale_if_error, is_new)
+  expire_at_least(KEYS[1], milliseconds(expires + stale_if_error), is_new)
 end
 release_leases(leases, flight)
 
 local actual = {}
 for _, image in ipairs(images) do
   if slot_of[image.id] then
-    table.insert(actual, image.wanted)
-    table.insert(actual, slot_of[image.id])
+    actual[#actual + 1] = image.wanted
+    actual[#actual + 1] = slot_of[image.id]
   end
 end
 return actual

@@ -30,8 +30,9 @@ for i = FIRST, #ARGV do
   end
 end
 if #added > 0 then
+  local expiry = milliseconds(expires)
   for _, set in ipairs(KEYS) do
-    expire_at_least(set, expires)
+    expire_at_least(set, expiry)
   end
 end
 return added

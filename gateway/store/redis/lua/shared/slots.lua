@@ -1,4 +1,5 @@
--- The slots of a fingerprint: KEYS[1] is its entry, KEYS[2] its leases (both hashes by slot).
+-- The slots of a fingerprint: KEYS[1] is its entry, KEYS[2] its leases (both hashes by slot). A slot is
+-- text here, as in the hashes: to make it a number and text again takes as long as half a call.
 --
 -- An image's value is "<expires> <stored> <length of the image id> <id><data>", a lease's value is
 -- "<expires> <granted> <flight>", with times in microseconds. The scripts compare them with the
@@ -21,15 +22,18 @@ end
 
 local function unpack_lease(value)
   local expires, granted, flight = string.match(value, '^(%d+) (%d+) (.*)$')
-  local ahead = math.max(0, tonumber(granted) - now)
-  return { expires = tonumber(expires) - ahead, flight = flight, is_from_future = ahead > 0 }
+  local ahead = granted - now
+  if ahead < 0 then
+    ahead = 0
+  end
+  return { expires = expires - ahead, flight = flight, is_from_future = ahead > 0 }
 end
 
 local function read_by_slot(key, unpack_value)
   local fields = redis.call('HGETALL', key)
   local found = {}
   for i = 1, #fields, 2 do
-    found[tonumber(fields[i])] = unpack_value(fields[i + 1])
+    found[fields[i]] = unpack_value(fields[i + 1])
   end
   return found
 end
@@ -51,15 +55,18 @@ local function is_leased_by_other(lease, flight)
   return is_valid(lease) and lease.flight ~= flight
 end
 
--- `is_first`: they are the only ones.
+-- `is_first`: they are the only ones. A lease ends at a whole millisecond, as its key does: to write two
+-- times as text would take longer than to store the lease.
 local function lease_slots(slots, flight, lease, is_first)
-  if #slots > 0 then
-    local value = digits(now + lease) .. ' ' .. now_digits() .. ' ' .. flight
-    for _, slot in ipairs(slots) do
-      redis.call('HSET', KEYS[2], slot, value)
-    end
-    expire_at_least(KEYS[2], now + lease, is_first)
+  if not slots[1] then
+    return
   end
+  local ends = milliseconds(now + lease)
+  local value = ends .. '000 ' .. now_digits() .. ' ' .. flight
+  for _, slot in ipairs(slots) do
+    redis.call('HSET', KEYS[2], slot, value)
+  end
+  expire_at_least(KEYS[2], ends, is_first)
 end
 
 -- Stores leases from the future with the end that `unpack_lease` gives them.
