@@ -64,10 +64,10 @@ def is_quick(data: bytes) -> bool:
     if len(data) > QUICK_BYTES or not data.startswith(PNG_SIGNATURE):
         return False
     offset, parts_left = len(PNG_SIGNATURE), QUICK_PARTS
-    while offset + 4 <= len(data) and parts_left:
+    while offset + 12 <= len(data) and parts_left:
         offset += 12 + int.from_bytes(data[offset : offset + 4])
         parts_left -= 1
-    return parts_left > 0
+    return offset + 12 > len(data)
 
 
 def detect_format(data: bytes) -> str | None:

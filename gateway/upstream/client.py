@@ -16,6 +16,7 @@ from typing import Final
 
 import aiohttp
 import structlog
+from aiohttp import hdrs
 from yarl import URL
 
 from gateway.conditions import Condition
@@ -395,6 +396,10 @@ class UpstreamClient:
         self, response: aiohttp.ClientResponse, *, limit_bytes: int
     ) -> Reply | Failed:
         chunks: list[bytes] = []
+        if hdrs.CONTENT_ENCODING not in response.headers:  # aiohttp decodes as much at once
+            # All of it is kept until its end, so the connection need not pause while this task
+            # waits for its turn.
+            response.content.set_read_chunk_size(limit_bytes)
         length = await _read(response, chunks, limit_bytes=limit_bytes)
         if length > limit_bytes:
             return Failed(response.status, failures.oversized())

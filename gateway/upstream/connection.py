@@ -29,7 +29,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
 
 from gateway.net.sse import has_lines
-from gateway.upstream.receiving import ReceiveTurns, WholeBody, switch_protocol
+from gateway.upstream.receiving import ReceiveTurns, WholeBody, may_end_chunks, switch_protocol
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of the head of an answer together with all interim responses (1xx) before it."""
@@ -360,11 +360,9 @@ class Connection(ResponseHandler):
         """
         length = len(data)
         if self._is_chunked:
-            if b"\n" not in data:
-                # Within a chunk, as most of an image is: the body ends in a line feed. This saves a
-                # copy, and a piece of one byte.
-                return [0, length]
             step = _PIECE_BYTES if has_lines(data, _MANY_LINES) else length
+            if step == length and not may_end_chunks(data):
+                return [0, length]  # each cut is a copy
             return [*range(0, length - 1, step), length - 1, length]
         if self._content_length is None:  # the body ends with the connection
             return [0, length]

@@ -144,3 +144,16 @@ def switch_protocol(transport: asyncio.Transport, protocol: asyncio.BaseProtocol
     transport.pause_reading()
     cast(Any, transport).set_protocol(protocol)
     transport.resume_reading()
+
+
+def may_end_chunks(data: bytes) -> bool:
+    """Whether a chunked body may end in the next bytes that arrive: at an empty line.
+
+    The line before it may have ended in the bytes before.
+    """
+    found = -1
+    while not data.startswith((b"\n", b"\r\n"), found + 1):
+        found = data.find(b"\n", found + 1)
+        if found < 0:
+            return False
+    return True

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from socket import SO_SNDBUF, SOL_SOCKET
 
 import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.api.http.parts import PART_BYTES
 from gateway.api.http.server import Runner
 from gateway.api.http.whole import JOIN_BYTES, WholeResponse
+from tests.gateways import needs_asyncio_that_pauses
 from tests.waiting import generous
 
 NAMES = st.from_regex(r"\Ax-[A-Za-z0-9!#$%&'*+.^_`|~-]{1,12}\Z")
@@ -156,3 +160,78 @@ def test_a_large_body_is_complete(send: Send, method: str) -> None:
     assert status == b"HTTP/1.1 200 OK"
     assert b"Content-Length: %d" % (40 * JOIN_BYTES) in headers
     assert body == (b"" if method == "HEAD" else b"".join(pieces))
+
+
+@needs_asyncio_that_pauses
+@pytest.mark.parametrize("size", [PART_BYTES - 100, 4 * PART_BYTES])
+@pytest.mark.parametrize("disconnects", [False, True])
+async def test_a_response_lasts_until_its_client_has_read_nearly_all(
+    size: int, disconnects: bool
+) -> None:
+    """Otherwise the access log would have it before, and never say that the client left."""
+    sent: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    transports: list[asyncio.Transport] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        transports.append(request.transport)
+        socket = request.transport.get_extra_info("socket")
+        socket.setsockopt(SOL_SOCKET, SO_SNDBUF, 64 * 1024)
+        response = WholeResponse([bytes(size)], content_type="image/png")
+        try:
+            await response.prepare(request)
+            sent.set_result("read")
+        except ConnectionError:
+            sent.set_result("disconnected")
+        return response
+
+    async with serving(answer) as address:
+        reader, writer = await asyncio.open_connection(*address, limit=1024)
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        async with generous():
+            assert await reader.readexactly(4) == b"HTTP"
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            # Long enough for a handler that does not wait.
+            await asyncio.sleep(0.2)
+            assert not sent.done()
+            # A very large body is not given to the transport as a whole.
+            assert transports[0].get_write_buffer_size() <= PART_BYTES
+            if disconnects:
+                writer.transport.abort()
+            else:
+                writer.transport.resume_reading()  # type: ignore[attr-defined]
+                while await reader.read(1 << 16):
+                    pass
+            assert await sent == ("disconnected" if disconnects else "read")
+        writer.close()
+
+
+async def test_a_fault_behind_a_response_is_not_answered_with_another_one() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await WholeResponse([b"an answer"], content_type="text/plain").prepare(request)
+        raise RuntimeError("after the response")
+
+    async with serving(answer) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        async with generous():
+            received = await reader.read()
+        writer.close()
+    assert received.count(b"HTTP/1.1") == 1
+    assert received.endswith(b"\r\n\r\nan answer")
+
+
+@asynccontextmanager
+async def serving(
+    answer: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> AsyncIterator[tuple[str, int]]:
+    """The address of a server whose only path is `/`."""
+    app = web.Application()
+    app.router.add_get("/", answer)
+    runner = Runner(app, head_seconds=60)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][:2]
+    finally:
+        await runner.cleanup()

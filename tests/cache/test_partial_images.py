@@ -173,6 +173,20 @@ async def test_another_worker_receives_the_leaders_partial_images(open_store: Op
     assert [await shared.base64() for shared in channel.partial_images] == [b"MA==", b"Mg=="]
 
 
+async def test_upstreams_answer_is_read_while_other_workers_learn_that_it_has_begun(
+    open_store: OpenStore,
+) -> None:
+    async with open_store() as store:
+        partial_images = PartialImages(store, MemoryBlobs())
+        publisher, subscriber = partial_images.publisher("flight", max_images=1), Subscriber(1)
+        subscriber.subscribe(partial_images.channel("flight"))
+        with pytest.raises(StopIteration):
+            publisher.open().send(None)  # it does not wait for the store
+        assert subscriber.is_open
+        await publisher.close()
+        assert len(await execute(store, ReadEvents("flight"))) == 1
+
+
 async def test_without_the_store_only_other_workers_miss_partial_images(
     open_store: OpenStore,
 ) -> None:

@@ -103,7 +103,7 @@ async def test_a_prompt_is_refused_in_a_known_form_as_in_an_unknown_one(
     known, unknown = await _keys(embedded)
     assert (await known.ask("first", model=model)).status == 200
     prompts: list[Any] = ["", None, 7, True, ["an otter"], {"text": "an otter"}]
-    prompts += ["x" * n for n in (1000, 1001, 3900)]
+    prompts += [*("x" * n for n in (1000, 1001, 3900)), " ", "\ud83e", "\x00"]
     statuses = set()
     for prompt in prompts:
         answers = [await key.ask(prompt, model=model, headers=DRY) for key in (known, unknown)]

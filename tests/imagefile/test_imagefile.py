@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms, ImageStat
 
-from gateway.imagefile.check import check_image
+from gateway.imagefile.check import PNG_SIGNATURE, QUICK_PARTS, check_image, is_quick
+from gateway.imagefile.checksum import QUICK_BYTES
 from gateway.imagefile.convert import transcode_image
 from gateway.imagefile.facts import BadImage, ImageFacts
 from gateway.simulator.drawing import draw_image
@@ -222,6 +223,18 @@ def webp_of_parts(count: int) -> bytes:
     first = b"VP8L" + struct.pack("<I", 6) + b"\x2f\0\0\0\0\0"
     content = b"WEBP" + first + b"ABCD\0\0\0\0" * (count - 1)
     return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+def test_only_a_png_of_few_parts_is_quick():
+    assert is_quick(png_of_parts(QUICK_PARTS))
+    assert not is_quick(png_of_parts(QUICK_PARTS + 1))
+    assert not is_quick(png_of_parts(3) + bytes(QUICK_BYTES))
+    assert not is_quick(jpeg_of_parts(4))
+
+
+@pytest.mark.parametrize("data", [b"", PNG_SIGNATURE, PNG_SIGNATURE + bytes(50), PNG_SIGNATURE[:7]])
+def test_damaged_bytes_are_quick_or_not_but_no_error(data):
+    is_quick(data)
 
 
 @pytest.mark.parametrize("write", [png_of_parts, jpeg_of_parts, webp_of_parts])

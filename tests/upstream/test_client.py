@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import json
 
+import aiohttp
 import pytest
 from pydantic import ValidationError
 from yarl import URL
@@ -155,6 +156,25 @@ async def test_upstream_may_compress_although_identity_was_requested():
     reply = http(200, body, Content_Encoding="gzip")
     async with upstream(reply) as script, client_of(script) as client:
         assert (await client.generate(REQUEST, images=1)).images[0].data == PIXELS
+
+
+async def test_a_compressed_response_is_decoded_in_small_parts(monkeypatch):
+    """Else the event loop would wait for a small body that becomes a hundred megabytes."""
+    sizes = []
+    feed = aiohttp.StreamReader.feed_data
+
+    def note_and_feed(reader, data, *rest):
+        sizes.append(len(data))
+        return feed(reader, data, *rest)
+
+    monkeypatch.setattr(aiohttp.StreamReader, "feed_data", note_and_feed)
+    body = gzip.compress(images(PIXELS) + b" " * 10_000_000)
+    reply = http(200, body, Content_Encoding="gzip")
+    async with upstream(reply) as script, client_of(script) as client:
+        with contextlib.suppress(UpstreamFailure):
+            await client.generate(REQUEST, images=1)
+    assert sum(sizes) > 1_000_000
+    assert max(sizes) <= 512 * 1024
 
 
 async def test_a_large_response_is_received_completely():

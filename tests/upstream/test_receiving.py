@@ -10,11 +10,14 @@ import asyncio
 import hashlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.net.guard import LinkBlocked
 from gateway.upstream import connection, receiving
 from gateway.upstream.connection import MAX_WHOLE_BYTES, MIN_WHOLE_BYTES
+from gateway.upstream.receiving import may_end_chunks
 from tests.scripted_upstream import images
 from tests.upstream.test_connection import (
     Run,
@@ -195,3 +198,29 @@ def test_many_large_answers_at_once_are_received_in_turns(
         assert sum(seen) > 2 * 16 * 700_000
 
     run(story())
+
+
+@given(
+    chunks=st.lists(st.binary(min_size=1, max_size=9) | st.text("a\r\n", min_size=1)),
+    line_end=st.sampled_from([b"\r\n", b"\n"]),
+    trailers=st.sampled_from([b"", b"a: b"]),
+    behind=st.sampled_from([b"", b"x", b"\r\n", b"HTTP/1.1 200 OK\r\n"]),
+    data=st.data(),
+)
+def test_a_chunked_body_ends_only_where_it_may_end(chunks, line_end, trailers, behind, data):
+    sizes = [(f"{len(chunk):x}".encode(), chunk) for chunk in map(to_bytes, chunks)]
+    lines = [line for size, chunk in sizes for line in (size, chunk)] + [b"0"]
+    lines += [trailers] if trailers else []
+    body = line_end.join([*lines, b"", b""])
+    cuts = data.draw(st.lists(st.integers(0, len(body) - 1), unique=True))
+    last = max(cuts, default=0)
+    assert may_end_chunks((body + behind)[last:])
+
+
+def to_bytes(value: bytes | str) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("data", [b"", b"aGk=", b"aGk=\r\n8000\r\nYWJj", b"\r", b"8\r\nabc\r"])
+def test_a_chunked_body_does_not_end_without_an_empty_line(data):
+    assert not may_end_chunks(data)
