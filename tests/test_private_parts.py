@@ -1,4 +1,4 @@
-"""The parts of aiohttp and prometheus_client that the gateway replaces are as it knows them.
+"""The parts of aiohttp, redis-py and prometheus_client that the gateway replaces have not changed.
 
 The modules that are named here do the work of these functions, and use the private attributes that
 they use. When a new version of a library changes one of them, compare the change with the module,
@@ -20,6 +20,12 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.web_protocol import RequestHandler
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.values import MultiProcessValue
+from redis.asyncio.connection import (
+    AbstractConnection,
+    BaseParser,
+    Connection,
+    UnixDomainSocketConnection,
+)
 
 import gateway
 
@@ -59,6 +65,14 @@ REPLACED: dict[Any, tuple[str, str]] = {
     ResponseHandler.connection_lost: ("upstream/connection", "84b98dfd8035e493"),
     StreamReader._read_nowait: ("upstream/client", "05fc75740b9d4d63"),
     StreamReader._read_nowait_chunk: ("net/complete_body", "672849652cf250d3"),
+    # What sets and reads `_reader`, `_writer` and `_parser`.
+    Connection._connect: ("store/redis/connection", "24cd655d5f27ddbb"),
+    UnixDomainSocketConnection._connect: ("store/redis/connection", "c46949736ceeafad"),
+    AbstractConnection.is_connected: ("store/redis/connection", "a3b3b056f688d210"),
+    AbstractConnection.disconnect: ("store/redis/connection", "11194f01c2f6d3c2"),
+    AbstractConnection._close: ("store/redis/connection", "b016d934cc452f35"),
+    AbstractConnection.set_parser: ("store/redis/connection", "f00b5b14a0c2d138"),
+    BaseParser.parse_error: ("store/redis/connection", "66c735931d7e365a"),
     MultiProcessValue: ("metrics/values", "8077cd2c482fc32e"),
     mmap_key: ("metrics/values", "0ad2f70c6bf8b89f"),
     MmapedDict: ("metrics/worker_files", "6e06f65ed9e69bbe"),
@@ -78,11 +92,13 @@ def test_the_library_still_has_what_the_gateway_replaces(replaced: Any) -> None:
     assert digest == known, f"{name_of(replaced)} has changed: compare it with gateway/{module}.py"
 
 
-def test_each_module_that_uses_private_parts_of_aiohttp_is_in_the_table() -> None:
+@pytest.mark.parametrize("library", ["aiohttp", "redis"])
+def test_each_module_that_uses_private_parts_of_a_library_is_in_the_table(library: str) -> None:
     texts = {path: path.read_text() for path in GATEWAY.rglob("*.py")}
     using = {
         path.relative_to(GATEWAY).with_suffix("").as_posix()
         for path, text in texts.items()
-        if "noqa: SLF001" in text and "aiohttp" in text
+        if "noqa: SLF001" in text and library in text
     }
+    assert using
     assert using <= {module for module, _ in REPLACED.values()}
