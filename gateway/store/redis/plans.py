@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from itertools import count
-from math import inf
 from struct import pack
 from typing import Final
 
@@ -105,15 +104,19 @@ def _plan(layout: Layout, worker: str, amounts: tuple[tuple[str, int], ...], sco
 
 def reserve_arguments(plan: Plan) -> list[bytes | str | int]:
     """What `shared/planned_reserve.lua` reads after the arguments of `reserve`."""
-    layout, amounts = plan.layout, plan.amounts
-    arguments: list[bytes | str | int] = [
-        _reserve_numbers(layout, _units_of(amounts)),
-        _pack_doubles(*layout.ends[:2], *[amounts[unit] for unit in layout.units], *layout.maxima),
-        *layout.ends[1:],
-    ]
+    layout, by_unit = plan.layout, plan.amounts
+    fields: list[bytes | str | int] = []
+    amounts = []
     for unit, spent, reserved in layout.fields:
-        arguments += (spent, reserved, amounts[unit])
-    return arguments
+        amount = by_unit[unit]
+        amounts.append(amount)
+        fields += (spent, reserved, amount)
+    return [
+        _reserve_numbers(layout, _units_of(by_unit)),
+        _pack_doubles(*layout.ends[:2], *amounts, *layout.maxima),
+        *layout.ends[1:],
+        *fields,
+    ]
 
 
 def admit_arguments(
@@ -352,6 +355,6 @@ def _pack(numbers: Sequence[int]) -> bytes:
     return bytes(numbers) if max(numbers) <= MAX_NUMBER else b""
 
 
-def _pack_doubles(*numbers: int | str) -> bytes:
-    """For `unpack_numbers` of `shared/plans.lua`. A maximum that is "" is none."""
-    return pack(f"<{len(numbers)}d", *[inf if number == "" else number for number in numbers])
+def _pack_doubles(*numbers: float) -> bytes:
+    """For `unpack_numbers` of `shared/plans.lua`."""
+    return pack(f"<{len(numbers)}d", *numbers)
