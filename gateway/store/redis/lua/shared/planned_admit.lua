@@ -4,8 +4,8 @@
 -- Returns -2, now, and two numbers of each counter, as `check_planned` adds them.
 
 local function admit_as_planned(plan, expected, first)
-  local seconds = now / SECOND
-  if seconds < tonumber(ARGV[first]) or seconds >= tonumber(ARGV[first + 1]) then
+  local seconds, numbers = now / SECOND, unpack_numbers(ARGV[first])
+  if seconds < numbers[1] or seconds >= numbers[2] then
     return nil
   end
   for i = 1, expected do
@@ -14,7 +14,7 @@ local function admit_as_planned(plan, expected, first)
     end
   end
   local reply = { -2, now }
-  local fits, levels, filled_at = check_planned(plan, reply, false)
+  local fits, levels, filled_at = check_planned(plan, numbers, reply, false)
   if not fits then
     return nil
   end

@@ -4,13 +4,13 @@
 -- Returns -2, now, and two numbers of each counter, as `check_planned` adds them.
 
 local function reserve_as_planned(plan)
-  local seconds = now / SECOND
-  if seconds < tonumber(ARGV[10]) or seconds >= tonumber(ARGV[11])
+  local seconds, numbers = now / SECOND, unpack_numbers(ARGV[10])
+  if seconds < numbers[1] or seconds >= numbers[2]
     or redis.call('EXISTS', KEYS[1]) == 1 then
     return nil
   end
   local reply, text = { -2, now }, now_digits()
-  local groups, levels, filled_at = check_planned(plan, reply, true)
+  local groups, levels, filled_at = check_planned(plan, numbers, reply, true)
   if not groups then
     return nil
   end
