@@ -175,8 +175,7 @@ class Flights:
                     flight = _with_slots(flight, acquired, abandoned=result.abandoned)
                     purchase = self._start(flight, buy, subscriber=subscriber)
                     if not leaders and turn is None:
-                        # As below, without what only requests with followers need. Nearly every
-                        # purchase goes this way.
+                        # As below, in 100 opcodes less: nearly every purchase goes this way.
                         await self._lead(flight, purchase, result=result, is_connected=is_connected)
                         has_waited = True
                         continue

@@ -101,7 +101,7 @@ def _leave_files_of_parent() -> None:
     _files.clear()
     for value in tuple(_in_files):
         value.use_memory()
-        with suppress(OSError):
+        with suppress(OSError, KeyError):  # no room, or no folder any more
             value.use_file()
 
 

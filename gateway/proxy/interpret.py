@@ -1,14 +1,14 @@
 """Interprets a request: body, headers and key together make an image query.
 
-The same bytes from the same key mean the same, so a worker keeps the latest interpretations. The
-body is validated by `request.validation`; `request` answers the query.
+The same bytes from the same key mean the same, so a worker keeps the latest interpretations. Bytes
+that differ by their prompt alone mean almost the same (`forms`). The body is validated by
+`request.validation`; `request` answers the query.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
@@ -25,10 +25,11 @@ from gateway.cache.transcoding import TranscodingTarget
 from gateway.catalog import Catalog, Model
 from gateway.catalog.lifecycle import Retired
 from gateway.errors import ErrorCode, InvalidRequest
-from gateway.frozen import frozen
+from gateway.frozen import frozen, replace
 from gateway.imagefile.convert import as_transcoded_format
 from gateway.images import ImageRequest, Principal, Representation
 from gateway.proxy.context import RequestContext
+from gateway.proxy.forms import Form, fits, form_of, is_read_by_form
 from gateway.request.body import MAX_INLINE_BYTES, parse_body
 from gateway.request.cache_control import CachePolicy, resolve_cache_policy
 from gateway.request.fingerprint import fingerprint
@@ -49,6 +50,9 @@ MAX_USER: Final = 256
 
 MAX_INTERPRETATIONS: Final = 1024
 """Interpretations that a worker keeps."""
+
+MAX_FORMS: Final = 256
+"""Forms of bodies whose interpretation a worker keeps."""
 
 MAX_CACHED_BODY: Final = 4096
 """Bytes of a body whose interpretation is cached, its content type and its deployment."""
@@ -102,6 +106,8 @@ class _Interpretation(NamedTuple):
 
     query: ImageQuery
     recorded: Mapping[str, object]
+    form: Form | None = None
+    """Of the body, if others of this form mean the same but for their prompts."""
 
 
 class Interpreter:
@@ -122,13 +128,14 @@ class Interpreter:
         self._body_thread = body_thread
         self._policy: Policy | None = None
         self._cached: OrderedDict[_CacheKey, _Interpretation] = OrderedDict()
+        self._by_form: OrderedDict[Form, _Interpretation] = OrderedDict()
 
     async def interpret(self, context: RequestContext, body: bytes) -> ImageQuery:
         """The query of a request; the context's record and cache policy follow it.
 
         Raises `InvalidRequest`, also for a model that was shut down and is refused.
         """
-        query, recorded = await self._interpret_body(context, body)
+        query, recorded, _ = await self._interpret_body(context, body)
         context.note_model(query.model, asked=query.request.asked_model)
         if query.retired == "refuse":
             context.record = context.record.but(**recorded)
@@ -153,6 +160,7 @@ class Interpreter:
         if context.policy is not self._policy:
             self._policy = context.policy
             self._cached.clear()
+            self._by_form.clear()
         context.interpretation = None
         deployment, content_type = context.deployment, context.content_type
         if len(body) + len(content_type or "") + len(deployment or "") > MAX_CACHED_BODY:
@@ -175,6 +183,11 @@ class Interpreter:
         self._cached[cache_key] = interpretation
         if len(self._cached) > MAX_INTERPRETATIONS:
             self._cached.popitem(last=False)
+        if interpretation.form is None:
+            return
+        self._by_form[interpretation.form] = interpretation
+        if len(self._by_form) > MAX_FORMS:
+            self._by_form.popitem(last=False)
 
     async def _read(self, context: RequestContext, body: bytes) -> _Interpretation:
         read = partial(
@@ -187,9 +200,9 @@ class Interpreter:
             today=context.today,
         )
         is_small = len(body) <= MAX_INLINE_BYTES
-        query, recorded = read() if is_small else await self._body_thread.run(read)
+        query, recorded, form = read() if is_small else await self._body_thread.run(read)
         prompt_hmac = await self._ledger.prompt_hmac(query.request.prompt)
-        return _Interpretation(query, {**recorded, "prompt_hmac": prompt_hmac})
+        return _Interpretation(query, {**recorded, "prompt_hmac": prompt_hmac}, form)
 
     def _read_body(
         self,
@@ -206,6 +219,14 @@ class Interpreter:
             # Whatever model the body names: Azure's classes send both, and the service goes by the
             # path. See `docs/reference/images-api.md#paths`.
             parsed = {**parsed, "model": deployment}
+        form = None
+        if len(body) <= MAX_CACHED_BODY:  # not in the thread, which must not use what is kept
+            form = form_of(parsed, _version_of(key), today)
+            if form is not None and (alike := self._by_form.get(form)) is not None:
+                prompt = parsed["prompt"]
+                if fits(prompt, alike.query.model):
+                    self._by_form.move_to_end(form)
+                    return self._with_prompt(alike, str(prompt), body, key)
         request = validate(
             parsed,
             catalog,
@@ -215,6 +236,8 @@ class Interpreter:
         )
         model = catalog.models.get(request.model) or catalog.unknown_model(request.model)
         pricing.check_price(model)
+        if not is_read_by_form(request, model, catalog):
+            form = None
         found = self._fingerprint(key, request, model)
         recorded = {
             "user": request.user_text[:MAX_USER] or None,
@@ -233,7 +256,17 @@ class Interpreter:
         policy = _cache_policy(_NO_HEADERS, key)
         retired = catalog.retirement(model, today)
         query = ImageQuery(request, model, found, body, _NO_HEADERS, policy, retired)
-        return _Interpretation(query, recorded)
+        return _Interpretation(query, recorded, form)
+
+    def _with_prompt(
+        self, alike: _Interpretation, prompt: str, body: bytes, key: Key
+    ) -> _Interpretation:
+        """The interpretation of a body of the same form, without validating its members again."""
+        model = alike.query.model
+        request = replace(alike.query.request, prompt=prompt)
+        found = self._fingerprint(key, request, model)
+        query = replace(alike.query, request=request, fingerprint=found, body=body)
+        return _Interpretation(query, {**alike.recorded, "fingerprint": found}, alike.form)
 
     def transcoding_target(self, key: Key, query: ImageQuery) -> TranscodingTarget | None:
         """The format that a cached PNG would be converted to; None if PNG is requested."""

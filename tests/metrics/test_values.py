@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,44 @@ def test_a_forked_process_counts_into_a_file_of_its_own(folder: Path) -> None:
     # That is its own, not added to the other by the reader.
     (folder / f"counter_{os.getpid()}.db").unlink()
     assert counted(folder)["gateway_answers_total"] == 2
+
+
+@pytest.mark.parametrize("loss", ["folder", "variable"])
+def test_a_forked_process_without_a_folder_leaves_the_files_of_its_parent_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    counters = create().counters("answers_total", "Answers", ["key"])
+    series = [counters[(key,)] for key in "abc"]
+    for each in series:
+        each.inc()
+    monkeypatch.delenv(FOLDER) if loss == "variable" else monkeypatch.setenv(FOLDER, "/nowhere")
+    child = os.fork()
+    if child == 0:
+        for each in series:
+            each.inc(5)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert set(counted(folder).values()) == {1}
+
+
+def test_a_worker_with_the_process_id_of_an_earlier_one_counts_on(folder: Path) -> None:
+    def count_in_child() -> None:
+        """A process that is killed when it has counted three."""
+        if (child := os.fork()) == 0:
+            counter = create().counter("answers_total", "Answers")
+            for _ in range(3):
+                counter.inc()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        # In the place of a system that gives the number again.
+        (path,) = folder.glob(f"counter_*{child}.db")
+        path.rename(folder / f"counter_{os.getpid()}.db")
+
+    count_in_child()
+    assert counted(folder)["gateway_answers_total"] == 3
+    counter = create().counter("answers_total", "Answers")
+    counter.inc()
+    assert counted(folder)["gateway_answers_total"] == 4
 
 
 @pytest.mark.parametrize("has_files", [False, True])

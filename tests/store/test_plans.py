@@ -51,6 +51,9 @@ REVOKED: Final = Expected("keys", "k2", b"key")
 """It is stored with another value."""
 
 
+LOST: Final = commands.LostReservation(("key:k", "everyone"), START, b"late record")
+
+
 class Unplanned(CurrentWindows):
     """Without today there are no plans."""
 
@@ -135,6 +138,7 @@ class History:
             presumed=seldom(draw),
             correct=draw(st.booleans()),
             attempt=draw(st.sampled_from(["a", "b"])),
+            lost=draw(st.sampled_from([None, LOST])),
             totals=draw(st.sampled_from([(), ("everyone", "key:k")])),
             saved_micros=5 if seldom(draw) else 0,
         )
@@ -301,6 +305,8 @@ STALE: Final[Sequence[Sequence[Any]]] = (
     (Elsewhere(RESERVE), replace(RESERVE, amounts={"images": 2}), SETTLE, Elsewhere(SETTLE)),
     (RESERVE, Elsewhere(REROUTE), SETTLE, Elsewhere(SETTLE)),
     (RESERVE, "", SETTLE, RESERVE, SETTLE),
+    (RESERVE, "", replace(SETTLE, lost=LOST), RESERVE, SETTLE),
+    (RESERVE, "journal", (86_400, False), replace(SETTLE, lost=LOST)),
     (RESERVE, SCRIPTS, SETTLE, *USUAL),
     # Two amounts of one window without end.
     (*(replace(RESERVE, purchase=name, consumptions=OPEN, amounts={}) for name in "pq"), SETTLE),

@@ -91,17 +91,12 @@ def lay_out(
     for i, key in stored.items():
         if i not in buckets:
             counted.setdefault(key, []).append(i)
+    ends_of = {key: ends.get(counters[of_key[0]].period, -1) for key, of_key in counted.items()}
     windows = {}
-    for key in dict.fromkeys((*counted, *of_subjects)):
-        of_window = {counters[i].unit for i in counted.get(key, ())}
-        if key in of_subjects:
-            of_window.update(units)
-        end = (
-            of_subjects[key]
-            if key in of_subjects
-            else ends.get(counters[counted[key][0]].period, -1)
-        )
-        windows[key] = Window(places[key], end, tuple(u for u in all_units if u in of_window))
+    for key, end in (ends_of | of_subjects).items():
+        in_it = {counters[i].unit for i in counted.get(key, ())}
+        in_it.update(units if key in of_subjects else ())
+        windows[key] = Window(places[key], end, tuple(unit for unit in all_units if unit in in_it))
     return Layout(
         counters,
         subjects,
