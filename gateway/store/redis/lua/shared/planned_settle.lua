@@ -1,6 +1,19 @@
 -- `settle` by the plan of the gateway: ARGV[13], and what follows it. It writes only if the journal is
 -- as a plan has left it, on the same day; else the script goes on without the plan.
 --
+-- KEYS     1 the journal, 2 the running totals, 3 the last id of the ledger, 4 its days, 5 and 6 its
+--          streams of two days, 7 the worker's open purchases, 8 what they reserve, 9… buckets and windows
+-- ARGV     13 the plan, 14 its doubles, 15 to 17 the ends of day, week and month in Unix seconds, 18 the
+--          time of the reservation, 19 the worker, 20 the cost, 21 and 22 the two days, 23… the names of
+--          running totals, then of each unit the field with its reserved amount, what that changes by,
+--          the field with its spent amount, and what that changes by
+-- doubles  1 and 2 when the day begins and ends, 3 the cost, 4 the first of the two days, in days since
+--          1970, 5… the maxima of buckets
+-- plan     1 to 3 how many running totals, buckets, and counters of windows there are, 4… of each bucket
+--          its key and its maximum among the doubles; of each counter its key, whether the window is one
+--          of the calendar, its unit, and which of the changes result in its spent and its reserved
+--          amount (0 = none); then the groups of windows (see `change_planned_windows`)
+--
 -- Returns what `planned_reserve.lua` does.
 
 local CLOSED_SECONDS = 7 * 86400 -- commands.CLOSED_JOURNAL_SECONDS

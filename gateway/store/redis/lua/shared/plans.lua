@@ -1,13 +1,16 @@
--- Plans of purchases, as `plans` makes them. KEYS and ARGV are those of the plan, so nothing
--- here needs to be checked with `declared`, which comes behind it.
+-- Plans of purchases, as `gateway/store/redis/plans.py` makes them. A plan consists of numbers: most are
+-- indexes of KEYS, ARGV or its doubles. All of KEYS are declared, so nothing here is checked with
+-- `declared`, which comes behind it.
 
 -- The numbers that a plan computes with, from the doubles that the gateway has packed.
 local function unpack_numbers(packed)
   return { struct.unpack('<' .. string.rep('d', #packed / 8), packed) }
 end
 
--- Reads the counters of a plan, from its third number on: plan[1] buckets, then plan[2] windows. Their
--- amounts and maxima are among `numbers`. Adds two numbers of each to `reply`: of a bucket what is
+-- Reads the counters of a plan, from its third number on: plan[1] buckets, each with its key, amount and
+-- maximum; then plan[2] windows, each with its key, whether it is one of the calendar, the number of its
+-- counters, and of each of these its fields in ARGV, amount and maximum. Amounts and maxima are among
+-- `numbers`. Adds two numbers of each to `reply`: of a bucket what is
 -- missing, and the microseconds until it is full; of a window the spent and the reserved amount, with the
 -- amounts of now if it `reserves`.
 -- Returns where the plan goes on, the new levels of buckets that give something, and when those were
@@ -71,7 +74,9 @@ local function write_planned_levels(plan, levels, filled_at, text)
   end
 end
 
--- Changes the windows of a plan, whose groups begin at `first`. Adds the new amounts in order to `totals`,
+-- Changes the windows of a plan, whose groups begin at `first`. A group is of windows that change alike:
+-- the number of its fields and where each is in ARGV, with its change behind it; the number of its windows,
+-- and of each its key and where its end is in ARGV (0 = it has none). Adds the new amounts in order to `totals`,
 -- if there is such a table: without it, to reserve takes a tenth less time.
 local function change_planned_windows(plan, first, totals)
   local n, expiries, call = 0, {}, redis.call
