@@ -1,9 +1,9 @@
 """What a purchase will change in the books, worked out before its scripts run.
 
-Without plans, `reserve` and `settle` spend most of their time on finding out which windows an amount
-counts in: they build names, decode and encode JSON, and walk tables. A gateway can work all of it out
-beforehand, as long as the server has the same day and the reservation is unchanged. So it sends a
-plan with the command: which of the KEYS change, and by which of the ARGV. The script looks
+Without plans, `reserve` and `settle` spend most of their time on finding out which windows an
+amount counts in: they build names, decode and encode JSON, and walk tables. A gateway can work all
+of it out beforehand, as long as the server has the same day and the reservation is unchanged. So it
+sends a plan with the command: which of the KEYS change, and by which of the ARGV. The script looks
 whether the plan holds, and then only carries it out. If it does not hold, the script works without
 it. With plans, Redis needs half the time for a purchase.
 

@@ -96,7 +96,7 @@ local function change_planned_windows(plan, first, totals)
         if total < 0 then -- the store has lost the window, and less is left than is released
           redis.call('HSET', key, fields[i], 0)
           total, may_be_new = 0, true
-        elseif i == 1 and total <= lowest then -- it is larger than its change in a window that was there
+        elseif i == 1 and total <= lowest then -- a window that was there has more than this change
           may_be_new = true
         end
         if total == 0 and ends == 0 then -- it never expires and would collect fields at zero
