@@ -174,11 +174,6 @@ class Flights:
                 if acquired:
                     flight = _with_slots(flight, acquired, abandoned=result.abandoned)
                     purchase = self._start(flight, buy, subscriber=subscriber)
-                    if not leaders and turn is None:
-                        # As below, in 100 opcodes less: nearly every purchase goes this way.
-                        await self._lead(flight, purchase, result=result, is_connected=is_connected)
-                        has_waited = True
-                        continue
                 found = [*leaders, *([flight.id] if purchase is not None else [])]
                 _hand_over(turn, () if len(result.cached) > cached_before else found)
                 waits = self._follow_all(

@@ -88,7 +88,7 @@ class ImageIndex:
             added[image.id] = indexed
             # `only_if_absent`: a batch that is repeated late must not replace a tombstone. One
             # without an origin may be there: links were given before the image was stored.
-            expected = (bare.but_evicted().encode(), bare.encode())
+            expected = (bare.encode_evicted(), bare.encode())
             batch.add(SetValue(IMAGES, image.id, indexed.encode(), ttl, True, expected))
         # One kind after the other: a cluster then needs a round trip for each kind, not each image.
         for image in images.values():

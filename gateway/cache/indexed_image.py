@@ -159,6 +159,11 @@ class IndexedImage(NamedTuple):
         members = zip(self._fields, self, strict=True)
         return orjson.dumps(dict(compress(members, map(ne, self, _DEFAULTS))))
 
+    def encode_evicted(self) -> bytes:
+        """As `but_evicted().encode()`, in a tenth of the time: every purchase expects one."""
+        names = {"digest": self.digest, "format": self.format, "fingerprint": self.fingerprint}
+        return orjson.dumps(names)
+
     @staticmethod
     def decode(encoded: bytes) -> IndexedImage:
         """The inverse of `encode`. Raises one of `stored.UNREADABLE` for other bytes."""

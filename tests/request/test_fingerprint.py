@@ -1,7 +1,9 @@
 """Requests for the same image have one fingerprint; other requests have others."""
 
+import hashlib
 import json
 import unicodedata
+from types import MappingProxyType
 
 import pytest
 from hypothesis import assume, given
@@ -186,3 +188,34 @@ def test_it_is_the_same_in_every_version_of_the_gateway():
     assert (
         fingerprint_of(body) == "3f1034cee164ee6922e90533d70c0e9dfc7d08ad375c1cb91fb98a500abd0d23"
     )
+
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
+"""With lone surrogates and control characters."""
+
+
+@given(
+    prompt=TEXTS,
+    parameters=st.dictionaries(
+        TEXTS, TEXTS | st.integers() | st.booleans() | st.dictionaries(TEXTS, TEXTS, max_size=2)
+    )
+    | st.dictionaries(TEXTS, TEXTS),
+    cache_epoch=st.integers(0, 10**6),
+    names=st.tuples(TEXTS, TEXTS, TEXTS),
+)
+def test_it_is_the_digest_of_the_request_in_canonical_json(prompt, parameters, cache_epoch, names):
+    """Stored entries are found by it, so it stays the same in all versions."""
+    model, upstream_name, scope = names
+    request = ImageRequest(model, prompt, parameters=MappingProxyType(parameters))
+    parts = {
+        "version": 1,
+        "scope": scope,
+        "upstream": upstream_name,
+        "model": model,
+        "cache_epoch": cache_epoch,
+        "prompt": prompt,
+        "parameters": parameters,
+    }
+    canonical = json.dumps(parts, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    found = fingerprint(request, cache_epoch=cache_epoch, upstream_name=upstream_name, scope=scope)
+    assert found == hashlib.sha256(canonical.encode()).hexdigest()

@@ -107,8 +107,8 @@ class Keys:
     """The windows of the day that the server probably has, for the same reason."""
     day_at: Callable[[float], Day] = field(default=UTC_CALENDAR.day_at, repr=False)
     """The calendar day of a time in Unix seconds."""
-    plans: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """The `plans.Plan` of each of the worker's purchases, as far as the worker has them."""
+    planned: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The `plans.Planned` of each of the worker's purchases, as far as the worker has them."""
     books: str = field(init=False, repr=False)
     """The start of every key of the books: no key itself, but it names their hash slot."""
 

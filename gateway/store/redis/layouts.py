@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from typing import Final
 
 import orjson
@@ -33,8 +34,8 @@ class Layout:
 
     counters: tuple[Counter, ...]
     subjects: tuple[str, ...]
-    maxima: tuple[int | str, ...]
-    """Of each counter, as an argument."""
+    maxima: tuple[float, ...]
+    """Of each counter; `inf`: it has no limit."""
     fields: tuple[tuple[str, str, str], ...]
     """Units, and the fields of a window with the spent and the reserved amount of each."""
     counter_keys: tuple[str, ...]
@@ -100,7 +101,7 @@ def lay_out(
     return Layout(
         counters,
         subjects,
-        tuple("" if counter.maximum is None else counter.maximum for counter in counters),
+        tuple(inf if counter.maximum is None else counter.maximum for counter in counters),
         tuple((unit, f"{unit}:spent", f"{unit}:reserved") for unit in all_units),
         tuple(places),
         tuple(places.get(stored.get(i, ""), -1) for i in range(len(counters))),

@@ -1,22 +1,26 @@
 """What a purchase will change in the books, worked out before its scripts run.
 
-Most of the time of `reserve` and `settle` goes to finding out which windows an amount counts in:
-they build names, decode and encode JSON, and walk tables. A gateway can work all of it out
-beforehand, as long as the server has the same day and the reservation is unchanged. So it sends a
-plan with the command: which of the KEYS change, and by which of the ARGV. The script looks
+Without plans, `reserve` and `settle` spend most of their time on finding out which windows an
+amount counts in: they build names, decode and encode JSON, and walk tables. A gateway can work all
+of it out beforehand, as long as the server has the same day and the reservation is unchanged. So it
+sends a plan with the command: which of the KEYS change, and by which of the ARGV. The script looks
 whether the plan holds, and then only carries it out. If it does not hold, the script works without
 it. With plans, Redis needs half the time for a purchase.
 
 A plan is a string of small numbers, one in each byte, because Lua reads these fastest. It depends
-on counters and days, not on amounts, so the plans of a key's purchases are made once.
+on counters and days, not on amounts, so the plans of a key's purchases are made once. The numbers
+that the script computes with are one argument too, of doubles: to read them from text takes seven
+times as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from itertools import count
+from struct import pack
 from typing import Final
 
 from gateway.frozen import frozen
@@ -38,7 +42,10 @@ SECOND: Final = 1_000_000
 
 # Where the parts of a plan begin, in KEYS and ARGV of the scripts (from 1).
 _RESERVE_KEYS, _RESERVE_ENDS, _RESERVE_UNITS = 5, 11, 14
-_SETTLE_KEYS, _SETTLE_ENDS, _SETTLE_TOTALS = 9, 15, 25
+_SETTLE_KEYS, _SETTLE_ENDS, _SETTLE_TOTALS = 9, 15, 23
+
+# Where those of the counters begin among the doubles (from 1).
+_RESERVE_AMOUNTS, _ADMIT_AMOUNTS, _SETTLE_MAXIMA = 3, 3, 5
 
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 
@@ -53,6 +60,15 @@ class Plan:
     """By unit."""
     consumptions: bytes
     scopes: bytes
+
+
+@dataclass(slots=True)
+class Planned:
+    """A purchase that reserves by a plan, which its settlement will need."""
+
+    plan: Plan
+    at: int | None = None
+    """When it has reserved, in Unix microseconds; None: it has not, or not by the plan."""
 
 
 def plan_reservation(command: commands.Reserve, keys: Keys) -> Plan | None:
@@ -88,15 +104,19 @@ def _plan(layout: Layout, worker: str, amounts: tuple[tuple[str, int], ...], sco
 
 def reserve_arguments(plan: Plan) -> list[bytes | str | int]:
     """What `shared/planned_reserve.lua` reads after the arguments of `reserve`."""
-    layout, amounts = plan.layout, plan.amounts
-    arguments: list[bytes | str | int] = [
-        _reserve_numbers(layout, _units_of(amounts)),
-        *layout.ends,
-    ]
+    layout, by_unit = plan.layout, plan.amounts
+    fields: list[bytes | str | int] = []
+    amounts = []
     for unit, spent, reserved in layout.fields:
-        arguments += (spent, reserved, amounts[unit])
-    arguments += layout.maxima
-    return arguments
+        amount = by_unit[unit]
+        amounts.append(amount)
+        fields += (spent, reserved, amount)
+    return [
+        _reserve_numbers(layout, _units_of(by_unit)),
+        _pack_doubles(*layout.ends[:2], *amounts, *layout.maxima),
+        *layout.ends[1:],
+        *fields,
+    ]
 
 
 def admit_arguments(
@@ -106,21 +126,21 @@ def admit_arguments(
 
     `expected` is the number of records, whose keys come before those of the counters.
     """
-    # After the calendar, the number of records, the records, two arguments and three of these.
-    amounts_at = 8 + 2 * expected
-    fields_at = amounts_at + 2 * len(consumptions)
+    # After the calendar, the number of records, the records, two arguments and two of these.
+    fields_at = 7 + 2 * expected
     counters = [
         (
             fields_at + 2 * layout.units.index(counter.unit),
-            amounts_at + 2 * i,
-            amounts_at + 2 * i + 1,
+            _ADMIT_AMOUNTS + 2 * i,
+            _ADMIT_AMOUNTS + 2 * i + 1,
         )
         for i, counter in enumerate(layout.counters)
     ]
     numbers = _pack(_counter_numbers(layout, counters, expected + 1))
-    arguments: list[bytes | str | int] = [numbers, *layout.ends[:2]]
-    for (_, amount, _), maximum in zip(consumptions, layout.maxima, strict=True):
-        arguments += (amount, maximum)
+    amounts = [amount for _, amount, _ in consumptions]
+    pairs = zip(amounts, layout.maxima, strict=True)
+    doubles = _pack_doubles(*layout.ends[:2], *(number for pair in pairs for number in pair))
+    arguments: list[bytes | str | int] = [numbers, doubles]
     for _, spent, reserved in layout.fields:
         arguments += (spent, reserved)
     return arguments
@@ -145,9 +165,12 @@ def _shared_keys(layout: Layout, worker: str, keys: Keys) -> Sequence[str]:
 
 
 def settle_arguments(
-    plan: Plan, command: commands.Settle, keys: Keys
+    planned: Planned, command: commands.Settle, keys: Keys
 ) -> list[bytes | str | int] | None:
     """What `shared/planned_settle.lua` reads after the arguments of `settle`; None without plan."""
+    if planned.at is None:
+        return None
+    plan = planned.plan
     charge, layout = command.charge, plan.layout
     charged_units = _units_of(charge)
     is_usual = command.record is not None and charged_units and not command.saved_micros
@@ -160,19 +183,22 @@ def settle_arguments(
         return None
     arguments: list[bytes | str | int] = [
         numbers,
-        *layout.ends,
-        plan.consumptions,
-        plan.scopes,
+        _pack_doubles(
+            *layout.ends[:2],
+            cost,
+            _day_number(keys.days[0]),
+            *[layout.maxima[i] for i in layout.buckets],
+        ),
+        *layout.ends[1:],
+        planned.at,
         plan.worker,
         cost,
-        _day_number(keys.days[0]),
         *keys.days,
     ]
     arguments += totals
     amounts = plan.amounts
     for unit, spent, reserved in layout.fields:
         arguments += (reserved, -amounts[unit], spent, charge.get(unit, 0))
-    arguments += [layout.maxima[i] for i in layout.buckets]
     return arguments
 
 
@@ -239,9 +265,10 @@ def _reserve_numbers(layout: Layout, reserved: tuple[str, ...]) -> bytes:
     A group has its fields (an argument, and the amount in the next one) and its windows (key, end).
     """
     unit_at = {unit: _RESERVE_UNITS + 3 * i for i, unit in enumerate(layout.units)}
-    maxima_at = _RESERVE_UNITS + 3 * len(layout.units)
+    units = layout.units
+    maxima_at = _RESERVE_AMOUNTS + len(units)
     counters = [
-        (unit_at[counter.unit], unit_at[counter.unit] + 2, maxima_at + i)
+        (unit_at[counter.unit], _RESERVE_AMOUNTS + units.index(counter.unit), maxima_at + i)
         for i, counter in enumerate(layout.counters)
     ]
     numbers = _counter_numbers(layout, counters, _RESERVE_KEYS)
@@ -257,7 +284,8 @@ def _counter_numbers(
     """How many buckets and windows with counters there are, and these.
 
     A bucket has its key, amount and maximum; a window its key, whether it is one of the calendar,
-    and its counters. `counters` are the arguments with the fields, amount and maximum of each.
+    and its counters. `counters` are, of each, the argument with its fields, and where its amount
+    and maximum are among the doubles.
     """
     numbers = [len(layout.buckets), len(layout.counted)]
     for i in layout.buckets:
@@ -279,7 +307,6 @@ def _settle_numbers(
     """
     units_at = _SETTLE_TOTALS + totals
     unit_at = {unit: units_at + 4 * i for i, unit in enumerate(layout.units)}
-    maxima_at = units_at + 4 * len(layout.units)
     changes: dict[tuple[int, int], int] = {}
     of_groups: list[int] = []
     for group in _groups(layout):
@@ -296,7 +323,7 @@ def _settle_numbers(
     counters = [(window, i) for window, of_window in layout.counted for i in of_window]
     numbers = [totals, len(layout.buckets), len(counters)]
     for n, i in enumerate(layout.buckets):
-        numbers += (_SETTLE_KEYS + layout.places[i], maxima_at + n)
+        numbers += (_SETTLE_KEYS + layout.places[i], _SETTLE_MAXIMA + n)
     for window, i in counters:
         field = unit_at[layout.counters[i].unit]
         numbers += (_SETTLE_KEYS + window.key, int(window.end >= 0), field)
@@ -326,3 +353,8 @@ def _group_numbers(
 def _pack(numbers: Sequence[int]) -> bytes:
     """Empty if one is too large."""
     return bytes(numbers) if max(numbers) <= MAX_NUMBER else b""
+
+
+def _pack_doubles(*numbers: float) -> bytes:
+    """For `unpack_numbers` of `shared/plans.lua`."""
+    return pack(f"<{len(numbers)}d", *numbers)

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from redis.exceptions import ResponseError
 
 from gateway.store.redis.commands.encoding import RedisCommand
-from gateway.store.redis.plans import Plan
+from gateway.store.redis.plans import Planned
 
 MAX_TOPICS: Final = 4096
 MAX_LEARNED: Final = 512
@@ -59,7 +59,7 @@ class LearnedKeys:
 
     def __init__(self) -> None:
         self._topics: OrderedDict[str, tuple[str, ...] | dict[str, None]] = OrderedDict()
-        self.plans: OrderedDict[str, Plan] = OrderedDict()
+        self.planned: OrderedDict[str, Planned] = OrderedDict()
         """By purchase."""
 
     def declare(self, command: RedisCommand) -> RedisCommand:
@@ -79,12 +79,12 @@ class LearnedKeys:
     def _teach(self, command: RedisCommand) -> None:
         self.remember(command.teaches, command.keys)
         purchase = command.teaches.removeprefix("purchase ")
-        if command.plan is None:
-            self.plans.pop(purchase, None)
+        if command.planned is None:
+            self.planned.pop(purchase, None)
             return
-        self.plans[purchase] = command.plan
-        while len(self.plans) > MAX_TOPICS:
-            self.plans.popitem(last=False)
+        self.planned[purchase] = command.planned
+        while len(self.planned) > MAX_TOPICS:
+            self.planned.popitem(last=False)
 
     def remember(self, topic: str, keys: Sequence[str]) -> None:
         """Adds to the keys of a topic."""

@@ -178,7 +178,7 @@ class RedisStore:
                 calendar=days.calendar,
                 days=days.ledger,
                 today=days.today,
-                plans=self._learned.plans,
+                planned=self._learned.planned,
             )
         keys, learned = self._keys, self._learned
         encoded: list[RedisCommand] = []

@@ -15,7 +15,7 @@ import hiredis
 
 from gateway.store.protocol import Command
 from gateway.store.redis.keys import Keys
-from gateway.store.redis.plans import Plan
+from gateway.store.redis.plans import Planned
 from gateway.store.redis.scripts import SCRIPTS, Script
 
 Argument = bytes | str | int
@@ -54,8 +54,8 @@ class RedisCommand(NamedTuple):
     """A key that never exists. Declaring it makes the script do without further keys."""
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None
     """Reply → further commands, in any slots. `read` then gets a list: this reply, and theirs."""
-    plan: Plan | None = None
-    """Of a reservation: what it changes. It is remembered for its settlement, see `Keys.plans`."""
+    planned: Planned | None = None
+    """Of a reservation: what it changes, remembered for its settlement, see `Keys.planned`."""
     name: str = ""
     """The name of the script, or of the plain command."""
     merge: Callable[[Sequence[Any]], Any] | None = None
@@ -94,7 +94,7 @@ def script_command(
     offers: tuple[str, ...] = (),
     asked_often: str = "",
     follow_up: Callable[[Any], Sequence[RedisCommand]] | None = None,
-    plan: Plan | None = None,
+    planned: Planned | None = None,
 ) -> RedisCommand:
     """Runs a script of `lua/`. `keys` are all that it touches, as far as they are known."""
     script, declared, rest = SCRIPTS[name], tuple(keys), tuple(arguments)
@@ -112,7 +112,7 @@ def script_command(
             offers,
             asked_often,
             follow_up,
-            plan,
+            planned,
             name,
             merge,
             cursor_at,

@@ -24,7 +24,6 @@ from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
     microseconds,
-    optional,
     pairs,
     plain_command,
     script_command,
@@ -34,7 +33,7 @@ from gateway.store.redis.keys import Keys
 from gateway.store.redis.layouts import MAX_LAYOUTS, Layout
 from gateway.store.redis.plans import (
     PLANNED,
-    Plan,
+    Planned,
     plan_reservation,
     read_planned_states,
     reserve_arguments,
@@ -58,15 +57,15 @@ def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
         arguments += (_place(command.place), packed, scopes, shadows, "")
         return _reserving("reserve", command, keys, arguments)
     arguments += ("", plan.consumptions, plan.scopes, shadows, *reserve_arguments(plan))
-    topic = _purchase_topic(command.purchase)
+    topic, planned = _purchase_topic(command.purchase), Planned(plan)
     return script_command(
         "reserve",
         (keys.journal(command.purchase), *_shared_keys(plan.layout, command.worker, keys)),
         arguments,
-        read=partial(_read_planned, plan),
+        read=partial(_read_planned, planned),
         recalls=(topic,),
         teaches=topic,
-        plan=plan,
+        planned=planned,
     )
 
 
@@ -111,11 +110,11 @@ def _reserving(
     )
 
 
-def _read_planned(plan: Plan, reply: Sequence[Any]) -> commands.Reservation:
+def _read_planned(planned: Planned, reply: Sequence[Any]) -> commands.Reservation:
     if reply[0] != PLANNED:
         return _read_reservation(reply)
-    now = reply[1]
-    states = read_planned_states(plan.layout, reply[2:], now)
+    planned.at = now = reply[1]
+    states = read_planned_states(planned.plan.layout, reply[2:], now)
     return commands.Reservation(None, states, now / SECOND, reserved_at=now / SECOND)
 
 
@@ -179,16 +178,21 @@ def _receive(command: commands.Receive, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
-    lost = command.lost
+    lost, record = command.lost, command.record
+    has_record, if_lost = int(record is not None), b"" if lost is None else lost.record
+    if record and if_lost.endswith(record[1:]):
+        # As mostly. Each purchase sends it, and hardly any ever uses it.
+        has_record, if_lost = 2, if_lost[: len(if_lost) - len(record) + 1]
     arguments = (
         command.purchase,
         int(command.presumed),
         int(command.correct),
-        *optional(command.record),
+        has_record,
+        record or b"",
         keys.calendar,
         command.attempt,
         b"" if lost is None else _scopes_of_lost(lost, command.charge, keys),
-        b"" if lost is None else lost.record,
+        if_lost,
         orjson.dumps(command.totals),
         command.saved_micros,
         orjson.dumps([part for unit, n in command.charge.items() for part in (unit, str(n))]),
@@ -207,9 +211,9 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
             is_unreserved=bool(is_unreserved),
         )
 
-    plan: Plan | None = keys.plans.get(command.purchase)
-    further = settle_arguments(plan, command, keys) if plan is not None else None
-    if plan is None or further is None:
+    planned: Planned | None = keys.planned.get(command.purchase)
+    further = settle_arguments(planned, command, keys) if planned is not None else None
+    if planned is None or further is None:
         return script_command(
             "settle",
             _settle_keys(command, keys),
@@ -217,6 +221,8 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
             read=read,
             recalls=(_purchase_topic(command.purchase),),
         )
+
+    plan = planned.plan
 
     def read_planned(reply: Sequence[Any]) -> commands.Settlement:
         if reply[0] != PLANNED:

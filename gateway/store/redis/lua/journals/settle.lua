@@ -1,14 +1,18 @@
 -- KEYS: the journal and what it holds, the running totals, the ledger.
--- ARGV: purchase, presumed, correct, has a record (each '1' or '0'), the record, the calendar, the
--- attempt, subjects, amounts and windows as JSON for a purchase without a journal ('' = it is charged
--- nothing), its record, the names of running totals as JSON, the saved micro-dollars, the charge as JSON
--- (unit, amount, …), and a plan with what belongs to it ('' = none).
+-- ARGV: purchase, presumed, correct (each '1' or '0'), has a record ('1' or '0'; '2' = the record of a
+-- purchase without a journal differs only in how it begins), the record, the calendar, the attempt,
+-- subjects, amounts and windows as JSON for a purchase without a journal ('' = it is charged nothing), its
+-- record ('2': what it has instead of the first byte), the names of running totals as JSON, the saved
+-- micro-dollars, the charge as JSON (unit, amount, …), and a plan with what belongs to it ('' = none).
 -- Returns status, presumed (1 or 0), the charge as unit, amount, …, the states, now, the attempt that
 -- made the charge, the charge before a correction as unit, amount, … ('' = none), and whether there
 -- was no reservation (1 or 0).
 local purchase, is_presumed, corrects = ARGV[1], ARGV[2] == '1', ARGV[3] == '1'
-local record = ARGV[4] == '1' and ARGV[5]
+local record = ARGV[4] ~= '0' and ARGV[5]
 local attempt, scopes_if_lost, record_if_lost = ARGV[7], ARGV[8], ARGV[9]
+if ARGV[4] == '2' then
+  record_if_lost = record_if_lost .. string.sub(record, 2)
+end
 local totals, saved = cjson.decode(ARGV[10]), tonumber(ARGV[11])
 local charge = unpack_charge(ARGV[12])
 local key = journal_key(purchase)

@@ -13,9 +13,14 @@ for _, set in ipairs(KEYS) do
   redis.call('PEXPIRE', set, ttl, 'GT')
   local removed = 0 -- the first ones, which are the oldest
   if before then -- to count them takes half as long as to read them, and mostly there are none
-    removed = math.min(redis.call('ZLEXCOUNT', set, '-', before), MAX_TRIMMED)
+    removed = redis.call('ZLEXCOUNT', set, '-', before)
+    if removed > MAX_TRIMMED then
+      removed = MAX_TRIMMED
+    end
   end
-  removed = removed + math.max(0, math.min(size - removed - max_members, MAX_TRIMMED))
+  if size - removed > max_members then
+    removed = removed + math.min(size - removed - max_members, MAX_TRIMMED)
+  end
   if removed > 0 then
     redis.call('ZREM', set, unpack(redis.call('ZRANGE', set, 0, removed - 1)))
   end
