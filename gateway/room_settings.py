@@ -1,6 +1,6 @@
 """The settings of what serves requests, from those of `gateway.yaml`.
 
-`assembly` and `serving/` hand them over. Those of `wiring/` stand there.
+`assembly` and `serving/` hand them over. `wiring/` makes its own.
 """
 
 from __future__ import annotations

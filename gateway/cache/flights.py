@@ -531,12 +531,30 @@ class Flights:
     # ── following ───────────────────────────────────────────────────────────────────────────
 
     def _follow_all(
-        self, leaders: Mapping[str, set[int]], **given: Any
+        self,
+        leaders: Mapping[str, set[int]],
+        *,
+        result: FlightResult,
+        limits: FollowerLimits | None,
+        subscriber: Subscriber | None,
+        in_turn: bool,
+        is_connected: Callable[[], bool],
     ) -> list[Coroutine[Any, Any, Turn | None]]:
-        """What waits for the slots of each flight. What is `given` is that of `_follow`."""
+        """What waits for the slots of each flight."""
         # Not in `run`, whose frame would hold the variables of a comprehension while upstream
         # works: 300 bytes for each request.
-        return [self._follow(flight, slots, **given) for flight, slots in leaders.items()]
+        return [
+            self._follow(
+                flight,
+                slots,
+                result=result,
+                limits=limits,
+                subscriber=subscriber,
+                in_turn=in_turn,
+                is_connected=is_connected,
+            )
+            for flight, slots in leaders.items()
+        ]
 
     async def _follow(
         self,

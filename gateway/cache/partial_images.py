@@ -224,8 +224,9 @@ class Publisher:
         self._opening: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Upstream has begun to answer: in this worker at once, then through the store."""
+        """Upstream has begun to answer: here at once, and through the store in the background."""
         self._channel.open()
+        await self.close()  # of an attempt that failed after its head
         # The answer is read meanwhile: otherwise the first partial image would come a trip to the
         # store later, about a millisecond.
         self._opening = asyncio.create_task(
@@ -255,7 +256,7 @@ class Publisher:
     async def close(self) -> None:
         """Returns when other workers have everything that was published so far."""
         if self._opening is not None:
-            # Goes on if the deadline of the purchase passes meanwhile.
+            # The task goes on if the purchase's deadline passes meanwhile.
             await asyncio.wait({self._opening})
             self._opening = None
 

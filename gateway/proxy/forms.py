@@ -1,7 +1,7 @@
 """The form of a body: all of it but the prompt.
 
-Most clients send one form with ever new prompts, and a prompt changes nothing in what the rest of a
-body means. To validate each form once saves 3 % of a purchase's time.
+Most clients send the same parameters with a new prompt each time, and a prompt changes nothing in
+what the other members of a body mean. To validate each form once saves 3 % of a purchase's time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fits(prompt: object, model: Model) -> bool:
     return isinstance(prompt, str) and 0 < len(prompt) <= model.prompt_max_characters
 
 
-def is_read_by_form(request: ImageRequest, model: Model, catalog: Catalog) -> bool:
+def is_reusable(request: ImageRequest, model: Model, catalog: Catalog) -> bool:
     """Whether other requests of the same form differ from this one by nothing but their prompts.
 
     An alias has bounds of its own for the prompt. A model without a row gets the whole body.

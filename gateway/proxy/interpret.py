@@ -1,7 +1,7 @@
 """Interprets a request: body, headers and key together make an image query.
 
 The same bytes from the same key mean the same, so a worker keeps the latest interpretations. Bytes
-that differ by their prompt alone mean almost the same (`forms`). The body is validated by
+that differ only in their prompt are validated once (`forms`). The body is validated by
 `request.validation`; `request` answers the query.
 """
 
@@ -29,7 +29,7 @@ from gateway.frozen import frozen, replace
 from gateway.imagefile.convert import as_transcoded_format
 from gateway.images import ImageRequest, Principal, Representation
 from gateway.proxy.context import RequestContext
-from gateway.proxy.forms import Form, fits, form_of, is_read_by_form
+from gateway.proxy.forms import Form, fits, form_of, is_reusable
 from gateway.request.body import MAX_INLINE_BYTES, parse_body
 from gateway.request.cache_control import CachePolicy, resolve_cache_policy
 from gateway.request.fingerprint import fingerprint
@@ -55,7 +55,10 @@ MAX_FORMS: Final = 256
 """Forms of bodies whose interpretation a worker keeps."""
 
 MAX_CACHED_BODY: Final = 4096
-"""Bytes of a body whose interpretation is cached, its content type and its deployment."""
+"""Bytes of a body whose interpretation is cached, its content type and its deployment.
+
+At most `MAX_INLINE_BYTES`: larger bodies are read in a thread, which must not use what is cached.
+"""
 
 _NO_HEADERS: Final = RequestHeaders()
 
@@ -220,13 +223,13 @@ class Interpreter:
             # path. See `docs/reference/images-api.md#paths`.
             parsed = {**parsed, "model": deployment}
         form = None
-        if len(body) <= MAX_CACHED_BODY:  # not in the thread, which must not use what is kept
+        if len(body) <= MAX_CACHED_BODY:
             form = form_of(parsed, _version_of(key), today)
-            if form is not None and (alike := self._by_form.get(form)) is not None:
-                prompt = parsed["prompt"]
-                if fits(prompt, alike.query.model):
+            if form is not None and (known := self._by_form.get(form)) is not None:
+                prompt = parsed.get("prompt")
+                if fits(prompt, known.query.model):
                     self._by_form.move_to_end(form)
-                    return self._with_prompt(alike, str(prompt), body, key)
+                    return self._with_prompt(known, str(prompt), body, key)
         request = validate(
             parsed,
             catalog,
@@ -236,7 +239,7 @@ class Interpreter:
         )
         model = catalog.models.get(request.model) or catalog.unknown_model(request.model)
         pricing.check_price(model)
-        if not is_read_by_form(request, model, catalog):
+        if not is_reusable(request, model, catalog):
             form = None
         found = self._fingerprint(key, request, model)
         recorded = {
@@ -259,14 +262,14 @@ class Interpreter:
         return _Interpretation(query, recorded, form)
 
     def _with_prompt(
-        self, alike: _Interpretation, prompt: str, body: bytes, key: Key
+        self, known: _Interpretation, prompt: str, body: bytes, key: Key
     ) -> _Interpretation:
         """The interpretation of a body of the same form, without validating its members again."""
-        model = alike.query.model
-        request = replace(alike.query.request, prompt=prompt)
+        model = known.query.model
+        request = replace(known.query.request, prompt=prompt)
         found = self._fingerprint(key, request, model)
-        query = replace(alike.query, request=request, fingerprint=found, body=body)
-        return _Interpretation(query, {**alike.recorded, "fingerprint": found}, alike.form)
+        query = replace(known.query, request=request, fingerprint=found, body=body)
+        return _Interpretation(query, {**known.recorded, "fingerprint": found}, known.form)
 
     def transcoding_target(self, key: Key, query: ImageQuery) -> TranscodingTarget | None:
         """The format that a cached PNG would be converted to; None if PNG is requested."""

@@ -29,7 +29,7 @@ from gateway.wiring.signing import create_signing
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """The components that image requests pass first."""
+    """The components that handle image requests."""
 
     proxy: Proxy
     signing: Signing

@@ -1,4 +1,4 @@
-"""What the handlers reach: the components of all areas under one roof."""
+"""Constructs `Services`, which the HTTP handlers use."""
 
 from __future__ import annotations
 

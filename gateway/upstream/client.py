@@ -396,7 +396,7 @@ class UpstreamClient:
         self, response: aiohttp.ClientResponse, *, limit_bytes: int
     ) -> Reply | Failed:
         chunks: list[bytes] = []
-        if hdrs.CONTENT_ENCODING not in response.headers:  # aiohttp decodes as much at once
+        if hdrs.CONTENT_ENCODING not in response.headers:  # else it decodes as much at once
             # All of it is kept until its end, so the connection need not pause while this task
             # waits for its turn.
             response.content.set_read_chunk_size(limit_bytes)

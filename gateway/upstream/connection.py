@@ -211,8 +211,8 @@ class Connection(ResponseHandler):
             # Without a pause: bytes behind the body must be seen while the connection rests.
             self._turns.spend(size_bytes)
             if self._is_tls and self.transport is not None:
-                # TLS may have read bytes behind the body, where `_has_unread_bytes` cannot see
-                # them. It hands them over in the turn that it asked for before this call.
+                # TLS may have read bytes behind the body, which `_has_unread_bytes` cannot see. It
+                # has scheduled its next read, so they arrive before `_end_complete` runs.
                 switch_protocol(self.transport, self)
                 self._loop.call_soon(self._end_complete)
             else:

@@ -102,6 +102,9 @@ async def test_a_prompt_is_refused_in_a_known_form_as_in_an_unknown_one(
 ) -> None:
     known, unknown = await _keys(embedded)
     assert (await known.ask("first", model=model)).status == 200
+    # The form of a body whose prompt comes last is that of one without prompt.
+    last = {"model": model, "prompt": "the last member"}
+    assert (await known.send("POST", "/v1/images/generations", json=last)).status == 200
     prompts: list[Any] = ["", None, 7, True, ["an otter"], {"text": "an otter"}]
     prompts += [*("x" * n for n in (1000, 1001, 3900)), " ", "\ud83e", "\x00"]
     statuses = set()
@@ -134,13 +137,13 @@ async def test_forms_are_bounded_and_the_latest_are_kept(
     alice = await embedded.client.with_key("alice")
     for i, user in enumerate(["one", "two", "one", "three"]):
         await alice.ask(f"otter {i}", user=user)
-    kept = [alike.recorded["user"] for alike in interpreter._by_form.values()]
+    kept = [known.recorded["user"] for known in interpreter._by_form.values()]
     assert kept == ["one", "three"]
     # Neither a refused body nor a large one has a form.
     await alice.ask("refused", user="four", n=99)
     await alice.ask("large", user="x" * 5000)
     assert len(interpreter._by_form) == 2
-    assert "four" not in [alike.recorded["user"] for alike in interpreter._by_form.values()]
+    assert "four" not in [known.recorded["user"] for known in interpreter._by_form.values()]
 
 
 async def _keys(gateway: InProcess, **spec: Any) -> tuple[Client, Client]:

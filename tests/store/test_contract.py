@@ -297,6 +297,15 @@ class TestLeases:
         await asyncio.sleep(PAST_SHORT)
         assert (await execute(store, acquire("two"))).acquired == (0,)
 
+    async def test_a_lease_of_no_time_never_holds_a_slot(self, store: Store) -> None:
+        """Those who wait after an outage ask like this, beside one that leases."""
+        for n in range(20):
+            batch = Batch(store)
+            batch.add(commands.AcquireLease(f"no time {n}", (0,), "waits", 0.0))
+            leased = batch.add(commands.AcquireLease(f"no time {n}", (0,), "leases", 60.0))
+            await batch.execute()
+            assert leased.value.acquired == (0,)
+
     async def test_a_slot_with_an_expired_image_can_be_leased(self, store: Store) -> None:
         await execute(store, store_images("one", {0: slot("p")}, ttl=SHORT))
         await asyncio.sleep(PAST_SHORT)

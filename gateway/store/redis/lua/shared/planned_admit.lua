@@ -1,15 +1,15 @@
 -- `admit` by the plan of the gateway: what follows the expected records in ARGV. It writes only if the
 -- records are as expected, the plan holds and everything fits; else the script goes on without it.
 --
--- ARGV     from `first`: the consumptions as JSON, which are shadows, the plan, its doubles, and of each
+-- ARGV     `first`… the consumptions as JSON, which are shadows, the plan, its doubles, and of each
 --          unit the fields with its spent and its reserved amount
 -- doubles  1 and 2 when the day begins and ends, 3… amount and maximum of each counter
 -- plan     1 and 2 how many buckets and windows have counters, 3… those (see `check_planned`)
 --
 -- Returns -2, now, and two numbers of each counter, as `check_planned` adds them.
 
-local function admit_as_planned(plan, expected, first)
-  local seconds, numbers = now / SECOND, unpack_numbers(ARGV[first])
+local function admit_as_planned(plan, expected, doubles_at)
+  local seconds, numbers = now / SECOND, unpack_numbers(ARGV[doubles_at])
   if seconds < numbers[1] or seconds >= numbers[2] then
     return nil
   end

@@ -24,7 +24,7 @@ local function settle_as_planned(plan)
   if seconds < numbers[1] or seconds >= numbers[2] then
     return nil
   end
-  -- By its time, which all that replaces a reservation changes: the rest is more than a kilobyte.
+  -- Compared by its time alone: what replaces a reservation gives it a new one. The rest is a kilobyte.
   local journal = redis.call('HMGET', KEYS[1], 'at', 'worker', 'state', 'place')
   local state = journal[3]
   if journal[1] ~= ARGV[18] or journal[2] ~= ARGV[19]

@@ -1,6 +1,6 @@
 -- Plans of purchases, as `gateway/store/redis/plans.py` makes them. A plan consists of numbers: most are
 -- indexes of KEYS, ARGV or its doubles. All of KEYS are declared, so nothing here is checked with
--- `declared`, which comes behind it.
+-- `declared`, which is loaded after it.
 
 -- The numbers that a plan computes with, from the doubles that the gateway has packed.
 local function unpack_numbers(packed)
@@ -75,7 +75,7 @@ local function write_planned_levels(plan, levels, filled_at, text)
 end
 
 -- Changes the windows of a plan, whose groups begin at `first`. A group is of windows that change alike:
--- the number of its fields and where each is in ARGV, with its change behind it; the number of its windows,
+-- the number of its fields and where each is in ARGV, followed by its change; the number of its windows,
 -- and of each its key and where its end is in ARGV (0 = it has none). Adds the new amounts in order to `totals`,
 -- if there is such a table: without it, to reserve takes a tenth less time.
 local function change_planned_windows(plan, first, totals)

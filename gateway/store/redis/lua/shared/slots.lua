@@ -61,7 +61,7 @@ local function lease_slots(slots, flight, lease, is_first)
   if not slots[1] then
     return
   end
-  local ends = milliseconds(now + lease)
+  local ends = digits(math.floor((now + lease) / 1000))
   local value = ends .. '000 ' .. now_digits() .. ' ' .. flight
   for _, slot in ipairs(slots) do
     redis.call('HSET', KEYS[2], slot, value)
